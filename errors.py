@@ -1,4 +1,4 @@
-"""One hierarchy of errors. Each names the culprit, what was expected, what was found, and the remedy."""
+"""One hierarchy of errors: each names the culprit, what was expected, what was found, the remedy."""
 
 from __future__ import annotations
 

