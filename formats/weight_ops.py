@@ -1,0 +1,203 @@
+"""The closed table of operations that may run on weights at load time.
+
+One row an operation: its torch function and its attributes. Shapes and dtypes are inferred by
+running the same function on meta tensors, so that inference and evaluation cannot disagree.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+AttrValue = int | float | str | tuple[int, ...] | torch.dtype
+
+DTYPES: Mapping[str, torch.dtype] = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.float8_e4m3fn,
+        torch.float8_e5m2,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+        torch.bool,
+    )
+}
+"""The dtypes that a weight may have, by their torch name."""
+
+
+def show_value(value: AttrValue | None) -> str:
+    """Print a number, name, tuple of ints or dtype as the weight grammar spells it."""
+    if isinstance(value, torch.dtype):
+        return f'"{str(value).removeprefix("torch.")}"'
+    if isinstance(value, str):
+        escaped = "".join(c if c.isprintable() and c not in '"\\' else _escape(c) for c in value)
+        return f'"{escaped}"'
+    return repr(value)
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    return f"\\{character}" if character in '"\\' else f"\\U{code:08x}"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightOp:
+    """One load-time operation.
+
+    Args:
+        name: its name in the weight grammar.
+        function: takes the operands positionally and the attributes by keyword; works on meta
+            tensors too.
+        scalars: whether plain numbers may stand among the operands.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    scalars: bool
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Names of the keyword attributes, in printing order."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+
+    @property
+    def signature(self) -> str:
+        """The operation as a user would write it, e.g. `slice(x, dim, start, stop)`."""
+        return f"{self.name}{inspect.signature(self.function)}".replace("torch.", "")
+
+    def check_operands(self, scalars: Sequence[int | float | None]) -> None:
+        """Raise TypeError where a number stands that may not (None marks a weight)."""
+        numbers = [value for value in scalars if value is not None]
+        if len(numbers) == len(scalars):
+            raise TypeError("no operand is a weight")
+        if numbers and not self.scalars:
+            raise TypeError(f"{self.name} takes no plain number")
+        for value in numbers:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+                raise TypeError(f"{value!r} is not a number")
+
+    def bind(self, attrs: Mapping[str, AttrValue], rank: int) -> tuple[tuple[str, AttrValue], ...]:
+        """Put attributes in order and make dims non-negative; TypeError where one is wrong."""
+        if set(attrs) != set(self.attributes):
+            raise TypeError(f"attributes {sorted(attrs)} are not {list(self.attributes)}")
+        return tuple((name, _check_attr(name, attrs[name], rank)) for name in self.attributes)
+
+
+def _check_attr(name: str, value: AttrValue, rank: int) -> AttrValue:
+    if name == "dtype":
+        if value not in DTYPES.values():
+            raise TypeError(f"dtype {value!r} is not one of {', '.join(DTYPES)}")
+        return value
+    if name in ("shape", "dims"):
+        if not isinstance(value, (tuple, list)) or not all(type(size) is int for size in value):
+            raise TypeError(f"{name} {value!r} is not a tuple of ints")
+        return tuple(_from_end(dim, rank) for dim in value) if name == "dims" else tuple(value)
+    if type(value) is not int:
+        raise TypeError(f"{name} {value!r} is not an int")
+    return _from_end(value, rank) if name == "dim" else value
+
+
+def _from_end(dim: int, rank: int) -> int:
+    if not -rank <= dim < rank:
+        raise IndexError(f"dim {dim} is out of range for {rank} dimensions")
+    return dim % rank
+
+
+def _concat(*parts: Tensor, dim: int) -> Tensor:
+    return torch.cat(parts, dim=dim)
+
+
+def _cast(x: Tensor, *, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype)
+
+
+def _permute(x: Tensor, *, dims: tuple[int, ...]) -> Tensor:
+    return x.permute(dims)
+
+
+def _reshape(x: Tensor, *, shape: tuple[int, ...]) -> Tensor:
+    if min(shape, default=0) < 0:
+        raise ValueError("sizes must be spelled out")
+    return x.reshape(shape)
+
+
+def _expand(x: Tensor, *, shape: tuple[int, ...]) -> Tensor:
+    return x.expand(shape)
+
+
+def _slice(x: Tensor, *, dim: int, start: int, stop: int) -> Tensor:
+    if not 0 <= start <= stop <= x.shape[dim]:
+        raise ValueError(f"[{start}:{stop}] is not within {x.shape[dim]}")
+    return x.narrow(dim, start, stop - start)
+
+
+def _pad(x: Tensor, *, dim: int, before: int, after: int) -> Tensor:
+    if before < 0 or after < 0:
+        raise ValueError("padding must not be negative")
+    sizes = [0] * (2 * (x.ndim - 1 - dim)) + [
+        before,
+        after,
+    ]  # torch counts dimensions from the last
+    return torch.nn.functional.pad(x, sizes)
+
+
+def _add(x: Tensor, y: Tensor) -> Tensor:
+    return x + y
+
+
+def _sub(x: Tensor, y: Tensor) -> Tensor:
+    return x - y
+
+
+def _mul(x: Tensor, y: Tensor) -> Tensor:
+    return x * y
+
+
+def _div(x: Tensor, y: Tensor) -> Tensor:
+    return x / y
+
+
+def _unary(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def apply(x: Tensor) -> Tensor:
+        return function(x)
+
+    return apply
+
+
+_SHAPING = {
+    "concat": _concat,
+    "cast": _cast,
+    "permute": _permute,
+    "reshape": _reshape,
+    "expand": _expand,
+    "slice": _slice,
+    "pad": _pad,
+}
+_ARITHMETIC = {"add": _add, "sub": _sub, "mul": _mul, "div": _div}
+_UNARY = {
+    "neg": torch.neg,
+    "exp": torch.exp,
+    "sqrt": torch.sqrt,
+    "rsqrt": torch.rsqrt,
+    "sin": torch.sin,
+    "cos": torch.cos,
+}
+
+WEIGHT_OPS: Mapping[str, WeightOp] = {
+    **{name: WeightOp(name, function, False) for name, function in _SHAPING.items()},
+    **{name: WeightOp(name, function, True) for name, function in _ARITHMETIC.items()},
+    **{name: WeightOp(name, _unary(function), False) for name, function in _UNARY.items()},
+}
+"""Every load-time operation by name."""
