@@ -1,0 +1,262 @@
+"""Captures an nn.Module as a functional fx graph through torch.export."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree as pytree
+
+from ..errors import CaptureError, TilewrightError, UsageError
+from .capture_clean import clean
+from .capture_errors import explain
+from .capture_structure import structure_of
+from .capture_types import Captured, CapturedInput, Symbol
+
+Examples = tuple[object, ...] | Mapping[str, object]
+
+_UNLIMITED = 2**62
+_aten = torch.ops.aten
+# Ops that lowering takes whole, so that nothing has to be recognised again from their decompositions.
+KEPT_OPS = (
+    _aten.scaled_dot_product_attention.default,
+    _aten.linear.default,
+    _aten.matmul.default,
+    _aten.layer_norm.default,
+    _aten.native_layer_norm.default,
+    _aten.rms_norm.default,
+    _aten.group_norm.default,
+    _aten.softmax.int,
+    _aten.log_softmax.int,
+    _aten._softmax.default,
+    _aten._log_softmax.default,
+    _aten.gelu.default,
+    _aten.silu.default,
+    _aten.softplus.default,
+    _aten.embedding.default,
+    _aten.tril.default,
+    _aten.triu.default,
+    _aten.conv1d.default,
+    _aten.conv2d.default,
+    _aten.conv3d.default,
+)
+
+
+def capture_module(
+    module: nn.Module,
+    example_inputs: Examples,
+    dynamic_shapes: object = None,
+    *,
+    route: Literal["hook", "plain"] = "plain",
+    notes: Sequence[str] = (),
+) -> Captured:
+    """Captures `module` in eval mode; its train/eval state is as before afterwards.
+
+    Args:
+        module: any nn.Module; its parameters may be fake or on the meta device.
+        example_inputs: positional arguments as a tuple, or keyword arguments as a dict; tensors on the CPU.
+        dynamic_shapes: as `torch.export.export` takes it; all sizes are fixed when None.
+        route, notes: recorded in the result.
+
+    Raises:
+        UsageError: no module, no example inputs, or inputs that are not where the module is.
+        CaptureError: what torch.export cannot follow, or a module that keeps state.
+    """
+    args, kwargs = _examples(module, example_inputs)
+    with _evaluating(module), torch.no_grad(), warnings.catch_warnings():
+        try:
+            # torch copies its own tree specs in a way that it calls deprecated
+            warnings.simplefilter("ignore", FutureWarning)
+            program = torch.export.export(
+                module,
+                args,
+                kwargs,
+                dynamic_shapes=_shapes(dynamic_shapes, args),
+                strict=False,
+                # a slice [:S] of a buffer of length 16 would otherwise guard on S != 16
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+            program = program.run_decompositions(_decompositions())
+        except TilewrightError:
+            raise
+        except Exception as error:
+            raise explain(module, error) from error
+    return _captured(module, program, args, kwargs, route, (*notes, *clean(program)))
+
+
+def _decompositions() -> Mapping[object, object]:
+    table = torch.export.default_decompositions()
+    for op in KEPT_OPS:
+        table.pop(op, None)
+    return table
+
+
+def _shapes(dynamic_shapes: object, args: tuple[object, ...]) -> object:
+    # a list is what a user writes for positional arguments, export wants the tuple
+    return tuple(dynamic_shapes) if isinstance(dynamic_shapes, list) and args else dynamic_shapes
+
+
+def _examples(module: nn.Module, given: Examples) -> tuple[tuple[object, ...], dict[str, object]]:
+    if not isinstance(module, nn.Module):
+        raise UsageError(
+            "model",
+            expected="a torch.nn.Module",
+            found=f"{type(module).__name__}",
+            remedy="Pass the module itself.",
+        )
+    if not isinstance(given, tuple | list | Mapping):
+        raise UsageError(
+            "example_inputs",
+            expected="a tuple of positional or a dict of keyword arguments",
+            found="nothing" if given is None else type(given).__name__,
+            remedy="Pass example_inputs=(x,) or example_inputs={'x': x}.",
+        )
+    args, kwargs = ((), dict(given)) if isinstance(given, Mapping) else (tuple(given), {})
+    home = {parameter.device.type for parameter in module.parameters()} - {"meta"} or {"cpu"}
+    for path, leaf in pytree.tree_leaves_with_path((args, kwargs)):
+        if isinstance(leaf, Tensor) and leaf.device.type not in home:
+            raise UsageError(
+                f"example_inputs{pytree.keystr(path[1:])}",
+                expected=f"a tensor on {' or '.join(sorted(home))}, where the module is",
+                found=f"one on {leaf.device}",
+                remedy="Move it with .to(...).",
+            )
+    return args, kwargs
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def _captured(
+    module: nn.Module,
+    program: ExportedProgram,
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
+    route: Literal["hook", "plain"],
+    notes: tuple[str, ...],
+) -> Captured:
+    nodes = {node.name: node for node in program.graph_module.graph.find_nodes(op="placeholder")}
+    weight_of, weights = _weights(program, nodes)
+    leaves = [path for path, _ in pytree.tree_leaves_with_path((args, kwargs))]
+    inputs, flat_call = [], []
+    user = [
+        spec for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT
+    ]
+    for path, spec in zip(leaves, user, strict=True):
+        node = nodes[spec.arg.name]
+        fake = node.meta.get("val")
+        if isinstance(fake, Tensor):
+            flat_call.append(("tensor", len(inputs)))
+            dims = tuple(
+                size if isinstance(size, int) else str(size.node.expr) for size in fake.shape
+            )
+            inputs.append(CapturedInput(node.name, _path(path), fake, dims))
+        else:
+            flat_call.append(("constant", getattr(spec.arg, "value", None)))
+            node.replace_all_uses_with(getattr(spec.arg, "value", None))
+            program.graph_module.graph.erase_node(node)
+    program.graph_module.recompile()
+    return Captured(
+        name=type(module).__name__,
+        program=program,
+        inputs=tuple(inputs),
+        weight_of=weight_of,
+        weights=weights,
+        call=structure_of(program.call_spec.in_spec, flat_call),
+        arguments=tuple(inspect.signature(module.forward).parameters),
+        output=structure_of(program.call_spec.out_spec, _outputs(program)),
+        symbols=_symbols(program, inputs),
+        route=route,
+        notes=notes,
+    )
+
+
+def _path(path: tuple[object, ...]) -> str:
+    text = pytree.keystr(path[1:])
+    positional = isinstance(path[0], pytree.SequenceKey) and path[0].idx == 0
+    return f"args{text}" if positional else f"kwargs{text}"
+
+
+def _outputs(program: ExportedProgram) -> list[tuple[str, object]]:
+    flat: list[tuple[str, object]] = []
+    count = 0
+    for spec in program.graph_signature.output_specs:
+        if spec.kind is not OutputKind.USER_OUTPUT:
+            raise CaptureError(
+                f"output {spec.arg}",
+                expected="plain outputs",
+                found=f"an output of kind {spec.kind.name}",
+                remedy="Capture the module for inference, without a loss.",
+            )
+        if hasattr(spec.arg, "value"):
+            flat.append(("constant", spec.arg.value))
+        else:
+            flat.append(("tensor", count))
+        count += 1
+    return flat
+
+
+def _weights(
+    program: ExportedProgram, nodes: Mapping[str, fx.Node]
+) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Placeholder → weight name and weight name → tensor for the used ones, where tied tensors share the first one's name."""
+    weight_of: dict[str, str] = {}
+    weights: dict[str, Tensor] = {}
+    first: dict[int, str] = {}
+    for spec in program.graph_signature.input_specs:
+        if spec.kind is InputKind.USER_INPUT:
+            continue
+        if spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+            raise CaptureError(
+                str(spec.target),
+                expected="parameters, buffers and tensor constants",
+                found=f"an input of kind {spec.kind.name}",
+                remedy="Replace the object by tensors.",
+            )
+        name = str(spec.target)
+        tensor = program.state_dict.get(name)
+        tensor = program.constants[name] if tensor is None else tensor
+        name = first.setdefault(id(tensor), name)
+        if nodes[spec.arg.name].users:
+            weight_of[spec.arg.name] = name
+            weights[name] = _plain(tensor)
+    return weight_of, weights
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    if isinstance(tensor, torch._subclasses.FakeTensor):
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    return tensor.detach()
+
+
+def _symbols(program: ExportedProgram, inputs: Sequence[CapturedInput]) -> tuple[Symbol, ...]:
+    used = {
+        str(symbol)
+        for given in inputs
+        for dim in given.fake.shape
+        if not isinstance(dim, int)
+        for symbol in dim.node.expr.free_symbols
+    }
+    found = []
+    for symbol, limits in program.range_constraints.items():
+        if str(symbol) in used:
+            upper = int(limits.upper) if limits.upper.is_Integer else _UNLIMITED
+            found.append(
+                Symbol(str(symbol), int(limits.lower), None if upper >= _UNLIMITED else upper)
+            )
+    return tuple(sorted(found, key=lambda symbol: symbol.name))

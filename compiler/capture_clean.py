@@ -1,0 +1,161 @@
+"""Cleans an exported graph: no checks, no context blocks, no views of nothing, no buffer writes."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import OutputKind
+
+from ..errors import CaptureError
+
+_CHECKS = frozenset(
+    [
+        "_assert_async",
+        "_assert_scalar",
+        "_assert_tensor_metadata",
+        "sym_constrain_range",
+        "sym_constrain_range_for_size",
+        "_functional_assert_async",
+        "_functional_assert_scalar",
+        "_functional_sym_constrain_range",
+        "_functional_sym_constrain_range_for_size",
+    ]
+)
+_SAME = (
+    torch.ops.aten.alias.default,
+    torch.ops.aten.lift_fresh_copy.default,
+    torch.ops.aten.detach.default,
+    torch.ops.aten.detach_.default,
+)
+
+
+def op_name(node: fx.Node) -> str:
+    """``aten.add`` of ``aten.add.Tensor``; the target's own name for what is no ATen overload."""
+    target = node.target
+    return str(target.overloadpacket) if isinstance(target, torch._ops.OpOverload) else str(target)
+
+
+def clean(program: ExportedProgram) -> list[str]:
+    """Cleans `program`'s graph in place and returns notes about what was left out.
+
+    Raises:
+        CaptureError: a buffer or an input that the outputs depend on is written to.
+    """
+    module = program.graph_module
+    inline_contexts(module)
+    for node in list(module.graph.nodes):
+        if node.op != "call_function":
+            continue
+        if op_name(node).rpartition(".")[2] in _CHECKS:
+            module.graph.erase_node(node)
+        elif node.target in _SAME or _is_whole_slice(node):
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+    notes = _drop_writes(program)
+    module.graph.eliminate_dead_code(
+        is_impure_node=lambda node: node.op in ("placeholder", "output")
+    )
+    module.recompile()
+    return notes
+
+
+def _is_whole_slice(node: fx.Node) -> bool:
+    if node.target is not torch.ops.aten.slice.Tensor:
+        return False
+    start = node.args[2] if len(node.args) > 2 else None
+    end = node.args[3] if len(node.args) > 3 else None
+    step = node.args[4] if len(node.args) > 4 else 1
+    return (
+        start in (None, 0)
+        and isinstance(end, int | None)
+        and end in (None, 2**63 - 1)
+        and step == 1
+    )
+
+
+def inline_contexts(module: fx.GraphModule) -> None:
+    """Inlines the bodies of wrap_with_set_grad_enabled and of wrap_with_autocast where that is switched off."""
+    for node in list(module.graph.nodes):
+        name = getattr(node.target, "__name__", "")
+        if node.op != "call_function" or name not in (
+            "wrap_with_set_grad_enabled",
+            "wrap_with_autocast",
+        ):
+            continue
+        place = 1 if name == "wrap_with_set_grad_enabled" else 4
+        if place == 4 and node.args[2]:
+            raise CaptureError(
+                f"{node.name} in {where(node)}",
+                expected="autocast switched off",
+                found=f"autocast to {node.args[1]} inside forward()",
+                remedy="Cast explicitly in the module, or capture it in the dtype it computes in.",
+            )
+        _inline(module, node, node.args[place], node.args[place + 1 :])
+
+
+def _inline(
+    module: fx.GraphModule, call: fx.Node, body: fx.Node, operands: tuple[fx.Node, ...]
+) -> None:
+    inner = getattr(module, str(body.target))
+    inline_contexts(inner)
+    values = dict(zip(inner.graph.find_nodes(op="placeholder"), operands, strict=True))
+    with module.graph.inserting_before(call):
+        outputs = module.graph.graph_copy(inner.graph, values)
+    parts = outputs if isinstance(outputs, tuple | list) else (outputs,)
+    for user in list(call.users):
+        user.replace_all_uses_with(parts[user.args[1]])
+        module.graph.erase_node(user)
+    module.graph.erase_node(call)
+    if not body.users:
+        module.graph.erase_node(body)
+
+
+def where(node: fx.Node) -> str:
+    """Module path and source line of a node, as export recorded them."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = [entry[0] for entry in stack.values() if entry[0]]
+    lines = [
+        line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if "File" in line
+    ]
+    return " at ".join([path[-1] if path else "the module", *lines[-1:]])
+
+
+def _reads(node: fx.Node, seen: set[fx.Node]) -> set[fx.Node]:
+    stack = [node]
+    while stack:
+        top = stack.pop()
+        if top not in seen:
+            seen.add(top)
+            stack.extend(top.all_input_nodes)
+    return seen
+
+
+def _drop_writes(program: ExportedProgram) -> list[str]:
+    signature = program.graph_signature
+    output = program.graph_module.graph.output_node()
+    results = list(output.args[0])
+    writes, kept, read = [], [], set[fx.Node]()
+    for spec, node in zip(signature.output_specs, results, strict=True):
+        if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION):
+            writes.append((spec, node))
+            continue
+        kept.append((spec, node))
+        if isinstance(node, fx.Node):
+            _reads(node, read)
+    names = {node.name for node in read if node.op == "placeholder"}
+    placeholder = {s.target: s.arg.name for s in signature.input_specs if s.target is not None}
+    for spec, node in writes:
+        if spec.kind is OutputKind.USER_INPUT_MUTATION or placeholder[spec.target] in names:
+            raise CaptureError(
+                f"{'input' if spec.kind is OutputKind.USER_INPUT_MUTATION else 'buffer'} {spec.target}",
+                expected="a module that keeps no state between calls",
+                found=f"it is written to by {node.name} in {where(node)}",
+                remedy="Return the new value, or call model.eval() if training mode updates it.",
+            )
+    output.args = (tuple(node for _, node in kept),)
+    signature.output_specs[:] = [spec for spec, _ in kept]
+    return [
+        f"writes to buffer {spec.target}, which no output reads, were left out"
+        for spec, _ in writes
+    ]

@@ -1,0 +1,138 @@
+"""What capture hands to lowering: the exported program with its inputs, weights, symbols and structures as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+
+Constant = int | float | bool | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A tensor or number of a nested structure: its place in the flat list."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A container of a nested structure.
+
+    Attributes:
+        kind: how to rebuild it; a Hugging Face ModelOutput and a dataclass become "dict".
+        keys: the keys of a dict, empty otherwise.
+        items: the parts, in order.
+    """
+
+    kind: Literal["tuple", "list", "dict"]
+    keys: tuple[str, ...]
+    items: tuple[Structure, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """A value that was specialised: an argument must equal it, an output is it."""
+
+    value: Constant
+
+
+Structure = Leaf | Branch | Fixed
+
+
+def rebuild(structure: Structure, flat: Sequence[object]) -> object:
+    """The nested value whose leaves stand in `flat`."""
+    if isinstance(structure, Leaf):
+        return flat[structure.index]
+    if isinstance(structure, Fixed):
+        return structure.value
+    items = [rebuild(item, flat) for item in structure.items]
+    if structure.kind == "dict":
+        return dict(zip(structure.keys, items, strict=True))
+    return tuple(items) if structure.kind == "tuple" else items
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedInput:
+    """One tensor given at each call.
+
+    Attributes:
+        name: of the placeholder node.
+        path: where the tensor stands in the call, e.g. ``input_ids`` or ``args[0]['mask']``.
+        fake: FakeTensor with shape (symbolic where dynamic), dtype and strides.
+        dims: per dimension the symbol's name, or its fixed size.
+    """
+
+    name: str
+    path: str
+    fake: Tensor
+    dims: tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """A dynamic size: ``lower <= size <= upper``; upper is None when unlimited."""
+
+    name: str
+    lower: int
+    upper: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A module as a functional fx graph of ATen and `tilewright::` ops.
+
+    Attributes:
+        name: class name of the module.
+        program: the cleaned ExportedProgram; its graph has one placeholder for each weight and each input.
+        inputs: the tensors of a call, in placeholder order.
+        weight_of: placeholder name → weight name, for placeholders that are used. Tied weights have one name: the first.
+        weights: weight name → tensor, for those that are used; on the meta device when the module's own weights were.
+        call: structure of the call as a dict ``{"args": (...), "kwargs": {...}}`` over indices into `inputs`.
+        arguments: names of forward()'s positional parameters, to bind keywords.
+        output: structure of the result over the graph's flat outputs.
+        symbols: the dynamic sizes by name.
+        route: "hook" (attention through transformers' interface), "plain" otherwise.
+        notes: what a report should tell.
+    """
+
+    name: str
+    program: ExportedProgram
+    inputs: tuple[CapturedInput, ...]
+    weight_of: Mapping[str, str]
+    weights: Mapping[str, Tensor]
+    call: Structure
+    arguments: tuple[str, ...]
+    output: Structure
+    symbols: tuple[Symbol, ...]
+    route: Literal["hook", "plain"]
+    notes: tuple[str, ...]
+
+    @property
+    def graph_module(self) -> fx.GraphModule:
+        """The graph with its weights lifted to placeholders."""
+        return self.program.graph_module
+
+    def run(
+        self, inputs: Sequence[Tensor], weights: Mapping[str, Tensor] | None = None
+    ) -> list[Tensor]:
+        """Flat outputs of the captured graph on `inputs` (in the order of `self.inputs`), run node by node with torch.
+
+        Args:
+            weights: by weight name; the captured ones when None.
+        """
+        held = self.weights if weights is None else weights
+        given = {entry.name: tensor for entry, tensor in zip(self.inputs, inputs, strict=True)}
+        given |= {name: held[weight] for name, weight in self.weight_of.items()}
+        arguments = [
+            given.get(node.name) for node in self.graph_module.graph.find_nodes(op="placeholder")
+        ]
+        with torch.no_grad():
+            return list(
+                fx.Interpreter(self.graph_module).run(*arguments, enable_io_processing=False)
+            )

@@ -1,0 +1,267 @@
+"""Captures Hugging Face causal language models, from a model object or from a configuration alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from ..errors import CaptureError
+from .capture import capture_module
+from .capture_types import Captured
+from .hf_attention import INTERFACE, attention_hook
+from .hf_experts import experts_hook
+from .hf_masks import MaskFunction, MaskSpec, recognise_mask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+_EXAMPLE_LENGTH = 7
+# the hooks are entries in transformers' global tables, so one capture at a time
+_LOCK = threading.RLock()
+
+
+class _LogitsOnly(nn.Module):
+    """input_ids i64[1, S] → logits [1, S, V], without a cache."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.model(input_ids=input_ids, use_cache=False, return_dict=True).logits
+
+
+def capture_causal_lm(model: PreTrainedModel) -> Captured:
+    """Captures a causal LM as ``input_ids i64[1, S] -> (logits [1, S, V],)`` with S dynamic.
+
+    Attention goes through transformers' attention interface into `tilewright::attention`, mixtures of experts into
+    `tilewright::moe_experts`. A model that does not take these hooks is captured with its own arithmetic (route
+    "plain"), and the notes say why. The model is left as it was.
+
+    Args:
+        model: any model whose output has `logits`; parameters real, fake or on the meta device.
+
+    Raises:
+        CaptureError: torch.export cannot follow the model, or its attention is not causal.
+    """
+    notes: list[str] = []
+    with _LOCK, _silence():
+        if _takes_hooks(model):
+            try:
+                captured = _capture(model, "hook")
+                if _has_attention(captured):
+                    return captured
+                notes.append("no layer called transformers' attention interface")
+            except CaptureError as error:
+                notes.append(f"not captured through the attention interface: {error}")
+        else:
+            notes.append(f"{type(model).__name__} does not use transformers' attention interface")
+        captured = _capture(model, "plain")
+        return replace(captured, notes=(*captured.notes, *notes))
+
+
+def meta_causal_lm(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The causal LM of `config` with its parameters on the meta device and its buffers computed.
+
+    Takes neither the memory nor the time to fill the weights.
+
+    Raises:
+        CaptureError: transformers has no causal LM for this configuration.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with meta_parameters(), _silence():
+        try:
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        except Exception as error:
+            raise CaptureError(
+                f"architecture {_architecture(config)}",
+                expected="a causal LM that transformers can build from its configuration",
+                found=f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ''}",
+                remedy="Use a model of an architecture that AutoModelForCausalLM knows.",
+            ) from error
+    return model.eval()
+
+
+def _architecture(config: PreTrainedConfig) -> str:
+    return str((getattr(config, "architectures", None) or [config.model_type])[0])
+
+
+@contextmanager
+def meta_parameters() -> Iterator[None]:
+    """Modules built inside get their parameters on the meta device; buffers are real."""
+    register = nn.Module.register_parameter
+
+    def register_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and param.device.type != "meta":
+            param = nn.Parameter(param.detach().to("meta"), requires_grad=False)
+        register(self, name, param)
+
+    with _LOCK:
+        nn.Module.register_parameter = register_meta  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def _takes_hooks(model: PreTrainedModel) -> bool:
+    return bool(model._can_set_attn_implementation())
+
+
+def _has_attention(captured: Captured) -> bool:
+    target = torch.ops.tilewright.attention.default
+    return bool(captured.graph_module.graph.find_nodes(op="call_function", target=target))
+
+
+def _capture(model: PreTrainedModel, route: str) -> Captured:
+    with ExitStack() as stack:
+        stack.enter_context(_hooks())
+        if route == "hook":
+            stack.enter_context(_implementation(model, "attn", INTERFACE))
+        elif model.config._attn_implementation not in ("sdpa", "eager"):
+            stack.enter_context(_implementation(model, "attn", "eager"))
+        if model._can_set_experts_implementation():
+            stack.enter_context(_implementation(model, "experts", INTERFACE))
+        stack.enter_context(_fake_parameters(model))
+        ids = torch.zeros(1, _EXAMPLE_LENGTH, dtype=torch.int64)
+        dynamic = {"input_ids": {1: torch.export.Dim("S", min=1, max=_longest(model.config))}}
+        captured = capture_module(_LogitsOnly(model), {"input_ids": ids}, dynamic, route=route)
+    return replace(
+        captured,
+        name=type(model).__name__,
+        weight_of={node: _own_name(name) for node, name in captured.weight_of.items()},
+        weights={_own_name(name): weight for name, weight in captured.weights.items()},
+    )
+
+
+def _own_name(name: str) -> str:
+    return name.removeprefix("model.") if name.startswith("model.") else name
+
+
+def _longest(config: PreTrainedConfig) -> int:
+    return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 1 << 20)
+
+
+@contextmanager
+def _hooks() -> Iterator[None]:
+    from transformers import masking_utils
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    tables = (
+        (ALL_ATTENTION_FUNCTIONS._global_mapping, attention_hook),
+        (masking_utils.ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, _mask_hook),
+        (ALL_EXPERTS_FUNCTIONS._global_mapping, experts_hook),
+    )
+    packed, chunked = masking_utils.find_packed_sequence_indices, masking_utils.chunked_overlay
+    for table, hook in tables:
+        table[INTERFACE] = hook
+    # One sequence whose positions count up from 0: transformers cannot know that while tracing, and would mix a
+    # test for packed sequences (and a left padding of zeros) into the mask as traced tensors.
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    masking_utils.chunked_overlay = lambda chunk_size, left_padding: _chunks(chunk_size)
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices, masking_utils.chunked_overlay = packed, chunked
+        for table, _ in tables:
+            del table[INTERFACE]
+
+
+def _chunks(size: int) -> MaskFunction:
+    def same_chunk(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return key // size == query // size
+
+    return same_chunk
+
+
+def _mask_hook(
+    *,
+    mask_function: MaskFunction,
+    config: PreTrainedConfig,
+    attention_mask: Tensor | None = None,
+    **kwargs: object,
+) -> MaskSpec:
+    if attention_mask is not None:
+        raise CaptureError(
+            "attention mask",
+            expected="no padding mask, since a single sequence is captured",
+            found="a padding mask made by the model",
+            remedy="The model is captured with its own attention arithmetic instead.",
+        )
+    return recognise_mask(mask_function, _longest(config))
+
+
+@contextmanager
+def _implementation(model: PreTrainedModel, kind: str, name: str) -> Iterator[None]:
+    """Sets ``config._{kind}_implementation`` of every (sub-)configuration of the model, and sets them back."""
+    field = f"_{kind}_implementation_internal"
+    configs = {
+        id(c): c for part in model.modules() for c in _configs(getattr(part, "config", None))
+    }
+    before = [(config, getattr(config, field, None)) for config in configs.values()]
+    for config, _ in before:
+        setattr(config, field, name)
+    try:
+        yield
+    finally:
+        for config, value in before:
+            setattr(config, field, value)
+
+
+def _configs(config: object) -> Iterator[PreTrainedConfig]:
+    if config is None or not hasattr(config, "sub_configs"):
+        return
+    yield config  # type: ignore[misc]
+    for name in config.sub_configs:
+        yield from _configs(getattr(config, name, None))
+
+
+@contextmanager
+def _fake_parameters(model: nn.Module) -> Iterator[None]:
+    """Stands fake tensors on the CPU in for parameters on the meta device, which do not mix with real buffers."""
+    meta = [
+        (part, name, parameter)
+        for part in model.modules()
+        for name, parameter in part._parameters.items()
+        if parameter is not None and parameter.device.type == "meta"
+    ]
+    if not meta:
+        yield
+        return
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    fakes: dict[int, nn.Parameter] = {}
+    for part, name, parameter in meta:
+        if id(parameter) not in fakes:
+            with mode:
+                fake = torch.empty_strided(
+                    parameter.shape, parameter.stride(), dtype=parameter.dtype
+                )
+            fakes[id(parameter)] = nn.Parameter(fake, requires_grad=False)
+        part._parameters[name] = fakes[id(parameter)]
+    try:
+        yield
+    finally:
+        for part, name, parameter in meta:
+            part._parameters[name] = parameter
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
