@@ -1,0 +1,121 @@
+"""The reference interpreter: each node by its schema's reference, freeing values after their last use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..errors import GraphError
+from .dims import Dim, evaluate
+from .graph import Graph, param_name
+from .node import Attr, Node
+from .schema import schema
+
+Value = torch.Tensor | tuple[torch.Tensor, ...]
+
+
+def interpret(
+    graph: Graph,
+    inputs: Sequence[torch.Tensor],
+    weights: Mapping[str, torch.Tensor] | None = None,
+    watch: Callable[[Node, Value], None] | None = None,
+) -> tuple[torch.Tensor, ...]:
+    """Runs a graph on tensors.
+
+    Args:
+        graph: what to run.
+        inputs: one tensor an input, in order; symbols are bound from their shapes.
+        weights: values of params by name; those not given are loaded from ``graph.weights`` when first needed.
+        watch: called with each node and its value.
+
+    Returns:
+        One tensor an output.
+
+    Raises:
+        GraphError: an input whose shape or element type does not fit.
+    """
+    bindings = bind_symbols(graph, inputs)
+    values: dict[Node, Value] = dict(zip(graph.inputs, inputs, strict=True))
+    last_use = _last_uses(graph)
+    for node in graph.nodes:
+        if node.op == "param":
+            values[node] = _weight(graph, param_name(node), weights)
+        elif node.op != "input":
+            operands = [None if arg is None else values[arg] for arg in node.args]
+            values[node] = schema(node.op).reference(*operands, **resolve_attrs(node, bindings))
+        if watch is not None:
+            watch(node, values[node])
+        for dead in last_use.get(node, ()):
+            del values[dead]
+    return tuple(_tensor(values[output]) for output in graph.outputs)
+
+
+def bind_symbols(graph: Graph, inputs: Sequence[torch.Tensor]) -> dict[str, int]:
+    """Values of the symbols from the inputs' shapes, checked against every input's type."""
+    if len(inputs) != len(graph.inputs):
+        raise GraphError(
+            graph.name,
+            expected=f"{len(graph.inputs)} inputs",
+            found=str(len(inputs)),
+            remedy="Give one tensor an input.",
+        )
+    bindings: dict[str, int] = {}
+    for node, tensor in zip(graph.inputs, inputs, strict=True):
+        if len(node.shape) != tensor.dim() or node.dtype.torch is not tensor.dtype:
+            raise _misfit(graph, node, tensor)
+        for size, actual in zip(node.shape, tensor.shape, strict=True):
+            if isinstance(size, Dim) and str(size).isidentifier():
+                bindings.setdefault(str(size), actual)
+    for node, tensor in zip(graph.inputs, inputs, strict=True):
+        wanted = tuple(evaluate(size, bindings) for size in node.shape)
+        if wanted != tuple(tensor.shape):
+            raise _misfit(graph, node, tensor)
+    return bindings
+
+
+def resolve_attrs(node: Node, bindings: Mapping[str, int]) -> dict[str, Any]:
+    """A node's attributes with every symbolic size replaced by its value."""
+    return {name: _resolve(value, bindings) for name, value in node.attrs}
+
+
+def _resolve(value: Attr, bindings: Mapping[str, int]) -> Any:
+    if isinstance(value, Dim):
+        return evaluate(value, bindings)
+    if isinstance(value, tuple):
+        return tuple(_resolve(element, bindings) for element in value)
+    return value
+
+
+def _weight(graph: Graph, name: str, weights: Mapping[str, torch.Tensor] | None) -> torch.Tensor:
+    if weights is not None and name in weights:
+        return weights[name]
+    return graph.weights[name].load()
+
+
+def _last_uses(graph: Graph) -> dict[Node, list[Node]]:
+    """For each node the values nobody needs after it."""
+    kept, last = set(graph.outputs), {}
+    for node in graph.nodes:
+        for operand in node.operands:
+            last[operand] = node
+    dead: dict[Node, list[Node]] = {}
+    for value, user in last.items():
+        if value not in kept:
+            dead.setdefault(user, []).append(value)
+    return dead
+
+
+def _tensor(value: Value) -> torch.Tensor:
+    assert isinstance(value, torch.Tensor), "an output has one result"
+    return value
+
+
+def _misfit(graph: Graph, node: Node, tensor: torch.Tensor) -> GraphError:
+    return GraphError(
+        f"input {node.attr('name')!r} of {graph.name}",
+        expected=str(node.type),
+        found=f"{tensor.dtype} {list(tensor.shape)}",
+        remedy="Give a tensor of that type; sizes with one name must be equal.",
+    )

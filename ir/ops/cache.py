@@ -1,0 +1,240 @@
+"""Attention over a KV cache, for token-major tensors of many sequences (ragged) or of equal steps (slots).
+
+Paged (Kwon et al., 2309.06180): a cache is [N, P, G, D], N pages of P tokens; page ids of sequence b stand in
+``block_tables[b]``; its tokens in this step are rows ``query_start[b] : query_start[b + 1]`` of q, the last ones of
+its ``seq_lens[b]`` tokens. Slots: a cache is [B, G, S, D], row b belongs to sequence b, each of which brings T / B tokens.
+Caches are values: ``kv_write`` returns the new one, and kernels write it in place (the schema's aliases).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..dims import Size
+from ..node import Node
+from ..schema import OpSchema, Sample, ill_typed, register
+from ..types import TensorType, TupleType
+from .attention import ATTENTION_ATTRS, alibi_bias, attend, heads_fit, visibility
+
+
+def _kv_write_type(cache: TensorType, new: TensorType, slot_mapping: TensorType) -> TensorType:
+    if cache.rank != 4 or new.rank != 3 or cache.shape[2:] != new.shape[1:]:
+        raise ill_typed("kv_write", "cache [N, P, G, D], new [T, G, D]", cache, new, slot_mapping)
+    if slot_mapping.shape != new.shape[:1] or cache.dtype is not new.dtype:
+        raise ill_typed("kv_write", "slot_mapping [T], one element type", cache, new, slot_mapping)
+    return cache
+
+
+def _kv_write(cache: torch.Tensor, new: torch.Tensor, slot_mapping: torch.Tensor) -> torch.Tensor:
+    written = cache.clone()
+    written.view(-1, *cache.shape[2:])[slot_mapping] = new
+    return written
+
+
+def _paged_type(
+    q: TensorType,
+    k_cache: TensorType,
+    v_cache: TensorType,
+    block_tables: TensorType,
+    seq_lens: TensorType,
+    query_start: TensorType,
+    sinks: TensorType | None = None,
+    alibi: TensorType | None = None,
+    *,
+    scale: float,
+    causal: bool = True,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> TensorType:
+    if q.rank != 3 or k_cache.rank != 4 or k_cache.shape[:3] != v_cache.shape[:3]:
+        raise ill_typed("paged_attention", "q [T, H, D], caches [N, P, G, D]", q, k_cache, v_cache)
+    heads_fit("paged_attention", q.with_shape((1, *q.shape)), k_cache, v_cache, 2)
+    return q.with_shape((*q.shape[:2], v_cache.shape[3]))
+
+
+def _paged_attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    seq_lens: torch.Tensor,
+    query_start: torch.Tensor,
+    sinks: torch.Tensor | None = None,
+    alibi: torch.Tensor | None = None,
+    *,
+    scale: float,
+    causal: bool = True,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    out = q.new_zeros(*q.shape[:2], v_cache.shape[3])
+    starts, page = query_start.tolist(), k_cache.shape[1]
+    for b, length in enumerate(seq_lens.tolist()):
+        start, stop = starts[b], starts[b + 1]
+        if start == stop:
+            continue
+        pages = block_tables[b, : -(-length // page)].long()
+        k, v = (cache[pages].flatten(0, 1)[:length].transpose(0, 1) for cache in (k_cache, v_cache))
+        query_positions = torch.arange(length - (stop - start), length)
+        key_positions = torch.arange(length)
+        attended = attend(
+            q[start:stop].transpose(0, 1),
+            k,
+            v,
+            visibility(query_positions, key_positions, causal, window),
+            alibi_bias(alibi, query_positions, key_positions),
+            sinks,
+            scale,
+            softcap,
+        )
+        out[start:stop] = attended.transpose(0, 1)
+    return out
+
+
+def _slot_type(
+    q: TensorType,
+    k: TensorType,
+    v: TensorType,
+    k_cache: TensorType,
+    v_cache: TensorType,
+    seq_lens: TensorType,
+    sinks: TensorType | None = None,
+    alibi: TensorType | None = None,
+    *,
+    scale: float,
+    causal: bool = True,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> TupleType:
+    if q.rank != 3 or k.rank != 3 or k_cache.rank != 4 or k.shape[1] != k_cache.shape[1]:
+        raise ill_typed("slot_attention", "q [T, H, D], k [T, G, D], caches [B, G, S, D]", q, k)
+    heads_fit("slot_attention", q, k, v, 1)
+    return (q.with_shape((*q.shape[:2], v.shape[2])), k_cache, v_cache)
+
+
+def _slot_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    seq_lens: torch.Tensor,
+    sinks: torch.Tensor | None = None,
+    alibi: torch.Tensor | None = None,
+    *,
+    scale: float,
+    causal: bool = True,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    count = q.shape[0] // seq_lens.shape[0]
+    k_new, v_new = k_cache.clone(), v_cache.clone()
+    out = q.new_empty(*q.shape[:2], v.shape[2])
+    for b, length in enumerate(seq_lens.tolist()):
+        rows = slice(b * count, (b + 1) * count)
+        k_new[b, :, length - count : length] = k[rows].transpose(0, 1)
+        v_new[b, :, length - count : length] = v[rows].transpose(0, 1)
+        query_positions = torch.arange(length - count, length)
+        key_positions = torch.arange(length)
+        attended = attend(
+            q[rows].transpose(0, 1),
+            k_new[b, :, :length],
+            v_new[b, :, :length],
+            visibility(query_positions, key_positions, causal, window),
+            alibi_bias(alibi, query_positions, key_positions),
+            sinks,
+            scale,
+            softcap,
+        )
+        out[rows] = attended.transpose(0, 1)
+    return out, k_new, v_new
+
+
+def _paged_flops(node: Node) -> Size:
+    """An upper bound: every token against every token that the block table can hold."""
+    q, k_cache, v_cache, block_tables = node.operands[:4]
+    length = block_tables.shape[1] * k_cache.shape[1]
+    return q.shape[0] * q.shape[1] * length * (q.shape[2] + v_cache.shape[3]) * 2
+
+
+def _slot_flops(node: Node) -> Size:
+    q, _, v, k_cache = node.operands[:4]
+    return q.shape[0] * q.shape[1] * k_cache.shape[2] * (q.shape[2] + v.shape[2]) * 2
+
+
+def _x(generator: torch.Generator, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def _i32(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def _paged_samples(g: torch.Generator) -> list[Sample]:
+    tables = torch.tensor([[3, 1, 0], [2, 0, 0]], dtype=torch.int32)
+    args = (
+        _x(g, 4, 4, 8),
+        _x(g, 5, 4, 2, 8),
+        _x(g, 5, 4, 2, 8),
+        tables,
+        _i32(7, 2),
+        _i32(0, 3, 4),
+    )
+    slopes = torch.tensor([0.5, 0.25, 0.125, 0.0625], dtype=torch.float64)
+    return [
+        Sample(args, {"scale": 0.3}),
+        Sample((*args, _x(g, 4), slopes), {"scale": 0.3, "window": 3, "softcap": 4.0}),
+    ]
+
+
+def _slot_samples(g: torch.Generator) -> list[Sample]:
+    fresh = (_x(g, 2, 4, 8), _x(g, 2, 2, 8), _x(g, 2, 2, 8))
+    caches = (_x(g, 2, 2, 6, 8), _x(g, 2, 2, 6, 8), _i32(5, 3))
+    return [
+        Sample((*fresh, *caches), {"scale": 0.3}),
+        Sample((*fresh, *caches, _x(g, 4)), {"scale": 0.3, "window": 2, "softcap": 4.0}),
+    ]
+
+
+KV_WRITE = register(
+    OpSchema(
+        "kv_write",
+        ("cache", "new", "slot_mapping"),
+        _kv_write_type,
+        _kv_write,
+        aliases=((0, 0),),
+        samples=lambda g: [Sample((_x(g, 3, 4, 2, 8), _x(g, 2, 2, 8), torch.tensor([5, 11])))],
+    )
+)
+PAGED_ATTENTION = register(
+    OpSchema(
+        "paged_attention",
+        (
+            "q",
+            "k_cache",
+            "v_cache",
+            "block_tables",
+            "seq_lens",
+            "query_start",
+            "sinks?",
+            "alibi?",
+        ),
+        _paged_type,
+        _paged_attention,
+        ATTENTION_ATTRS,
+        _paged_flops,
+        _paged_samples,
+    )
+)
+SLOT_ATTENTION = register(
+    OpSchema(
+        "slot_attention",
+        ("q", "k", "v", "k_cache", "v_cache", "seq_lens", "sinks?", "alibi?"),
+        _slot_type,
+        _slot_attention,
+        ATTENTION_ATTRS,
+        _slot_flops,
+        _slot_samples,
+        aliases=((1, 3), (2, 4)),
+    )
+)

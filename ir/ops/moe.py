@@ -1,0 +1,119 @@
+"""Mixture of experts: every token through its own top-k experts, as one op."""
+
+from __future__ import annotations
+
+import torch
+
+from ..dims import Size
+from ..node import Node
+from ..schema import OpSchema, Sample, ill_typed, register
+from ..types import TensorType
+from .norm import ACTIVATIONS
+
+
+def _experts_type(
+    x: TensorType,
+    expert_ids: TensorType,
+    expert_weights: TensorType,
+    gate_up: TensorType,
+    down: TensorType,
+    gate_up_bias: TensorType | None = None,
+    down_bias: TensorType | None = None,
+    *,
+    activation: str,
+    interleaved: bool = False,
+    limit: float | None = None,
+    alpha: float | None = None,
+) -> TensorType:
+    if x.rank != 2 or gate_up.rank != 3 or down.rank != 3 or gate_up.shape[0] != down.shape[0]:
+        raise ill_typed(
+            "moe_experts", "x [T, K], gate_up [E, 2F, K], down [E, K, F]", x, gate_up, down
+        )
+    if gate_up.shape[2] != x.shape[1] or down.shape[1] != x.shape[1]:
+        raise ill_typed("moe_experts", "experts as wide as x", x, gate_up, down)
+    if expert_ids.shape != expert_weights.shape or expert_ids.shape[0] != x.shape[0]:
+        raise ill_typed("moe_experts", "ids and weights [T, k]", expert_ids, expert_weights)
+    if activation not in ACTIVATIONS:
+        raise ill_typed("moe_experts", f"activation among {sorted(ACTIVATIONS)}", x)
+    return x
+
+
+def _act(
+    hidden: torch.Tensor,
+    activation: str,
+    interleaved: bool,
+    limit: float | None,
+    alpha: float | None,
+) -> torch.Tensor:
+    if interleaved:
+        gate, up = hidden[..., ::2], hidden[..., 1::2]
+    else:
+        gate, up = hidden.chunk(2, -1)
+    if limit is not None:
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    if alpha is not None:  # gpt-oss: x · sigmoid(alpha · x), and the other half shifted by one
+        return gate * torch.sigmoid(alpha * gate) * (up + 1)
+    return ACTIVATIONS[activation](gate) * up
+
+
+def _experts(
+    x: torch.Tensor,
+    expert_ids: torch.Tensor,
+    expert_weights: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    gate_up_bias: torch.Tensor | None = None,
+    down_bias: torch.Tensor | None = None,
+    *,
+    activation: str,
+    interleaved: bool = False,
+    limit: float | None = None,
+    alpha: float | None = None,
+) -> torch.Tensor:
+    out = torch.zeros_like(x)
+    for expert in expert_ids.unique().tolist():
+        tokens, choice = torch.where(expert_ids == expert)
+        up_bias = None if gate_up_bias is None else gate_up_bias[expert]
+        hidden = torch.nn.functional.linear(x[tokens], gate_up[expert], up_bias)
+        hidden = _act(hidden, activation, interleaved, limit, alpha)
+        bias = None if down_bias is None else down_bias[expert]
+        result = torch.nn.functional.linear(hidden, down[expert], bias)
+        out.index_add_(0, tokens, result * expert_weights[tokens, choice, None].to(x.dtype))
+    return out
+
+
+def _flops(node: Node) -> Size:
+    x, ids, _, gate_up, down = node.operands[:5]
+    return ids.type.numel * x.shape[1] * (gate_up.shape[1] + down.shape[2]) * 2
+
+
+def _samples(g: torch.Generator) -> list[Sample]:
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=g, dtype=torch.float64)
+
+    ids = torch.stack([torch.randperm(4, generator=g)[:2] for _ in range(5)])
+    args = (draw(5, 8), ids, draw(5, 2).softmax(-1), draw(4, 12, 8), draw(4, 8, 6))
+    biases = (draw(4, 12), draw(4, 8))
+    oss = {"activation": "silu", "interleaved": True, "limit": 2.0, "alpha": 1.7}
+    return [Sample(args, {"activation": "silu"}), Sample((*args, *biases), oss)]
+
+
+MOE_EXPERTS = register(
+    OpSchema(
+        "moe_experts",
+        (
+            "x",
+            "expert_ids",
+            "expert_weights",
+            "gate_up",
+            "down",
+            "gate_up_bias?",
+            "down_bias?",
+        ),
+        _experts_type,
+        _experts,
+        ("activation", "interleaved", "limit", "alpha"),
+        _flops,
+        _samples,
+    )
+)
