@@ -100,10 +100,10 @@ DEBUG = Switch(
     "print passes (1), kernels (2), configs (3), kernel source (4), IR after each pass (5)",
     _integer(0, MAX_DEBUG),
 )
-DUMP = Switch[Path | None](
+DUMP: Switch[Path | None] = Switch(
     "TILEWRIGHT_DUMP", None, "a folder", "write numbered artifact files there", Path
 )
-PASS_LIMIT = Switch[int | None](
+PASS_LIMIT: Switch[int | None] = Switch(
     "TILEWRIGHT_PASS_LIMIT",
     None,
     "an integer from 0",
@@ -117,14 +117,14 @@ CACHE = Switch(
     "keep there what can be rebuilt at any time",
     Path,
 )
-VERIFY = Switch[str | None](
+VERIFY: Switch[str | None] = Switch(
     "TILEWRIGHT_VERIFY",
     None,
     " | ".join(VERIFY_LEVELS),
     "override the verify= argument of compile",
     _level,
 )
-THREADS = Switch[int | None](
+THREADS: Switch[int | None] = Switch(
     "TILEWRIGHT_THREADS", None, "an integer from 1", "CPU threads of a backend", _integer(1)
 )
 
