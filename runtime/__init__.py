@@ -1,0 +1,31 @@
+"""Turns a compiled engine into text: KV pool, scheduler, sampling, the step loop."""
+
+from __future__ import annotations
+
+from .counters import Counters
+from .loop import GenerationLoop
+from .output import Completion, Delta, Timings, TokenLogprobs, Usage
+from .params import SamplingParams
+from .pool import KVPool, PagedPool, SlotPool
+from .sampling import Sampler
+from .scheduler import Scheduler
+from .step import Capabilities, Step, StepExecutor
+
+__all__ = [
+    "Capabilities",
+    "Completion",
+    "Counters",
+    "Delta",
+    "GenerationLoop",
+    "KVPool",
+    "PagedPool",
+    "Sampler",
+    "SamplingParams",
+    "Scheduler",
+    "SlotPool",
+    "Step",
+    "StepExecutor",
+    "Timings",
+    "TokenLogprobs",
+    "Usage",
+]

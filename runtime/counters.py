@@ -1,0 +1,65 @@
+"""What the loop has done so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .scheduler import Chunk, Plan
+
+
+@dataclass(slots=True)
+class Counters:
+    """Sums over the life of a loop.
+
+    Without preemption a sequence of p prompt and c output tokens costs p + c - 1 computed tokens:
+    `tokens_computed` then proves that no past token is computed twice.
+
+    Attributes:
+        steps: executor steps.
+        tokens_computed: tokens that went through the model: prefill_tokens + decode_tokens.
+        prefill_tokens: those of prompts, and of preempted sequences computed anew.
+        decode_tokens: those that were generated the step before.
+        recomputed_tokens: tokens computed a second time, after a preemption or a fork without room.
+        sampled_tokens: tokens chosen.
+        copied_pages: pages copied for forks.
+        prefill_seconds: time in steps that hold any prefill tokens.
+        decode_seconds: time in all other steps.
+    """
+
+    steps: int = 0
+    tokens_computed: int = 0
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    recomputed_tokens: int = 0
+    sampled_tokens: int = 0
+    copied_pages: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    def step(self, plan: Plan, sampled: int, seconds: float) -> None:
+        """Adds a step that took `seconds` and chose `sampled` tokens."""
+        prefill = recomputed = total = 0
+        for chunk in plan.chunks:
+            count = len(chunk.slots)
+            total += count
+            if not _decodes(chunk):
+                prefill += count
+            seq = chunk.seq
+            stop = chunk.start + count
+            if chunk.start < seq.num_reached:
+                recomputed += min(stop, seq.num_reached) - chunk.start
+            seq.num_reached = max(seq.num_reached, stop)
+        self.steps += 1
+        self.tokens_computed += total
+        self.prefill_tokens += prefill
+        self.decode_tokens += total - prefill
+        self.recomputed_tokens += recomputed
+        self.sampled_tokens += sampled
+        if prefill:
+            self.prefill_seconds += seconds
+        else:
+            self.decode_seconds += seconds
+
+
+def _decodes(chunk: Chunk) -> bool:
+    return len(chunk.slots) == 1 and chunk.start >= len(chunk.seq.request.prompt)

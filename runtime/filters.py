@@ -1,0 +1,79 @@
+"""What changes a distribution before it is sampled, on logits f32[R, V] with one parameter a row.
+
+Every cut is a threshold on the logit, so tokens of equal probability stay or go together and the
+result does not depend on the order in which a sort leaves them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_TOP_P_CANDIDATES = (
+    1024  # a full sort of a vocabulary costs ten times as much, and is rarely needed
+)
+
+
+def penalise(
+    logits: Tensor,
+    seen: Tensor,
+    counts: Tensor,
+    repetition: float,
+    presence: float,
+    frequency: float,
+) -> Tensor:
+    """Logits f32[V] of one row with the penalties taken off, repetition first.
+
+    Args:
+        seen: bool[V], tokens of the prompt or the output (repetition: Keskar et al. 2019).
+        counts: i32[V], how often a token is in the output (presence and frequency: OpenAI's API).
+    """
+    if repetition != 1:
+        scaled = torch.where(logits > 0, logits / repetition, logits * repetition)
+        logits = torch.where(seen, scaled, logits)
+    if presence or frequency:
+        logits = logits - presence * (counts > 0) - frequency * counts
+    return logits
+
+
+def apply_temperature(logits: Tensor, temperature: Tensor) -> Tensor:
+    """(logits - their maximum) / temperature f64[R, 1]; the shift keeps it finite when that is tiny."""
+    return (logits - logits.amax(-1, keepdim=True)) / temperature
+
+
+def keep_top_k(logits: Tensor, top_k: Tensor) -> Tensor:
+    """All but the top_k i64[R] likeliest tokens set to -inf; 0 keeps the row as it is."""
+    top_k = torch.where(top_k == 0, logits.shape[-1], top_k.clamp(max=logits.shape[-1]))
+    values = logits.topk(int(top_k.max()), dim=-1).values
+    threshold = values.gather(-1, top_k[:, None] - 1)
+    return logits.masked_fill(logits < threshold, -torch.inf)
+
+
+def keep_top_p(logits: Tensor, top_p: Tensor) -> Tensor:
+    """All but the fewest tokens that hold top_p f64[R, 1] of the probability set to -inf
+    (nucleus sampling, Holtzman et al. 2019); tokens as likely as the last of them stay too."""
+    vocab = logits.shape[-1]
+    total = logits.double().logsumexp(-1, keepdim=True)
+    count = min(_TOP_P_CANDIDATES, vocab)
+    values = logits.topk(count, dim=-1).values
+    mass = (values.double() - total).exp_().cumsum(-1)
+    if count < vocab and bool(((mass[:, -1:] < top_p) & (top_p < 1)).any()):
+        values = logits.sort(dim=-1, descending=True).values
+        mass = (values.double() - total).exp_().cumsum(-1)
+    last = (mass < top_p).sum(-1, keepdim=True).clamp(max=values.shape[-1] - 1)
+    threshold = torch.where(top_p < 1, values.gather(-1, last), -torch.inf)
+    return logits.masked_fill(logits < threshold, -torch.inf)
+
+
+def keep_min_p(logits: Tensor, min_p: Tensor) -> Tensor:
+    """Tokens less likely than min_p f64[R, 1] of the likeliest set to -inf (Nguyen et al. 2024)."""
+    threshold = logits.amax(-1, keepdim=True) + min_p.log().to(logits.dtype)
+    return logits.masked_fill(logits < threshold, -torch.inf)
+
+
+def draw(logits: Tensor, uniform: Tensor) -> Tensor:
+    """One token i64[R] a row of the softmax of logits [R, V], by inverting its distribution
+    function at uniform f64[R, 1] in [0, 1). In float64, so that 100k small terms add up right."""
+    mass = logits.double().softmax(-1).cumsum(-1)
+    token = torch.searchsorted(mass, uniform * mass[:, -1:], right=True)
+    return token.clamp_(max=logits.shape[-1] - 1).squeeze(-1)

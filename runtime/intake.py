@@ -1,0 +1,108 @@
+"""Checks prompts and parameters before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..errors import CapacityError, UsageError
+from .params import SamplingParams
+
+
+def check_prompt(
+    prompt: Sequence[int], *, max_model_len: int, max_tokens: int, vocab_size: int | None
+) -> None:
+    """Refuses a prompt that cannot be continued by at least one token.
+
+    Args:
+        prompt: token ids.
+        max_model_len: the model's context, prompt and output together.
+        max_tokens: the longest sequence that the KV pool holds.
+        vocab_size: token ids must be below it; None if it is not known.
+
+    Raises:
+        UsageError: no tokens, not token ids, or too long for the context.
+        CapacityError: too long for the KV pool.
+    """
+    if isinstance(prompt, str) or not all(type(token) is int for token in prompt):
+        raise UsageError(
+            "the prompt",
+            expected="a list of token ids (int)",
+            found=_brief(prompt),
+            remedy="Encode the text with the model's tokenizer first.",
+        )
+    if not prompt:
+        raise UsageError(
+            "the prompt",
+            expected="at least one token",
+            found="none",
+            remedy="Pass some text; a lone begin-of-sequence token will do.",
+        )
+    limit = vocab_size if vocab_size is not None else 2**31
+    wrong = next((token for token in prompt if not 0 <= token < limit), None)
+    if wrong is not None:
+        raise UsageError(
+            "the prompt",
+            expected=f"token ids from 0 to {limit - 1}",
+            found=str(wrong),
+            remedy="Encode the prompt with this model's own tokenizer.",
+        )
+    if len(prompt) >= max_model_len:
+        raise UsageError(
+            "the prompt",
+            expected=f"at most {max_model_len - 1} tokens, so that one more fits the context",
+            found=f"{len(prompt)} tokens",
+            remedy="Shorten the prompt, or compile with a larger max_model_len.",
+        )
+    if len(prompt) > max_tokens:
+        raise CapacityError(
+            "the KV pool",
+            expected=f"a prompt of at most {max_tokens} tokens",
+            found=f"{len(prompt)} tokens",
+            remedy="Give the pool more memory (memory_fraction), or shorten the prompt.",
+        )
+
+
+def params_for(
+    prompts: Sequence[object], params: SamplingParams | Sequence[SamplingParams]
+) -> list[SamplingParams]:
+    """One SamplingParams for each prompt.
+
+    Raises:
+        UsageError: another type, or another number of them than of prompts.
+    """
+    each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
+    if not isinstance(each, Sequence) or not all(isinstance(p, SamplingParams) for p in each):
+        raise UsageError(
+            "params",
+            expected="a SamplingParams, or a list with one for each prompt",
+            found=_brief(params),
+            remedy="Pass tilewright.SamplingParams(...).",
+        )
+    if len(each) != len(prompts):
+        raise UsageError(
+            "params",
+            expected=f"one SamplingParams for each of the {len(prompts)} prompts",
+            found=str(len(each)),
+            remedy="Pass one for all, or one for each.",
+        )
+    return list(each)
+
+
+def check_stop_strings(params: SamplingParams, *, has_tokenizer: bool) -> None:
+    """Refuses stop strings where there is no text to find them in.
+
+    Raises:
+        UsageError: stop strings without a tokenizer.
+    """
+    if params.stop_strings and not has_tokenizer:
+        raise UsageError(
+            "SamplingParams.stop",
+            expected="no stop strings, as this engine has no tokenizer",
+            found=repr(params.stop_strings),
+            remedy="Use stop_token_ids.",
+        )
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

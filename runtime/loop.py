@@ -1,0 +1,227 @@
+"""The step loop: plan, build, run, sample, stop, until every request has ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import UnsupportedError
+from .batch import build_step
+from .counters import Counters
+from .intake import check_prompt, check_stop_strings, params_for
+from .output import Completion, Delta
+from .params import SamplingParams
+from .pool import KVPool
+from .request import Request
+from .request import Sequence as RunningSequence
+from .sampling import Sampler
+from .scheduler import Plan, Scheduler
+from .step import StepExecutor
+from .stopping import StreamDecoder
+
+
+class StreamingTokenizer(Protocol):
+    """What the loop needs of a tokenizer (formats/tokenizer.py has the real one)."""
+
+    def stream_decoder(self) -> StreamDecoder:
+        """A decoder for one sequence."""
+        ...
+
+
+class GenerationLoop:
+    """Runs any number of requests over one executor, batched at token boundaries.
+
+    Calls may be interleaved in one thread (a `stream` that is half read, then a `generate`): they
+    share the steps. It is not safe to call it from several threads at once.
+
+    Args:
+        executor: runs the steps; its KV buffers are made here, as large as the pool.
+        pool: the books of its KV memory.
+        scheduler: plans steps over the same pool.
+        sampler: chooses tokens.
+        tokenizer: for the text and stop strings; without one completions have no text.
+        eos_token_ids: the model's end-of-sequence tokens.
+        max_model_len: the longest sequence, prompt and output together.
+        vocab_size: token ids of prompts must be below it; None not to check.
+
+    Raises:
+        UnsupportedError: the pool needs something that the executor cannot do.
+    """
+
+    def __init__(
+        self,
+        executor: StepExecutor,
+        pool: KVPool,
+        scheduler: Scheduler,
+        sampler: Sampler,
+        tokenizer: StreamingTokenizer | None,
+        eos_token_ids: Sequence[int],
+        max_model_len: int,
+        vocab_size: int | None = None,
+    ) -> None:
+        can = executor.capabilities
+        if (pool.shares and not can.shares) or (pool.page_size < max_model_len and not can.pages):
+            raise UnsupportedError(
+                "the executor",
+                expected="shared pages, for a paged KV pool",
+                found=str(can),
+                remedy="Use a SlotPool (kv_cache='static'), or a backend with paged attention.",
+            )
+        self.executor, self.pool, self.scheduler, self.sampler = executor, pool, scheduler, sampler
+        self.max_model_len, self.vocab_size = max_model_len, vocab_size
+        self.counters = Counters()
+        self._eos = frozenset(eos_token_ids)
+        self._decoder: Callable[[], StreamDecoder] | None = (
+            None if tokenizer is None else tokenizer.stream_decoder
+        )
+        executor.allocate(pool.num_pages, pool.page_size)
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        on_step: Callable[[Counters], None] | None = None,
+    ) -> list[list[Completion]]:
+        """Completes every prompt.
+
+        Args:
+            prompts: token ids of each prompt.
+            params: for all prompts or one for each; None for the defaults.
+            on_step: called after each step, for a progress bar.
+
+        Returns:
+            for each prompt its `params.n` completions, in order.
+
+        Raises:
+            UsageError: a prompt or params that cannot be taken; nothing has run.
+            CapacityError: a prompt too long for the KV pool; nothing has run.
+        """
+        each = params_for(prompts, SamplingParams() if params is None else params)
+        requests = [self._request(p, one) for p, one in zip(prompts, each, strict=True)]
+        try:
+            for request in requests:
+                self.scheduler.add(request)
+            while not all(request.finished for request in requests):
+                self.step()
+                if on_step is not None:
+                    on_step(self.counters)
+        finally:
+            self._release(requests)
+        return [[seq.completion() for seq in request.sequences] for request in requests]
+
+    def stream(self, prompt: list[int], params: SamplingParams | None = None) -> Iterator[Delta]:
+        """Completes one prompt, and yields what each step adds. Closing the iterator ends it.
+
+        Raises:
+            UsageError, CapacityError: as `generate`, and at once, not at the first delta.
+        """
+        return self._deltas(
+            self._request(prompt, params_for([prompt], params or SamplingParams())[0], streams=True)
+        )
+
+    def step(self) -> None:
+        """Computes one step of whatever is waiting or running; nothing if there is nothing.
+
+        Raises:
+            VerificationError: the model gave NaN logits.
+        """
+        started = time.perf_counter()
+        try:
+            plan = self.scheduler.schedule()
+            if not plan.chunks:
+                return
+            self._copy(plan.copies)
+            logits = self.executor.run(build_step(plan, self.pool))
+            sampled = self._accept(plan, logits)
+        except BaseException:
+            # The pool may be ahead of what was computed: all others start anew from their tokens.
+            for seq in list(self.scheduler.running):
+                if seq.finish_reason is None:
+                    self.scheduler.preempt(seq)
+                else:
+                    self.scheduler.drop(seq)
+            raise
+        self.counters.step(plan, sampled, time.perf_counter() - started)
+
+    def _request(
+        self, prompt: list[int], params: SamplingParams, *, streams: bool = False
+    ) -> Request:
+        capacity = self.pool.max_tokens
+        check_prompt(
+            prompt,
+            max_model_len=self.max_model_len,
+            max_tokens=capacity,
+            vocab_size=self.vocab_size,
+        )
+        check_stop_strings(params, has_tokenizer=self._decoder is not None)
+        stop_ids = frozenset(params.stop_token_ids)
+        if not params.ignore_eos:
+            stop_ids |= self._eos
+        room = min(self.max_model_len, capacity + 1) - len(
+            prompt
+        )  # the last token needs no K and V
+        max_tokens = min(params.max_new_tokens, room)
+        return Request(prompt, params, stop_ids, max_tokens, self._decoder, streams=streams)
+
+    def _deltas(self, request: Request) -> Iterator[Delta]:
+        try:
+            self.scheduler.add(request)
+            while True:
+                yield from request.take_deltas()
+                if request.finished:
+                    return
+                self.step()
+        finally:
+            self._release([request])
+
+    def _accept(self, plan: Plan, logits: Tensor) -> int:
+        """Samples the next token of each sequence whose logits there are; returns how many."""
+        rows: list[int] = []
+        targets: list[RunningSequence] = []
+        to_fork: list[Request] = []
+        row = 0
+        for chunk in plan.chunks:
+            seq = chunk.seq
+            seq.num_computed = chunk.start + len(chunk.slots)
+            if seq.num_computed < len(seq.tokens):
+                continue
+            if seq.request.forked:
+                rows.append(row)
+                targets.append(seq)
+            else:  # all siblings draw their first token from the same row
+                rows += [row] * len(seq.request.sequences)
+                targets += seq.request.sequences
+                to_fork.append(seq.request)
+            row += 1
+        if not targets:
+            return 0
+        if to_fork:
+            logits = logits[torch.tensor(rows, device=logits.device)]
+        self._commit(targets, logits)
+        for request in to_fork:
+            self._copy(self.scheduler.fork(request))
+        for seq in targets:
+            if seq.finish_reason is not None:
+                self.scheduler.drop(seq)
+        return len(targets)
+
+    def _commit(self, targets: list[RunningSequence], logits: Tensor) -> None:
+        sampled = self.sampler.sample(logits, [seq.sampling for seq in targets])
+        now = time.perf_counter()
+        for seq, one in zip(targets, sampled, strict=True):
+            seq.accept(one, now)
+
+    def _copy(self, copies: list[tuple[int, int]]) -> None:
+        if copies:
+            sources, destinations = zip(*copies, strict=True)
+            self.executor.copy_pages(sources, destinations)
+            self.counters.copied_pages += len(copies)
+
+    def _release(self, requests: list[Request]) -> None:
+        for request in requests:
+            for seq in request.sequences:
+                self.scheduler.drop(seq)

@@ -1,0 +1,109 @@
+"""What comes out of a generation: completions, and the pieces of one as they come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probabilities at one place, of the model's own distribution before penalties and filters.
+
+    Attributes:
+        token_id: the chosen token.
+        logprob: its natural log-probability.
+        top: (token id, logprob) of the likeliest tokens, best first, as many as were asked for.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens that went in and came out.
+
+    Attributes:
+        prompt_tokens: tokens of the prompt.
+        completion_tokens: tokens generated, a final stop token included.
+        cached_tokens: of the prompt's tokens, those whose K and V were not computed for this
+            completion but shared with, or copied from, another.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(slots=True)
+class Timings:
+    """When one completion's tokens came, in seconds.
+
+    Attributes:
+        submitted: `time.perf_counter()` when the request was taken.
+        ttft: from then to the first token (TTFT).
+        itl: between one token and the next (ITL), one entry fewer than there are tokens.
+    """
+
+    submitted: float
+    ttft: float = 0.0
+    itl: list[float] = field(default_factory=list)
+    _last: float = 0.0
+
+    def token(self, now: float) -> None:
+        """Notes that a token came at `now` (`time.perf_counter()`)."""
+        if self._last:
+            self.itl.append(now - self._last)
+        else:
+            self.ttft = now - self.submitted
+        self._last = now
+
+    @property
+    def tpot(self) -> float:
+        """Mean time per output token after the first, in seconds; 0 for a single token."""
+        return sum(self.itl) / len(self.itl) if self.itl else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One finished completion.
+
+    Attributes:
+        token_ids: the generated tokens, a final stop token included.
+        text: their text, without the stop token and cut before a stop string.
+        finish_reason: "stop" (end of sequence, stop token or stop string) or "length"
+            (`max_new_tokens`, or the context is full).
+        logprobs: one entry a token, or None if they were not asked for.
+        usage: token counts.
+        timings: when the tokens came.
+    """
+
+    token_ids: list[int]
+    text: str
+    finish_reason: FinishReason
+    logprobs: list[TokenLogprobs] | None
+    usage: Usage
+    timings: Timings = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one step added to one completion of a stream.
+
+    Attributes:
+        index: which of the `n` completions.
+        text: text that is now certain; text that may turn out to begin a stop string is held back.
+        token_ids: the new tokens.
+        finish_reason: set in the last delta of the completion.
+        logprobs: one entry for each of `token_ids`, if they were asked for.
+    """
+
+    index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None = None
+    logprobs: list[TokenLogprobs] | None = None

@@ -1,0 +1,145 @@
+"""How to sample and when to stop, as the user says it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import cast
+
+from ..errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the tokens of one request are chosen, and when it ends.
+
+    Attributes:
+        temperature: 0 is greedy; else logits are divided by it.
+        top_p: keep the fewest tokens that hold this much probability, in (0, 1]; 1 keeps all.
+        top_k: keep this many of the likeliest tokens; 0 keeps all.
+        min_p: drop tokens less likely than this share of the likeliest one, in [0, 1].
+        repetition_penalty: logits of tokens seen in prompt or output are divided (if positive) or
+            multiplied (if negative) by it; 1 is none (Keskar et al. 2019, as in Hugging Face).
+        presence_penalty: taken off the logits of tokens in the output, in [-2, 2] (OpenAI).
+        frequency_penalty: the same, times the token's count in the output, in [-2, 2] (OpenAI).
+        max_new_tokens: the most tokens to generate, at least 1.
+        min_new_tokens: no stop of any kind before this many tokens.
+        stop: strings that end the generation; the text is cut before them. A str is one.
+        stop_token_ids: tokens that end the generation, beside the model's end-of-sequence tokens.
+        ignore_eos: go on past the model's end-of-sequence tokens.
+        seed: None for fresh entropy; with a seed the tokens do not depend on the rest of the batch.
+        n: how many completions of the prompt.
+        logprobs: None, or how many alternatives to report beside each chosen token's logprob.
+
+    Raises:
+        UsageError: a field of the wrong type or out of its range, named with the range.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    max_new_tokens: int = 256
+    min_new_tokens: int = 0
+    stop: str | Iterable[str] = ()
+    stop_token_ids: Iterable[int] = ()
+    ignore_eos: bool = False
+    seed: int | None = None
+    n: int = 1
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        inf = math.inf
+        _check_number(self, "temperature", 0, inf, "a finite number, 0 (greedy) or more")
+        _check_number(self, "top_p", math.nextafter(0, 1), 1, "a number above 0, up to 1 (1: off)")
+        _check_number(self, "min_p", 0, 1, "a number from 0 (off) to 1")
+        _check_number(
+            self, "repetition_penalty", math.nextafter(0, 1), inf, "a finite number above 0"
+        )
+        _check_number(self, "presence_penalty", -2, 2, "a number from -2 to 2")
+        _check_number(self, "frequency_penalty", -2, 2, "a number from -2 to 2")
+        _check_int(self, "top_k", 0, "an integer, 0 (off) or more")
+        _check_int(self, "max_new_tokens", 1, "an integer, 1 or more")
+        _check_int(
+            self, "min_new_tokens", 0, f"an integer from 0 to max_new_tokens={self.max_new_tokens}"
+        )
+        _check_int(self, "n", 1, "an integer, 1 or more")
+        if self.min_new_tokens > self.max_new_tokens:
+            valid = f"an integer from 0 to max_new_tokens={self.max_new_tokens}"
+            raise _wrong("min_new_tokens", valid, self.min_new_tokens)
+        if self.logprobs is not None:
+            _check_int(self, "logprobs", 0, "None, or an integer, 0 or more")
+        if self.seed is not None:
+            _check_int(self, "seed", -(2**63), "None, or a 64-bit integer")
+            if self.seed >= 2**64:
+                raise _wrong("seed", "None, or a 64-bit integer", self.seed)
+        if not isinstance(self.ignore_eos, bool):
+            raise _wrong("ignore_eos", "True or False", self.ignore_eos)
+        object.__setattr__(self, "stop", _stop_strings(self.stop))
+        object.__setattr__(self, "stop_token_ids", _stop_token_ids(self.stop_token_ids))
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """The stop strings, without repeats."""
+        return cast(tuple[str, ...], self.stop)  # __post_init__ made it one
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return self.temperature == 0
+
+    @property
+    def penalises(self) -> bool:
+        """Whether tokens seen before change the logits."""
+        return (
+            self.repetition_penalty != 1
+            or self.presence_penalty != 0
+            or self.frequency_penalty != 0
+        )
+
+
+def _wrong(field: str, valid: str, found: object) -> UsageError:
+    return UsageError(
+        f"SamplingParams.{field}",
+        expected=valid,
+        found=repr(found),
+        remedy=f"Pass a valid {field}, or leave it out for the default.",
+    )
+
+
+def _check_number(params: SamplingParams, field: str, low: float, high: float, valid: str) -> None:
+    value = getattr(params, field)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not low <= value <= high:  # NaN is not finite
+        raise _wrong(field, valid, value)
+
+
+def _check_int(params: SamplingParams, field: str, low: int, valid: str) -> None:
+    value = getattr(params, field)
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise _wrong(field, valid, value)
+
+
+def _stop_strings(stop: object) -> tuple[str, ...]:
+    valid = "a non-empty string or several of them"
+    strings = (stop,) if isinstance(stop, str) else stop
+    if not isinstance(strings, Iterable):
+        raise _wrong("stop", valid, stop)
+    strings = tuple(strings)
+    if not all(isinstance(one, str) and one for one in strings):
+        raise _wrong("stop", valid, stop)
+    return tuple(dict.fromkeys(strings))
+
+
+def _stop_token_ids(ids: object) -> tuple[int, ...]:
+    valid = "a list of token ids, each 0 or more"
+    if not isinstance(ids, Iterable) or isinstance(ids, str):
+        raise _wrong("stop_token_ids", valid, ids)
+    ids = tuple(ids)
+    if not all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in ids):
+        raise _wrong("stop_token_ids", valid, ids)
+    return ids

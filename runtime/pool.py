@@ -1,0 +1,326 @@
+"""Where each sequence's K and V live: pages or slots, block tables, reference counts.
+
+A pool only keeps the books. The memory itself belongs to the executor, which is told what to copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import CapacityError, UsageError
+
+PageCopy = tuple[int, int]  # (source page, destination page)
+
+
+class KVPool(Protocol):
+    """The books of a KV memory of `num_pages` pages of `page_size` tokens each.
+
+    Sequences are named by any unique integers. A copy that a method returns must be made before
+    the next step runs, in the order given.
+    """
+
+    num_pages: int
+    page_size: int
+    shares: bool  # whether fork lets two sequences hold the same page
+
+    @property
+    def num_free(self) -> int:
+        """Pages that nobody holds."""
+        ...
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest sequence that fits into the empty pool, in tokens."""
+        ...
+
+    def add(self, seq: int) -> None:
+        """Opens an empty sequence."""
+        ...
+
+    def length(self, seq: int) -> int:
+        """Tokens of `seq` that have a place."""
+        ...
+
+    def pages_needed(self, seq: int, num_tokens: int) -> int:
+        """Free pages that `append(seq, num_tokens)` would take."""
+        ...
+
+    def append(self, seq: int, num_tokens: int) -> tuple[list[int], list[PageCopy]]:
+        """Finds places for the next tokens of `seq`.
+
+        Returns:
+            the slot (page * page_size + offset) of each token, and the copies to make first.
+
+        Raises:
+            CapacityError: there are not enough free pages; nothing has changed.
+        """
+        ...
+
+    def fork_pages_needed(self, seq: int) -> int:
+        """Free pages that `fork(seq, …)` would take."""
+        ...
+
+    def fork(self, seq: int, new: int) -> list[PageCopy]:
+        """Opens `new` with the contents of `seq`; returns the copies to make."""
+        ...
+
+    def free(self, seq: int) -> None:
+        """Closes `seq` and lets go of its pages; a sequence that is not open is ignored."""
+        ...
+
+    def block_tables(self, seqs: Sequence[int]) -> Tensor:
+        """Page ids i32[B, M] of `seqs`, M the most pages that one of them holds, padded with 0."""
+        ...
+
+    def waste(self) -> float:
+        """Share of the places in held pages that hold no token, from 0 to 1."""
+        ...
+
+
+class _Pages:
+    """Free list and reference counts. Pages are handed out lowest first at the start, then LIFO."""
+
+    def __init__(self, first: int, count: int) -> None:
+        self.free = list(range(count - 1, first - 1, -1))
+        self.references = [0] * count
+
+    def take(self) -> int:
+        page = self.free.pop()
+        self.references[page] = 1
+        return page
+
+    def drop(self, page: int) -> None:
+        self.references[page] -= 1
+        if self.references[page] == 0:
+            self.free.append(page)
+
+
+class _Tables:
+    """Block tables as one growing i32 tensor, so that a step's tables are one gather of rows."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, int] = {}
+        self.data = torch.zeros(8, 8, dtype=torch.int32)
+        self.free_rows = list(range(7, -1, -1))
+
+    def open(self, seq: int) -> None:
+        if not self.free_rows:
+            count = self.data.shape[0]
+            self.data = torch.cat([self.data, torch.zeros_like(self.data)])
+            self.free_rows = list(range(2 * count - 1, count - 1, -1))
+        self.rows[seq] = self.free_rows.pop()
+
+    def close(self, seq: int) -> None:
+        row = self.rows.pop(seq)
+        self.data[row].zero_()
+        self.free_rows.append(row)
+
+    def write(self, seq: int, start: int, pages: list[int]) -> None:
+        while start + len(pages) > self.data.shape[1]:
+            self.data = torch.cat([self.data, torch.zeros_like(self.data)], dim=1)
+        row = self.data[self.rows[seq]]
+        row[start : start + len(pages)] = torch.tensor(pages, dtype=torch.int32)
+
+    def gather(self, seqs: Sequence[int], width: int) -> Tensor:
+        rows = torch.tensor([self.rows[seq] for seq in seqs])
+        return self.data[:, :width].index_select(0, rows)
+
+
+class PagedPool:
+    """Pages on demand; forks share pages and copy one when they write into it (PagedAttention,
+    Kwon et al. 2023, sections 4.2 to 4.4).
+
+    Page 0 is reserved: block tables are padded with it, and padding tokens may write into it. So a
+    pool of `num_pages` holds (num_pages - 1) * page_size tokens.
+
+    Raises:
+        UsageError: fewer than 2 pages, or a page size below 1.
+    """
+
+    shares = True
+    _first_page = 1
+
+    def __init__(self, num_pages: int, page_size: int) -> None:
+        if num_pages <= self._first_page or page_size < 1:
+            raise UsageError(
+                type(self).__name__,
+                expected=f"more than {self._first_page} pages of 1 token or more",
+                found=f"{num_pages} pages of {page_size} tokens",
+                remedy="Give the pool more memory (memory_fraction, KVCacheConfig.page_size).",
+            )
+        self.num_pages, self.page_size = num_pages, page_size
+        self._pages = _Pages(self._first_page, num_pages)
+        self._tables = _Tables()
+        self._held: dict[int, list[int]] = {}
+        self._lengths: dict[int, int] = {}
+
+    @property
+    def num_free(self) -> int:
+        """Pages that nobody holds."""
+        return len(self._pages.free)
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest sequence that fits into the empty pool, in tokens."""
+        return (self.num_pages - self._first_page) * self.page_size
+
+    def add(self, seq: int) -> None:
+        """Opens an empty sequence."""
+        self._tables.open(seq)
+        self._held[seq], self._lengths[seq] = [], 0
+
+    def length(self, seq: int) -> int:
+        """Tokens of `seq` that have a place."""
+        return self._lengths[seq]
+
+    def _writes_shared(self, seq: int) -> bool:
+        """Whether the next token of `seq` goes into a page that another sequence holds too."""
+        if self._lengths[seq] % self.page_size == 0:
+            return False
+        return self._pages.references[self._held[seq][-1]] > 1
+
+    def pages_needed(self, seq: int, num_tokens: int) -> int:
+        """Free pages that `append(seq, num_tokens)` would take."""
+        if num_tokens == 0:
+            return 0
+        held = self._held[seq]
+        total = -(-(self._lengths[seq] + num_tokens) // self.page_size)
+        return total - len(held) + self._writes_shared(seq)
+
+    def append(self, seq: int, num_tokens: int) -> tuple[list[int], list[PageCopy]]:
+        """Finds places for the next tokens: their slots, and the copies to make first.
+
+        Raises:
+            CapacityError: there are not enough free pages; nothing has changed.
+        """
+        needed = self.pages_needed(seq, num_tokens)
+        held, length = self._held[seq], self._lengths[seq]
+        copies: list[PageCopy] = []
+        if needed:
+            self._check_free(needed)
+            if self._writes_shared(seq):
+                copies.append(self._unshare_last(seq))
+                needed -= 1
+            if needed:
+                new = [self._pages.take() for _ in range(needed)]
+                self._tables.write(seq, len(held), new)
+                held.extend(new)
+        self._lengths[seq] = length + num_tokens
+        return self._slots(held, length, length + num_tokens), copies
+
+    def _unshare_last(self, seq: int) -> PageCopy:
+        held = self._held[seq]
+        shared, own = held[-1], self._pages.take()
+        held[-1] = own
+        self._tables.write(seq, len(held) - 1, [own])
+        self._pages.drop(shared)
+        return shared, own
+
+    def _slots(self, held: list[int], start: int, stop: int) -> list[int]:
+        size = self.page_size
+        if stop - start == 1:
+            return [held[start // size] * size + start % size]
+        slots: list[int] = []
+        while start < stop:
+            page, offset = divmod(start, size)
+            count = min(size - offset, stop - start)
+            slots.extend(range(held[page] * size + offset, held[page] * size + offset + count))
+            start += count
+        return slots
+
+    def fork_pages_needed(self, seq: int) -> int:
+        """Free pages that `fork(seq, …)` would take: none, they are shared."""
+        return 0
+
+    def fork(self, seq: int, new: int) -> list[PageCopy]:
+        """Opens `new` on the very pages of `seq`; no copies are needed until one of them writes."""
+        self.add(new)
+        self._held[new] = list(self._held[seq])
+        self._lengths[new] = self._lengths[seq]
+        self._tables.write(new, 0, self._held[new])
+        for page in self._held[new]:
+            self._pages.references[page] += 1
+        return []
+
+    def free(self, seq: int) -> None:
+        """Closes `seq` and lets go of its pages; a sequence that is not open is ignored."""
+        if seq in self._held:
+            for page in reversed(self._held.pop(seq)):
+                self._pages.drop(page)
+            del self._lengths[seq]
+            self._tables.close(seq)
+
+    def block_tables(self, seqs: Sequence[int]) -> Tensor:
+        """Page ids i32[B, M] of `seqs`, M the most pages that one of them holds, padded with 0."""
+        return self._tables.gather(seqs, max(len(self._held[seq]) for seq in seqs))
+
+    def waste(self) -> float:
+        """Share of the places in held pages that hold no token, from 0 to 1."""
+        used: dict[int, int] = {}  # a shared page counts once, with its fullest holder
+        for seq, held in self._held.items():
+            for index, page in enumerate(held):
+                tokens = min(self.page_size, self._lengths[seq] - index * self.page_size)
+                used[page] = max(used.get(page, 0), tokens)
+        return 1 - sum(used.values()) / (len(used) * self.page_size) if used else 0.0
+
+    def _check_free(self, needed: int) -> None:
+        if needed > self.num_free:
+            raise CapacityError(
+                "the KV pool",
+                expected=f"{needed} free pages of {self.page_size} tokens",
+                found=f"{self.num_free} free of {self.num_pages}",
+                remedy="Give the pool more memory (memory_fraction), or run fewer requests.",
+            )
+
+
+class SlotPool(PagedPool):
+    """One slot of `max_len` tokens a running sequence, for executors without paged attention.
+
+    A slot is a page of `max_len` tokens, so that block_tables[:, 0] is the slot. Slot 0 is in use
+    like the others. A fork copies the whole slot.
+    """
+
+    shares = False
+    _first_page = 0
+
+    def __init__(self, max_slots: int, max_len: int) -> None:
+        super().__init__(max_slots, max_len)
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest sequence that fits into the empty pool, in tokens: one slot."""
+        return self.page_size
+
+    def append(self, seq: int, num_tokens: int) -> tuple[list[int], list[PageCopy]]:
+        """Finds places for the next tokens: their slots; there are never copies to make.
+
+        Raises:
+            CapacityError: no slot is free, or the sequence outgrows its slot; nothing has changed.
+        """
+        if self.length(seq) + num_tokens > self.page_size:
+            raise CapacityError(
+                "a slot of the KV pool",
+                expected=f"at most {self.page_size} tokens",
+                found=f"{self.length(seq) + num_tokens}",
+                remedy="Compile with a larger max_model_len.",
+            )
+        return super().append(seq, num_tokens)
+
+    def fork_pages_needed(self, seq: int) -> int:
+        """Free slots that `fork(seq, …)` would take."""
+        return len(self._held[seq])
+
+    def fork(self, seq: int, new: int) -> list[PageCopy]:
+        """Opens `new` in a slot of its own; returns the copy of the slot to make.
+
+        Raises:
+            CapacityError: no slot is free; nothing has changed.
+        """
+        self._check_free(self.fork_pages_needed(seq))
+        self.add(new)
+        self.append(new, self._lengths[seq])
+        return list(zip(self._held[seq], self._held[new], strict=True))

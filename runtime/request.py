@@ -1,0 +1,133 @@
+"""What the loop knows of a request and of each of its sequences."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+
+from .output import Completion, Delta, FinishReason, Timings, TokenLogprobs, Usage
+from .params import SamplingParams
+from .sampling import Sampled, SamplingState
+from .stopping import StopChecker, StreamDecoder
+
+_ids = itertools.count()
+
+
+class Sequence:
+    """One completion in the making. `id` is its name in the pool, and its age: smaller is older.
+
+    Attributes:
+        tokens: the prompt's and the generated token ids.
+        num_computed: how many of them have K and V in the pool.
+        num_reached: the most that num_computed has been, before any preemption.
+        num_cached: prompt tokens whose K and V came from the fork of another sequence.
+        finish_reason: None while it runs.
+    """
+
+    __slots__ = (
+        "_stops",
+        "_text",
+        "deltas",
+        "finish_reason",
+        "id",
+        "index",
+        "logprobs",
+        "num_cached",
+        "num_computed",
+        "num_reached",
+        "request",
+        "sampling",
+        "timings",
+        "tokens",
+    )
+
+    def __init__(self, request: Request, index: int, stops: StopChecker) -> None:
+        self.id, self.request, self.index = next(_ids), request, index
+        self.tokens = list(request.prompt)
+        self.num_computed = self.num_reached = self.num_cached = 0
+        self.sampling = SamplingState(request.params, request.prompt, request.stop_ids, index)
+        self.finish_reason: FinishReason | None = None
+        self.logprobs: list[TokenLogprobs] = []
+        self.deltas: list[Delta] = []
+        self.timings = Timings(request.submitted)
+        self._stops = stops
+        self._text: list[str] = []
+
+    @property
+    def remaining(self) -> int:
+        """Tokens still to be computed before the next one can be sampled."""
+        return len(self.tokens) - self.num_computed
+
+    def accept(self, sampled: Sampled, now: float) -> None:
+        """Takes the next token, sampled at `now` (`time.perf_counter()`)."""
+        token = sampled.token_id
+        self.tokens.append(token)
+        self.sampling.commit(token)
+        self.timings.token(now)
+        text, self.finish_reason = self._stops.push(token)
+        self._text.append(text)
+        if sampled.logprobs is not None:
+            self.logprobs.append(sampled.logprobs)
+        if self.request.streams:
+            logprobs = [sampled.logprobs] if sampled.logprobs is not None else None
+            self.deltas.append(Delta(self.index, text, [token], self.finish_reason, logprobs))
+
+    def completion(self) -> Completion:
+        """The finished completion."""
+        assert self.finish_reason is not None
+        num_prompt = len(self.request.prompt)
+        output = self.tokens[num_prompt:]
+        return Completion(
+            token_ids=output,
+            text="".join(self._text),
+            finish_reason=self.finish_reason,
+            logprobs=self.logprobs if self.request.params.logprobs is not None else None,
+            usage=Usage(num_prompt, len(output), self.num_cached),
+            timings=self.timings,
+        )
+
+
+class Request:
+    """One prompt and the `params.n` sequences that continue it.
+
+    The first sequence computes the prompt; the others are forked from it when that is done.
+
+    Args:
+        prompt: token ids, at least one.
+        params: how to sample and when to stop.
+        stop_ids: the tokens that end a sequence.
+        max_tokens: the most tokens a sequence may generate.
+        decoder: makes a new decoder of text, or None for no text.
+        streams: whether to keep a Delta for each token.
+    """
+
+    def __init__(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        stop_ids: frozenset[int],
+        max_tokens: int,
+        decoder: Callable[[], StreamDecoder] | None,
+        *,
+        streams: bool = False,
+    ) -> None:
+        self.prompt, self.params, self.stop_ids, self.streams = prompt, params, stop_ids, streams
+        self.submitted = time.perf_counter()
+        self.forked = params.n == 1
+        self.sequences = [
+            Sequence(self, index, StopChecker(params, stop_ids, max_tokens, decoder and decoder()))
+            for index in range(params.n)
+        ]
+
+    @property
+    def finished(self) -> bool:
+        """Whether all sequences have ended."""
+        return all(seq.finish_reason is not None for seq in self.sequences)
+
+    def take_deltas(self) -> list[Delta]:
+        """The deltas since the last call, in the order of their sequences."""
+        deltas = [delta for seq in self.sequences for delta in seq.deltas]
+        for seq in self.sequences:
+            seq.deltas.clear()
+        return deltas

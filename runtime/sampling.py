@@ -1,0 +1,192 @@
+"""From logits to tokens: parameters and a random stream for each row, one path for the batch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import VerificationError
+from .filters import apply_temperature, draw, keep_min_p, keep_top_k, keep_top_p, penalise
+from .output import TokenLogprobs
+from .params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A chosen token, with its logprobs where they were asked for."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+
+
+class SamplingState:
+    """What sampling remembers of one sequence: its random stream and the tokens it has seen.
+
+    Args:
+        params: the request's parameters.
+        prompt: the prompt's token ids.
+        stop_ids: end-of-sequence and stop tokens, masked before `min_new_tokens`.
+        index: which of the request's `n` completions: each has a stream of its own.
+    """
+
+    __slots__ = (
+        "_counts",
+        "_generator",
+        "_index",
+        "_output",
+        "_prompt",
+        "_seen",
+        "params",
+        "plain",
+        "stop_ids",
+    )
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt: Sequence[int],
+        stop_ids: frozenset[int],
+        index: int = 0,
+    ) -> None:
+        self.params, self.stop_ids = params, stop_ids
+        # plain: the likeliest token of the logits as they are; read at every step
+        self.plain = params.is_greedy and not params.penalises and params.logprobs is None
+        self.plain = self.plain and params.min_new_tokens == 0
+        self._prompt, self._index = prompt, index
+        self._output: list[int] = []
+        self._generator: torch.Generator | None = None
+        self._seen: Tensor | None = None
+        self._counts: Tensor | None = None
+
+    def commit(self, token_id: int) -> None:
+        """Notes a token of the output."""
+        self._output.append(token_id)
+        if self._seen is not None and self._counts is not None:
+            self._seen[token_id] = True
+            self._counts[token_id] += 1
+
+    @property
+    def masks_stops(self) -> bool:
+        """Whether it is too early for a stop token."""
+        return len(self._output) < self.params.min_new_tokens and bool(self.stop_ids)
+
+    def uniform(self) -> float:
+        """The next number in [0, 1) of the sequence's own stream."""
+        if self._generator is None:
+            self._generator = torch.Generator()
+            if self.params.seed is None:
+                self._generator.seed()
+            else:
+                key = hashlib.sha256(f"{self.params.seed}:{self._index}".encode()).digest()
+                self._generator.manual_seed(int.from_bytes(key[:8], "big", signed=True))
+        return float(torch.rand((), dtype=torch.float64, generator=self._generator))
+
+    def penalised(self, logits: Tensor) -> Tensor:
+        """Logits f32[V] with the penalties taken off, as new memory."""
+        if self._seen is None or self._counts is None:
+            vocab, device = logits.shape[-1], logits.device
+            output = torch.tensor(self._output, dtype=torch.int64, device=device)
+            self._counts = torch.bincount(output, minlength=vocab).to(torch.int32)
+            self._seen = self._counts > 0
+            self._seen[torch.tensor(self._prompt, dtype=torch.int64, device=device)] = True
+        p = self.params
+        return penalise(
+            logits,
+            self._seen,
+            self._counts,
+            p.repetition_penalty,
+            p.presence_penalty,
+            p.frequency_penalty,
+        )
+
+
+class Sampler:
+    """Chooses one token a row. The order of operations is that of Hugging Face and vLLM: penalties,
+    stop tokens masked before `min_new_tokens`, temperature, top-k, top-p, min-p, draw. Greedy rows
+    take the largest logit after penalties, the lowest token id among equals.
+    """
+
+    def sample(self, logits: Tensor, states: Sequence[SamplingState]) -> list[Sampled]:
+        """One token for each row of logits f32[R, V]; the caller commits it to the state.
+
+        Raises:
+            VerificationError: a row has NaN, infinite or no allowed logits.
+        """
+        if all(state.plain for state in states):
+            return [Sampled(token) for token in _greedy(logits)]
+        scores = _adjusted(logits, states)
+        tokens = _greedy(scores)
+        random = [row for row, state in enumerate(states) if not state.params.is_greedy]
+        if random:
+            drawn = _draw(scores[random], [states[row] for row in random])
+            for row, token in zip(random, drawn, strict=True):
+                tokens[row] = token
+        return [
+            Sampled(token, _logprobs(logits[row], token, states[row].params.logprobs))
+            for row, token in enumerate(tokens)
+        ]
+
+
+def filtered_logits(scores: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    """Logits [R, V] after temperature, top-k, top-p and min-p, what is cut set to -inf."""
+
+    def column(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=scores.device)[:, None]
+
+    scores = apply_temperature(scores, column([p.temperature for p in params])).float()
+    if any(p.top_k for p in params):
+        scores = keep_top_k(scores, torch.tensor([p.top_k for p in params], device=scores.device))
+    if any(p.top_p < 1 for p in params):
+        scores = keep_top_p(scores, column([p.top_p for p in params]))
+    if any(p.min_p for p in params):
+        scores = keep_min_p(scores, column([p.min_p for p in params]))
+    return scores
+
+
+def _draw(scores: Tensor, states: list[SamplingState]) -> list[int]:
+    uniform = torch.tensor([[state.uniform()] for state in states], dtype=torch.float64)
+    scores = filtered_logits(scores, [state.params for state in states])
+    tokens: list[int] = draw(scores, uniform.to(scores.device)).tolist()
+    return tokens
+
+
+def _adjusted(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
+    """The logits with penalties, and with stop tokens masked where it is too early for them."""
+    scores = logits.clone()
+    for row, state in enumerate(states):
+        if state.params.penalises:
+            scores[row] = state.penalised(logits[row])
+        if state.masks_stops:
+            early = [token for token in state.stop_ids if token < scores.shape[-1]]
+            scores[row, early] = -torch.inf
+    return scores
+
+
+def _greedy(scores: Tensor) -> list[int]:
+    best, tokens = scores.max(-1)  # of equals the first, as torch documents
+    if not all(map(_is_finite, best.tolist())):
+        raise VerificationError(
+            "the model's logits",
+            expected="a finite largest logit in each row",
+            found=str(best.tolist()),
+            remedy="Run `tilewright verify`; see that not every token is ruled out.",
+        )
+    ids: list[int] = tokens.tolist()
+    return ids
+
+
+def _is_finite(value: float) -> bool:
+    return -float("inf") < value < float("inf")  # false for NaN, too
+
+
+def _logprobs(logits: Tensor, token: int, count: int | None) -> TokenLogprobs | None:
+    if count is None:
+        return None
+    logprobs = logits.double().log_softmax(-1)
+    top = logprobs.topk(min(count, logprobs.shape[-1]))
+    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return TokenLogprobs(token, float(logprobs[token]), tuple(pairs))

@@ -1,0 +1,213 @@
+"""Who computes how many tokens in the next step: continuous batching with chunked prefill.
+
+First come, first served. Decode goes before prefill, so that a long prompt never stalls the others
+by more than the step's token budget (Sarathi-Serve, Agrawal et al. 2024). When pages run out, the
+youngest sequence gives up its pages and is computed anew later (vLLM's recompute preemption).
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from dataclasses import dataclass, field
+from operator import attrgetter
+
+from ..errors import CapacityError, UsageError
+from .pool import KVPool, PageCopy
+from .request import Request, Sequence
+from .step import Capabilities
+
+_age = attrgetter("id")
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens [start, start + len(slots)) of `seq`, to be computed in one step."""
+
+    seq: Sequence
+    start: int
+    slots: list[int]
+
+    @property
+    def completes(self) -> bool:
+        """Whether the sequence's next token can be sampled after this."""
+        return self.start + len(self.slots) == len(self.seq.tokens)
+
+
+@dataclass(slots=True)
+class Plan:
+    """One step: the chunks to compute, and the page copies to make before, in order."""
+
+    chunks: list[Chunk] = field(default_factory=list)
+    copies: list[PageCopy] = field(default_factory=list)
+
+
+class Scheduler:
+    """Keeps the waiting and the running sequences, both oldest first, and plans steps.
+
+    Args:
+        pool: where K and V live.
+        capabilities: what the executor takes. One that does not mix gets one sequence's whole
+            prefill alone, or one token of each running sequence.
+        max_tokens_per_step: the token budget of a step, for executors that mix.
+        max_num_seqs: the most sequences that run at once.
+
+    Raises:
+        UsageError: a budget or a number of sequences below 1.
+    """
+
+    def __init__(
+        self,
+        pool: KVPool,
+        capabilities: Capabilities,
+        *,
+        max_tokens_per_step: int = 2048,
+        max_num_seqs: int = 256,
+    ) -> None:
+        for name, value in (
+            ("max_tokens_per_step", max_tokens_per_step),
+            ("max_num_seqs", max_num_seqs),
+        ):
+            if value < 1:
+                raise UsageError(
+                    name,
+                    expected="1 or more",
+                    found=str(value),
+                    remedy="Raise it, or leave it out.",
+                )
+        self.pool, self.capabilities = pool, capabilities
+        self.max_tokens_per_step = max_tokens_per_step
+        self.max_running = min(max_num_seqs, capabilities.max_slots or max_num_seqs)
+        if capabilities.mixes:  # so that one step can hold a token of every running sequence
+            self.max_running = min(self.max_running, max_tokens_per_step)
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+
+    def add(self, request: Request) -> None:
+        """Queues a request's first sequence."""
+        insort(self.waiting, request.sequences[0], key=_age)
+
+    def schedule(self) -> Plan:
+        """The next step; takes the pages that it needs. Empty only if there is nothing to do.
+
+        Raises:
+            CapacityError: the oldest sequence does not fit though nothing else runs.
+        """
+        while True:
+            plan = Plan()
+            if self.capabilities.mixes:
+                self._plan_mixed(plan)
+            else:
+                self._plan_split(plan)
+            if plan.chunks or not (self.waiting or self.running):
+                return plan
+            if not self.running:
+                raise CapacityError(
+                    "the KV pool",
+                    expected=f"room for a sequence of {len(self.waiting[0].tokens)} tokens",
+                    found=f"{self.pool.num_free} free pages of {self.pool.page_size} tokens",
+                    remedy="Give the pool more memory (memory_fraction), or send shorter prompts.",
+                )
+            self.preempt(self.running[-1])  # all wait for pages that the others hold
+
+    def fork(self, request: Request) -> list[PageCopy]:
+        """Starts the unfinished siblings of a first sequence whose prompt is computed.
+
+        Those that find no place wait, and compute the prompt again.
+
+        Returns:
+            the page copies to make at once.
+        """
+        request.forked = True
+        first, *others = request.sequences
+        copies: list[PageCopy] = []
+        for seq in others:
+            if seq.finish_reason is not None:
+                continue
+            seq.num_reached = first.num_computed
+            fits = self.pool.fork_pages_needed(first.id) <= self.pool.num_free
+            if fits and len(self.running) < self.max_running:
+                copies += self.pool.fork(first.id, seq.id)
+                seq.num_computed = seq.num_cached = first.num_computed
+                insort(self.running, seq, key=_age)
+            else:
+                insort(self.waiting, seq, key=_age)
+        return copies
+
+    def preempt(self, seq: Sequence) -> None:
+        """Takes a running sequence's pages away and queues it to be computed anew."""
+        self.drop(seq)
+        seq.num_computed = seq.num_cached = 0
+        insort(self.waiting, seq, key=_age)
+        self.num_preemptions += 1
+
+    def drop(self, seq: Sequence) -> None:
+        """Forgets a sequence, wherever it is, and frees its pages."""
+        for queue in (self.running, self.waiting):
+            if seq in queue:
+                queue.remove(seq)
+        self.pool.free(seq.id)
+
+    def _plan_mixed(self, plan: Plan) -> None:
+        self._plan_decode(plan)
+        budget = self.max_tokens_per_step - len(plan.chunks)
+        for seq in self.running:
+            count = min(seq.remaining, budget)
+            if seq.remaining > 1 and count and self._has_pages(seq, count):
+                self._take(plan, seq, count)
+                budget -= count
+        while budget and self._admits():
+            seq = self._admit()
+            count = min(seq.remaining, budget)
+            self._take(plan, seq, count)
+            budget -= count
+
+    def _plan_split(self, plan: Plan) -> None:
+        if self._admits():
+            seq = self._admit()
+            self._take(plan, seq, seq.remaining)
+        else:
+            self._plan_decode(plan)
+
+    def _plan_decode(self, plan: Plan) -> None:
+        """One token of each running sequence that is ready for it, the youngest giving way.
+
+        Oldest first, so that whoever is preempted has not been planned yet in this step.
+        """
+        index = 0
+        while index < len(self.running):
+            seq = self.running[index]
+            index += 1
+            if seq.remaining > 1:
+                continue
+            while not self._has_pages(seq, 1):
+                youngest = self.running[-1]
+                self.preempt(youngest)
+                if youngest is seq:
+                    return
+            self._take(plan, seq, 1)
+
+    def _has_pages(self, seq: Sequence, count: int) -> bool:
+        return self.pool.pages_needed(seq.id, count) <= self.pool.num_free
+
+    def _take(self, plan: Plan, seq: Sequence, count: int) -> None:
+        slots, copies = self.pool.append(seq.id, count)
+        plan.chunks.append(Chunk(seq, seq.num_computed, slots))
+        plan.copies += copies
+
+    def _admits(self) -> bool:
+        """Whether the oldest waiting sequence can run to its next token beside the running ones."""
+        if not self.waiting or len(self.running) >= self.max_running:
+            return False
+        pool = self.pool
+        needed = -(-len(self.waiting[0].tokens) // pool.page_size)
+        for seq in self.running:  # the rest of its prompt, or its next token
+            ahead = max(1, len(seq.tokens) - pool.length(seq.id))
+            needed += pool.pages_needed(seq.id, ahead)
+        return needed <= pool.num_free
+
+    def _admit(self) -> Sequence:
+        seq = self.waiting.pop(0)
+        self.pool.add(seq.id)
+        insort(self.running, seq, key=_age)
+        return seq

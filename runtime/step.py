@@ -1,0 +1,74 @@
+"""What the scheduler hands to an executor, and what an executor declares that it can take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """T tokens of B sequences, R of them to be sampled from; contiguous tensors on the CPU.
+
+    The tokens of a sequence are consecutive in T. In a decode step every sequence has one token.
+
+    Attributes:
+        token_ids: i64[T].
+        positions: i64[T], the absolute position of each token in its sequence.
+        query_start: i32[B+1], prefix sums of each sequence's number of tokens in this step.
+        seq_lens: i32[B], the length of each sequence including this step's tokens.
+        slot_mapping: i64[T], page * page_size + offset: where the token's K and V are written.
+        block_tables: i32[B, M], the page ids of each sequence, unused entries 0.
+        logits_indices: i64[R], the rows of T whose logits are wanted; R may be 0 in a step that
+            holds nothing but chunks of prompts.
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    query_start: Tensor
+    seq_lens: Tensor
+    slot_mapping: Tensor
+    block_tables: Tensor
+    logits_indices: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an executor can take.
+
+    Attributes:
+        mixes: takes any mix of prefill chunks and decode tokens in one step. Else a step is either
+            one sequence's whole prefill or one token of each of several sequences.
+        pages: reads K and V through block tables of many pages. Else a sequence is one slot.
+        shares: lets several block tables hold the same page.
+        max_slots: the most sequences in one step, None for no limit.
+    """
+
+    mixes: bool
+    pages: bool
+    shares: bool
+    max_slots: int | None
+
+
+class StepExecutor(Protocol):
+    """Runs steps of one model over the KV buffers that it owns."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this executor can take."""
+        ...
+
+    def run(self, step: Step) -> Tensor:
+        """Writes the K and V of the step's tokens and returns logits f32[R, V]."""
+        ...
+
+    def copy_pages(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
+        """Copies whole pages (or slots), in order, in the buffers of every layer."""
+        ...
+
+    def allocate(self, num_pages: int, page_size: int) -> None:
+        """(Re)creates the KV buffers; whatever they held is lost."""
+        ...
