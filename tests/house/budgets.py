@@ -1,0 +1,80 @@
+"""The budgets of the style page, measured on the syntax tree."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from house.tree import Source
+
+MAX_FILE_LINES = 500
+MAX_MEDIAN_FILE_LINES = 150
+MAX_FUNCTION_LINES = 80
+MAX_KERNEL_LINES = 200
+USUAL_FUNCTION_LINES = 40
+USUAL_SHARE = 0.9
+KERNELS = "codegen/triton/kernels/"
+
+FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A function's place, its length from `def` to its last line, and whether it is a kernel."""
+
+    where: str
+    lines: int
+    kernel: bool
+
+
+def functions(source: Source) -> Iterator[Function]:
+    """Every function and method of a module, nested ones too."""
+    kernel = source.path.startswith(KERNELS)
+    for node in ast.walk(source.tree):
+        if isinstance(node, FunctionNode):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            yield Function(f"{source.path}:{node.lineno} {node.name}", lines, kernel)
+
+
+def too_long(source: Source) -> list[str]:
+    """The file and those of its functions that are over their hard limits."""
+    lines = len(source.text.splitlines())
+    found = [f"{source.path}: {lines} lines"] if lines > MAX_FILE_LINES else []
+    for function in functions(source):
+        limit = MAX_KERNEL_LINES if function.kernel else MAX_FUNCTION_LINES
+        if function.lines > limit:
+            found.append(f"{function.where}: {function.lines} lines, the limit is {limit}")
+    return found
+
+
+def undocumented(source: Source) -> list[str]:
+    """Public functions and classes without a docstring, and functions without annotations."""
+    if any(part.startswith("_") for part in source.path.removesuffix("__init__.py").split("/")):
+        return []
+    return list(_undocumented(source.path, source.tree.body, in_class=False))
+
+
+def _undocumented(path: str, body: list[ast.stmt], *, in_class: bool) -> Iterator[str]:
+    for node in body:
+        if not isinstance(node, FunctionNode | ast.ClassDef) or node.name.startswith("_"):
+            continue
+        where = f"{path}:{node.lineno} {node.name}"
+        if not in_class and ast.get_docstring(node) is None:
+            yield f"{where}: no docstring"
+        if isinstance(node, ast.ClassDef):
+            yield from _undocumented(path, node.body, in_class=True)
+        elif missing := _unannotated(node, in_class=in_class):
+            yield f"{where}: no annotation of {', '.join(missing)}"
+
+
+def _unannotated(node: FunctionNode, *, in_class: bool) -> list[str]:
+    arguments = node.args
+    named = [*arguments.posonlyargs, *arguments.args]
+    static = any(isinstance(d, ast.Name) and d.id == "staticmethod" for d in node.decorator_list)
+    if in_class and not static:
+        named = named[1:]
+    rest = [a for a in (arguments.vararg, arguments.kwarg) if a is not None]
+    every = [*named, *arguments.kwonlyargs, *rest]
+    missing = [argument.arg for argument in every if argument.annotation is None]
+    return missing + (["the result"] if node.returns is None else [])
