@@ -6,7 +6,6 @@ import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,7 +17,7 @@ from ..errors import CaptureError, TilewrightError, UsageError
 from .capture_clean import clean
 from .capture_errors import explain
 from .capture_structure import structure_of
-from .capture_types import Captured, CapturedInput, Symbol
+from .capture_types import Captured, CapturedInput, Route, Symbol
 
 Examples = tuple[object, ...] | Mapping[str, object]
 
@@ -54,7 +53,7 @@ def capture_module(
     example_inputs: Examples,
     dynamic_shapes: object = None,
     *,
-    route: Literal["hook", "plain"] = "plain",
+    route: Route = "plain",
     notes: Sequence[str] = (),
 ) -> Captured:
     """Captures `module` in eval mode; its train/eval state is as before afterwards.
@@ -147,7 +146,7 @@ def _captured(
     program: ExportedProgram,
     args: tuple[object, ...],
     kwargs: dict[str, object],
-    route: Literal["hook", "plain"],
+    route: Route,
     notes: tuple[str, ...],
 ) -> Captured:
     nodes = {node.name: node for node in program.graph_module.graph.find_nodes(op="placeholder")}

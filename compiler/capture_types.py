@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+Route = Literal["hook", "masks", "plain"]
 Constant = int | float | bool | str | None
 
 
@@ -97,7 +98,7 @@ class Captured:
         arguments: names of forward()'s positional parameters, to bind keywords.
         output: structure of the result over the graph's flat outputs.
         symbols: the dynamic sizes by name.
-        route: "hook" (attention through transformers' interface), "plain" otherwise.
+        route: how attention was captured, see `hf_model.capture_causal_lm`.
         notes: what a report should tell.
     """
 
@@ -110,7 +111,7 @@ class Captured:
     arguments: tuple[str, ...]
     output: Structure
     symbols: tuple[Symbol, ...]
-    route: Literal["hook", "plain"]
+    route: Route
     notes: tuple[str, ...]
 
     @property

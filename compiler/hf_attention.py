@@ -1,14 +1,14 @@
-"""The attention of Hugging Face models as one custom op, `tilewright::attention`, and the hook that emits it."""
+"""Attention of Hugging Face models as custom ops, and the hooks that emit them."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CaptureError
-from .hf_masks import MaskSpec
-
-INTERFACE = "tilewright"
+from .hf_masks import MaskSpec, PositionMask
 
 _SCHEMA = (
     "(Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor? bias, float scale, bool is_causal, "
@@ -32,12 +32,13 @@ def attention(
     """Grouped attention of a whole sequence, with the arithmetic of transformers' eager functions.
 
     Args:
-        q: [B, H, S, D]; k: [B, G, L, D]; v: [B, G, L, Dv], H a multiple of G; query i stands at position i + L - S.
+        q: [B, H, S, D]; query i stands at position i + L - S.
+        k: [B, G, L, D]; v: [B, G, L, Dv]; H is a multiple of G.
         sinks: [H] logits that join the softmax and are dropped after it (gpt-oss); None without.
         bias: broadcastable to [B, H, S, L], added to the scaled scores; None without.
         scale: factor on q·k.
         is_causal, window, chunk: as in `MaskSpec`.
-        softcap: scores become softcap * tanh(scores / softcap) before the mask (Gemma 2); None without.
+        softcap: scores become softcap * tanh(scores / softcap) before the mask (Gemma 2).
 
     Returns:
         [B, S, H, Dv] in q's dtype; the softmax is taken in float32.
@@ -50,9 +51,7 @@ def attention(
     if bias is not None:
         scores = scores + bias
     length = k.shape[2]
-    query = torch.arange(length - q.shape[2], length).view(-1, 1)
-    allowed = MaskSpec(is_causal, window, chunk).allows(query, torch.arange(length).view(1, -1))
-    scores = scores.masked_fill(~allowed.to(q.device), torch.finfo(scores.dtype).min)
+    scores = _masked(scores, MaskSpec(is_causal, window, chunk))
     if sinks is not None:
         column = sinks.view(1, -1, 1, 1).expand(q.shape[0], -1, q.shape[2], 1).to(scores.dtype)
         scores = torch.cat([scores, column], dim=-1)
@@ -74,6 +73,31 @@ def _(
     softcap: float | None,
 ) -> Tensor:
     return q.new_empty((q.shape[0], q.shape[2], q.shape[1], v.shape[3]))
+
+
+@torch.library.custom_op(
+    "tilewright::mask_scores",
+    mutates_args=(),
+    schema="(Tensor scores, bool is_causal, int? window, int? chunk) -> Tensor",
+)
+def mask_scores(scores: Tensor, is_causal: bool, window: int | None, chunk: int | None) -> Tensor:
+    """Scores [..., S, L] with the dtype's lowest number where `MaskSpec` hides the key.
+
+    Emitted where a model adds the mask to its scores by hand; query i stands at i + L - S.
+    """
+    return _masked(scores, MaskSpec(is_causal, window, chunk))
+
+
+@mask_scores.register_fake
+def _(scores: Tensor, is_causal: bool, window: int | None, chunk: int | None) -> Tensor:
+    return torch.empty_like(scores)
+
+
+def _masked(scores: Tensor, spec: MaskSpec) -> Tensor:
+    num_queries, num_keys = scores.shape[-2:]
+    query = torch.arange(num_keys - num_queries, num_keys).view(-1, 1)
+    allowed = spec.allows(query, torch.arange(num_keys).view(1, -1))
+    return scores.masked_fill(~allowed.to(scores.device), torch.finfo(scores.dtype).min)
 
 
 # What the hook may be given without any effect on the numbers of an inference without cache.
@@ -108,7 +132,7 @@ def attention_hook(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: MaskSpec | None,
+    attention_mask: PositionMask | None,
     scaling: float | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
@@ -118,49 +142,68 @@ def attention_hook(
 ) -> tuple[Tensor, None]:
     """transformers' AttentionInterface: q [B, H, S, D], k, v [B, G, S, D] -> ([B, S, H, D], None).
 
-    The mask is the MaskSpec that `mask_hook` recognised, so each layer gets the window of its own mask, whatever
-    the layer says in `sliding_window` (eager and sdpa ignore that argument too).
+    Each layer gets the window of its own mask, whatever it says in `sliding_window`: eager and sdpa
+    ignore that argument too.
 
     Raises:
-        CaptureError: a mask that did not come from the mask hook, or an argument whose meaning is unknown.
+        CaptureError: a mask that did not come from the mask interface, or an unknown argument.
     """
-    if not isinstance(attention_mask, MaskSpec):
-        _refuse(
-            module,
-            "a mask made by transformers' mask interface",
-            f"{type(attention_mask).__name__}",
-        )
-    unknown = sorted(
-        name for name, given in kwargs.items() if given is not None and name not in _HARMLESS
-    )
+    if not isinstance(attention_mask, PositionMask):
+        found = type(attention_mask).__name__
+        raise _refusal(module, "a mask made by transformers' mask interface", found)
+    spec = attention_mask.spec
+    unknown = [name for name, given in kwargs.items() if given is not None]
+    unknown = sorted(set(unknown) - _HARMLESS)
     if unknown:
-        _refuse(
-            module,
-            "only the known arguments of an attention function",
-            f"also {', '.join(unknown)}",
-        )
-    if is_causal is not None and is_causal != attention_mask.causal:
-        _refuse(
-            module, f"is_causal={attention_mask.causal}, as the mask says", f"is_causal={is_causal}"
-        )
+        raise _refusal(module, "known arguments of an attention function", ", ".join(unknown))
+    if is_causal is not None and is_causal != spec.causal:
+        raise _refusal(module, f"is_causal={spec.causal}, as the mask says", f"{is_causal=}")
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    out = torch.ops.tilewright.attention(
-        query,
-        key,
-        value,
-        s_aux,
-        position_bias,
-        scale,
-        attention_mask.causal,
-        attention_mask.window,
-        attention_mask.chunk,
-        softcap,
+    return _attend(query, key, value, s_aux, position_bias, scale, spec, softcap), None
+
+
+def sdpa_hook(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`F.scaled_dot_product_attention` that takes a PositionMask too and then emits the op."""
+
+    def scaled_dot_product_attention(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | PositionMask | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        if not isinstance(attn_mask, PositionMask):
+            return original(
+                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+            )
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        out = _attend(query, key, value, None, None, scale, attn_mask.spec, None)
+        return out.transpose(1, 2)
+
+    return scaled_dot_product_attention
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sinks: Tensor | None,
+    bias: Tensor | None,
+    scale: float,
+    spec: MaskSpec,
+    softcap: float | None,
+) -> Tensor:
+    out: Tensor = torch.ops.tilewright.attention(
+        query, key, value, sinks, bias, scale, spec.causal, spec.window, spec.chunk, softcap
     )
-    return out, None
+    return out
 
 
-def _refuse(module: nn.Module, expected: str, found: str) -> None:
-    raise CaptureError(
+def _refusal(module: nn.Module, expected: str, found: str) -> CaptureError:
+    return CaptureError(
         f"{type(module).__name__} (layer {getattr(module, 'layer_idx', '?')})",
         expected=expected,
         found=found,

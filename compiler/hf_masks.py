@@ -1,10 +1,11 @@
-"""What an attention mask of transformers says, recovered by evaluating the mask function that the model itself builds."""
+"""What an attention mask of transformers says, read off the mask function the model builds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,8 +22,8 @@ _DENSE = 48
 class MaskSpec:
     """Which keys a query may attend to.
 
-    Key j is visible from query i when ``(not causal or j <= i)``, ``(window is None or j > i - window)`` and
-    ``(chunk is None or j // chunk == i // chunk)``.
+    Key j is visible from query i when ``(not causal or j <= i)``,
+    ``(window is None or j > i - window)`` and ``(chunk is None or j // chunk == i // chunk)``.
 
     Attributes:
         causal: no key after the query is visible.
@@ -46,11 +47,52 @@ class MaskSpec:
         return allowed
 
 
+class PositionMask:
+    """Stands in for the mask tensor in a model that is being captured.
+
+    A model makes masks for layer types that it may not have, so the mask function is looked at only
+    when a layer uses the mask: passed to an attention function, or added to scores.
+    """
+
+    def __init__(self, mask_function: MaskFunction, max_length: int) -> None:
+        self._mask_function, self._max_length = mask_function, max_length
+
+    @cached_property
+    def spec(self) -> MaskSpec:
+        """What the mask says. Raises CaptureError where it is no MaskSpec."""
+        return recognise_mask(self._mask_function, self._max_length)
+
+    def __getitem__(self, index: object) -> PositionMask:
+        # [:, :, :, :key_length] is how models cut a mask to the keys, which here are all there are
+        parts = index if isinstance(index, tuple) else (index,)
+        whole = all(
+            part is Ellipsis
+            or (isinstance(part, slice) and part.start in (None, 0) and type(part.stop) is not int)
+            for part in parts
+        )
+        if not whole:
+            raise CaptureError(
+                "attention mask",
+                expected="a mask that is used whole",
+                found=f"the part [{index}]",
+                remedy="The model is captured with its own attention arithmetic instead.",
+            )
+        return self
+
+    def to(self, *args: object, **kwargs: object) -> PositionMask:
+        """Itself: it has neither device nor dtype."""
+        return self
+
+    def __radd__(self, scores: Tensor) -> Tensor:
+        spec = self.spec
+        return torch.ops.tilewright.mask_scores(scores, spec.causal, spec.window, spec.chunk)
+
+
 def recognise_mask(mask_function: MaskFunction, max_length: int) -> MaskSpec:
     """The MaskSpec that agrees with `mask_function` on positions below `max_length`.
 
-    The function is evaluated on real integers in a thread of its own, because the dispatch modes of an export in
-    progress are thread-local and would turn the positions into fake tensors.
+    The function is evaluated on real integers in a thread of its own, because the dispatch modes of
+    an export in progress are thread-local and would turn the positions into fake tensors.
 
     Args:
         mask_function: transformers' ``(batch, head, query, key) -> bool`` over index tensors.
@@ -64,65 +106,57 @@ def recognise_mask(mask_function: MaskFunction, max_length: int) -> MaskSpec:
         return pool.submit(_recognise, mask_function, length).result()
 
 
-def _rows(mask_function: MaskFunction, query: Tensor, length: int) -> Tensor:
+def _visible(mask_function: MaskFunction, query: Tensor, key: Tensor) -> Tensor:
+    """bool[Q, K]: which of the positions `key` each of the positions `query` sees."""
     zero = torch.zeros(1, 1, 1, 1, dtype=torch.int64)
-    key = torch.arange(length).view(1, 1, 1, -1)
     try:
-        allowed = mask_function(zero, zero, query.view(1, 1, -1, 1), key)
+        allowed = mask_function(zero, zero, query.view(1, 1, -1, 1), key.view(1, 1, 1, -1))
     except Exception as error:
-        raise CaptureError(
-            f"attention mask {getattr(mask_function, '__qualname__', mask_function)}",
-            expected="a mask that is a function of the query and key positions",
-            found=f"{type(error).__name__}: {error}",
-            remedy="Capture the model as a plain module (capture_module) instead.",
+        raise _refusal(
+            mask_function,
+            "a mask that is a function of the query and key positions",
+            f"{type(error).__name__}: {error}",
         ) from error
-    return allowed.expand(1, 1, query.numel(), length)[0, 0]
+    return allowed.expand(1, 1, query.numel(), key.numel())[0, 0]
 
 
-def _candidate(last: Tensor, before: Tensor) -> MaskSpec:
-    length = last.numel()
-    first_last, first_before = int(last.int().argmax()), int(before.int().argmax())
-    if bool(before[-1]):
+def _candidate(mask_function: MaskFunction, length: int) -> MaskSpec:
+    """The only MaskSpec that could be right, from the queries that see key 0."""
+    positions = torch.arange(length)
+    if bool(_visible(mask_function, positions[:1], positions[-1:])):
         return MaskSpec(causal=False)
-    if first_last == 0:
+    reach = int(_visible(mask_function, positions, positions[:1]).sum())
+    if reach == length:
         return MaskSpec(causal=True)
-    if first_last == first_before:
-        return MaskSpec(causal=True, chunk=length)  # refined below
-    return MaskSpec(causal=True, window=length - first_last)
+    # the first query that does not see key 0 sees key 1 through a window, itself alone in a chunk
+    edge = positions[min(max(reach, 1), length - 1)].view(1)
+    windowed = bool(_visible(mask_function, edge, positions[1:2]))
+    return MaskSpec(True, reach, None) if windowed else MaskSpec(True, None, max(reach, 1))
 
 
 def _recognise(mask_function: MaskFunction, length: int) -> MaskSpec:
-    # an odd length, so that no usual chunk ends on the last row
-    length |= 1
-    ends = _rows(mask_function, torch.tensor([length - 1, length - 2]), length)
-    spec = _refine_chunk(_candidate(ends[0], ends[1]), mask_function, length)
+    spec = _candidate(mask_function, length)
     edge = spec.window or spec.chunk or 0
-    rows = [
-        *range(_DENSE),
-        *(edge + step for step in (-2, -1, 0, 1, 2)),
-        2 * edge + 1,
-        length // 2,
-        length - 1,
-    ]
+    near = (edge + step for step in (-2, -1, 0, 1, 2))
+    rows = [*range(_DENSE), *near, 2 * edge + 1, length // 2, length - 1]
     query = torch.tensor(sorted({row for row in rows if 0 <= row < length}))
-    found = _rows(mask_function, query, length)
-    wanted = spec.allows(query.view(-1, 1), torch.arange(length).view(1, -1))
+    key = torch.arange(length)
+    found = _visible(mask_function, query, key)
+    wanted = spec.allows(query.view(-1, 1), key.view(1, -1))
     if not torch.equal(found, wanted):
-        row, key = (int(part) for part in (found != wanted).nonzero()[0])
-        raise CaptureError(
-            f"attention mask {getattr(mask_function, '__qualname__', mask_function)}",
-            expected="a causal, sliding-window or chunked mask",
-            found=f"one that differs from {spec} at query {int(query[row])}, key {key}",
-            remedy="Capture the model as a plain module (capture_module) instead.",
+        row, column = (int(part) for part in (found != wanted).nonzero()[0])
+        raise _refusal(
+            mask_function,
+            "a causal, sliding-window or chunked mask",
+            f"one that differs from {spec} at query {int(query[row])}, key {column}",
         )
     return spec
 
 
-def _refine_chunk(spec: MaskSpec, mask_function: MaskFunction, length: int) -> MaskSpec:
-    if spec.chunk is None:
-        return spec
-    # key 0 is visible exactly from the queries of the first chunk
-    query = torch.arange(length)
-    zero = torch.zeros(1, 1, 1, 1, dtype=torch.int64)
-    first = mask_function(zero, zero, query.view(1, 1, -1, 1), zero).flatten()
-    return MaskSpec(causal=True, chunk=int(first.sum()))
+def _refusal(mask_function: MaskFunction, expected: str, found: str) -> CaptureError:
+    return CaptureError(
+        f"attention mask {getattr(mask_function, '__qualname__', mask_function)}",
+        expected=expected,
+        found=found,
+        remedy="The model is captured with its own attention arithmetic instead.",
+    )

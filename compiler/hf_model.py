@@ -15,10 +15,8 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from ..errors import CaptureError
 from .capture import capture_module
-from .capture_types import Captured
-from .hf_attention import INTERFACE, attention_hook
-from .hf_experts import experts_hook
-from .hf_masks import MaskFunction, MaskSpec, recognise_mask
+from .capture_types import Captured, Route
+from .hf_hooks import INTERFACE, hooks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -40,30 +38,36 @@ class _LogitsOnly(nn.Module):
 
 
 def capture_causal_lm(model: PreTrainedModel) -> Captured:
-    """Captures a causal LM as ``input_ids i64[1, S] -> (logits [1, S, V],)`` with S dynamic.
+    """Captures a causal LM as ``input_ids i64[1, S] -> logits [1, S, V]`` with S dynamic.
 
-    Attention goes through transformers' attention interface into `tilewright::attention`, mixtures of experts into
-    `tilewright::moe_experts`. A model that does not take these hooks is captured with its own arithmetic (route
-    "plain"), and the notes say why. The model is left as it was.
+    The routes are tried in this order, and the notes say why an earlier one was not taken:
+
+    * "hook": attention goes through transformers' attention interface to `tilewright::attention`;
+    * "masks": the model's own arithmetic, where masks given to SDPA make `tilewright::attention` and
+      masks added to scores make `tilewright::mask_scores`;
+    * "plain": the model's own arithmetic, masks included.
+
+    Mixtures of experts become `tilewright::moe_experts` in all of them. The model is left as it was.
 
     Args:
         model: any model whose output has `logits`; parameters real, fake or on the meta device.
 
     Raises:
-        CaptureError: torch.export cannot follow the model, or its attention is not causal.
+        CaptureError: torch.export cannot follow the model.
     """
     notes: list[str] = []
+    hookable = bool(model._can_set_attn_implementation())
+    routes: tuple[Route, ...] = ("hook", "masks") if hookable else ("masks",)
     with _LOCK, _silence():
-        if _takes_hooks(model):
+        for route in routes:
             try:
-                captured = _capture(model, "hook")
-                if _has_attention(captured):
-                    return captured
-                notes.append("no layer called transformers' attention interface")
+                captured = _capture(model, route)
             except CaptureError as error:
-                notes.append(f"not captured through the attention interface: {error}")
-        else:
-            notes.append(f"{type(model).__name__} does not use transformers' attention interface")
+                notes.append(f"route {route}: {error}")
+                continue
+            if _has_marks(captured):
+                return replace(captured, notes=(*captured.notes, *notes))
+            notes.append(f"route {route}: no attention was met")
         captured = _capture(model, "plain")
         return replace(captured, notes=(*captured.notes, *notes))
 
@@ -113,18 +117,14 @@ def meta_parameters() -> Iterator[None]:
             nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def _takes_hooks(model: PreTrainedModel) -> bool:
-    return bool(model._can_set_attn_implementation())
+def _has_marks(captured: Captured) -> bool:
+    marks = (torch.ops.tilewright.attention.default, torch.ops.tilewright.mask_scores.default)
+    return any(node.target in marks for node in captured.graph_module.graph.nodes)
 
 
-def _has_attention(captured: Captured) -> bool:
-    target = torch.ops.tilewright.attention.default
-    return bool(captured.graph_module.graph.find_nodes(op="call_function", target=target))
-
-
-def _capture(model: PreTrainedModel, route: str) -> Captured:
+def _capture(model: PreTrainedModel, route: Route) -> Captured:
     with ExitStack() as stack:
-        stack.enter_context(_hooks())
+        stack.enter_context(hooks(route, _longest(model.config)))
         if route == "hook":
             stack.enter_context(_implementation(model, "attn", INTERFACE))
         elif model.config._attn_implementation not in ("sdpa", "eager"):
@@ -144,61 +144,11 @@ def _capture(model: PreTrainedModel, route: str) -> Captured:
 
 
 def _own_name(name: str) -> str:
-    return name.removeprefix("model.") if name.startswith("model.") else name
+    return name.removeprefix("model.")
 
 
 def _longest(config: PreTrainedConfig) -> int:
     return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 1 << 20)
-
-
-@contextmanager
-def _hooks() -> Iterator[None]:
-    from transformers import masking_utils
-    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    tables = (
-        (ALL_ATTENTION_FUNCTIONS._global_mapping, attention_hook),
-        (masking_utils.ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, _mask_hook),
-        (ALL_EXPERTS_FUNCTIONS._global_mapping, experts_hook),
-    )
-    packed, chunked = masking_utils.find_packed_sequence_indices, masking_utils.chunked_overlay
-    for table, hook in tables:
-        table[INTERFACE] = hook
-    # One sequence whose positions count up from 0: transformers cannot know that while tracing, and would mix a
-    # test for packed sequences (and a left padding of zeros) into the mask as traced tensors.
-    masking_utils.find_packed_sequence_indices = lambda position_ids: None
-    masking_utils.chunked_overlay = lambda chunk_size, left_padding: _chunks(chunk_size)
-    try:
-        yield
-    finally:
-        masking_utils.find_packed_sequence_indices, masking_utils.chunked_overlay = packed, chunked
-        for table, _ in tables:
-            del table[INTERFACE]
-
-
-def _chunks(size: int) -> MaskFunction:
-    def same_chunk(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return key // size == query // size
-
-    return same_chunk
-
-
-def _mask_hook(
-    *,
-    mask_function: MaskFunction,
-    config: PreTrainedConfig,
-    attention_mask: Tensor | None = None,
-    **kwargs: object,
-) -> MaskSpec:
-    if attention_mask is not None:
-        raise CaptureError(
-            "attention mask",
-            expected="no padding mask, since a single sequence is captured",
-            found="a padding mask made by the model",
-            remedy="The model is captured with its own attention arithmetic instead.",
-        )
-    return recognise_mask(mask_function, _longest(config))
 
 
 @contextmanager

@@ -1,0 +1,76 @@
+"""Puts our hooks into transformers' tables for the time of one capture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from ..errors import CaptureError
+from .capture_types import Route
+from .hf_attention import attention_hook, sdpa_hook
+from .hf_experts import experts_hook
+from .hf_masks import MaskFunction, PositionMask
+
+INTERFACE = "tilewright"
+
+
+@contextmanager
+def hooks(route: Route, max_length: int) -> Iterator[None]:
+    """Inside, the implementation "tilewright" of attention, masks and experts exists.
+
+    On route "masks" the masks of sdpa and eager are PositionMasks as well.
+
+    Args:
+        max_length: longest sequence of the model, up to which masks are compared.
+    """
+    from transformers import masking_utils
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    masks = {INTERFACE: _mask_hook(max_length)}
+    if route == "masks":
+        masks |= dict.fromkeys(("sdpa", "eager"), masks[INTERFACE])
+    with ExitStack() as stack:
+        for table, entries in (
+            (ALL_ATTENTION_FUNCTIONS, {INTERFACE: attention_hook}),
+            (masking_utils.ALL_MASK_ATTENTION_FUNCTIONS, masks),
+            (ALL_EXPERTS_FUNCTIONS, {INTERFACE: experts_hook}),
+        ):
+            stack.enter_context(patch.dict(table._global_mapping, entries))
+        # One sequence whose positions count up from 0: transformers cannot know that while tracing,
+        # and would mix a test for packed sequences and a left padding into the mask.
+        stack.enter_context(
+            patch.object(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
+        )
+        stack.enter_context(patch.object(masking_utils, "chunked_overlay", _chunks))
+        functional = torch.nn.functional
+        sdpa = sdpa_hook(functional.scaled_dot_product_attention)
+        stack.enter_context(patch.object(functional, "scaled_dot_product_attention", sdpa))
+        yield
+
+
+def _chunks(chunk_size: int, left_padding: Tensor) -> MaskFunction:
+    def same_chunk(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return key // chunk_size == query // chunk_size
+
+    return same_chunk
+
+
+def _mask_hook(max_length: int) -> Callable[..., PositionMask]:
+    def make_mask(
+        *, mask_function: MaskFunction, attention_mask: Tensor | None = None, **kwargs: object
+    ) -> PositionMask:
+        if attention_mask is not None:
+            raise CaptureError(
+                "attention mask",
+                expected="no padding mask, since a single sequence is captured",
+                found="a padding mask made by the model",
+                remedy="The model is captured with its own attention arithmetic instead.",
+            )
+        return PositionMask(mask_function, max_length)
+
+    return make_mask
