@@ -1,0 +1,219 @@
+"""The tokenizer of an engine: text ↔ token ids, chat templates, and text as it streams in.
+
+It needs the `tokenizers` library and jinja2 alone, so that an engine runs without transformers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import CheckpointError, UsageError
+from .atomic import write_atomic
+from .chat_template import render_chat
+
+if TYPE_CHECKING:
+    import tokenizers
+
+_TOKENIZER, _CONFIG = "tokenizer.json", "tokenizer_config.json"
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_REPLACEMENT = "\ufffd"  # what an incomplete or invalid UTF-8 sequence decodes to
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerConfig:
+    """What tokenizer.json does not say.
+
+    Attributes:
+        eos_token_ids: the tokens that end a completion; the first one is the template's eos_token.
+        bos_token_id: the token that begins a text.
+        chat_template: jinja2 source, as Hugging Face's chat templates.
+        special_tokens: texts by the names that templates use, such as "bos_token".
+    """
+
+    eos_token_ids: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+    chat_template: str | None = None
+    special_tokens: tuple[tuple[str, str], ...] = ()
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    Args:
+        backend: the model of the `tokenizers` library; truncation and padding are switched off.
+        config: end tokens and chat template.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, config: TokenizerConfig) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        self.backend = backend
+        self.config = config
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The tokens that end a completion."""
+        return self.config.eos_token_ids
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The token that begins a text, if the model has one."""
+        return self.config.bos_token_id
+
+    @property
+    def chat_template(self) -> str | None:
+        """The jinja2 source of the chat template, if the model has one."""
+        return self.config.chat_template
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens there are, added ones included."""
+        return int(self.backend.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Turn text into token ids.
+
+        Args:
+            text: any text; spelled-out special tokens in it count as such.
+            add_special_tokens: whether to add BOS (and what else the model begins and ends texts
+                with); False for text from `apply_chat_template`, which spells them out.
+
+        Raises:
+            UsageError: the text is no str, or has half a surrogate pair in it.
+        """
+        try:
+            return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        except (TypeError, UnicodeError) as error:
+            raise UsageError(
+                "text to encode",
+                expected="a str of whole Unicode characters",
+                found=repr(text)[:80],
+                remedy="Pass one text, without lone surrogates.",
+            ) from error
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Turn token ids into text; invalid UTF-8 becomes U+FFFD."""
+        return str(self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        add_generation_prompt: bool = True,
+        **variables: object,
+    ) -> str:
+        """Write a conversation as the model expects it; encode it without special tokens.
+
+        Args:
+            messages: e.g. `[{"role": "user", "content": "Hi"}]`; plain JSON data.
+            add_generation_prompt: whether to end with the opening of the assistant's turn.
+            variables: what else the template reads, such as `tools` or `enable_thinking`.
+
+        Raises:
+            UsageError: there is no template, it refuses the messages, or they are no JSON data.
+        """
+        if self.config.chat_template is None:
+            raise UsageError(
+                "chat template",
+                expected="a model with a chat template",
+                found="a model without one",
+                remedy="Pass the prompt as plain text.",
+            )
+        given = {"messages": messages, "add_generation_prompt": add_generation_prompt, **variables}
+        special = dict(self.config.special_tokens)
+        return render_chat(self.config.chat_template, {**special, **given})
+
+    def stream(self, skip_special_tokens: bool = True) -> StreamDecoder:
+        """A decoder for tokens that come one at a time."""
+        return StreamDecoder(self, skip_special_tokens)
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json into a folder that exists."""
+        config = {
+            "bos_token_id": self.config.bos_token_id,
+            "eos_token_ids": list(self.config.eos_token_ids),
+            "special_tokens": dict(self.config.special_tokens),
+            "chat_template": self.config.chat_template,
+        }
+        write_atomic(Path(folder) / _TOKENIZER, self.backend.to_str(pretty=True))
+        text = json.dumps(config, indent=2, ensure_ascii=False)
+        write_atomic(Path(folder) / _CONFIG, text + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Tokenizer:
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: one of the two files is missing or damaged.
+        """
+        import tokenizers
+
+        path = Path(folder) / _CONFIG
+        try:
+            config = _read_config(json.loads(path.read_text(encoding="utf-8")))
+            path = Path(folder) / _TOKENIZER
+            backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        except Exception as error:  # tokenizers raises plain Exception
+            raise CheckpointError(
+                str(path),
+                expected="a file that Tilewright wrote",
+                found=f"{type(error).__name__}: {error}",
+                remedy="Restore it, or compile the model again.",
+            ) from error
+        return cls(backend, config)
+
+
+def _read_config(data: Mapping[str, object]) -> TokenizerConfig:
+    bos, eos, special = data["bos_token_id"], data["eos_token_ids"], data["special_tokens"]
+    template = data["chat_template"]
+    if not isinstance(eos, list) or not all(type(token) is int for token in eos):
+        raise TypeError("eos_token_ids is no list of ints")
+    if not (bos is None or type(bos) is int) or not isinstance(template, str | None):
+        raise TypeError("bos_token_id or chat_template is of a wrong type")
+    if not isinstance(special, dict) or not all(isinstance(text, str) for text in special.values()):
+        raise TypeError("special_tokens does not map names to texts")
+    return TokenizerConfig(tuple(eos), bos, template, tuple(special.items()))
+
+
+class StreamDecoder:
+    """Text of tokens that come one at a time.
+
+    What `push` and a last `finish` return adds up to `decode` of all the tokens. `push` never
+    returns part of a character: it keeps back what a later token may still change, which is an
+    unfinished UTF-8 sequence, and a run of byte tokens (<0x..>), valid or not only as a whole.
+
+    A token's text depends on its neighbours (a leading space vanishes at the start), so each step
+    decodes a window that begins with the tokens of the step before.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
+        self._tokenizer, self._skip = tokenizer, skip_special_tokens
+        self._window: list[int] = []
+        self._emitted = ""  # the text of the window that is out already
+        self._context = 0  # how many tokens of the window it belongs to
+
+    def push(self, token_id: int) -> str:
+        """Add a token; returns the text that is now certain, often that token's, sometimes ""."""
+        self._window.append(token_id)
+        token = self._tokenizer.backend.id_to_token(token_id)
+        if token is not None and _BYTE_TOKEN.fullmatch(token):
+            return ""
+        return self._emit(final=False)
+
+    def finish(self) -> str:
+        """Return what was kept back; the stream may not go on after it."""
+        return self._emit(final=True)
+
+    def _emit(self, final: bool) -> str:
+        text = self._tokenizer.decode(self._window, self._skip)
+        if len(text) <= len(self._emitted) or (text.endswith(_REPLACEMENT) and not final):
+            return ""
+        delta = text[len(self._emitted) :]
+        self._window = self._window[self._context :]
+        self._context = len(self._window)
+        self._emitted = self._tokenizer.decode(self._window, self._skip)
+        return delta
