@@ -1,0 +1,187 @@
+"""KV-cache insertion: a decoder without a cache becomes one over ragged tokens that reads and writes a cache.
+
+Two forms of one rewrite: pages for backends that address memory freely, slots for those with static shapes.
+"""
+
+from __future__ import annotations
+
+
+from ..errors import UnsupportedError
+from ..ir.build import input_node, item, make
+from ..ir.dims import Size, symbol
+from ..ir.dtypes import DType
+from ..ir.graph import Graph
+from ..ir.node import Node
+from ..ir.types import TensorType
+from .base import Pass
+from .cache_samples import adapt_to_pages, adapt_to_slots, same_logits
+from .ragged import Ragged
+
+T, B, M, N, P, R, L = map(symbol, "TBMNPRL")
+
+
+def insert_paged_cache(graph: Graph) -> Graph:
+    """Rewrites causal attention over [1, S] to paged attention over ragged tokens.
+
+    Before::
+
+        def decoder(input_ids: i64[1, S]):
+            ...
+            attention_0: f32[1, 4, S, 8] = attention(q, k, v, causal=True, scale=0.35)
+
+    After::
+
+        def decoder(token_ids: i64[T], positions: i64[T], query_start: i32[B + 1], seq_lens: i32[B],
+                    slot_mapping: i64[T], block_tables: i32[B, M], logits_indices: i64[R],
+                    k_cache_0: f32[N, P, 2, 8], v_cache_0: f32[N, P, 2, 8]):
+            kv_write_0: f32[N, P, 2, 8] = kv_write(k_cache_0, k, slot_mapping)
+            kv_write_1: f32[N, P, 2, 8] = kv_write(v_cache_0, v, slot_mapping)
+            paged_attention_0: f32[T, 4, 8] = paged_attention(q, kv_write_0, kv_write_1, block_tables, …)
+
+    Raises:
+        UnsupportedError: tokens mix outside causal attention; the message names the node.
+    """
+    return _insert(graph, _PagedCaches())
+
+
+def insert_slot_cache(graph: Graph) -> Graph:
+    """Rewrites causal attention over [1, S] to attention over slots: row b of each cache is sequence b.
+
+    Before::
+
+        attention_0: f32[1, 4, S, 8] = attention(q, k, v, causal=True, scale=0.35)
+
+    After::
+
+        slot_attention_0: (f32[T, 4, 8], f32[B, 2, L, 8], f32[B, 2, L, 8],) = slot_attention(
+            q, k, v, k_cache_0, v_cache_0, seq_lens, scale=0.35)
+
+    Raises:
+        UnsupportedError: tokens mix outside causal attention; the message names the node.
+    """
+    return _insert(graph, _SlotCaches())
+
+
+PAGED_CACHE = Pass("paged-cache", insert_paged_cache, adapt_to_pages, same_logits)
+SLOT_CACHE = Pass("slot-cache", insert_slot_cache, adapt_to_slots, same_logits)
+
+
+class _PagedCaches:
+    """Makes the cache inputs and calls of the paged form, and keeps what each layer leaves behind."""
+
+    def __init__(self) -> None:
+        self.metadata = {
+            "query_start": input_node("query_start", TensorType(DType.I32, (B + 1,))),
+            "seq_lens": input_node("seq_lens", TensorType(DType.I32, (B,))),
+            "slot_mapping": input_node("slot_mapping", TensorType(DType.I64, (T,))),
+            "block_tables": input_node("block_tables", TensorType(DType.I32, (B, M))),
+        }
+        self.caches: dict[str, tuple[Node, Node]] = {}
+
+    def attend(self, node: Node, q: Node, k: Node, v: Node) -> Node:
+        layer = len(self.caches) // 2
+        k_new = self._write(f"k_cache_{layer}", k)
+        v_new = self._write(f"v_cache_{layer}", v)
+        tables, lens, starts = (
+            self.metadata[name] for name in ("block_tables", "seq_lens", "query_start")
+        )
+        extra = node.args[4:6]
+        return make(
+            "paged_attention", q, k_new, v_new, tables, lens, starts, *extra, **_attrs(node)
+        )
+
+    def _write(self, name: str, new: Node) -> Node:
+        cache = input_node(name, TensorType(new.dtype, (N, P, *new.shape[1:])))
+        written = make("kv_write", cache, new, self.metadata["slot_mapping"])
+        self.caches[name] = (cache, written)
+        return written
+
+
+class _SlotCaches:
+    """The same for slots of a static length."""
+
+    def __init__(self) -> None:
+        self.metadata = {"seq_lens": input_node("seq_lens", TensorType(DType.I32, (B,)))}
+        self.caches: dict[str, tuple[Node, Node]] = {}
+
+    def attend(self, node: Node, q: Node, k: Node, v: Node) -> Node:
+        layer = len(self.caches) // 2
+        names = (f"k_cache_{layer}", f"v_cache_{layer}")
+        olds = [input_node(name, _slot_type(new)) for name, new in zip(names, (k, v), strict=True)]
+        lens, extra = self.metadata["seq_lens"], node.args[4:6]
+        call = make("slot_attention", q, k, v, *olds, lens, *extra, **_attrs(node))
+        for i, (name, old) in enumerate(zip(names, olds, strict=True)):
+            self.caches[name] = (old, item(call, i + 1))
+        return item(call, 0)
+
+
+def _slot_type(new: Node) -> TensorType:
+    return TensorType(new.dtype, (B, new.shape[1], L, new.shape[2]))
+
+
+def _attrs(node: Node) -> dict[str, object]:
+    return dict(node.attrs)
+
+
+def _insert(graph: Graph, caches: _PagedCaches | _SlotCaches) -> Graph:
+    ids, logits = _signature(graph)
+    token_ids = input_node("token_ids", TensorType(ids.dtype, (T,)))
+    positions = input_node("positions", TensorType(DType.I64, (T,)))
+    wanted = input_node("logits_indices", TensorType(DType.I64, (R,)))
+    state = Ragged(graph, ids, token_ids, positions, caches.attend)
+    rows = select_rows(state.new[logits], wanted)
+    inputs = (token_ids, positions, *caches.metadata.values(), wanted)
+    return Graph(
+        graph.name,
+        inputs + tuple(old for old, _ in caches.caches.values()),
+        (rows, *(new for _, new in caches.caches.values())),
+        graph.weights,
+        ("logits", *caches.caches),
+    )
+
+
+def _signature(graph: Graph) -> tuple[Node, Node]:
+    """The ids and logits of a causal LM: one input i64[1, S], one output [1, S, V]."""
+    ids, logits = graph.inputs[0], graph.outputs[0]
+    sequence: Size = ids.shape[1] if ids.type.rank == 2 else 0
+    fits = ids.shape[:1] == (1,) and logits.shape[:2] == (1, sequence) and logits.type.rank == 3
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1 or isinstance(sequence, int) or not fits:
+        raise UnsupportedError(
+            f"graph {graph.name}",
+            expected="a causal LM: token ids i64[1, S] in, logits [1, S, V] out, S dynamic",
+            found=f"{[str(n.type) for n in graph.inputs]} in, {[str(n.type) for n in graph.outputs]} out",
+            remedy="Compile it as a plain module with kv_cache=None.",
+        )
+    return ids, logits
+
+
+def select_rows(logits: Node, wanted: Node) -> Node:
+    """``logits[wanted]``, picked as early as one value carries all that the logits need.
+
+    Before::  linear(rms_norm(x, w), head)            [T, V]
+    After::   linear(rms_norm(x[wanted], w), head)    [R, V]
+    """
+    chain: list[Node] = []
+    node = logits
+    while node.op in _ROW_WISE and node.operands[0].shape[:1] == (T,):
+        others = [o for o in dict.fromkeys(node.operands) if T in o.shape]
+        if len(others) != 1:
+            break
+        chain.append(node)
+        node = others[0]
+    picked: Node = make("index_select", node, wanted, dim=0)
+    for step in reversed(chain):
+        args = [picked if arg is node else arg for arg in step.args]
+        node, picked = step, make(step.op, *args, **_rows(step))
+    return picked
+
+
+_ELEMENTWISE = ("mul", "div", "add", "sub", "tanh", "cast", "maximum", "minimum")
+_ROW_WISE = frozenset({"linear", "rms_norm", "layer_norm", "reshape", *_ELEMENTWISE})
+
+
+def _rows(node: Node) -> dict[str, object]:
+    attrs = dict(node.attrs)
+    if node.op == "reshape":
+        attrs["shape"] = tuple(R if size == T else size for size in node.shape)
+    return attrs
