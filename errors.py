@@ -1,4 +1,4 @@
-"""One hierarchy of errors: each names the culprit, what was expected, what was found, the remedy."""
+"""One hierarchy of errors: each names culprit, expectation, finding and remedy."""
 
 from __future__ import annotations
 
