@@ -156,3 +156,18 @@ def _at(tree: ast.AST, expected: str) -> GraphError:
         found=ast.unparse(tree)[:80],
         remedy="Correct the text; see ir/printer.py.",
     )
+
+
+def parse_attr(text: str, bodies: Mapping[str, Graph] | None = None) -> Attr:
+    """Reads one attribute back from ``print_attr``'s text; ``bodies`` are the graphs it may name.
+
+    Raises:
+        GraphError: text outside the grammar.
+    """
+    try:
+        tree = ast.parse(text, mode="eval").body
+    except SyntaxError as error:
+        raise _error(f"attribute {text!r}", str(error.msg)) from error
+    reader = _Function(ast.FunctionDef(name="attribute"), {})
+    reader.bodies = dict(bodies or {})
+    return reader.attr(tree)
