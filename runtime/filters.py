@@ -37,7 +37,7 @@ def penalise(
 
 
 def apply_temperature(logits: Tensor, temperature: Tensor) -> Tensor:
-    """(logits - their maximum) / temperature f64[R, 1]; shifted, so that a tiny one cannot overflow."""
+    """(logits - their maximum) / temperature f64[R, 1]; shifted, for tiny temperatures."""
     return (logits - logits.amax(-1, keepdim=True)) / temperature
 
 

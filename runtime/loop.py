@@ -27,7 +27,7 @@ from .stopping import StreamDecoder
 class StreamingTokenizer(Protocol):
     """What the loop needs of a tokenizer (formats/tokenizer.py has the real one)."""
 
-    def stream_decoder(self) -> StreamDecoder:
+    def stream(self) -> StreamDecoder:
         """A decoder for one sequence."""
         ...
 
@@ -76,7 +76,7 @@ class GenerationLoop:
         self.counters = Counters()
         self._eos = frozenset(eos_token_ids)
         self._decoder: Callable[[], StreamDecoder] | None = (
-            None if tokenizer is None else tokenizer.stream_decoder
+            None if tokenizer is None else tokenizer.stream
         )
         executor.allocate(pool.num_pages, pool.page_size)
 

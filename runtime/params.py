@@ -139,7 +139,7 @@ def _stop_token_ids(ids: object) -> tuple[int, ...]:
     valid = "a list of token ids, each 0 or more"
     if not isinstance(ids, Iterable) or isinstance(ids, str):
         raise _wrong("stop_token_ids", valid, ids)
-    ids = tuple(ids)
-    if not all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in ids):
+    tokens = tuple(ids)
+    if not all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in tokens):
         raise _wrong("stop_token_ids", valid, ids)
-    return ids
+    return tokens

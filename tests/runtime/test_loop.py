@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runtime.fake_model import VOCAB, FakeExecutor, greedy, logits_of
 
+from fake_executor import VOCAB, FakeExecutor, greedy, logits_of
 from tilewright.errors import CapacityError, UnsupportedError, UsageError
 from tilewright.runtime import (
     Capabilities,
@@ -33,7 +33,7 @@ class Decoder:
 
 
 class Letters:
-    def stream_decoder(self):
+    def stream(self):
         return Decoder()
 
 

@@ -21,9 +21,7 @@ def logits_of(tokens: list[int]) -> torch.Tensor:
     digest = 7
     for position, token in enumerate(tokens):
         digest = (digest * 31 + token * 17 + position) % _PRIME
-    return torch.tensor(
-        [((digest * (v + 1) + v * v * 7919) % 10_007) / 1000 for v in range(VOCAB)]
-    )
+    return torch.tensor([((digest * (v + 1) + v * v * 7919) % 10_007) / 1000 for v in range(VOCAB)])
 
 
 def greedy(prompt: list[int], count: int) -> list[int]:
