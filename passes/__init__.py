@@ -1,0 +1,1 @@
+"""Graph to graph rewrites, one file each; ``pipeline.py`` holds their order."""
