@@ -15,6 +15,8 @@ MAX_KERNEL_LINES = 200
 USUAL_FUNCTION_LINES = 40
 USUAL_SHARE = 0.9
 KERNELS = "codegen/triton/kernels/"
+# Bases that define no method for a subclass to fill in.
+CONTRACTLESS = frozenset({"Protocol", "Generic", "Enum", "Exception", "NamedTuple", "object"})
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -49,23 +51,45 @@ def too_long(source: Source) -> list[str]:
 
 
 def undocumented(source: Source) -> list[str]:
-    """Public functions and classes without a docstring, and functions without annotations."""
+    """Public functions, methods and classes without a docstring or without annotations."""
     if any(part.startswith("_") for part in source.path.removesuffix("__init__.py").split("/")):
         return []
-    return list(_undocumented(source.path, source.tree.body, in_class=False))
+    tree = source.tree
+    return list(_undocumented(source.path, tree.body, None, _contracts(tree)))
 
 
-def _undocumented(path: str, body: list[ast.stmt], *, in_class: bool) -> Iterator[str]:
+def _undocumented(
+    path: str, body: list[ast.stmt], within: ast.ClassDef | None, contracts: frozenset[str]
+) -> Iterator[str]:
     for node in body:
         if not isinstance(node, FunctionNode | ast.ClassDef) or node.name.startswith("_"):
             continue
         where = f"{path}:{node.lineno} {node.name}"
-        if not in_class and ast.get_docstring(node) is None:
+        inherited = within is not None and (node.name in contracts or _may_override(within))
+        if not inherited and ast.get_docstring(node) is None:
             yield f"{where}: no docstring"
         if isinstance(node, ast.ClassDef):
-            yield from _undocumented(path, node.body, in_class=True)
-        elif missing := _unannotated(node, in_class=in_class):
+            yield from _undocumented(path, node.body, node, contracts)
+        elif missing := _unannotated(node, in_class=within is not None):
             yield f"{where}: no annotation of {', '.join(missing)}"
+
+
+def _contracts(tree: ast.Module) -> frozenset[str]:
+    """Methods that some class of the module documents: others of that name follow it."""
+    methods = (
+        node
+        for owner in ast.walk(tree)
+        if isinstance(owner, ast.ClassDef)
+        for node in owner.body
+        if isinstance(node, FunctionNode) and ast.get_docstring(node) is not None
+    )
+    return frozenset(node.name for node in methods)
+
+
+def _may_override(within: ast.ClassDef) -> bool:
+    """Whether a method of the class may have its contract in a base class of another module."""
+    names = {ast.unparse(base).split("[")[0].split(".")[-1] for base in within.bases}
+    return bool(names - CONTRACTLESS)
 
 
 def _unannotated(node: FunctionNode, *, in_class: bool) -> list[str]:
