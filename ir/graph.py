@@ -16,10 +16,15 @@ class Weight(Protocol):
     """Where a param's value comes from; formats/weights.py has the expressions."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor, known without loading it."""
+
     @property
-    def dtype(self) -> torch.dtype: ...
-    def load(self) -> torch.Tensor: ...
+    def dtype(self) -> torch.dtype:
+        """Element type of the tensor, known without loading it."""
+
+    def load(self) -> torch.Tensor:
+        """The tensor itself, contiguous and on the CPU."""
 
 
 @dataclass(frozen=True, eq=False)
