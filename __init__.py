@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from .compiler.api import compile
     from .compiler.options import KVCacheConfig
     from .runtime.engine import Engine, load
-    from .runtime.params import Completion, SamplingParams
+    from .runtime.output import Completion
+    from .runtime.params import SamplingParams
     from .targets import Target
 
 __version__ = "0.1.0"
@@ -25,7 +26,7 @@ _HOME = {  # public name → the module that defines it
     "KVCacheConfig": ".compiler.options",
     "Engine": ".runtime.engine",
     "load": ".runtime.engine",
-    "Completion": ".runtime.params",
+    "Completion": ".runtime.output",
     "SamplingParams": ".runtime.params",
     "Target": ".targets",
 }
