@@ -77,14 +77,15 @@ def bind_symbols(graph: Graph, inputs: Sequence[torch.Tensor]) -> dict[str, int]
 
 def resolve_attrs(node: Node, bindings: Mapping[str, int]) -> dict[str, Any]:
     """A node's attributes with every symbolic size replaced by its value."""
-    return {name: _resolve(value, bindings) for name, value in node.attrs}
+    return {name: resolve_attr(value, bindings) for name, value in node.attrs}
 
 
-def _resolve(value: Attr, bindings: Mapping[str, int]) -> Any:
+def resolve_attr(value: Attr, bindings: Mapping[str, int]) -> Any:
+    """One attribute with every symbolic size replaced by its value."""
     if isinstance(value, Dim):
         return evaluate(value, bindings)
     if isinstance(value, tuple):
-        return tuple(_resolve(element, bindings) for element in value)
+        return tuple(resolve_attr(element, bindings) for element in value)
     return value
 
 

@@ -171,3 +171,11 @@ def parse_attr(text: str, bodies: Mapping[str, Graph] | None = None) -> Attr:
     reader = _Function(ast.FunctionDef(name="attribute"), {})
     reader.bodies = dict(bodies or {})
     return reader.attr(tree)
+
+
+def parse_type_text(text: str) -> TensorType:
+    """Reads ``f32[T, 64]`` back from text; GraphError when it is no type."""
+    try:
+        return parse_type(ast.parse(text, mode="eval").body)
+    except SyntaxError as error:
+        raise _error(f"type {text!r}", str(error.msg)) from error

@@ -8,6 +8,8 @@ Caches are values: ``kv_write`` returns the new one, and kernels write it in pla
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ..dims import Size
@@ -112,7 +114,7 @@ def _slot_type(
     return (q.with_shape((*q.shape[:2], v.shape[2])), k_cache, v_cache)
 
 
-def _slot_attention(
+def attend_slots(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -127,19 +129,19 @@ def _slot_attention(
     window: int | None = None,
     softcap: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``slot_attention`` that writes the caches it is given, and returns them."""
     count = q.shape[0] // seq_lens.shape[0]
-    k_new, v_new = k_cache.clone(), v_cache.clone()
     out = q.new_empty(*q.shape[:2], v.shape[2])
     for b, length in enumerate(seq_lens.tolist()):
         rows = slice(b * count, (b + 1) * count)
-        k_new[b, :, length - count : length] = k[rows].transpose(0, 1)
-        v_new[b, :, length - count : length] = v[rows].transpose(0, 1)
+        k_cache[b, :, length - count : length] = k[rows].transpose(0, 1)
+        v_cache[b, :, length - count : length] = v[rows].transpose(0, 1)
         query_positions = torch.arange(length - count, length)
         key_positions = torch.arange(length)
         attended = attend(
             q[rows].transpose(0, 1),
-            k_new[b, :, :length],
-            v_new[b, :, :length],
+            k_cache[b, :, :length],
+            v_cache[b, :, :length],
             visibility(query_positions, key_positions, causal, window),
             alibi_bias(alibi, query_positions, key_positions),
             sinks,
@@ -147,7 +149,19 @@ def _slot_attention(
             softcap,
         )
         out[rows] = attended.transpose(0, 1)
-    return out, k_new, v_new
+    return out, k_cache, v_cache
+
+
+def _slot_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    *rest: torch.Tensor | None,
+    **attrs: Any,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return attend_slots(q, k, v, k_cache.clone(), v_cache.clone(), *rest, **attrs)
 
 
 def _paged_flops(node: Node) -> Size:
