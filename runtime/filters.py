@@ -9,9 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_TOP_P_CANDIDATES = (
-    1024  # a full sort of a vocabulary costs ten times as much, and is rarely needed
-)
+_TOP_P_CANDIDATES = (1024, 8192)  # tried before a full sort, which costs ten times the first
+_COLDEST = 1e-30  # below it float32 has no inverse; any difference of logits is infinite by then
 
 
 def penalise(
@@ -38,14 +37,16 @@ def penalise(
 
 def apply_temperature(logits: Tensor, temperature: Tensor) -> Tensor:
     """(logits - their maximum) / temperature f64[R, 1]; shifted, for tiny temperatures."""
-    return (logits - logits.amax(-1, keepdim=True)) / temperature
+    shifted = logits - logits.amax(-1, keepdim=True)
+    return shifted / temperature.clamp(min=_COLDEST).to(logits.dtype)
 
 
 def keep_top_k(logits: Tensor, top_k: Tensor) -> Tensor:
     """All but the top_k i64[R] likeliest tokens set to -inf; 0 keeps the row as it is."""
-    top_k = torch.where(top_k == 0, logits.shape[-1], top_k.clamp(max=logits.shape[-1]))
-    values = logits.topk(int(top_k.max()), dim=-1).values
-    threshold = values.gather(-1, top_k[:, None] - 1)
+    last = top_k.clamp(1, logits.shape[-1])
+    values = logits.topk(int(last.max()), dim=-1).values
+    threshold = values.gather(-1, last[:, None] - 1)
+    threshold = torch.where(top_k[:, None] > 0, threshold, -torch.inf)
     return logits.masked_fill(logits < threshold, -torch.inf)
 
 
@@ -53,13 +54,12 @@ def keep_top_p(logits: Tensor, top_p: Tensor) -> Tensor:
     """All but the fewest tokens that hold top_p f64[R, 1] of the probability set to -inf
     (nucleus sampling, Holtzman et al. 2019); tokens as likely as the last of them stay too."""
     vocab = logits.shape[-1]
-    total = logits.double().logsumexp(-1, keepdim=True)
-    count = min(_TOP_P_CANDIDATES, vocab)
-    values = logits.topk(count, dim=-1).values
-    mass = (values.double() - total).exp_().cumsum(-1)
-    if count < vocab and bool(((mass[:, -1:] < top_p) & (top_p < 1)).any()):
-        values = logits.sort(dim=-1, descending=True).values
+    total = logits.logsumexp(-1, keepdim=True).double()
+    for count in (*_TOP_P_CANDIDATES, vocab):
+        values = logits.topk(min(count, vocab), dim=-1).values
         mass = (values.double() - total).exp_().cumsum(-1)
+        if count >= vocab or bool(((mass[:, -1:] >= top_p) | (top_p == 1)).all()):
+            break
     last = (mass < top_p).sum(-1, keepdim=True).clamp(max=values.shape[-1] - 1)
     threshold = torch.where(top_p < 1, values.gather(-1, last), -torch.inf)
     return logits.masked_fill(logits < threshold, -torch.inf)
@@ -73,7 +73,7 @@ def keep_min_p(logits: Tensor, min_p: Tensor) -> Tensor:
 
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     """One token i64[R] a row of the softmax of logits [R, V], by inverting its distribution
-    function at uniform f64[R, 1] in [0, 1). In float64, so that 100k small terms add up right."""
-    mass = logits.double().softmax(-1).cumsum(-1)
+    function at uniform f64[R, 1] in [0, 1). Summed in float64, for 100k small terms to add up."""
+    mass = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
     token = torch.searchsorted(mass, uniform * mass[:, -1:], right=True)
     return token.clamp_(max=logits.shape[-1] - 1).squeeze(-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -119,10 +120,12 @@ class Sampler:
         if all(state.plain for state in states):
             return [Sampled(token) for token in _greedy(logits)]
         scores = _adjusted(logits, states)
-        tokens = _greedy(scores)
         random = [row for row, state in enumerate(states) if not state.params.is_greedy]
-        if random:
-            drawn = _draw(scores[random], [states[row] for row in random])
+        if len(random) == len(states):
+            tokens = _draw(scores, states)
+        else:
+            tokens = _greedy(scores)
+            drawn = _draw(scores[random], [states[row] for row in random]) if random else []
             for row, token in zip(random, drawn, strict=True):
                 tokens[row] = token
         return [
@@ -137,7 +140,7 @@ def filtered_logits(scores: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     def column(values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=scores.device)[:, None]
 
-    scores = apply_temperature(scores, column([p.temperature for p in params])).float()
+    scores = apply_temperature(scores, column([p.temperature for p in params]))
     if any(p.top_k for p in params):
         scores = keep_top_k(scores, torch.tensor([p.top_k for p in params], device=scores.device))
     if any(p.top_p < 1 for p in params):
@@ -147,7 +150,8 @@ def filtered_logits(scores: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     return scores
 
 
-def _draw(scores: Tensor, states: list[SamplingState]) -> list[int]:
+def _draw(scores: Tensor, states: Sequence[SamplingState]) -> list[int]:
+    _check_finite(scores.amax(-1))
     uniform = torch.tensor([[state.uniform()] for state in states], dtype=torch.float64)
     scores = filtered_logits(scores, [state.params for state in states])
     tokens: list[int] = draw(scores, uniform.to(scores.device)).tolist()
@@ -156,6 +160,8 @@ def _draw(scores: Tensor, states: list[SamplingState]) -> list[int]:
 
 def _adjusted(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
     """The logits with penalties, and with stop tokens masked where it is too early for them."""
+    if not any(state.params.penalises or state.masks_stops for state in states):
+        return logits
     scores = logits.clone()
     for row, state in enumerate(states):
         if state.params.penalises:
@@ -168,19 +174,21 @@ def _adjusted(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
 
 def _greedy(scores: Tensor) -> list[int]:
     best, tokens = scores.max(-1)  # of equals the first, as torch documents
-    if not all(map(_is_finite, best.tolist())):
-        raise VerificationError(
-            "the model's logits",
-            expected="a finite largest logit in each row",
-            found=str(best.tolist()),
-            remedy="Run `tilewright verify`; see that not every token is ruled out.",
-        )
+    _check_finite(best)
     ids: list[int] = tokens.tolist()
     return ids
 
 
-def _is_finite(value: float) -> bool:
-    return -float("inf") < value < float("inf")  # false for NaN, too
+def _check_finite(best: Tensor) -> None:
+    """Refuses rows whose largest logit is NaN (any is), infinite, or minus infinity (all are)."""
+    values = best.tolist()
+    if not all(map(math.isfinite, values)):
+        raise VerificationError(
+            "the model's logits",
+            expected="a finite largest logit in each row",
+            found=str(values),
+            remedy="Run `tilewright verify`; see that not every token is ruled out.",
+        )
 
 
 def _logprobs(logits: Tensor, token: int, count: int | None) -> TokenLogprobs | None:
