@@ -1,0 +1,1 @@
+"""Backends: each lowers a graph to a Program, and loads the kernels that the Program calls."""

@@ -1,0 +1,82 @@
+"""What a backend is, and the table of those that exist."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Literal, Protocol, TypeAlias, cast
+
+import torch
+
+from ..errors import UsageError
+from ..ir.graph import Graph
+from ..targets import Target
+from .program import Call, Program
+
+KVCacheKind: TypeAlias = Literal["paged", "slot"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A backend's answer.
+
+    Attributes:
+        program: what to run.
+        files: artifacts by path within the engine folder (an ONNX model, a cubin).
+        notes: for the report: what fell back to another backend, and why.
+    """
+
+    program: Program
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class Kernel(Protocol):
+    """A loaded kernel: tensors in, tensors out, both in the order of its call."""
+
+    def __call__(
+        self, operands: Sequence[torch.Tensor | None], sizes: Mapping[str, int]
+    ) -> Sequence[torch.Tensor]: ...
+
+
+ReadFile: TypeAlias = Callable[[str], bytes]
+"""Reads an artifact of the engine by its path."""
+
+
+class Backend(Protocol):
+    """Lowers graphs, and loads the kernels of its own calls.
+
+    Attributes:
+        name: as ``compile(backend=…)`` takes it.
+        kv_cache: the form of KV cache that it serves.
+    """
+
+    name: str
+    kv_cache: KVCacheKind
+
+    def lower(self, graph: Graph, target: Target) -> Lowered: ...
+
+    def load(
+        self, call: Call, program: Program, weights: Mapping[str, torch.Tensor], read: ReadFile
+    ) -> Kernel: ...
+
+
+_BACKENDS = {"eager": ".eager.backend", "onnxruntime": ".onnx.backend"}
+
+
+def backend_names() -> tuple[str, ...]:
+    """Every backend's name."""
+    return tuple(_BACKENDS)
+
+
+def get_backend(name: str) -> Backend:
+    """The backend called ``name``, imported when first asked for; UsageError listing the valid names."""
+    if name not in _BACKENDS:
+        raise UsageError(
+            f"backend {name!r}",
+            expected=f"one of auto, {', '.join(_BACKENDS)}",
+            found="no backend of that name",
+            remedy="Choose one of those.",
+        )
+    return cast(Backend, import_module(_BACKENDS[name], __package__).BACKEND)

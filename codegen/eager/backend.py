@@ -1,0 +1,76 @@
+"""Lowers each node to a call of its op, and loads such calls as torch functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from ...ir.graph import Graph
+from ...ir.interpreter import resolve_attr
+from ...ir.node import Node
+from ...ir.schema import schema
+from ...targets import Target
+from ..base import Kernel, KVCacheKind, Lowered, ReadFile
+from ..lowering import Buffers, assemble
+from ..program import Call, Program
+from .inplace import IN_PLACE
+
+
+class EagerBackend:
+    """``backend="eager"``: correct everywhere, fast nowhere."""
+
+    name = "eager"
+    kv_cache: KVCacheKind = "paged"
+
+    def lower(self, graph: Graph, target: Target) -> Lowered:
+        """One call a node, in the graph's order."""
+        buffers = Buffers(graph)
+        calls = [eager_call(node, buffers) for node in graph.nodes if is_call(node)]
+        return Lowered(assemble(graph, buffers, calls))
+
+    def load(
+        self, call: Call, program: Program, weights: Mapping[str, torch.Tensor], read: ReadFile
+    ) -> Kernel:
+        """The op's torch function; ops that write caches do so in place."""
+        op = call.kernel.split("/", 1)[1]
+        return _EagerKernel(op, call)
+
+
+def is_call(node: Node) -> bool:
+    """Whether a node computes something at run time."""
+    return node.op not in ("input", "param", "item")
+
+
+def eager_call(node: Node, buffers: Buffers) -> Call:
+    """The call of one node by its op's reference."""
+    return Call(
+        f"eager/{node.op}",
+        tuple(buffers.one(arg) for arg in node.args),
+        buffers.of(node),
+        dict(node.attrs),
+        aliases=schema(node.op).aliases,
+        origin=(node.op,),
+    )
+
+
+class _EagerKernel:
+    """One op with its attributes; those with symbolic sizes are resolved anew when the sizes change."""
+
+    def __init__(self, op: str, call: Call) -> None:
+        self.function = IN_PLACE.get(op) or schema(op).reference
+        self.attrs = dict(call.attrs)
+        self.sizes: Mapping[str, int] | None = None
+        self.resolved: dict[str, object] = {}
+
+    def __call__(
+        self, operands: Sequence[torch.Tensor | None], sizes: Mapping[str, int]
+    ) -> Sequence[torch.Tensor]:
+        if self.sizes != sizes:
+            self.resolved = {n: resolve_attr(value, sizes) for n, value in self.attrs.items()}
+            self.sizes = dict(sizes)
+        result = self.function(*operands, **self.resolved)
+        return result if isinstance(result, tuple) else (result,)
+
+
+BACKEND = EagerBackend()

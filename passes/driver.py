@@ -1,0 +1,203 @@
+"""The driver of the pipeline: order, verification, timing, dumping, the pass limit. Passes know none of it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ..errors import TilewrightError, VerificationError
+from ..ir.graph import Graph, Weight, param_name
+from ..ir.interpreter import interpret
+from ..ir.verifier import verify
+from ..settings import current
+from .base import Pass
+
+VerifyLevel = Literal["off", "structure", "sample", "full"]
+
+# Largest error allowed of one pass, relative to the largest magnitude, by element type of the output.
+PASS_TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}
+
+
+@dataclass(frozen=True, slots=True)
+class PassRecord:
+    """What one pass did.
+
+    Attributes:
+        name: of the pass.
+        seconds: in the rewrite itself; ``verify_seconds`` in checking it.
+        nodes_before, nodes_after: sizes of the graph.
+        max_error: relative to the largest magnitude, None where numbers were not compared.
+        graph: the result.
+    """
+
+    name: str
+    seconds: float
+    verify_seconds: float
+    nodes_before: int
+    nodes_after: int
+    max_error: float | None
+    graph: Graph = field(repr=False)
+
+
+def run_passes(
+    graph: Graph,
+    passes: Iterable[Pass],
+    *,
+    level: VerifyLevel = "structure",
+    samples: Sequence[torch.Tensor] | None = None,
+    observe: Callable[[PassRecord], None] | None = None,
+) -> tuple[Graph, list[PassRecord]]:
+    """Runs passes in order, and checks each.
+
+    Args:
+        graph: the graph to start from.
+        passes: what to run.
+        level: "off", "structure" (the verifier after each pass), "sample" or "full" (numbers before against after).
+        samples: one tensor an input of ``graph``; needed for numbers to be compared.
+        observe: called after each pass.
+
+    Returns:
+        The last graph, and one record a pass.
+
+    Raises:
+        VerificationError: a pass whose result is ill-formed or computes something else; it names the pass.
+    """
+    limit, dump = current().pass_limit, current().dump
+    checker = _Checker(level, samples)
+    records: list[PassRecord] = []
+    checker.start(graph)
+    for index, step in enumerate(passes):
+        if limit is not None and index >= limit:
+            break
+        started = time.perf_counter()
+        result = step.run(graph)
+        rewritten = time.perf_counter()
+        error = checker.check(step, graph, result)
+        record = PassRecord(
+            step.name,
+            rewritten - started,
+            time.perf_counter() - rewritten,
+            len(graph.nodes),
+            len(result.nodes),
+            error,
+            result,
+        )
+        records.append(record)
+        _report(record, index, dump)
+        if observe is not None:
+            observe(record)
+        graph = result
+    return graph, records
+
+
+class _Checker:
+    """Compares each graph with the one before; values of the last graph are kept, so each graph runs once."""
+
+    def __init__(self, level: VerifyLevel, samples: Sequence[torch.Tensor] | None) -> None:
+        self.structural = level != "off"
+        self.numeric = level in ("sample", "full") and samples is not None
+        self.inputs: tuple[torch.Tensor, ...] = tuple(samples or ())
+        self.outputs: tuple[torch.Tensor, ...] = ()
+        self.loaded: dict[Weight, torch.Tensor] = {}
+
+    def start(self, graph: Graph) -> None:
+        if self.structural:
+            verify(graph)
+        if self.numeric:
+            self.outputs = self._run(graph, self.inputs)
+
+    def check(self, step: Pass, before: Graph, after: Graph) -> float | None:
+        if before == after:
+            return 0.0 if self.numeric else None
+        try:
+            if self.structural:
+                verify(after)
+            return self._compare(step, before, after) if self.numeric else None
+        except VerificationError:
+            raise
+        except TilewrightError as error:
+            raise VerificationError(
+                f"pass {step.name}",
+                expected="a well-formed graph that runs",
+                found=str(error),
+                remedy="Report it with the graph; TILEWRIGHT_PASS_LIMIT stops before the pass.",
+            ) from error
+
+    def _compare(self, step: Pass, before: Graph, after: Graph) -> float:
+        inputs = self.inputs
+        if step.adapt_inputs is not None:
+            inputs = step.adapt_inputs(before, after, inputs)
+        outputs = self._run(after, inputs)
+        comparable = outputs
+        if step.adapt_outputs is not None:
+            comparable = step.adapt_outputs(after, inputs, outputs)
+        elif len(inputs) == len(self.inputs):
+            comparable = outputs
+        error = largest_error(step.name, self.outputs[: len(comparable)], comparable)
+        self.inputs, self.outputs = inputs, outputs
+        return error
+
+    def _run(self, graph: Graph, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        weights = {}
+        for node in graph.params:
+            weight = graph.weights[param_name(node)]
+            if weight not in self.loaded:
+                self.loaded[weight] = weight.load()
+            weights[param_name(node)] = self.loaded[weight]
+        live = {graph.weights[param_name(node)] for node in graph.params}
+        self.loaded = {weight: value for weight, value in self.loaded.items() if weight in live}
+        with torch.no_grad():
+            return interpret(graph, inputs, weights)
+
+
+def largest_error(
+    culprit: str, expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]
+) -> float:
+    """Largest deviation relative to the largest magnitude of each output.
+
+    Raises:
+        VerificationError: it is above the tolerance of the output's element type, or shapes or NaNs differ.
+    """
+    worst = 0.0
+    for index, (a, b) in enumerate(zip(expected, found, strict=True)):
+        if a.shape != b.shape or a.dtype != b.dtype or not torch.equal(a.isnan(), b.isnan()):
+            raise _disagreement(culprit, f"output {index}: {a.dtype} {list(a.shape)}", f"{b.dtype} {list(b.shape)} or other NaNs")
+        if a.numel() == 0:
+            continue
+        wide_a, wide_b = a.double().nan_to_num(), b.double().nan_to_num()
+        scale = wide_a.abs().max().item() or 1.0
+        error = (wide_a - wide_b).abs().max().item() / scale
+        if error > PASS_TOLERANCE.get(a.dtype, 0.0):
+            raise _disagreement(
+                culprit, f"output {index} within {PASS_TOLERANCE.get(a.dtype, 0.0):g}", f"{error:.3g}"
+            )
+        worst = max(worst, error)
+    return worst
+
+
+def _disagreement(culprit: str, expected: str, found: str) -> VerificationError:
+    return VerificationError(
+        f"pass {culprit}",
+        expected=expected,
+        found=found,
+        remedy="The rewrite changed what the graph computes: report it with the graph before the pass.",
+    )
+
+
+def _report(record: PassRecord, index: int, dump: Path | None) -> None:
+    debug = current().debug
+    if debug >= 1:
+        error = "" if record.max_error is None else f", error {record.max_error:.1e}"
+        sizes = f"{record.nodes_before} -> {record.nodes_after} nodes"
+        print(f"pass {record.name}: {sizes}, {record.seconds * 1e3:.0f} ms{error}", file=sys.stderr)
+    if debug >= 5:
+        print(record.graph, file=sys.stderr)
+    if dump is not None:
+        dump.mkdir(parents=True, exist_ok=True)
+        (dump / f"{index:03d}-{record.name}.txt").write_text(str(record.graph))

@@ -1,0 +1,161 @@
+"""Executors of causal LMs: from a Step of the scheduler to logits, over a paged or a slot cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..errors import CapacityError
+from ..ir.dims import evaluate
+from ..ir.types import TensorType
+from .runner import ProgramRunner
+from .step import Capabilities, Step
+
+CACHE_PREFIXES = ("k_cache_", "v_cache_")
+
+
+class _Caches:
+    """The KV buffers of a Program: every input whose name says that it is one."""
+
+    def __init__(self, runner: ProgramRunner) -> None:
+        program = runner.program
+        self.types: dict[str, TensorType] = {
+            name: program.buffers[name]
+            for name in program.inputs
+            if name.startswith(CACHE_PREFIXES)
+        }
+        self.tensors: dict[str, torch.Tensor] = {}
+
+    def allocate(self, sizes: dict[str, int]) -> None:
+        """(Re)creates all buffers for these sizes; CapacityError when memory does not suffice."""
+        self.tensors = {}
+        shapes = {n: [evaluate(s, sizes) for s in t.shape] for n, t in self.types.items()}
+        try:
+            for name, shape in shapes.items():
+                self.tensors[name] = torch.zeros(shape, dtype=self.types[name].dtype.torch)
+        except RuntimeError as error:
+            self.tensors = {}
+            raise CapacityError(
+                "KV cache",
+                expected=f"room for {len(shapes)} buffers with {sizes}",
+                found=str(error).splitlines()[0],
+                remedy="Lower max_batch_size, max_model_len or memory_fraction.",
+            ) from error
+
+    def copy_pages(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
+        # In order: a page may be copied to, and then copied on.
+        for source, destination in zip(sources, destinations, strict=True):
+            for tensor in self.tensors.values():
+                tensor[destination].copy_(tensor[source])
+
+    @property
+    def bytes_per_token(self) -> int:
+        """KV bytes of one token over all layers."""
+        total = 0
+        for type_ in self.types.values():
+            heads_and_dim = [size for size in type_.shape if isinstance(size, int)]
+            total += heads_and_dim[0] * heads_and_dim[1] * type_.dtype.bytes
+        return total
+
+
+class PagedExecutor:
+    """Any mix of prefill and decode in one run, over pages."""
+
+    capabilities = Capabilities(mixes=True, pages=True, shares=True, max_slots=None)
+
+    def __init__(self, runner: ProgramRunner) -> None:
+        self.runner, self.caches = runner, _Caches(runner)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """KV bytes of one token over all layers."""
+        return self.caches.bytes_per_token
+
+    def allocate(self, num_pages: int, page_size: int) -> None:
+        """(Re)creates the KV buffers."""
+        self.caches.allocate({"N": num_pages, "P": page_size})
+
+    def copy_pages(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
+        """Copies pages, for forks that write."""
+        self.caches.copy_pages(sources, destinations)
+
+    def run(self, step: Step) -> torch.Tensor:
+        """Logits f32[R, V] of the step's wanted rows."""
+        inputs = {
+            "token_ids": step.token_ids,
+            "positions": step.positions,
+            "query_start": step.query_start,
+            "seq_lens": step.seq_lens,
+            "slot_mapping": step.slot_mapping,
+            "block_tables": step.block_tables,
+            "logits_indices": step.logits_indices,
+            **self.caches.tensors,
+        }
+        return self.runner.run(inputs)["logits"].float()
+
+
+class SlotExecutor:
+    """One sequence's prefill, or one token of each running sequence, over slots of a static length.
+
+    The cache's rows are the slots. A step runs on the shortest contiguous range of rows that holds all its slots;
+    rows of the range that are not in the step compute a token that nobody reads, at the position that their sequence
+    writes next, so that they leave nothing behind that is read.
+    """
+
+    def __init__(self, runner: ProgramRunner, max_slots: int) -> None:
+        self.runner, self.caches = runner, _Caches(runner)
+        self.capabilities = Capabilities(
+            mixes=False, pages=False, shares=False, max_slots=max_slots
+        )
+        self.lengths: list[int] = []
+
+    @property
+    def bytes_per_token(self) -> int:
+        """KV bytes of one token over all layers."""
+        return self.caches.bytes_per_token
+
+    def allocate(self, num_pages: int, page_size: int) -> None:
+        """(Re)creates the KV buffers: one slot a page."""
+        self.caches.allocate({"B": num_pages, "L": page_size})
+        self.lengths = [0] * num_pages
+
+    def copy_pages(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
+        """Copies slots, for forks."""
+        self.caches.copy_pages(sources, destinations)
+        for source, destination in zip(sources, destinations, strict=True):
+            self.lengths[destination] = self.lengths[source]
+
+    def run(self, step: Step) -> torch.Tensor:
+        """Logits f32[R, V] of the step's wanted rows."""
+        slots = step.block_tables[:, 0].tolist()
+        for slot, length in zip(slots, step.seq_lens.tolist(), strict=True):
+            self.lengths[slot] = length
+        first, stop = min(slots), max(slots) + 1
+        inputs = self._rows(step, slots, first, stop)
+        for name, tensor in self.caches.tensors.items():
+            inputs[name] = tensor[first:stop]
+        return self.runner.run(inputs)["logits"].float()
+
+    def _rows(
+        self, step: Step, slots: list[int], first: int, stop: int
+    ) -> dict[str, torch.Tensor]:
+        if slots == list(range(first, stop)):
+            return {
+                "token_ids": step.token_ids,
+                "positions": step.positions,
+                "seq_lens": step.seq_lens,
+                "logits_indices": step.logits_indices,
+            }
+        rows = torch.tensor([slot - first for slot in slots])
+        limit = next(iter(self.caches.tensors.values())).shape[2]
+        lens = torch.tensor([min(n + 1, limit) for n in self.lengths[first:stop]])
+        lens[rows] = step.seq_lens.long()
+        ids = torch.zeros(stop - first, dtype=step.token_ids.dtype)
+        ids[rows] = step.token_ids
+        return {
+            "token_ids": ids,
+            "positions": lens - 1,
+            "seq_lens": lens.int(),
+            "logits_indices": rows[step.logits_indices],
+        }
