@@ -44,6 +44,20 @@ def violations(source: Source, facade: dict[str, str] | None = None) -> list[str
     ]
 
 
+def absolute_imports(source: Source) -> list[str]:
+    """Imports of ours by the absolute name: a clone under another name would miss them."""
+    return [
+        f"{source.path}:{node.lineno}: import it relatively"
+        for node in ast.walk(source.tree)
+        if (isinstance(node, ast.Import) and any(_is_ours(alias.name) for alias in node.names))
+        or (isinstance(node, ast.ImportFrom) and not node.level and _is_ours(node.module or ""))
+    ]
+
+
+def _is_ours(module: str) -> bool:
+    return module.split(".")[0] == "tilewright"
+
+
 def _folder(module: list[str]) -> str | None:
     inside = module[0] == "tilewright" and len(module) > 1
     return module[1] if inside and module[1] in FOLDERS else None

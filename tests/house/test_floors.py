@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import tilewright
-from house.floors import violations
+from house.floors import absolute_imports, violations
 from house.tree import Source, sources
 
 FACADE = {"compile": ".compiler.api", "Target": ".targets"}
@@ -71,3 +71,24 @@ def test_an_import_up_or_across_is_found(path, text):
 )
 def test_an_import_within_the_rules_is_let_through(path, text):
     assert violations(Source(path, text), FACADE) == []
+
+
+@pytest.mark.quick
+def test_the_package_imports_itself_relatively():
+    found = [line for source in sources() for line in absolute_imports(source)]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("import tilewright", 1),
+        ("import os, tilewright.ir as ir", 1),
+        ("from tilewright.ir import graph", 1),
+        ("from .graph import Graph\nfrom ..errors import GraphError", 0),
+        ("import tilewright_plugins", 0),
+    ],
+)
+def test_an_absolute_import_of_ours_is_found(text, count):
+    assert len(absolute_imports(Source("ir/a.py", text))) == count

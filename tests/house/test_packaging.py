@@ -33,7 +33,8 @@ def test_the_packages_listed_are_the_folders_that_exist():
         f.relative_to(ROOT).parts for f in package_folders() if (f / "__init__.py").exists()
     ]
     found = sorted(".".join(("tilewright", *parts)) for parts in relative)
-    assert PROJECT["tool"]["setuptools"]["packages"] == found
+    listed = PROJECT["tool"]["setuptools"]["packages"]
+    assert listed == found, f"pyproject.toml: packages = {found}"
 
 
 @pytest.mark.quick
@@ -82,3 +83,9 @@ def test_no_tracked_file_names_a_path_of_one_machine():
 def test_a_machine_path_is_found():
     assert machine_paths("see " + MACHINE_PATHS[0] + "main") == [MACHINE_PATHS[0]]
     assert machine_paths("the work/ folder, ~/.cache/tilewright") == []
+
+
+@pytest.mark.quick
+def test_the_packaged_gguf_is_found(smollm2_gguf):
+    with smollm2_gguf.open("rb") as file:
+        assert file.read(4) == b"GGUF"
