@@ -228,6 +228,28 @@ def test_an_abandoned_stream_frees_its_pages():
     assert all_free(loop)
 
 
+@given(
+    prompts=prompts_strategy,
+    turns=st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=60),
+    num_pages=st.integers(10, 40),
+)
+def test_interleaved_and_abandoned_streams(prompts, turns, num_pages):
+    loop = paged_loop(num_pages, page_size=4, max_tokens_per_step=12)
+    streams = [loop.stream(p, SamplingParams(max_new_tokens=9)) for p in prompts]
+    tokens = [[] for _ in prompts]
+    for turn, close in turns:
+        index = turn % len(prompts)
+        if close and len(turns) % 3 == 0:
+            streams[index].close()
+        tokens[index] += [
+            t for delta in [next(streams[index], None)] if delta for t in delta.token_ids
+        ]
+    for stream in streams:
+        stream.close()
+    assert all(got == greedy(p, 9)[: len(got)] for got, p in zip(tokens, prompts, strict=True))
+    assert all_free(loop)
+
+
 @pytest.mark.parametrize("step", [1, 3, 7])
 def test_an_interrupted_call_frees_its_pages_and_others_go_on(step):
     loop = paged_loop()
