@@ -23,7 +23,7 @@ Examples = tuple[object, ...] | Mapping[str, object]
 
 _UNLIMITED = 2**62
 _aten = torch.ops.aten
-# Ops that lowering takes whole, so that nothing has to be recognised again from their decompositions.
+# Ops that lowering takes whole, so that nothing has to be recognised from its decomposition.
 KEPT_OPS = (
     _aten.scaled_dot_product_attention.default,
     _aten.linear.default,
@@ -60,7 +60,7 @@ def capture_module(
 
     Args:
         module: any nn.Module; its parameters may be fake or on the meta device.
-        example_inputs: positional arguments as a tuple, or keyword arguments as a dict; tensors on the CPU.
+        example_inputs: positional arguments as a tuple, or keyword arguments as a dict.
         dynamic_shapes: as `torch.export.export` takes it; all sizes are fixed when None.
         route, notes: recorded in the result.
 
@@ -132,13 +132,26 @@ def _examples(module: nn.Module, given: Examples) -> tuple[tuple[object, ...], d
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    training = [part for part in module.modules() if part.training]
+    """Eval mode inside; afterwards each attribute, buffer and parameter is what it was.
+
+    Some modules cache tensors in attributes while they run (transformers' long-rope tables), which
+    would be fake ones.
+    """
+    tables = ("_parameters", "_buffers", "_modules")
+    before = [
+        (part, dict(part.__dict__), [dict(part.__dict__[table]) for table in tables])
+        for part in module.modules()
+    ]
     module.eval()
     try:
         yield
     finally:
-        for part in training:
-            part.training = True
+        for part, attributes, contents in before:
+            part.__dict__.clear()
+            part.__dict__.update(attributes)
+            for table, content in zip(tables, contents, strict=True):
+                part.__dict__[table].clear()
+                part.__dict__[table].update(content)
 
 
 def _captured(
@@ -193,8 +206,7 @@ def _path(path: tuple[object, ...]) -> str:
 
 def _outputs(program: ExportedProgram) -> list[tuple[str, object]]:
     flat: list[tuple[str, object]] = []
-    count = 0
-    for spec in program.graph_signature.output_specs:
+    for place, spec in enumerate(program.graph_signature.output_specs):
         if spec.kind is not OutputKind.USER_OUTPUT:
             raise CaptureError(
                 f"output {spec.arg}",
@@ -205,15 +217,14 @@ def _outputs(program: ExportedProgram) -> list[tuple[str, object]]:
         if hasattr(spec.arg, "value"):
             flat.append(("constant", spec.arg.value))
         else:
-            flat.append(("tensor", count))
-        count += 1
+            flat.append(("tensor", place))
     return flat
 
 
 def _weights(
     program: ExportedProgram, nodes: Mapping[str, fx.Node]
 ) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Placeholder → weight name and weight name → tensor for the used ones, where tied tensors share the first one's name."""
+    """Placeholder → weight name, and weight name → tensor, of the used ones; tied ones share a name."""
     weight_of: dict[str, str] = {}
     weights: dict[str, Tensor] = {}
     first: dict[int, str] = {}

@@ -30,6 +30,13 @@ _SAME = (
 )
 
 
+_KINDS = {
+    OutputKind.BUFFER_MUTATION: "buffer",
+    OutputKind.PARAMETER_MUTATION: "parameter",
+    OutputKind.USER_INPUT_MUTATION: "input",
+}
+
+
 def op_name(node: fx.Node) -> str:
     """``aten.add`` of ``aten.add.Tensor``; the target's own name for what is no ATen overload."""
     target = node.target
@@ -75,7 +82,7 @@ def _is_whole_slice(node: fx.Node) -> bool:
 
 
 def inline_contexts(module: fx.GraphModule) -> None:
-    """Inlines the bodies of wrap_with_set_grad_enabled and of wrap_with_autocast where that is switched off."""
+    """Inlines the bodies of wrap_with_set_grad_enabled, and of wrap_with_autocast that is off."""
     for node in list(module.graph.nodes):
         name = getattr(node.target, "__name__", "")
         if node.op != "call_function" or name not in (
@@ -137,7 +144,7 @@ def _drop_writes(program: ExportedProgram) -> list[str]:
     results = list(output.args[0])
     writes, kept, read = [], [], set[fx.Node]()
     for spec, node in zip(signature.output_specs, results, strict=True):
-        if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION):
+        if spec.kind in _KINDS:
             writes.append((spec, node))
             continue
         kept.append((spec, node))
@@ -148,7 +155,7 @@ def _drop_writes(program: ExportedProgram) -> list[str]:
     for spec, node in writes:
         if spec.kind is OutputKind.USER_INPUT_MUTATION or placeholder[spec.target] in names:
             raise CaptureError(
-                f"{'input' if spec.kind is OutputKind.USER_INPUT_MUTATION else 'buffer'} {spec.target}",
+                f"{_KINDS[spec.kind]} {spec.target}",
                 expected="a module that keeps no state between calls",
                 found=f"it is written to by {node.name} in {where(node)}",
                 remedy="Return the new value, or call model.eval() if training mode updates it.",

@@ -1,4 +1,4 @@
-"""Turns an error of torch.export into a CaptureError that names the culprit, the cause and the remedy."""
+"""Turns an error of torch.export into a CaptureError: the culprit, the cause and the remedy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ _CAUSES = (
             "_local_scalar_dense",
         ),
         "control flow that does not depend on the values of tensors",
-        "Write it with torch.where or torch.cond, or use torch.compile(model, backend='tilewright'), which breaks the graph there.",
+        "Write it with torch.where or torch.cond, or use torch.compile(model, "
+        "backend='tilewright'), which breaks the graph there.",
     ),
     (
         (
@@ -56,16 +57,12 @@ _CAUSES = (
 
 
 def explain(module: nn.Module, error: Exception) -> CaptureError:
-    """The CaptureError for `error`, which torch.export raised on `module`; the culprit is the user's deepest line."""
+    """The CaptureError for `error`, raised by torch.export on `module`; it names the user's line."""
     text = f"{type(error).__name__}: {_summary(error)}"
-    for signs, expected, remedy in _CAUSES:
-        if any(sign in text for sign in signs):
-            break
-    else:
-        expected, remedy = (
-            "a module that torch.export can follow",
-            "Run torch.export.export on it for its full report.",
-        )
+    expected, remedy = next(
+        ((wanted, cure) for signs, wanted, cure in _CAUSES if any(sign in text for sign in signs)),
+        ("a module that torch.export can follow", "Run torch.export.export for its full report."),
+    )
     return CaptureError(
         f"{type(module).__name__}{_line(error)}", expected=expected, found=text, remedy=remedy
     )

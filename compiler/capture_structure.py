@@ -11,7 +11,11 @@ from .capture_types import Branch, Fixed, Leaf, Structure
 
 
 def structure_of(spec: TreeSpec, flat: Sequence[tuple[str, object]]) -> Structure:
-    """The structure of a pytree spec over its leaves, given in order as ("tensor", index) or ("constant", value)."""
+    """The structure of a pytree spec over its leaves in order.
+
+    Args:
+        flat: per leaf ("tensor", its index) or ("constant", its value).
+    """
     return _walk(spec, iter(flat))
 
 

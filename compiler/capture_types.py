@@ -1,4 +1,4 @@
-"""What capture hands to lowering: the exported program with its inputs, weights, symbols and structures as plain data."""
+"""What capture hands to lowering: the exported program and its interface as plain data."""
 
 from __future__ import annotations
 
@@ -90,11 +90,13 @@ class Captured:
 
     Attributes:
         name: class name of the module.
-        program: the cleaned ExportedProgram; its graph has one placeholder for each weight and each input.
+        program: the cleaned ExportedProgram; weights and inputs are placeholders of its graph.
         inputs: the tensors of a call, in placeholder order.
-        weight_of: placeholder name → weight name, for placeholders that are used. Tied weights have one name: the first.
-        weights: weight name → tensor, for those that are used; on the meta device when the module's own weights were.
-        call: structure of the call as a dict ``{"args": (...), "kwargs": {...}}`` over indices into `inputs`.
+        weight_of: placeholder name → weight name, for placeholders that are used. Tied weights
+            have one name: the first.
+        weights: weight name → tensor, for those that are used; on the meta device when the
+            module's own weights were.
+        call: structure of the call, the pair (positional, keyword arguments), over `inputs`.
         arguments: names of forward()'s positional parameters, to bind keywords.
         output: structure of the result over the graph's flat outputs.
         symbols: the dynamic sizes by name.
@@ -122,7 +124,7 @@ class Captured:
     def run(
         self, inputs: Sequence[Tensor], weights: Mapping[str, Tensor] | None = None
     ) -> list[Tensor]:
-        """Flat outputs of the captured graph on `inputs` (in the order of `self.inputs`), run node by node with torch.
+        """Flat outputs of the graph on `inputs` (ordered as `self.inputs`), node by node with torch.
 
         Args:
             weights: by weight name; the captured ones when None.

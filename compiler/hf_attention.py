@@ -177,7 +177,14 @@ def sdpa_hook(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     ) -> Tensor:
         if not isinstance(attn_mask, PositionMask):
             return original(
-                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+                query,
+                key,
+                value,
+                attn_mask,
+                dropout_p,
+                is_causal,
+                scale=scale,
+                enable_gqa=enable_gqa,
             )
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         out = _attend(query, key, value, None, None, scale, attn_mask.spec, None)

@@ -1,4 +1,4 @@
-"""The experts of Hugging Face mixtures as one custom op, `tilewright::moe_experts`, and the hook that emits it."""
+"""The experts of Hugging Face mixtures as one custom op, and the hook that emits it."""
 
 from __future__ import annotations
 
@@ -60,10 +60,12 @@ def moe_experts(
 
     Args:
         x: [T, K]; expert_ids: i64[T, k]; expert_weights: [T, k].
-        up: [E, N', K] ([E, K, N'] when `transposed`), N' = 2N when `gated`, up_bias: [E, N'] or None.
+        up: [E, N', K] ([E, K, N'] when `transposed`), N' = 2N when `gated`, else N.
+        up_bias: [E, N'] or None.
         down: [E, K, N] ([E, N, K] when `transposed`), down_bias: [E, K] or None.
-        activation: silu, gelu, gelu_tanh, relu or relu_squared; gated ones act on the first half of N' and multiply
-            by the second; swiglu_clamped (gpt-oss) takes gate and up interleaved, clamps them at 7, alpha 1.702.
+        activation: silu, gelu, gelu_tanh, relu or relu_squared; gated ones act on the first half of
+            N' and multiply by the second; swiglu_clamped (gpt-oss) takes gate and up interleaved,
+            clamps them at 7, and has an alpha of 1.702.
 
     Returns:
         [T, K] in x's dtype.
@@ -122,7 +124,7 @@ def experts_hook(
 
 
 def _activation_name(module: nn.Module, gated: bool) -> str:
-    """Name of the activation that gives the module's own numbers, found by comparing them on a probe."""
+    """Name of the activation that gives the module's own numbers on a probe."""
     # a thread of its own: the export's dispatch modes are thread-local
     with ThreadPoolExecutor(1) as pool:
         name = pool.submit(_matching_activation, module, gated).result()
@@ -152,5 +154,5 @@ def _refuse(module: nn.Module, expected: str, found: str) -> None:
         type(module).__name__,
         expected=expected,
         found=found,
-        remedy="Report the architecture; its experts need an activation added to compiler/hf_experts.py.",
+        remedy="Its experts need an activation added to compiler/hf_experts.py.",
     )

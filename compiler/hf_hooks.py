@@ -8,6 +8,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_innermost_proxy_mode, get_proxy_slot
 
 from ..errors import CaptureError
 from .capture_types import Route
@@ -16,6 +17,14 @@ from .hf_experts import experts_hook
 from .hf_masks import MaskFunction, PositionMask
 
 INTERFACE = "tilewright"
+
+_aten = torch.ops.aten
+_CASTS = (
+    _aten.to.dtype,
+    _aten.to.dtype_layout,
+    _aten.to.device,
+    _aten._to_copy.default,
+)
 
 
 @contextmanager
@@ -64,7 +73,7 @@ def _mask_hook(max_length: int) -> Callable[..., PositionMask]:
     def make_mask(
         *, mask_function: MaskFunction, attention_mask: Tensor | None = None, **kwargs: object
     ) -> PositionMask:
-        if attention_mask is not None:
+        if attention_mask is not None and not _all_ones(attention_mask):
             raise CaptureError(
                 "attention mask",
                 expected="no padding mask, since a single sequence is captured",
@@ -74,3 +83,17 @@ def _mask_hook(max_length: int) -> Callable[..., PositionMask]:
         return PositionMask(mask_function, max_length)
 
     return make_mask
+
+
+def _all_ones(mask: Tensor) -> bool:
+    """Whether the export in progress made the tensor by torch.ones or the like."""
+    mode = get_innermost_proxy_mode()
+    slot = get_proxy_slot(mask, mode.tracer, None) if mode is not None else None
+    if slot is None:
+        return False
+    node = slot.proxy.node
+    while node.target in _CASTS:
+        node = node.args[0]
+    if node.target in (_aten.full.default, _aten.full_like.default):
+        return node.args[1] == 1
+    return node.target in (_aten.ones.default, _aten.ones_like.default)

@@ -1,4 +1,4 @@
-"""Captures Hugging Face causal language models, from a model object or from a configuration alone."""
+"""Captures Hugging Face causal LMs, from a model object or from a configuration alone."""
 
 from __future__ import annotations
 
@@ -43,11 +43,12 @@ def capture_causal_lm(model: PreTrainedModel) -> Captured:
     The routes are tried in this order, and the notes say why an earlier one was not taken:
 
     * "hook": attention goes through transformers' attention interface to `tilewright::attention`;
-    * "masks": the model's own arithmetic, where masks given to SDPA make `tilewright::attention` and
-      masks added to scores make `tilewright::mask_scores`;
+    * "masks": the model's own arithmetic, where masks given to SDPA make `tilewright::attention`
+      and masks added to scores make `tilewright::mask_scores`;
     * "plain": the model's own arithmetic, masks included.
 
-    Mixtures of experts become `tilewright::moe_experts` in all of them. The model is left as it was.
+    Mixtures of experts become `tilewright::moe_experts` in all of them. The model is left as it
+    was.
 
     Args:
         model: any model whose output has `logits`; parameters real, fake or on the meta device.
@@ -72,7 +73,9 @@ def capture_causal_lm(model: PreTrainedModel) -> Captured:
         return replace(captured, notes=(*captured.notes, *notes))
 
 
-def meta_causal_lm(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def meta_causal_lm(
+    config: PreTrainedConfig, dtype: torch.dtype = torch.float32, *, trust_remote_code: bool = False
+) -> PreTrainedModel:
     """The causal LM of `config` with its parameters on the meta device and its buffers computed.
 
     Takes neither the memory nor the time to fill the weights.
@@ -84,12 +87,14 @@ def meta_causal_lm(config: PreTrainedConfig, dtype: torch.dtype = torch.float32)
 
     with meta_parameters(), _silence():
         try:
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, trust_remote_code=trust_remote_code
+            )
         except Exception as error:
             raise CaptureError(
                 f"architecture {_architecture(config)}",
                 expected="a causal LM that transformers can build from its configuration",
-                found=f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ''}",
+                found=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
                 remedy="Use a model of an architecture that AutoModelForCausalLM knows.",
             ) from error
     return model.eval()
@@ -132,7 +137,7 @@ def _capture(model: PreTrainedModel, route: Route) -> Captured:
         if model._can_set_experts_implementation():
             stack.enter_context(_implementation(model, "experts", INTERFACE))
         stack.enter_context(_fake_parameters(model))
-        ids = torch.zeros(1, _EXAMPLE_LENGTH, dtype=torch.int64)
+        ids = torch.zeros(1, _EXAMPLE_LENGTH, dtype=torch.int64, device=_device(model))
         dynamic = {"input_ids": {1: torch.export.Dim("S", min=1, max=_longest(model.config))}}
         captured = capture_module(_LogitsOnly(model), {"input_ids": ids}, dynamic, route=route)
     return replace(
@@ -141,6 +146,11 @@ def _capture(model: PreTrainedModel, route: Route) -> Captured:
         weight_of={node: _own_name(name) for node, name in captured.weight_of.items()},
         weights={_own_name(name): weight for name, weight in captured.weights.items()},
     )
+
+
+def _device(model: nn.Module) -> torch.device:
+    devices = {parameter.device for parameter in model.parameters()} - {torch.device("meta")}
+    return devices.pop() if devices else torch.device("cpu")
 
 
 def _own_name(name: str) -> str:
@@ -153,7 +163,7 @@ def _longest(config: PreTrainedConfig) -> int:
 
 @contextmanager
 def _implementation(model: PreTrainedModel, kind: str, name: str) -> Iterator[None]:
-    """Sets ``config._{kind}_implementation`` of every (sub-)configuration of the model, and sets them back."""
+    """Sets ``config._{kind}_implementation`` of all (sub-)configurations, and sets them back."""
     field = f"_{kind}_implementation_internal"
     configs = {
         id(c): c for part in model.modules() for c in _configs(getattr(part, "config", None))
@@ -178,7 +188,7 @@ def _configs(config: object) -> Iterator[PreTrainedConfig]:
 
 @contextmanager
 def _fake_parameters(model: nn.Module) -> Iterator[None]:
-    """Stands fake tensors on the CPU in for parameters on the meta device, which do not mix with real buffers."""
+    """Stands fake CPU tensors in for meta parameters, which do not mix with real buffers."""
     meta = [
         (part, name, parameter)
         for part in model.modules()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...ir.build import cast, const, make, reshape
+from ...ir.build import cast, make, reshape
 from ...ir.dims import Size
 from ...ir.dtypes import DType
 from ...ir.node import Node

@@ -1,0 +1,226 @@
+"""What `compile()` can take, as one Source: a module, a Hugging Face model, a folder, a GGUF file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+
+from ..errors import CheckpointError, UsageError
+from ..formats.weights import Held, Weight
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model with everything that is known about it.
+
+    Attributes:
+        kind: what was given.
+        name: for reports: the path or the class name.
+        module: the user's own for "module" and "model", else built on the meta device.
+        weights: parameter or buffer name → expression. What is missing here (buffers that the
+            module computes) is in the module itself.
+        config: transformers' configuration; None for a plain module.
+        eos_token_ids: tokens that end a completion.
+        max_position_embeddings: longest sequence in tokens; None when the model sets no limit.
+        tokenizer: folder with tokenizer.json, or the GGUF file; None when there is none.
+    """
+
+    kind: Literal["module", "model", "folder", "gguf"]
+    name: str
+    module: nn.Module
+    weights: Mapping[str, Weight]
+    config: PreTrainedConfig | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    max_position_embeddings: int | None = None
+    tokenizer: Path | None = None
+
+    @property
+    def is_causal_lm(self) -> bool:
+        """Whether it is captured as a causal LM over token ids."""
+        return self.config is not None
+
+
+def open_source(
+    model: object, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+) -> Source:
+    """Opens what the user gave; no weight is read.
+
+    Args:
+        model: an nn.Module, a Hugging Face model, or a path to an HF folder or a .gguf file.
+        dtype: of the parameters of a folder or file; None takes the folder's own, float32 for GGUF.
+        trust_remote_code: whether a folder may bring Python code of its own.
+
+    Raises:
+        UsageError: another kind of object, or a path to something else.
+        CheckpointError: files that are missing, damaged, or do not fit together.
+        CaptureError: an architecture that transformers has no causal LM for.
+    """
+    if isinstance(model, nn.Module):
+        return _from_causal_lm(model) if _is_causal_lm(model) else _from_module(model)
+    if not isinstance(model, str | Path):
+        raise UsageError(
+            "model",
+            expected="an nn.Module, a Hugging Face model, or a path to a folder or a .gguf file",
+            found=type(model).__name__,
+            remedy="Pass one of these.",
+        )
+    path = Path(model)
+    if path.is_dir():
+        return _from_folder(path, dtype, trust_remote_code)
+    if not path.exists():
+        raise CheckpointError(
+            str(path),
+            expected="a model folder or a .gguf file",
+            found="nothing there",
+            remedy="Check the path; models are not downloaded.",
+        )
+    if path.suffix.lower() != ".gguf":
+        raise UsageError(
+            str(path),
+            expected="a folder with config.json, or a .gguf file",
+            found=f"a file that ends in {path.suffix or 'nothing'}",
+            remedy="Pass the folder that holds it.",
+        )
+    return _from_gguf(path, dtype)
+
+
+def _is_causal_lm(module: nn.Module) -> bool:
+    if "transformers" not in sys.modules:
+        return False
+    from transformers import PreTrainedModel
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if not isinstance(module, PreTrainedModel):
+        return False
+    known = type(module).__name__ in _flat(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    return known or (module.can_generate() and not module.config.is_encoder_decoder)
+
+
+def _flat(names: object) -> set[str]:
+    flat: set[str] = set()
+    for name in names:  # type: ignore[attr-defined]
+        flat.update((name,) if isinstance(name, str) else name)
+    return flat
+
+
+def _held(module: nn.Module) -> dict[str, Weight]:
+    return {
+        name: Held(tensor.detach(), name)
+        for name, tensor in module.state_dict(keep_vars=True).items()
+        if tensor.device.type != "meta"
+    }
+
+
+def _from_module(module: nn.Module) -> Source:
+    return Source("module", type(module).__name__, module, _held(module))
+
+
+def _from_causal_lm(model: PreTrainedModel) -> Source:
+    generation = getattr(model, "generation_config", None)
+    eos = getattr(generation, "eos_token_id", None)
+    return Source(
+        "model",
+        type(model).__name__,
+        model,
+        _held(model),
+        config=model.config,
+        eos_token_ids=_ids(model.config.eos_token_id if generation is None else eos),
+        max_position_embeddings=max_positions(model.config),
+    )
+
+
+def _ids(value: object) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int) else tuple(int(part) for part in value)  # type: ignore[attr-defined]
+
+
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """Longest sequence that the configuration allows, in tokens; None without a limit."""
+    text = config.get_text_config()
+    for field in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        limit = getattr(text, field, None)
+        if isinstance(limit, int) and limit > 0:
+            return limit
+    return None
+
+
+def _read_json(path: Path, required: bool) -> dict[str, object]:
+    if not path.exists() and not required:
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            str(path.parent),
+            expected="a folder with config.json and *.safetensors",
+            found=f"no {path.name}",
+            remedy="Pass the folder that save_pretrained wrote, or a .gguf file.",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            str(path), expected="JSON", found=str(error), remedy="Copy the file again."
+        ) from error
+    if not isinstance(found, dict):
+        raise CheckpointError(
+            str(path),
+            expected="a JSON object",
+            found=type(found).__name__,
+            remedy="Copy the file again.",
+        )
+    return found
+
+
+def _from_folder(folder: Path, dtype: torch.dtype | None, trust_remote_code: bool) -> Source:
+    from ..formats.checkpoint import open_checkpoint
+    from .hf_checkpoint import checkpoint_weights
+    from .hf_config import folder_config
+    from .hf_model import meta_causal_lm
+
+    raw = _read_json(folder / "config.json", required=True)
+    config = folder_config(folder, raw, trust_remote_code)
+    checkpoint = open_checkpoint(folder)
+    own = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    model = meta_causal_lm(config, dtype or own, trust_remote_code=trust_remote_code)
+    generation = _read_json(folder / "generation_config.json", required=False)
+    return Source(
+        "folder",
+        str(folder),
+        model,
+        checkpoint_weights(model, checkpoint, str(folder)),
+        config=config,
+        eos_token_ids=_ids(generation.get("eos_token_id", config.eos_token_id)),
+        max_position_embeddings=max_positions(config),
+        tokenizer=folder if (folder / "tokenizer.json").exists() else None,
+    )
+
+
+def _from_gguf(path: Path, dtype: torch.dtype | None) -> Source:
+    from ..formats.gguf_model import read_gguf_model
+    from .hf_checkpoint import fit_weights
+    from .hf_config import make_config
+    from .hf_model import meta_causal_lm
+
+    stored = read_gguf_model(path)
+    config = make_config(dict(stored.config), str(path))
+    model = meta_causal_lm(config, dtype or torch.float32)
+    return Source(
+        "gguf",
+        str(path),
+        model,
+        fit_weights(model, stored.weights, str(path)),
+        config=config,
+        eos_token_ids=_ids(config.eos_token_id),
+        max_position_embeddings=max_positions(config),
+        tokenizer=path,
+    )
