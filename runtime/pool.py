@@ -6,6 +6,7 @@ A pool only keeps the books. The memory itself belongs to the executor, which is
 from __future__ import annotations
 
 from collections.abc import Sequence
+from heapq import heappop, heappush
 from typing import Protocol
 
 import torch
@@ -82,21 +83,21 @@ class KVPool(Protocol):
 
 
 class _Pages:
-    """Free list and reference counts. Pages are handed out lowest first at the start, then LIFO."""
+    """Free pages and reference counts. The lowest free page goes first, so slots stay together."""
 
     def __init__(self, first: int, count: int) -> None:
-        self.free = list(range(count - 1, first - 1, -1))
+        self.free = list(range(first, count))  # a heap
         self.references = [0] * count
 
     def take(self) -> int:
-        page = self.free.pop()
+        page = heappop(self.free)
         self.references[page] = 1
         return page
 
     def drop(self, page: int) -> None:
         self.references[page] -= 1
         if self.references[page] == 0:
-            self.free.append(page)
+            heappush(self.free, page)
 
 
 class _Tables:
@@ -249,7 +250,7 @@ class PagedPool:
     def free(self, seq: int) -> None:
         """Closes `seq` and lets go of its pages; a sequence that is not open is ignored."""
         if seq in self._held:
-            for page in reversed(self._held.pop(seq)):
+            for page in self._held.pop(seq):
                 self._pages.drop(page)
             del self._lengths[seq]
             self._tables.close(seq)
