@@ -35,7 +35,11 @@ class Buffers:
             assert isinstance(index, int)
             return (self.of(node.operands[0])[index],)
         name = self.names[node]
-        names = (name,) if len(node.types) == 1 else tuple(f"{name}.{i}" for i in range(len(node.types)))
+        names = (
+            (name,)
+            if len(node.types) == 1
+            else tuple(f"{name}.{i}" for i in range(len(node.types)))
+        )
         self.types.update(zip(names, node.types, strict=True))
         return names
 

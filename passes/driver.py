@@ -21,7 +21,12 @@ from .base import Pass
 VerifyLevel = Literal["off", "structure", "sample", "full"]
 
 # Largest error allowed of one pass, relative to the largest magnitude, by element type of the output.
-PASS_TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}
+PASS_TOLERANCE = {
+    torch.float64: 1e-9,
+    torch.float32: 2e-4,
+    torch.float16: 2e-2,
+    torch.bfloat16: 8e-2,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +172,11 @@ def largest_error(
     worst = 0.0
     for index, (a, b) in enumerate(zip(expected, found, strict=True)):
         if a.shape != b.shape or a.dtype != b.dtype or not torch.equal(a.isnan(), b.isnan()):
-            raise _disagreement(culprit, f"output {index}: {a.dtype} {list(a.shape)}", f"{b.dtype} {list(b.shape)} or other NaNs")
+            raise _disagreement(
+                culprit,
+                f"output {index}: {a.dtype} {list(a.shape)}",
+                f"{b.dtype} {list(b.shape)} or other NaNs",
+            )
         if a.numel() == 0:
             continue
         wide_a, wide_b = a.double().nan_to_num(), b.double().nan_to_num()
@@ -175,7 +184,9 @@ def largest_error(
         error = (wide_a - wide_b).abs().max().item() / scale
         if error > PASS_TOLERANCE.get(a.dtype, 0.0):
             raise _disagreement(
-                culprit, f"output {index} within {PASS_TOLERANCE.get(a.dtype, 0.0):g}", f"{error:.3g}"
+                culprit,
+                f"output {index} within {PASS_TOLERANCE.get(a.dtype, 0.0):g}",
+                f"{error:.3g}",
             )
         worst = max(worst, error)
     return worst

@@ -137,9 +137,7 @@ class SlotExecutor:
             inputs[name] = tensor[first:stop]
         return self.runner.run(inputs)["logits"].float()
 
-    def _rows(
-        self, step: Step, slots: list[int], first: int, stop: int
-    ) -> dict[str, torch.Tensor]:
+    def _rows(self, step: Step, slots: list[int], first: int, stop: int) -> dict[str, torch.Tensor]:
         if slots == list(range(first, stop)):
             return {
                 "token_ids": step.token_ids,

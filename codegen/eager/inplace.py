@@ -10,9 +10,7 @@ from ...ir.ops.cache import attend_slots
 from ...ir.schema import Tensors
 
 
-def _kv_write(
-    cache: torch.Tensor, new: torch.Tensor, slot_mapping: torch.Tensor
-) -> torch.Tensor:
+def _kv_write(cache: torch.Tensor, new: torch.Tensor, slot_mapping: torch.Tensor) -> torch.Tensor:
     cache.view(-1, *cache.shape[2:])[slot_mapping] = new
     return cache
 

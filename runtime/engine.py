@@ -1,0 +1,276 @@
+"""Engines: compiled models, ready to run. What `tw.compile` returns and `tw.load` reads back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+
+from ..codegen.program import Json
+from ..errors import EngineError, UsageError
+from ..formats.tokenizer import Tokenizer
+from ..targets import Target
+from .counters import Counters
+from .executor import PagedExecutor, SlotExecutor
+from .folder import load_image, save_engine
+from .image import EngineImage, LMConfig, Signature
+from .loop import GenerationLoop
+from .output import Completion, Delta
+from .params import SamplingParams
+from .pool import KVPool, PagedPool, SlotPool
+from .runner import ProgramRunner
+from .sampling import Sampler
+from .scheduler import Scheduler
+from .step import Step, StepExecutor
+from .structure import Branch, flatten, rebuild
+
+Prompts: TypeAlias = "str | Sequence[str] | Sequence[Sequence[int]]"
+
+
+class Engine:
+    """A compiled model. `load` and `tw.compile` make the right kind of it."""
+
+    def __init__(self, image: EngineImage) -> None:
+        check_device(image)
+        self.image = image
+        weights = {name: image.weights[name].load() for name in image.weights}
+        self.runner = ProgramRunner(image.program, weights, _reader(image))
+
+    @property
+    def target(self) -> Target:
+        """The device that it was compiled for."""
+        return Target.parse(self.image.target)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the engine folder; one that is there already is replaced whole, or stays whole.
+
+        Raises:
+            EngineError: the folder cannot be written.
+        """
+        save_engine(self.image, path)
+
+    def report(self) -> Mapping[str, Json]:
+        """What compiling found: passes, calls by backend, what fell back and why."""
+        return self.image.report
+
+
+class ModuleEngine(Engine):
+    """A compiled plain module: called like the module, gives what the module gives."""
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        """The module's result for these arguments.
+
+        Raises:
+            UsageError: arguments of another structure, shape or element type than at compile time.
+        """
+        signature = self.image.signature
+        assert signature is not None
+        try:
+            found = flatten(signature.call, _bound(signature, args, kwargs))
+        except ValueError as error:
+            raise UsageError(
+                f"arguments of {self.image.name}",
+                expected="the structure given at compile time",
+                found=str(error),
+                remedy="Call the engine as the module was called in example_inputs.",
+            ) from error
+        names = self.runner.program.inputs
+        outputs = self.runner.run({names[i]: tensor for i, tensor in found.items()})
+        return rebuild(signature.output, list(outputs.values()))
+
+
+class CausalLMEngine(Engine):
+    """A compiled causal LM: continuous generation over a KV cache."""
+
+    def __init__(self, image: EngineImage) -> None:
+        super().__init__(image)
+        assert image.lm is not None
+        self.config: LMConfig = image.lm
+        self.executor, self.pool = _memory(self.config, self.runner)
+        scheduler = Scheduler(
+            self.pool, self.executor.capabilities, max_num_seqs=self.config.max_batch_size
+        )
+        self.loop = GenerationLoop(
+            self.executor,
+            self.pool,
+            scheduler,
+            Sampler(),
+            image.tokenizer,
+            self.config.eos_token_ids,
+            self.config.max_model_len,
+            self.config.vocab_size,
+        )
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's tokenizer, None when it came without one."""
+        return self.image.tokenizer
+
+    @property
+    def counters(self) -> Counters:
+        """Tokens computed and steps run so far."""
+        return self.loop.counters
+
+    def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Logits f32[B, S, V] for token ids i64[B, S], or f32[S, V] for i64[S].
+
+        Raises:
+            UsageError: ids of another type, out of the vocabulary, or longer than the context.
+        """
+        rows = token_ids[None] if token_ids.dim() == 1 else token_ids
+        if rows.dim() != 2 or rows.dtype not in (torch.int64, torch.int32) or rows.numel() == 0:
+            raise UsageError(
+                "token_ids",
+                expected="integers [B, S] or [S], at least one token",
+                found=f"{token_ids.dtype} {list(token_ids.shape)}",
+                remedy="Pass the ids that the tokenizer gives, as a tensor.",
+            )
+        if (
+            rows.shape[1] > self.config.max_model_len
+            or not 0 <= int(rows.min()) <= int(rows.max()) < self.config.vocab_size
+        ):
+            raise UsageError(
+                "token_ids",
+                expected=f"at most {self.config.max_model_len} ids from 0 to {self.config.vocab_size - 1}",
+                found=f"{rows.shape[1]} ids from {int(rows.min())} to {int(rows.max())}",
+                remedy="Shorten the sequence, or compile with a larger max_model_len.",
+            )
+        logits = torch.stack([score(self.executor, self.pool, row.long()) for row in rows])
+        return logits[0] if token_ids.dim() == 1 else logits
+
+    def generate(
+        self, prompts: Prompts, params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[Completion]:
+        """Completions of the prompts, ``n`` of them a prompt, in order.
+
+        Args:
+            prompts: a str, several, or lists of token ids.
+            params: for all prompts, or one each.
+
+        Raises:
+            UsageError: an empty prompt, one that is longer than the context, or text without a tokenizer.
+            CapacityError: a prompt that can never fit the KV memory.
+        """
+        found = self.loop.generate([self._encode(prompt) for prompt in _listed(prompts)], params)
+        return [completion for completions in found for completion in completions]
+
+    def stream(
+        self, prompt: str | Sequence[int], params: SamplingParams | None = None
+    ) -> Iterator[Delta]:
+        """The completion of one prompt as it comes; closing the iterator frees its memory."""
+        return self.loop.stream(self._encode(prompt), params)
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a conversation in the model's chat template.
+
+        Raises:
+            UsageError: the model has no tokenizer or no chat template.
+        """
+        tokenizer = self._needs_tokenizer()
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    def _encode(self, prompt: str | Sequence[int]) -> list[int]:
+        if isinstance(prompt, str):
+            return self._needs_tokenizer().encode(prompt)
+        return list(prompt)
+
+    def _needs_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise UsageError(
+                f"model {self.image.name}",
+                expected="a tokenizer, for text",
+                found="none",
+                remedy="Pass token ids, or compile from a folder or GGUF file that has a tokenizer.",
+            )
+        return self.tokenizer
+
+
+def score(executor: StepExecutor, pool: KVPool, token_ids: torch.Tensor) -> torch.Tensor:
+    """Logits f32[S, V] of every position of one sequence i64[S], computed in one step."""
+    count = len(token_ids)
+    pool.add(_SCORED)
+    try:
+        slots, _ = pool.append(_SCORED, count)
+        positions = torch.arange(count)
+        lens = torch.tensor([count], dtype=torch.int32)
+        starts = torch.tensor([0, count], dtype=torch.int32)
+        tables = pool.block_tables([_SCORED])
+        return executor.run(
+            Step(token_ids, positions, starts, lens, torch.tensor(slots), tables, positions)
+        )
+    finally:
+        pool.free(_SCORED)
+
+
+_SCORED = -1  # requests number their sequences from 0
+
+
+def load(path: str | Path) -> Engine:
+    """An engine from its folder, every file's hash checked. Runs no code from the folder.
+
+    Raises:
+        EngineError: no engine, a damaged one, or one made for another version or device.
+    """
+    return start(load_image(path))
+
+
+def start(image: EngineImage) -> Engine:
+    """Loads weights and kernels of an image."""
+    return CausalLMEngine(image) if image.kind == "causal_lm" else ModuleEngine(image)
+
+
+def check_device(image: EngineImage) -> None:
+    """EngineError when this machine is not what the engine was compiled for."""
+    target, here = Target.parse(image.target), Target.detect()
+    if target.is_cpu:
+        return
+    if here.is_cpu or here.arch != target.arch:
+        raise EngineError(
+            f"engine {image.name}",
+            expected=f"a {target.sm} device, which it was compiled for ({target.name})",
+            found=f"{here.name} ({here.sm})",
+            remedy=f"Run it on such a device, or compile with target={here.name!r}.",
+        )
+
+
+def _memory(config: LMConfig, runner: ProgramRunner) -> tuple[PagedExecutor | SlotExecutor, KVPool]:
+    if config.kv_cache == "slot":
+        pool = SlotPool(config.max_batch_size, config.max_model_len)
+        return SlotExecutor(runner, config.max_batch_size), pool
+    pages = -(-config.max_model_len // config.page_size) * config.max_batch_size
+    return PagedExecutor(runner), PagedPool(pages + 1, config.page_size)
+
+
+def _bound(
+    signature: Signature, args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> dict[str, object]:
+    """The call as it was captured: keywords of parameters that were positional then are made positional."""
+    call = signature.call
+    assert isinstance(call, Branch)
+    positional, named = (part for part in call.items)
+    assert isinstance(positional, Branch) and isinstance(named, Branch)
+    rest, bound = dict(kwargs), list(args)
+    for name in signature.arguments[len(args) : len(positional.items)]:
+        if name in rest:
+            bound.append(rest.pop(name))
+    for name, value in zip(
+        signature.arguments[len(positional.items) :], bound[len(positional.items) :], strict=False
+    ):
+        rest[name] = value
+    return {"args": tuple(bound[: len(positional.items)]), "kwargs": rest}
+
+
+def _listed(prompts: Prompts) -> list[str | Sequence[int]]:
+    if isinstance(prompts, str):
+        return [prompts]
+    return list(prompts)
+
+
+def _reader(image: EngineImage) -> Callable[[str], bytes]:
+    def read(name: str) -> bytes:
+        return image.files[name]
+
+    return read

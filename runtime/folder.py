@@ -1,0 +1,227 @@
+"""The engine folder: an EngineImage on disk. Readable text, safetensors, and a manifest with a hash of every file.
+
+    manifest.json                what it is, and the sha256 of every other file
+    program.json                 calls and buffers
+    graphs/NNN-<pass>.txt        the IR after each pass, for reading
+    weights/NNNNN.safetensors    every weight as the program takes it
+    tokenizer.json, tokenizer_config.json, report.json, and what the backend adds (onnx/…)
+
+Nothing in it is executed: texts are parsed in closed grammars, tensors are mapped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from ..codegen.program import Json, Program
+from ..errors import EngineError
+from ..formats.atomic import atomic_folder
+from ..formats.hashing import sha256_file
+from ..formats.tokenizer import Tokenizer
+from ..version import __version__
+from .image import FORMAT_VERSION, EngineImage, LMConfig, LoadableWeight, Signature
+from .structure import from_json, to_json
+
+SHARD_BYTES = 2**31
+MANIFEST = "manifest.json"
+
+
+def save_engine(image: EngineImage, path: str | Path) -> None:
+    """Writes an engine folder; an engine that is there already is replaced whole, or stays whole.
+
+    Raises:
+        UsageError: ``path`` is a file.
+        EngineError: it cannot be written (a full disk, no permission).
+    """
+    try:
+        with atomic_folder(path) as folder:
+            _fill(image, folder)
+    except OSError as error:
+        raise EngineError(
+            f"engine folder {path}",
+            expected="a place to write to",
+            found=f"{type(error).__name__}: {error}",
+            remedy="Free space or choose another folder; what was there before is untouched.",
+        ) from error
+
+
+def load_image(path: str | Path) -> EngineImage:
+    """Reads an engine folder back, every file's hash checked.
+
+    Raises:
+        EngineError: no engine, another format version, or a file that is missing, added or changed.
+    """
+    folder = Path(path)
+    manifest = _read_manifest(folder)
+    _check_hashes(folder, manifest)
+    files = {name: (folder / name).read_bytes() for name in _strings(manifest["artifacts"])}
+    graphs = [(p.stem.split("-", 1)[1], p.read_text()) for p in sorted(folder.glob("graphs/*.txt"))]
+    lm, signature = manifest["lm"], manifest["signature"]
+    return EngineImage(
+        str(manifest["name"]),
+        "causal_lm" if lm else "module",
+        str(manifest["target"]),
+        str(manifest["backend"]),
+        Program.from_json(json.loads((folder / "program.json").read_text())),
+        files,
+        dict(_stored_weights(folder)),
+        tuple(graphs),
+        json.loads((folder / "report.json").read_text()),
+        _read_lm(lm) if isinstance(lm, dict) else None,
+        _read_signature(signature) if isinstance(signature, dict) else None,
+        Tokenizer.load(folder) if (folder / "tokenizer.json").exists() else None,
+    )
+
+
+def _fill(image: EngineImage, folder: Path) -> None:
+    (folder / "program.json").write_text(json.dumps(image.program.to_json(), indent=1))
+    (folder / "report.json").write_text(json.dumps(dict(image.report), indent=1))
+    (folder / "graphs").mkdir()
+    for index, (name, text) in enumerate(image.graphs):
+        (folder / "graphs" / f"{index:03d}-{name}.txt").write_text(text)
+    for name, content in image.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    _write_weights(image, folder / "weights")
+    if image.tokenizer is not None:
+        image.tokenizer.save(folder)
+    written = sorted(p for p in folder.rglob("*") if p.is_file())
+    hashes = {p.relative_to(folder).as_posix(): sha256_file(p) for p in written}
+    manifest = _manifest(image, hashes)
+    manifest["self"] = _digest(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+
+def _write_weights(image: EngineImage, folder: Path) -> None:
+    """Shards of at most SHARD_BYTES, one in memory at a time."""
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    shard: dict[str, torch.Tensor] = {}
+    size, count = 0, 0
+    for name, weight in image.weights.items():
+        tensor = weight.load()
+        if shard and size + tensor.nbytes > SHARD_BYTES:
+            save_file(shard, folder / f"{count:05d}.safetensors")
+            shard, size, count = {}, 0, count + 1
+        # A copy: safetensors refuses tensors that share memory, as tied and sliced ones may.
+        shard[name] = tensor.clone()
+        size += tensor.nbytes
+    save_file(shard, folder / f"{count:05d}.safetensors")
+
+
+def _manifest(image: EngineImage, hashes: Mapping[str, str]) -> dict[str, Json]:
+    signature = image.signature
+    return {
+        "format": FORMAT_VERSION,
+        "tilewright": __version__,
+        "torch": torch.__version__,
+        "name": image.name,
+        "target": image.target,
+        "backend": image.backend,
+        "lm": None if image.lm is None else asdict(image.lm),
+        "signature": None
+        if signature is None
+        else {
+            "call": to_json(signature.call),
+            "arguments": list(signature.arguments),
+            "output": to_json(signature.output),
+            "paths": list(signature.paths),
+        },
+        "artifacts": sorted(image.files),
+        "files": dict(hashes),
+    }
+
+
+def _read_manifest(folder: Path) -> dict[str, Json]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        found = "a folder without manifest.json" if folder.is_dir() else "nothing"
+        raise _refused(
+            folder, "an engine folder", found, "Make one with: tilewright compile MODEL -o DIR."
+        )
+    try:
+        manifest = json.loads(path.read_text())
+    except ValueError as error:
+        raise _refused(path, "JSON", str(error), "Compile the model again.") from error
+    version = manifest.get("format") if isinstance(manifest, dict) else None
+    if version != FORMAT_VERSION:
+        raise _refused(
+            path,
+            f"engine format {FORMAT_VERSION}",
+            f"format {version}",
+            "Compile the model again with this version, or use the version that made it.",
+        )
+    wanted = {"name", "target", "backend", "lm", "signature", "artifacts", "files", "torch"}
+    found = manifest.pop("self", None)
+    if found != _digest(manifest):
+        raise _refused(path, "the manifest as it was written", "a changed one", "Compile again.")
+    if missing := wanted - set(manifest):
+        raise _refused(path, "all fields", f"no {sorted(missing)}", "Compile the model again.")
+    return manifest
+
+
+def _digest(manifest: Mapping[str, Json]) -> str:
+    """Of the manifest without its own digest, whatever its layout."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _check_hashes(folder: Path, manifest: Mapping[str, Json]) -> None:
+    files = manifest["files"]
+    assert isinstance(files, dict)
+    there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    remedy = "Restore the file, or compile the model again."
+    if missing := sorted(set(files) - there):
+        raise _refused(folder / missing[0], "a file of the engine", "nothing", remedy)
+    if foreign := sorted(there - set(files) - {MANIFEST}):
+        raise _refused(
+            folder / foreign[0], "files that the manifest lists", "another", "Remove it."
+        )
+    for name, expected in files.items():
+        found = sha256_file(folder / name)
+        if found != expected:
+            raise _refused(folder / name, f"sha256 {expected}", found, remedy)
+
+
+def _stored_weights(folder: Path) -> Iterator[tuple[str, LoadableWeight]]:
+    from ..formats.safetensors import SafetensorsCheckpoint
+
+    for path in sorted(folder.glob("weights/*.safetensors")):
+        checkpoint = SafetensorsCheckpoint(path)
+        for name in checkpoint.names():
+            yield name, checkpoint.tensor(name)
+
+
+def _read_lm(data: Mapping[str, Json]) -> LMConfig:
+    eos = data["eos_token_ids"]
+    assert isinstance(eos, list)
+    numbers = {k: int(str(data[k])) for k in _LM_INTS}
+    kv_cache = "slot" if data["kv_cache"] == "slot" else "paged"
+    return LMConfig(**numbers, kv_cache=kv_cache, eos_token_ids=tuple(int(str(i)) for i in eos))
+
+
+_LM_INTS = ("vocab_size", "max_model_len", "max_batch_size", "page_size")
+
+
+def _read_signature(data: Mapping[str, Json]) -> Signature:
+    return Signature(
+        from_json(data["call"]),
+        tuple(_strings(data["arguments"])),
+        from_json(data["output"]),
+        tuple(_strings(data["paths"])),
+    )
+
+
+def _strings(data: Json) -> list[str]:
+    assert isinstance(data, list)
+    return [str(item) for item in data]
+
+
+def _refused(path: Path, expected: str, found: str, remedy: str) -> EngineError:
+    return EngineError(str(path), expected=expected, found=found, remedy=remedy)

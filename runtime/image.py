@@ -1,0 +1,93 @@
+"""What an engine consists of: the same in memory and in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+
+from ..codegen.program import Json, Program
+from ..formats.tokenizer import Tokenizer
+from .structure import Structure
+
+FORMAT_VERSION = 1
+Kind = Literal["causal_lm", "module"]
+
+
+class LoadableWeight(Protocol):
+    """A weight that can be had as a tensor: an expression, or a tensor of the folder."""
+
+    def load(self) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LMConfig:
+    """What running a causal LM needs to know beyond its Program.
+
+    Attributes:
+        vocab_size: token ids are below it.
+        max_model_len: longest sequence, prompt and completion together, in tokens.
+        max_batch_size: most sequences at once.
+        page_size: tokens a page of the paged cache; a slot cache has whole sequences as pages.
+        kv_cache: the form of the cache.
+        eos_token_ids: tokens that end a completion.
+    """
+
+    vocab_size: int
+    max_model_len: int
+    max_batch_size: int
+    page_size: int
+    kv_cache: Literal["paged", "slot"]
+    eos_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """How a plain module is called.
+
+    Attributes:
+        call: structure of ``{"args": (...), "kwargs": {...}}`` over the Program's inputs.
+        arguments: names of forward()'s positional parameters.
+        output: structure of the result over the Program's outputs.
+        paths: how a user names each input, for messages.
+    """
+
+    call: Structure
+    arguments: tuple[str, ...]
+    output: Structure
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineImage:
+    """An engine, not yet running.
+
+    Attributes:
+        name: of the model.
+        kind: a causal LM generates; a module is called.
+        target: the device that it was compiled for, as text.
+        backend: that it was compiled with.
+        program: what runs.
+        files: artifacts of the program by path.
+        weights: by the names that the Program uses.
+        graphs: (pass name, graph text) in order, for reading.
+        report: what compiling found, as plain data.
+        lm: for causal LMs.
+        signature: for modules.
+        tokenizer: of a causal LM that has one.
+    """
+
+    name: str
+    kind: Kind
+    target: str
+    backend: str
+    program: Program
+    files: Mapping[str, bytes]
+    weights: Mapping[str, LoadableWeight]
+    graphs: tuple[tuple[str, str], ...] = ()
+    report: Mapping[str, Json] = field(default_factory=dict)
+    lm: LMConfig | None = None
+    signature: Signature | None = None
+    tokenizer: Tokenizer | None = None
