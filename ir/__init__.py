@@ -1,1 +1,1 @@
-"""The IR: typed, hash-consed dataflow graphs over symbolic shapes, with one schema object per op."""
+"""The IR: typed, hash-consed dataflow graphs over symbolic shapes, one schema object an op."""

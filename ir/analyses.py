@@ -1,4 +1,4 @@
-"""Analyses of a graph as a networkx DiGraph: liveness, dominators, convexity of a group, critical path."""
+"""Analyses of a graph: liveness, dominators, convexity of a group, critical path."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ def digraph(graph: Graph) -> nx.DiGraph[Node]:
 
 
 def liveness(graph: Graph) -> dict[Node, tuple[int, int]]:
-    """Of each value: the index in ``graph.nodes`` where it is made, and of its last use. Outputs live to the end."""
+    """Of each value: the index in ``graph.nodes`` where it is made, and that of its last use.
+
+    Outputs live to the end: their last use is ``len(graph.nodes)``.
+    """
     index = {node: i for i, node in enumerate(graph.nodes)}
     last = dict(index)
     for node in graph.nodes:
@@ -35,17 +38,23 @@ def liveness(graph: Graph) -> dict[Node, tuple[int, int]]:
 
 
 def dominators(graph: Graph) -> dict[Node, Node | None]:
-    """Immediate dominator of each node: the last value through which every path from the inputs leads.
+    """Immediate dominator of each node: the last value on every path to it from the leaves.
 
     Leaves, and nodes whose paths share nothing, have None.
     """
     import networkx as nx
 
-    edges = digraph(graph)
     root = object()
-    edges.add_edges_from((root, node) for node in graph.nodes if not node.operands)  # type: ignore[misc]
-    parents = nx.immediate_dominators(edges, root)  # type: ignore[arg-type]
-    return {n: None if parents[n] is root else parents[n] for n in graph.nodes}
+    edges: nx.DiGraph[object] = nx.DiGraph()
+    edges.add_node(root)
+    for node in graph.nodes:
+        edges.add_edges_from((operand, node) for operand in node.operands or (root,))
+    parents = nx.immediate_dominators(edges, root)
+    found: dict[Node, Node | None] = {}
+    for node in graph.nodes:
+        parent = parents[node]
+        found[node] = parent if isinstance(parent, Node) else None
+    return found
 
 
 def is_convex(graph: Graph, group: Collection[Node]) -> bool:
@@ -63,17 +72,22 @@ def is_convex(graph: Graph, group: Collection[Node]) -> bool:
 
 
 def critical_path(graph: Graph, weight: Callable[[Node], float]) -> tuple[list[Node], float]:
-    """The chain of dependent nodes with the largest total ``weight`` (seconds, say), and that total."""
-    best: dict[Node, tuple[float, Node | None]] = {}
+    """The chain of dependent nodes with the largest total ``weight`` (say seconds), and the total.
+
+    Weights are not negative. Of equal chains the one through the first operands is taken.
+    """
+    best: dict[Node, float] = {}
+    parent: dict[Node, Node | None] = {}
     for node in graph.nodes:
-        before = max(((best[o][0], i) for i, o in enumerate(node.operands)), default=None)
-        parent = None if before is None else node.operands[before[1]]
-        best[node] = ((0.0 if before is None else before[0]) + weight(node), parent)
+        before = max(node.operands, key=best.__getitem__, default=None)
+        parent[node] = before
+        best[node] = weight(node) + (0.0 if before is None else best[before])
     if not best:
         return [], 0.0
-    end = max(best, key=lambda n: best[n][0])
-    path, cursor = [], end
+    end = max(best, key=best.__getitem__)
+    path: list[Node] = []
+    cursor: Node | None = end
     while cursor is not None:
         path.append(cursor)
-        cursor = best[cursor][1]  # type: ignore[assignment]
-    return path[::-1], best[end][0]
+        cursor = parent[cursor]
+    return path[::-1], best[end]

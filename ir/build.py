@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
+
 from ..errors import GraphError
 from .dims import Size
 from .dtypes import DType
-from .node import Attr, Node, intern_node
-from .schema import OpSchema, schema
+from .node import Attr, Node, clean_attr, intern_node
+from .schema import OpSchema, attr_defaults, infer_type, schema
 from .types import TensorType
 
 
 def make(op: str, *args: Node | None, **attrs: Attr) -> Node:
-    """The node ``op(*args, **attrs)``; GraphError when the op does not exist or the types do not fit."""
+    """The node ``op(*args, **attrs)``, with the op's defaults for attributes that are not given.
+
+    Raises:
+        GraphError: there is no such op, or operands or attributes do not fit it.
+    """
     spec = schema(op)
-    given = {name: value for name, value in attrs.items() if value is not None}
+    given: dict[str, Attr] = dict(attr_defaults(op))
+    given.update((name, clean_attr(op, v)) for name, v in attrs.items() if v is not None)
     _check_attrs(spec, given)
     operands = _check_operands(spec, args)
     types = [None if arg is None else arg.value_type for arg in operands]
-    return intern_node(op, operands, given, spec.infer(*types, **given))
+    return intern_node(op, operands, given, infer_type(spec, types, given))
 
 
 def item(node: Node, index: int) -> Node:
@@ -36,12 +45,8 @@ def param(name: str, type_: TensorType) -> Node:
 
 
 def const(value: float | int | bool, dtype: DType) -> Node:
-    """A scalar constant, shape []."""
-    if dtype.is_float:
-        value = float(value)
-    elif dtype is DType.BOOL:
-        value = bool(value)
-    return make("const", value=value, dtype=dtype)
+    """A scalar constant, shape []; GraphError for a value that ``dtype`` cannot hold."""
+    return make("const", value=_const_value(value, dtype), dtype=dtype)
 
 
 def reshape(x: Node, *shape: Size) -> Node:
@@ -59,7 +64,23 @@ def cast(x: Node, dtype: DType) -> Node:
     return x if x.dtype is dtype else make("cast", x, dtype=dtype)
 
 
-def _check_attrs(spec: OpSchema, attrs: dict[str, Attr]) -> None:
+def _const_value(value: float | int | bool, dtype: DType) -> float | int | bool:
+    if dtype.is_float or dtype.is_complex:
+        return float(value)
+    if dtype is DType.BOOL:
+        return bool(value)
+    limits = torch.iinfo(dtype.torch)
+    if value != value or not limits.min <= value <= limits.max or int(value) != value:
+        raise GraphError(
+            f"const {value}",
+            expected=f"an integer from {limits.min} to {limits.max} for {dtype}",
+            found=str(value),
+            remedy="Use an element type that holds the value.",
+        )
+    return int(value)
+
+
+def _check_attrs(spec: OpSchema, attrs: Mapping[str, Attr]) -> None:
     unknown = sorted(set(attrs) - set(spec.attrs))
     if unknown:
         raise GraphError(
@@ -77,7 +98,7 @@ def _check_operands(spec: OpSchema, args: tuple[Node | None, ...]) -> tuple[Node
     missing = [
         name for name, arg in zip(fixed, padded, strict=False) if arg is None and name[-1] != "?"
     ]
-    if missing or (len(padded) > len(fixed) and not variadic):
+    if missing or None in padded[len(fixed) :] or (len(padded) > len(fixed) and not variadic):
         raise GraphError(
             spec.name,
             expected=f"operands ({', '.join(spec.operands)})",

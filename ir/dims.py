@@ -1,26 +1,29 @@
 """Symbolic sizes: integer polynomials over named symbols, with a closed grammar.
 
-A size is an ``int`` or a ``Dim``. A ``Dim`` is a sum of integer multiples of products of atoms; an atom is a
-symbol (``T``) or a call ``floordiv | mod | min | max`` of sizes. Equal polynomials are equal objects by value, so
-``2*T + T == 3*T``. Symbols stand for non-negative integers.
+A size is an ``int`` or a ``Dim``. A ``Dim`` is a sum of integer multiples of products of atoms; an
+atom is a symbol (``T``) or a call ``floordiv | mod | min | max`` of sizes. Equal polynomials are
+equal by value, so ``2*T + T == 3*T``. Symbols stand for non-negative integers; divisors for
+positive ones. Division by a constant is normalised: ``(5*T + 7) // 4 == T + (T + 3) // 4 + 1``.
 """
 
 from __future__ import annotations
 
 import ast
+import keyword
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import reduce
+from math import gcd
 from typing import TypeAlias
 
 from ..errors import GraphError
+from .dtypes import DTYPE_NAMES
 
 Size: TypeAlias = "int | Dim"
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """An atom that is not polynomial: ``floordiv(a, b)``, ``mod(a, b)``, ``min(a, b)``, ``max(a, b)``."""
+    """An atom that is no polynomial: ``floordiv``, ``mod``, ``min`` or ``max`` of two sizes."""
 
     name: str
     args: tuple[Size, Size]
@@ -41,6 +44,8 @@ _FUNCTIONS: dict[str, Callable[[int, int], int]] = {
     "min": min,
     "max": max,
 }
+# Names that mean something else where a size may stand in graph text.
+RESERVED_NAMES = frozenset({*DTYPE_NAMES, "inf", "nan", *keyword.kwlist})
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +81,10 @@ class Dim:
     __rmul__ = __mul__
 
     def __floordiv__(self, other: Size) -> Size:
-        quotient = divide(self, other)
-        return quotient if quotient is not None else call("floordiv", self, other)
+        return call("floordiv", self, other)
 
     def __mod__(self, other: Size) -> Size:
-        return 0 if divide(self, other) is not None else call("mod", self, other)
+        return call("mod", self, other)
 
     def __rfloordiv__(self, other: int) -> Size:
         return call("floordiv", other, self)
@@ -95,41 +99,99 @@ class Dim:
 
 
 def symbol(name: str) -> Dim:
-    """The size called ``name``."""
+    """The size called ``name``; GraphError when graph text could not hold that name."""
+    if not is_name(name):
+        raise GraphError(
+            f"symbol {name!r}",
+            expected="an ASCII identifier that is neither a keyword nor an element type",
+            found=name,
+            remedy="Rename the symbol.",
+        )
     return Dim((((name,), 1),))
 
 
+def is_name(text: str) -> bool:
+    """Whether graph text can hold ``text`` as a name. ASCII, since Python normalises the rest."""
+    return text.isascii() and text.isidentifier() and text not in RESERVED_NAMES
+
+
 def call(name: str, a: Size, b: Size) -> Size:
-    """``floordiv``, ``mod``, ``min`` or ``max`` of two sizes, folded where both are constant."""
+    """``floordiv``, ``mod``, ``min`` or ``max`` in normal form; GraphError for a divisor 0."""
+    if name in ("min", "max"):
+        return _extremum(name, a, b)
+    if b == 0:
+        raise _zero(f"{a}")
     if isinstance(a, int) and isinstance(b, int):
         return _FUNCTIONS[name](a, b)
-    if name in ("min", "max") and a == b:
-        return a
-    return Dim((((Call(name, (a, b)),), 1),))
+    quotient = divide(a, b)
+    if quotient is not None:
+        return quotient if name == "floordiv" else 0
+    if isinstance(b, int):
+        return _by_constant(name, a, b)
+    return _atom(name, a, b)
 
 
 def divide(a: Size, b: Size) -> Size | None:
     """``a / b`` where the division is exact for all values of the symbols, else None."""
-    if a == b:
-        return 1
     if isinstance(a, int) and isinstance(b, int):
         return a // b if b and a % b == 0 else None
     divisor = _terms(b)
-    if len(divisor) != 1:
-        return _common_quotient(a, b)
-    (factors, scale) = divisor[0]
-    quotient: dict[Monomial, int] = {}
-    for monomial, coefficient in _terms(a):
-        rest = _remove(monomial, factors)
-        if rest is None or coefficient % scale:
+    if not divisor:
+        return None
+    factors, scale = divisor[0]
+    quotient: Size = 0
+    rest = a
+    # Long division by the leading term: an exact one has no more steps than this.
+    for _ in range(len(_terms(a)) * len(divisor) + 1):
+        if rest == 0:
+            return quotient
+        head, coefficient = _terms(rest)[0]
+        left = _remove(head, factors)
+        if left is None or coefficient % scale:
             return None
-        quotient[rest] = coefficient // scale
-    return _make(quotient)
+        step = _make({left: coefficient // scale})
+        quotient, rest = quotient + step, rest - step * b
+    return None
+
+
+def is_nonnegative(size: Size) -> bool:
+    """Whether a size is provably at least 0 for all values of its symbols. False says nothing."""
+    return all(c >= 0 and all(map(_atom_nonnegative, m)) for m, c in _terms(size))
+
+
+def solve(size: Size, value: int) -> tuple[str, int] | None:
+    """The symbol ``x`` of a size ``a*x + b``, and where it is ``value``; None for other sizes."""
+    name = sole_symbol(size)
+    if name is None:
+        return None
+    offset = evaluate(size, {name: 0})
+    scale = evaluate(size, {name: 1}) - offset
+    x, rest = divmod(value - offset, scale)
+    return None if rest or x < 0 else (name, x)
+
+
+def sole_symbol(size: Size) -> str | None:
+    """The symbol ``x`` of a size ``a*x + b``, which a tensor's shape can bind; None for others."""
+    terms = [m for m, _ in _terms(size) if m]
+    if len(terms) != 1 or len(terms[0]) != 1 or not isinstance(terms[0][0], str):
+        return None
+    return terms[0][0]
 
 
 def product(sizes: Iterable[Size]) -> Size:
     """The product of sizes, 1 for none."""
-    return reduce(lambda a, b: a * b, sizes, 1)
+    total: Size = 1
+    for size in sizes:
+        total = total * size
+    return total
+
+
+def total(sizes: Iterable[Size]) -> Size:
+    """The sum of sizes, 0 for none."""
+    result: Size = 0
+    for size in sizes:
+        result = result + size
+    return result
 
 
 def symbols_of(size: Size) -> frozenset[str]:
@@ -156,7 +218,7 @@ def substitute(size: Size, values: Mapping[str, Size]) -> Size:
                 term = term * values.get(atom, symbol(atom))
             else:
                 a, b = (substitute(arg, values) for arg in atom.args)
-                term = term * _apply(atom.name, a, b)
+                term = term * call(atom.name, a, b)
         total = total + term
     return total
 
@@ -164,13 +226,13 @@ def substitute(size: Size, values: Mapping[str, Size]) -> Size:
 def parse_size(text: str) -> Size:
     """Reads a size back from its text; GraphError when it is none."""
     try:
-        return size_from_ast(ast.parse(text, mode="eval").body)
-    except SyntaxError as error:
+        return size_from_ast(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise _bad(text) from error
 
 
 def size_from_ast(tree: ast.expr) -> Size:
-    """Reads a size from a Python expression tree of the closed grammar; GraphError for any other."""
+    """Reads a size from a syntax tree of the closed grammar; GraphError for any other."""
     match tree:
         case ast.Constant(value=int() as value) if not isinstance(value, bool):
             return value
@@ -185,18 +247,12 @@ def size_from_ast(tree: ast.expr) -> Size:
     raise _bad(ast.unparse(tree))
 
 
-def _apply(name: str, a: Size, b: Size) -> Size:
-    if name == "floordiv":
-        return a // b
-    return a % b if name == "mod" else call(name, a, b)
-
-
 _OPERATORS: dict[type[ast.operator], Callable[[Size, Size], Size]] = {
     ast.Add: lambda a, b: a + b,
     ast.Sub: lambda a, b: a - b,
     ast.Mult: lambda a, b: a * b,
-    ast.FloorDiv: lambda a, b: a // b,
-    ast.Mod: lambda a, b: a % b,
+    ast.FloorDiv: lambda a, b: call("floordiv", a, b),
+    ast.Mod: lambda a, b: call("mod", a, b),
 }
 
 
@@ -209,8 +265,62 @@ def _bad(text: str) -> GraphError:
     )
 
 
+def _zero(dividend: str) -> GraphError:
+    return GraphError(
+        f"size ({dividend}) / 0",
+        expected="a divisor that is not 0",
+        found="0",
+        remedy="Correct the expression.",
+    )
+
+
 def _terms(size: Size) -> tuple[tuple[Monomial, int], ...]:
-    return size.terms if isinstance(size, Dim) else (((), size),) if size else ()
+    if isinstance(size, Dim):
+        return size.terms
+    if not isinstance(size, int):
+        raise TypeError(f"a size is an int or a Dim, not {type(size).__name__}")
+    return (((), int(size)),) if size else ()
+
+
+def _atom(name: str, a: Size, b: Size) -> Dim:
+    return Dim((((Call(name, (a, b)),), 1),))
+
+
+def _extremum(name: str, a: Size, b: Size) -> Size:
+    if isinstance(a, int) and isinstance(b, int):
+        return _FUNCTIONS[name](a, b)
+    if is_nonnegative(b - a):
+        return a if name == "min" else b
+    if is_nonnegative(a - b):
+        return b if name == "min" else a
+    first, second = sorted((a, b), key=str)
+    return _atom(name, first, second)
+
+
+def _by_constant(name: str, a: Size, b: int) -> Size:
+    """``a // b`` or ``a % b`` with what is divisible taken out, so that equal ones look equal."""
+    if b < 0:
+        result = _by_constant(name, -a, -b)
+        return result if name == "floordiv" else -result
+    whole = _make({m: c // b for m, c in _terms(a)})
+    rest = _make({m: c % b for m, c in _terms(a)})
+    if isinstance(rest, int):
+        return whole if name == "floordiv" else rest
+    # (g*x + r) / (g*c) = (x + r // g) / c: common factors of the coefficients cancel.
+    factor = gcd(b, *(c for m, c in rest.terms if m))
+    offset = dict(rest.terms).get((), 0)
+    rest = _make({m: c // factor for m, c in rest.terms})
+    atom = _atom(name, rest, b // factor)
+    return whole + atom if name == "floordiv" else atom * factor + offset % factor
+
+
+def _atom_nonnegative(atom: Atom) -> bool:
+    if isinstance(atom, str):
+        return True
+    a, b = map(is_nonnegative, atom.args)
+    if atom.name == "mod":
+        return b
+    return (a or b) if atom.name == "max" else (a and b)
 
 
 def _make(total: Mapping[Monomial, int]) -> Size:
@@ -231,18 +341,6 @@ def _remove(monomial: Monomial, factors: Monomial) -> Monomial | None:
     return tuple(rest)
 
 
-def _common_quotient(a: Size, b: Size) -> Size | None:
-    """Tries the quotient that the leading terms suggest: (6*T + 6) / (T + 1) = 6."""
-    head_a, head_b = _terms(a), _terms(b)
-    if not head_a or not head_b:
-        return None
-    rest = _remove(head_a[0][0], head_b[0][0])
-    if rest is None or head_a[0][1] % head_b[0][1]:
-        return None
-    candidate = _make({rest: head_a[0][1] // head_b[0][1]})
-    return candidate if candidate * b == a else None
-
-
 def _symbols(size: Size) -> Iterator[str]:
     for monomial, _ in _terms(size):
         for atom in monomial:
@@ -260,6 +358,8 @@ def _product_of(monomial: Monomial, bindings: Mapping[str, int]) -> int:
             value *= _bound(atom, bindings)
         else:
             a, b = (evaluate(arg, bindings) for arg in atom.args)
+            if b == 0 and atom.name in _INFIX:
+                raise _zero(str(atom.args[0]))
             value *= _FUNCTIONS[atom.name](a, b)
     return value
 

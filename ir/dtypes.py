@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import TypeAlias
 
 import torch
+
+from ..errors import GraphError
+
+TorchDType: TypeAlias = torch.dtype  # inside the class below, `torch` is a property
 
 
 class DType(Enum):
@@ -26,7 +31,7 @@ class DType(Enum):
     C128 = "c128"
 
     @property
-    def torch(self) -> torch.dtype:
+    def torch(self) -> TorchDType:
         """The torch dtype of the same meaning."""
         return _TORCH[self]
 
@@ -45,9 +50,26 @@ class DType(Enum):
         """Whether it is an integer type (bool is not)."""
         return self in (DType.I64, DType.I32, DType.I16, DType.I8, DType.U8)
 
+    @property
+    def is_complex(self) -> bool:
+        """Whether it is a complex type."""
+        return _TORCH[self].is_complex
+
+    @property
+    def is_float8(self) -> bool:
+        """Whether it is an 8-bit float: storage only, cast before computing."""
+        return self in (DType.F8E4M3, DType.F8E5M2)
+
     @staticmethod
-    def from_torch(dtype: torch.dtype) -> DType:
-        """The IR type of a torch dtype; KeyError for those the IR has no name for."""
+    def from_torch(dtype: TorchDType) -> DType:
+        """The IR type of a torch dtype; GraphError for those the IR has no name for."""
+        if dtype not in _FROM_TORCH:
+            raise GraphError(
+                f"{dtype}",
+                expected=f"one of {', '.join(map(str, _FROM_TORCH))}",
+                found=f"{dtype}",
+                remedy="Cast the tensor.",
+            )
         return _FROM_TORCH[dtype]
 
     def __str__(self) -> str:

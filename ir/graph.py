@@ -27,7 +27,7 @@ class Weight(Protocol):
         """The tensor itself, contiguous and on the CPU."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Graph:
     """A pure function from tensors to tensors.
 
@@ -36,8 +36,8 @@ class Graph:
         inputs: ``input`` nodes, in calling order.
         outputs: nodes whose values are returned, each with a single result.
         weights: value of each ``param`` by name; empty in bodies, where params do not occur.
-        output_names: one name an output; by default ``out0, out1, …``. An output that has the name of an input is
-            state: its value replaces the input's for the next call, in place.
+        output_names: one name an output; by default ``out0, out1, …``. An output that has the
+            name of an input is state: its value replaces the input's for the next call, in place.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Graph:
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
-        """All nodes that the outputs need, and all inputs, operands before users, in a fixed order."""
+        """All inputs and all nodes that the outputs need, operands before users, in fixed order."""
         order: dict[Node, None] = dict.fromkeys(self.inputs)
         for output in self.outputs:
             _visit(output, order)
@@ -101,6 +101,10 @@ class Graph:
 
     def __hash__(self) -> int:
         return hash(self.key())
+
+    def __repr__(self) -> str:
+        # Short: graphs stand in error messages as attributes of nodes.
+        return f"<graph {self.name}: {len(self.inputs)} inputs, {len(self.outputs)} outputs>"
 
     def __str__(self) -> str:
         from .printer import print_graph

@@ -5,25 +5,26 @@
         linear_0: f32[T, 128] = linear(x, up_weight)
         return {"y": linear_0}
 
-Scalar constants stand inline as ``f32(0.5)``; the graphs that nodes hold are nested functions; weights are not in the text.
+Scalar constants stand inline as ``f32(0.5)``; the graphs that nodes hold are nested functions;
+weights are not in the text. Names of inputs and graphs are ASCII identifiers (the verifier sees to
+that), those of params and outputs any strings.
 """
 
 from __future__ import annotations
 
-import keyword
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator
 
 from ..errors import GraphError
-from .dims import Dim
-from .dtypes import DTYPE_NAMES, DType
+from .dims import RESERVED_NAMES, Dim
+from .dtypes import DType
 from .graph import Graph, input_name, param_name
 from .node import Attr, Node
 from .types import TensorType
 
-RESERVED = frozenset({*DTYPE_NAMES, "inf", "nan", "param", "float", "int", *keyword.kwlist})
+RESERVED = RESERVED_NAMES | {"param"}
 
 
 def print_graph(graph: Graph, indent: str = "") -> str:
@@ -39,6 +40,8 @@ def print_attr(value: Attr) -> str:
         return f"({', '.join(map(print_attr, value))}{',' if len(value) == 1 else ''})"
     if isinstance(value, Dim | DType | TensorType):
         return str(value)
+    if isinstance(value, str):
+        return quoted(value)
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return repr(value)
@@ -46,11 +49,9 @@ def print_attr(value: Attr) -> str:
 
 def value_names(graph: Graph) -> dict[Node, str]:
     """A readable, unique name for every node that the text names."""
-    taken = set(RESERVED) | {str(symbol) for symbol in graph.symbols}
-    names: dict[Node, str] = {}
+    names = {node: input_name(node) for node in graph.inputs}
+    taken = {*RESERVED, *graph.symbols, *names.values()}
     counts: Counter[str] = Counter()
-    for node in graph.inputs:
-        names[node] = _unique(input_name(node), taken)
     for node in graph.params:
         names[node] = _unique(_identifier(param_name(node)), taken)
     for node in graph.nodes:
@@ -66,8 +67,8 @@ def nested_graphs(graph: Graph) -> dict[str, Graph]:
     """The graphs that nodes hold, by name; GraphError when two different ones share a name."""
     found: dict[str, Graph] = {}
     for node in graph.nodes:
-        for _, value in node.attrs:
-            if isinstance(value, Graph) and found.setdefault(value.name, value) != value:
+        for value in attr_graphs(node):
+            if found.setdefault(value.name, value) != value:
                 raise GraphError(
                     f"graph {value.name!r} within {graph.name}",
                     expected="one body a name",
@@ -75,6 +76,23 @@ def nested_graphs(graph: Graph) -> dict[str, Graph]:
                     remedy="Name bodies by their content.",
                 )
     return found
+
+
+def attr_graphs(node: Node) -> Iterator[Graph]:
+    """The graphs among the attributes of a node."""
+    pending: list[Attr] = [value for _, value in node.attrs]
+    while pending:
+        value = pending.pop(0)
+        if isinstance(value, Graph):
+            yield value
+        elif isinstance(value, tuple):
+            pending.extend(value)
+
+
+def quoted(text: str) -> str:
+    """A string as a Python literal, in double quotes where it needs no escapes."""
+    plain = text.isascii() and text.isprintable() and not set(text) & {'"', "\\"}
+    return f'"{text}"' if plain else repr(text)
 
 
 def _lines(graph: Graph, indent: str) -> Iterator[str]:
@@ -88,7 +106,7 @@ def _lines(graph: Graph, indent: str) -> Iterator[str]:
         if node.op not in ("input", "const"):
             yield f"{inner}{names[node]}: {_type_text(node)} = {_call_text(node, names)}"
     outputs = zip(graph.output_names, graph.outputs, strict=True)
-    pairs = ", ".join(f'"{name}": {_operand_text(node, names)}' for name, node in outputs)
+    pairs = ", ".join(f"{quoted(name)}: {_operand_text(node, names)}" for name, node in outputs)
     yield f"{inner}return {{{pairs}}}"
 
 
@@ -100,7 +118,7 @@ def _type_text(node: Node) -> str:
 
 def _call_text(node: Node, names: dict[Node, str]) -> str:
     if node.op == "param":
-        return f'param("{param_name(node)}")'
+        return f"param({quoted(param_name(node))})"
     args = [_operand_text(arg, names) for arg in node.args]
     while args and args[-1] == "None":
         args.pop()
@@ -117,7 +135,7 @@ def _operand_text(node: Node | None, names: dict[Node, str]) -> str:
 
 
 def _identifier(name: str) -> str:
-    text = re.sub(r"\W", "_", name)
+    text = re.sub(r"\W", "_", name, flags=re.ASCII)
     return text if text.isidentifier() else f"_{text}"
 
 

@@ -1,19 +1,23 @@
-"""Attention over a dense batch. One op covers MHA, GQA and MQA, windows, soft-capping, sinks, ALiBi and masks.
+"""Attention over a dense batch: MHA, GQA, MQA, windows, soft-capping, sinks, ALiBi and masks.
 
-Scores are ``scale · q·kᵀ``, soft-capped as ``c · tanh(s / c)`` (Gemma 2), plus ``alibi[h] · (j - i)`` (Press et al.,
-2108.12409) and the additive or boolean ``mask``; key j is visible to query i when ``j <= i`` (causal) and ``i - j < window``.
-A sink is one more logit per head that takes probability and carries no value (gpt-oss).
+Scores are ``scale * q @ k.T``, soft-capped as ``c * tanh(s / c)`` (Gemma 2), plus
+``alibi[h] * (j - i)`` (Press et al., 2108.12409) and the additive ``mask``. Key j is visible to
+query i when ``j <= i`` (causal), ``i - j < window`` and the boolean ``mask`` is true; the S queries
+are the last S of the L positions (torch's ``is_causal`` aligns them with the first).
+A sink is one more logit a head that takes probability and carries no value (gpt-oss).
 """
 
 from __future__ import annotations
 
 import torch
 
-from ..dims import Size, divide
+from ..dims import Size, call, divide
 from ..dtypes import DType
 from ..node import Node
 from ..schema import OpSchema, Sample, ill_typed, register
 from ..types import TensorType
+from .elementwise import broadcast
+from .norm import widened
 
 ATTENTION_ATTRS = ("scale", "causal", "window", "softcap")
 
@@ -28,9 +32,10 @@ def attend(
     scale: float,
     softcap: float | None,
 ) -> torch.Tensor:
-    """Softmax attention of q [..., H, S, D] over k [..., G, L, D], v [..., G, L, E] in at least float32.
+    """Softmax attention of q [..., H, S, D] over k [..., G, L, D] and v [..., G, L, E].
 
-    ``visible`` (bool) and ``bias`` broadcast to [..., H, S, L]; ``sinks`` is [H]. A row that sees nothing gives 0.
+    It computes in float32 at least. ``visible`` (bool) and ``bias`` broadcast to [..., H, S, L];
+    ``sinks`` is [H]. A row that sees nothing gives 0.
     """
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     group = q.shape[-3] // k.shape[-3]
@@ -73,15 +78,29 @@ def alibi_bias(
     if slopes is None:
         return None
     distance = key_positions[None, :] - query_positions[:, None]
-    return slopes[:, None, None] * distance.to(slopes.dtype)
+    wide = widened(slopes)  # bfloat16 cannot tell 256 from 257
+    return wide[:, None, None] * distance.to(wide.dtype)
 
 
 def heads_fit(op: str, q: TensorType, k: TensorType, v: TensorType, head_axis: int) -> None:
     """Query heads are a multiple of KV heads, and q and k have one head dim; else GraphError."""
     heads, kv_heads = q.shape[head_axis], k.shape[head_axis]
     fits = q.shape[-1] == k.shape[-1] and divide(heads, kv_heads) is not None
-    if not fits or len({q.dtype, k.dtype, v.dtype}) > 1:
-        raise ill_typed(op, "H a multiple of G, equal head dims and element types", q, k, v)
+    if not fits or len({q.dtype, k.dtype, v.dtype}) > 1 or not q.dtype.is_float:
+        raise ill_typed(op, "H a multiple of G, equal head dims and float element types", q, k, v)
+
+
+def head_vectors_fit(op: str, heads: Size, *vectors: TensorType | None) -> None:
+    """Sinks and ALiBi slopes are floats [H]; else GraphError."""
+    for vector in vectors:
+        if vector is not None and (vector.shape != (heads,) or not vector.dtype.is_float):
+            raise ill_typed(op, f"sinks and alibi of floats [{heads}]", vector)
+
+
+def window_fits(op: str, window: int | None) -> None:
+    """A window holds at least the query's own position; else GraphError."""
+    if window is not None and window < 1:
+        raise ill_typed(op, f"a window of at least 1, not {window}")
 
 
 def _attention_type(
@@ -97,11 +116,17 @@ def _attention_type(
     window: int | None = None,
     softcap: float | None = None,
 ) -> TensorType:
-    if q.rank != 4 or k.rank != 4 or k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0]:
+    ranks = q.rank == k.rank == v.rank == 4
+    if not ranks or k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0]:
         raise ill_typed("attention", "q [B, H, S, D], k [B, G, L, D], v [B, G, L, E]", q, k, v)
     heads_fit("attention", q, k, v, 1)
+    head_vectors_fit("attention", q.shape[1], sinks, alibi)
+    window_fits("attention", window)
     if mask is not None and mask.dtype not in (DType.BOOL, q.dtype):
         raise ill_typed("attention", "a boolean mask or one of q's element type", q, mask)
+    scores = q.with_shape((*q.shape[:3], k.shape[2]))
+    if mask is not None and broadcast("attention", scores, mask) != scores.shape:
+        raise ill_typed("attention", "a mask that broadcasts to [B, H, S, L]", q, k, mask)
     return q.with_shape((*q.shape[:3], v.shape[3]))
 
 
@@ -120,8 +145,8 @@ def _attention(
 ) -> torch.Tensor:
     queries, keys = q.shape[2], k.shape[2]
     # The queries are the last S of L positions, so that a cached prefix keeps its meaning.
-    query_positions = torch.arange(keys - queries, keys)
-    key_positions = torch.arange(keys)
+    query_positions = torch.arange(keys - queries, keys, device=q.device)
+    key_positions = torch.arange(keys, device=q.device)
     visible = visibility(query_positions, key_positions, causal, window)
     bias = alibi_bias(alibi, query_positions, key_positions)
     if mask is not None and mask.dtype == torch.bool:
@@ -132,12 +157,12 @@ def _attention(
 
 
 def attention_flops(node: Node) -> Size:
-    """Two matmuls over all pairs of q [B, H, S, D] and k [B, G, L, D]; causal calls do half of the pairs."""
+    """Two matmuls over all pairs of q [B, H, S, D] and k [B, G, L, D], half of them if causal."""
     q, k = node.operands[:2]
     v = node.operands[2]
     pairs = q.type.shape[0] * q.type.shape[1] * q.type.shape[2] * k.type.shape[2]
     flops = pairs * (q.shape[3] + v.shape[3]) * 2
-    return flops // 2 if node.attr("causal") else flops
+    return call("floordiv", flops, 2) if node.attr("causal") else flops
 
 
 def _x(generator: torch.Generator, *shape: int) -> torch.Tensor:

@@ -1,9 +1,11 @@
-"""Attention over a KV cache, for token-major tensors of many sequences (ragged) or of equal steps (slots).
+"""Attention over a KV cache, for token-major tensors of many sequences (ragged) or of equal steps.
 
-Paged (Kwon et al., 2309.06180): a cache is [N, P, G, D], N pages of P tokens; page ids of sequence b stand in
-``block_tables[b]``; its tokens in this step are rows ``query_start[b] : query_start[b + 1]`` of q, the last ones of
-its ``seq_lens[b]`` tokens. Slots: a cache is [B, G, S, D], row b belongs to sequence b, each of which brings T / B tokens.
-Caches are values: ``kv_write`` returns the new one, and kernels write it in place (the schema's aliases).
+Paged (Kwon et al., 2309.06180): a cache is [N, P, G, D], N pages of P tokens; the page ids of
+sequence b stand in ``block_tables[b]``; its tokens in this step are the rows
+``query_start[b] : query_start[b + 1]`` of q, the last ones of its ``seq_lens[b]`` tokens. Rows that
+belong to no sequence give 0. Slots: a cache is [B, G, S, D], row b belongs to sequence b, each of
+which brings T / B tokens; a row whose ``seq_lens`` is 0 is idle: it gives 0, and writes nothing.
+Caches are values: an op returns the new one, and kernels write it in place (the schema's aliases).
 """
 
 from __future__ import annotations
@@ -16,20 +18,30 @@ from ..dims import Size
 from ..node import Node
 from ..schema import OpSchema, Sample, ill_typed, register
 from ..types import TensorType, TupleType
-from .attention import ATTENTION_ATTRS, alibi_bias, attend, heads_fit, visibility
+from .attention import (
+    ATTENTION_ATTRS,
+    alibi_bias,
+    attend,
+    head_vectors_fit,
+    heads_fit,
+    visibility,
+    window_fits,
+)
 
 
 def _kv_write_type(cache: TensorType, new: TensorType, slot_mapping: TensorType) -> TensorType:
     if cache.rank != 4 or new.rank != 3 or cache.shape[2:] != new.shape[1:]:
         raise ill_typed("kv_write", "cache [N, P, G, D], new [T, G, D]", cache, new, slot_mapping)
-    if slot_mapping.shape != new.shape[:1] or cache.dtype is not new.dtype:
+    typed = cache.dtype is new.dtype and slot_mapping.dtype.is_integer
+    if slot_mapping.shape != new.shape[:1] or not typed:
         raise ill_typed("kv_write", "slot_mapping [T], one element type", cache, new, slot_mapping)
     return cache
 
 
 def _kv_write(cache: torch.Tensor, new: torch.Tensor, slot_mapping: torch.Tensor) -> torch.Tensor:
-    written = cache.clone()
-    written.view(-1, *cache.shape[2:])[slot_mapping] = new
+    written = cache.clone(memory_format=torch.contiguous_format)
+    # Not written[slots] = new: there a negative slot would overwrite the end of the cache.
+    written.view(-1, *cache.shape[2:]).index_copy_(0, slot_mapping.long(), new)
     return written
 
 
@@ -48,8 +60,16 @@ def _paged_type(
     window: int | None = None,
     softcap: float | None = None,
 ) -> TensorType:
-    if q.rank != 3 or k_cache.rank != 4 or k_cache.shape[:3] != v_cache.shape[:3]:
+    ranks = q.rank == 3 and k_cache.rank == v_cache.rank == 4
+    if not ranks or k_cache.shape[:3] != v_cache.shape[:3]:
         raise ill_typed("paged_attention", "q [T, H, D], caches [N, P, G, D]", q, k_cache, v_cache)
+    tables = (block_tables, seq_lens, query_start)
+    count = seq_lens.shape
+    fits = block_tables.shape[:-1] == count and query_start.shape == (seq_lens.shape[0] + 1,)
+    if len(count) != 1 or not fits or not all(t.dtype.is_integer for t in tables):
+        raise ill_typed("paged_attention", "integers [B, M], [B] and [B + 1]", *tables)
+    head_vectors_fit("paged_attention", q.shape[1], sinks, alibi)
+    window_fits("paged_attention", window)
     heads_fit("paged_attention", q.with_shape((1, *q.shape)), k_cache, v_cache, 2)
     return q.with_shape((*q.shape[:2], v_cache.shape[3]))
 
@@ -77,8 +97,8 @@ def _paged_attention(
             continue
         pages = block_tables[b, : -(-length // page)].long()
         k, v = (cache[pages].flatten(0, 1)[:length].transpose(0, 1) for cache in (k_cache, v_cache))
-        query_positions = torch.arange(length - (stop - start), length)
-        key_positions = torch.arange(length)
+        query_positions = torch.arange(length - (stop - start), length, device=q.device)
+        key_positions = torch.arange(length, device=q.device)
         attended = attend(
             q[start:stop].transpose(0, 1),
             k,
@@ -108,8 +128,20 @@ def _slot_type(
     window: int | None = None,
     softcap: float | None = None,
 ) -> TupleType:
-    if q.rank != 3 or k.rank != 3 or k_cache.rank != 4 or k.shape[1] != k_cache.shape[1]:
-        raise ill_typed("slot_attention", "q [T, H, D], k [T, G, D], caches [B, G, S, D]", q, k)
+    ranks = q.rank == k.rank == v.rank == 3 and k_cache.rank == v_cache.rank == 4
+    if not ranks or not q.shape[0] == k.shape[0] == v.shape[0] or k.shape[1] != v.shape[1]:
+        raise ill_typed("slot_attention", "q [T, H, D], k [T, G, D], v [T, G, E]", q, k, v)
+    for new, cache in ((k, k_cache), (v, v_cache)):
+        heads_and_width = (cache.shape[1], cache.shape[3])
+        if heads_and_width != new.shape[1:] or cache.dtype is not new.dtype:
+            raise ill_typed("slot_attention", "caches [B, G, S, D] like k and v", new, cache)
+    count = seq_lens.shape
+    if k_cache.shape[:3] != v_cache.shape[:3] or count != k_cache.shape[:1]:
+        raise ill_typed("slot_attention", "caches of one shape, seq_lens [B]", k_cache, seq_lens)
+    if not seq_lens.dtype.is_integer:
+        raise ill_typed("slot_attention", "integer seq_lens", seq_lens)
+    head_vectors_fit("slot_attention", q.shape[1], sinks, alibi)
+    window_fits("slot_attention", window)
     heads_fit("slot_attention", q, k, v, 1)
     return (q.with_shape((*q.shape[:2], v.shape[2])), k_cache, v_cache)
 
@@ -131,13 +163,15 @@ def attend_slots(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """``slot_attention`` that writes the caches it is given, and returns them."""
     count = q.shape[0] // seq_lens.shape[0]
-    out = q.new_empty(*q.shape[:2], v.shape[2])
+    out = q.new_zeros(*q.shape[:2], v.shape[2])
     for b, length in enumerate(seq_lens.tolist()):
+        if not length:
+            continue
         rows = slice(b * count, (b + 1) * count)
         k_cache[b, :, length - count : length] = k[rows].transpose(0, 1)
         v_cache[b, :, length - count : length] = v[rows].transpose(0, 1)
-        query_positions = torch.arange(length - count, length)
-        key_positions = torch.arange(length)
+        query_positions = torch.arange(length - count, length, device=q.device)
+        key_positions = torch.arange(length, device=q.device)
         attended = attend(
             q[rows].transpose(0, 1),
             k_cache[b, :, :length],
@@ -158,10 +192,17 @@ def _slot_attention(
     v: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
+    seq_lens: torch.Tensor,
     *rest: torch.Tensor | None,
     **attrs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return attend_slots(q, k, v, k_cache.clone(), v_cache.clone(), *rest, **attrs)
+    return attend_slots(q, k, v, k_cache.clone(), v_cache.clone(), seq_lens, *rest, **attrs)
+
+
+def _written_bytes(node: Node) -> Size:
+    """The new rows read and written, and their slots; not the whole cache."""
+    _, new, slot_mapping = node.operands
+    return new.type.nbytes * 2 + slot_mapping.type.nbytes
 
 
 def _paged_flops(node: Node) -> Size:
@@ -218,6 +259,7 @@ KV_WRITE = register(
         _kv_write,
         aliases=((0, 0),),
         samples=lambda g: [Sample((_x(g, 3, 4, 2, 8), _x(g, 2, 2, 8), torch.tensor([5, 11])))],
+        moved=_written_bytes,
     )
 )
 PAGED_ATTENTION = register(

@@ -1,17 +1,17 @@
-"""Ops that hold graphs or foreign calls: fused, cond, and aten, the call that runs as torch defines it."""
+"""Ops that hold graphs or foreign calls: fused, cond, and aten, which runs as torch defines it."""
 
 from __future__ import annotations
 
-from functools import reduce
 from typing import Any
 
 import torch
 
 from ...errors import GraphError
-from ..dims import Size
+from ..dims import Size, call, total
+from ..dtypes import DType
 from ..graph import Graph
-from ..node import Node
-from ..schema import OpSchema, register, schema
+from ..node import Attr, Node
+from ..schema import OpSchema, ill_typed, register, schema
 from ..types import TensorType, ValueType
 
 
@@ -53,13 +53,23 @@ def _run(
 
 
 def _fused_flops(node: Node) -> Size:
-    costs = [schema(inner.op).flops(inner) for inner in body_of(node).calls()]
-    return reduce(lambda a, b: a + b, costs, 0)
+    return _body_flops(body_of(node))
+
+
+def _body_flops(body: Graph) -> Size:
+    return total(schema(inner.op).flops(inner) for inner in body.calls())
+
+
+def _cond_flops(node: Node) -> Size:
+    """Those of the dearer branch."""
+    return call("max", *(_body_flops(body_of(node, name)) for name in ("then", "otherwise")))
 
 
 def _cond_type(
     predicate: TensorType, *operands: TensorType, then: Graph, otherwise: Graph
 ) -> ValueType:
+    if predicate != TensorType(DType.BOOL, ()):
+        raise ill_typed("cond", "a predicate bool[()]", predicate)
     _check_call("cond", then, operands)
     _check_call("cond", otherwise, operands)
     if _results(then) != _results(otherwise):
@@ -79,16 +89,28 @@ def _cond(
 
 
 def resolve_aten(target: str) -> torch._ops.OpOverload:
-    """The overload named ``namespace.name.overload``; GraphError when the installed torch has none."""
-    namespace, name, overload = target.split(".")
-    packet = getattr(getattr(torch.ops, namespace), name, None)
-    found = getattr(packet, overload, None) if packet is not None else None
+    """The overload named ``namespace.name.overload`` of the installed torch.
+
+    Raises:
+        GraphError: there is none, or it writes to its operands, which are values here.
+    """
+    parts = target.split(".")
+    found: object = torch.ops if len(parts) == 3 else None
+    for part in parts:
+        found = getattr(found, part, None)
     if not isinstance(found, torch._ops.OpOverload):
         raise GraphError(
             target,
-            expected="an operator of the installed torch",
+            expected="an operator namespace.name.overload of the installed torch",
             found=f"none in torch {torch.__version__}",
             remedy="Install the torch release that the graph was captured with.",
+        )
+    if found._schema.is_mutable:
+        raise GraphError(
+            target,
+            expected="an operator without side effects",
+            found=str(found._schema),
+            remedy="Functionalise the module before lowering it.",
         )
     return found
 
@@ -96,15 +118,36 @@ def resolve_aten(target: str) -> torch._ops.OpOverload:
 def _aten_type(
     *operands: TensorType,
     target: str,
-    positional: object,
-    named: object,
+    positional: tuple[Attr, ...],
+    named: tuple[tuple[str, Attr], ...],
     types: tuple[TensorType, ...],
 ) -> ValueType:
+    for spec in positional:
+        _check_argument(spec, len(operands))
+    for spec in dict(named).values():
+        _check_argument(spec, len(operands))
+    if not types or not isinstance(target, str):
+        raise ValueError("types holds at least one, target is a string")
     return types[0] if len(types) == 1 else types
 
 
+def _check_argument(spec: Any, count: int) -> None:
+    tag, *rest = spec
+    if tag == "l":
+        for element in rest:
+            _check_argument(element, count)
+    elif (tag, len(rest)) not in (("t", 1), ("n", 0), ("v", 1)):
+        raise ValueError(f'argument {spec}: not ("t", i), ("l", ...), ("v", x) or ("n",)')
+    elif tag == "t" and not 0 <= rest[0] < count:
+        raise ValueError(f"argument {spec}: there are {count} operands")
+
+
 def decode_argument(spec: Any, operands: tuple[torch.Tensor, ...]) -> Any:
-    """The Python argument that ``spec`` stands for: ("t", i) operand i, ("l", …) a list, ("v", x) a value."""
+    """The Python argument that ``spec`` stands for.
+
+    ``("t", i)`` is operand i, ``("l", ...)`` a list of such specs, ``("n",)`` None, and
+    ``("v", x)`` the value x, where a ``DType`` stands for the torch dtype.
+    """
     tag, *rest = spec
     if tag == "t":
         return operands[rest[0]]
@@ -112,7 +155,7 @@ def decode_argument(spec: Any, operands: tuple[torch.Tensor, ...]) -> Any:
         return [decode_argument(element, operands) for element in rest]
     if tag == "n":
         return None
-    return rest[0] if not hasattr(rest[0], "torch") else rest[0].torch
+    return rest[0].torch if isinstance(rest[0], DType) else rest[0]
 
 
 def _aten(
@@ -135,7 +178,14 @@ FUSED = register(
     )
 )
 COND = register(
-    OpSchema("cond", ("predicate", "*operands"), _cond_type, _cond, ("then", "otherwise"))
+    OpSchema(
+        "cond",
+        ("predicate", "*operands"),
+        _cond_type,
+        _cond,
+        ("then", "otherwise"),
+        _cond_flops,
+    )
 )
 ATEN = register(
     OpSchema("aten", ("*operands",), _aten_type, _aten, ("target", "positional", "named", "types"))

@@ -1,4 +1,8 @@
-"""Elementwise ops. Operands of one op have one element type (``cast`` is explicit) and broadcast as in torch."""
+"""Elementwise ops. Operands have one element type (``cast`` is explicit) and broadcast as in torch.
+
+Integers stay integers, so ops that torch answers in floats take floats only; ``logical_*`` take
+booleans only; 8-bit floats are storage, and must be cast before computing.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +30,23 @@ def broadcast(op: str, *types: TensorType) -> tuple[Size, ...]:
     return tuple(shape)
 
 
+def _takes(op: str, dtype: DType) -> bool:
+    """Whether torch computes the op in that element type and answers in the same."""
+    if dtype.is_float8:
+        return False
+    if op in _LOGICAL or op == "logical_not":
+        return dtype is DType.BOOL
+    if op in _FLOAT_ONLY:
+        return dtype.is_float or (dtype.is_complex and op not in ("erf", "log1p", "gelu", "isnan"))
+    if op in _REAL_ONLY and dtype.is_complex:
+        return False
+    return dtype is not DType.BOOL or op in _BOOL_TOO
+
+
 def _same(op: str) -> Callable[..., TensorType]:
-    def infer(*types: TensorType, **attrs: object) -> TensorType:
-        if len({t.dtype for t in types}) > 1:
-            raise ill_typed(op, "operands of one element type", *types)
+    def infer(*types: TensorType) -> TensorType:
+        if len({t.dtype for t in types}) > 1 or not _takes(op, types[0].dtype):
+            raise ill_typed(op, "operands of one element type that the op computes in", *types)
         return TensorType(types[0].dtype, broadcast(op, *types))
 
     return infer
@@ -40,6 +57,18 @@ def _to_bool(op: str) -> Callable[..., TensorType]:
         return _same(op)(*types).with_dtype(DType.BOOL)
 
     return infer
+
+
+def _gelu_type(x: TensorType, *, approximate: str = "none") -> TensorType:
+    if approximate not in ("none", "tanh"):
+        raise ill_typed("gelu", "approximate none or tanh", x)
+    return _same("gelu")(x)
+
+
+def _cast_type(x: TensorType, *, dtype: DType) -> TensorType:
+    if x.dtype.is_complex and not dtype.is_complex:
+        raise ill_typed("cast", f"a real operand for {dtype}; the imaginary part would go", x)
+    return x.with_dtype(dtype)
 
 
 def _where_type(condition: TensorType, a: TensorType, b: TensorType) -> TensorType:
@@ -115,6 +144,44 @@ _LOGICAL: dict[str, Callable[..., torch.Tensor]] = {
     "logical_or": torch.bitwise_or,
     "logical_xor": torch.bitwise_xor,
 }
+_FLOAT_ONLY = frozenset(
+    [
+        "exp",
+        "log",
+        "log1p",
+        "sqrt",
+        "rsqrt",
+        "reciprocal",
+        "sin",
+        "cos",
+        "tanh",
+        "sigmoid",
+        "erf",
+        "silu",
+        "gelu",
+        "div",
+        "isnan",
+    ]
+)
+_REAL_ONLY = frozenset(
+    [
+        "abs",
+        "floor",
+        "ceil",
+        "round",
+        "sign",
+        "relu",
+        "maximum",
+        "minimum",
+        "floordiv",
+        "remainder",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+    ]
+)
+_BOOL_TOO = frozenset(["add", "mul", "maximum", "minimum", "eq", "ne", "lt", "le", "gt", "ge"])
 COMMUTATIVE = frozenset(
     {"add", "mul", "maximum", "minimum", "eq", "ne", "logical_and", "logical_or", "logical_xor"}
 )
@@ -155,7 +222,7 @@ for _name, _function in _LOGICAL.items():
     _register(_name, ("a", "b"), _function, 1, samples=_bools(2))
 _register("logical_not", ("x",), torch.bitwise_not, 1, samples=_bools(1))
 _register("isnan", ("x",), torch.isnan, 1, infer=_to_bool("isnan"))
-_register("gelu", ("x",), _gelu, 12, attrs=("approximate",))
+_register("gelu", ("x",), _gelu, 12, infer=_gelu_type, attrs=("approximate",))
 _register(
     "where",
     ("condition", "a", "b"),
@@ -169,7 +236,7 @@ _register(
     ("x",),
     lambda x, *, dtype: x.to(dtype.torch),
     0,
-    infer=lambda x, *, dtype: x.with_dtype(dtype),
+    infer=_cast_type,
     attrs=("dtype",),
     samples=lambda g: [Sample(_floats(g, 1, False), {"dtype": DType.F32})],
 )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..dims import Size, product
+from ..dims import Size, call, divide, product
+from ..dtypes import DType
 from ..node import Node
 from ..schema import OpSchema, Sample, ill_typed, register
 from ..types import TensorType
@@ -12,7 +13,8 @@ from .elementwise import broadcast
 
 
 def _matmul_type(a: TensorType, b: TensorType) -> TensorType:
-    if a.rank < 2 or b.rank < 2 or a.shape[-1] != b.shape[-2] or a.dtype is not b.dtype:
+    numbers = a.dtype is b.dtype and not a.dtype.is_float8 and a.dtype is not DType.BOOL
+    if a.rank < 2 or b.rank < 2 or a.shape[-1] != b.shape[-2] or not numbers:
         raise ill_typed("matmul", "[..., M, K] x [..., K, N] of one element type", a, b)
     batch = broadcast("matmul", a.with_shape(a.shape[:-2]), b.with_shape(b.shape[:-2]))
     return a.with_shape((*batch, a.shape[-2], b.shape[-1]))
@@ -22,8 +24,10 @@ def _linear_type(x: TensorType, weight: TensorType, bias: TensorType | None = No
     fits = weight.rank == 2 and x.rank >= 1 and x.shape[-1] == weight.shape[1]
     if not fits or x.dtype is not weight.dtype:
         raise ill_typed("linear", "x [..., K], weight [N, K] of one element type", x, weight)
-    if bias is not None and bias.shape != (weight.shape[0],):
-        raise ill_typed("linear", "bias [N]", x, weight, bias)
+    if bias is not None and (bias.shape != (weight.shape[0],) or bias.dtype is not x.dtype):
+        raise ill_typed("linear", "bias [N] of that element type", x, weight, bias)
+    if x.dtype.is_float8 or x.dtype is DType.BOOL:
+        raise ill_typed("linear", "an element type to compute in; cast first", x, weight)
     return x.with_shape((*x.shape[:-1], weight.shape[0]))
 
 
@@ -41,10 +45,13 @@ def _conv_type(
     dilation: tuple[int, ...],
     groups: int,
 ) -> TensorType:
-    if x.rank != weight.rank or x.shape[1] != weight.shape[1] * groups:
+    fits = x.rank == weight.rank >= 3 and x.shape[1] == weight.shape[1] * groups
+    if not fits or divide(weight.shape[0], groups) is None or x.dtype is not weight.dtype:
         raise ill_typed("conv", "x [B, C, ...], weight [N, C / groups, ...]", x, weight)
+    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype is not x.dtype):
+        raise ill_typed("conv", "bias [N] of that element type", x, weight, bias)
     spatial = tuple(
-        (size + 2 * p - d * (k - 1) - 1) // s + 1
+        call("floordiv", size + 2 * p - d * (k - 1) - 1, s) + 1
         for size, k, s, p, d in zip(
             x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True
         )

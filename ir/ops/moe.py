@@ -1,14 +1,18 @@
-"""Mixture of experts: every token through its own top-k experts, as one op."""
+"""Mixture of experts: every token through its own top-k experts, as one op.
+
+With ``alpha`` the experts are those of gpt-oss, and ``activation`` is not used:
+``gate * sigmoid(alpha * gate) * (up + 1)``, both halves clamped by ``limit``.
+"""
 
 from __future__ import annotations
 
 import torch
 
 from ..dims import Size
-from ..node import Node
+from ..node import Attr, Node
 from ..schema import OpSchema, Sample, ill_typed, register
 from ..types import TensorType
-from .norm import ACTIVATIONS
+from .norm import ACTIVATIONS, widened
 
 
 def _experts_type(
@@ -29,10 +33,18 @@ def _experts_type(
         raise ill_typed(
             "moe_experts", "x [T, K], gate_up [E, 2F, K], down [E, K, F]", x, gate_up, down
         )
-    if gate_up.shape[2] != x.shape[1] or down.shape[1] != x.shape[1]:
-        raise ill_typed("moe_experts", "experts as wide as x", x, gate_up, down)
-    if expert_ids.shape != expert_weights.shape or expert_ids.shape[0] != x.shape[0]:
+    experts, width = gate_up.shape[0], x.shape[1]
+    if gate_up.shape[1:] != (down.shape[2] * 2, width) or down.shape[1] != width:
+        raise ill_typed("moe_experts", "gate_up [E, 2F, K], down [E, K, F]", x, gate_up, down)
+    if expert_ids.shape != expert_weights.shape or expert_ids.shape[:-1] != x.shape[:1]:
         raise ill_typed("moe_experts", "ids and weights [T, k]", expert_ids, expert_weights)
+    if not expert_ids.dtype.is_integer or not expert_weights.dtype.is_float:
+        raise ill_typed("moe_experts", "integer ids, float weights", expert_ids, expert_weights)
+    for bias, size in ((gate_up_bias, gate_up.shape[1]), (down_bias, width)):
+        if bias is not None and (bias.shape != (experts, size) or bias.dtype is not x.dtype):
+            raise ill_typed("moe_experts", f"a bias [{experts}, {size}] of x's type", x, bias)
+    if len({x.dtype, gate_up.dtype, down.dtype}) > 1 or not x.dtype.is_float:
+        raise ill_typed("moe_experts", "floats of one element type", x, gate_up, down)
     if activation not in ACTIVATIONS:
         raise ill_typed("moe_experts", f"activation among {sorted(ACTIVATIONS)}", x)
     return x
@@ -70,7 +82,7 @@ def _experts(
     limit: float | None = None,
     alpha: float | None = None,
 ) -> torch.Tensor:
-    out = torch.zeros_like(x)
+    out = torch.zeros_like(widened(x))  # k results are added before the one rounding
     for expert in expert_ids.unique().tolist():
         tokens, choice = torch.where(expert_ids == expert)
         up_bias = None if gate_up_bias is None else gate_up_bias[expert]
@@ -78,8 +90,9 @@ def _experts(
         hidden = _act(hidden, activation, interleaved, limit, alpha)
         bias = None if down_bias is None else down_bias[expert]
         result = torch.nn.functional.linear(hidden, down[expert], bias)
-        out.index_add_(0, tokens, result * expert_weights[tokens, choice, None].to(x.dtype))
-    return out
+        scaled = widened(result) * expert_weights[tokens, choice, None].to(out.dtype)
+        out.index_add_(0, tokens, scaled)
+    return out.to(x.dtype)
 
 
 def _flops(node: Node) -> Size:
@@ -94,7 +107,7 @@ def _samples(g: torch.Generator) -> list[Sample]:
     ids = torch.stack([torch.randperm(4, generator=g)[:2] for _ in range(5)])
     args = (draw(5, 8), ids, draw(5, 2).softmax(-1), draw(4, 12, 8), draw(4, 8, 6))
     biases = (draw(4, 12), draw(4, 8))
-    oss = {"activation": "silu", "interleaved": True, "limit": 2.0, "alpha": 1.7}
+    oss: dict[str, Attr] = {"activation": "silu", "interleaved": True, "limit": 2.0, "alpha": 1.7}
     return [Sample(args, {"activation": "silu"}), Sample((*args, *biases), oss)]
 
 

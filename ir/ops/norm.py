@@ -1,31 +1,50 @@
-"""Normalisations, rotary embedding and gated activations: what the recognisers find in a transformer."""
+"""Normalisations, rotary embedding, gated activations: what the recognisers find in transformers.
+
+Their references compute in float32 at least and round once, as the kernels do.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
-from ..node import Node
 from ..dims import Size
+from ..node import Node
 from ..schema import OpSchema, Sample, ill_typed, register
 from ..types import TensorType
+from .elementwise import broadcast
 
-ACTIVATIONS = {
+
+def widened(x: torch.Tensor) -> torch.Tensor:
+    """``x`` in float32, or in float64 where it is that already."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": torch.nn.functional.silu,
     "gelu": torch.nn.functional.gelu,
-    "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "gelu_tanh": _gelu_tanh,
     "relu": torch.relu,
     "sigmoid": torch.sigmoid,
 }
 
 
 def _norm_type(x: TensorType, *affine: TensorType | None, eps: float) -> TensorType:
-    if any(a is not None and a.shape != x.shape[-1:] for a in affine):
-        raise ill_typed("norm", "weight and bias of the last dimension", x, *affine)
+    given = [a for a in affine if a is not None]
+    if not x.rank or not x.dtype.is_float or any(not a.dtype.is_float for a in given):
+        raise ill_typed("norm", "floats of rank 1 or more", x, *given)
+    if any(a.shape != x.shape[-1:] for a in given):
+        raise ill_typed("norm", "weight and bias of the last dimension", x, *given)
     return x
 
 
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor | None = None, *, eps: float) -> torch.Tensor:
-    wide = x if x.dtype == torch.float64 else x.float()
+    wide = widened(x)
     y = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return (y if weight is None else y * weight.to(y.dtype)).to(x.dtype)
 
@@ -37,7 +56,9 @@ def _layer_norm(
     *,
     eps: float,
 ) -> torch.Tensor:
-    return torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    wide = widened(x)
+    weight, bias = (None if a is None else a.to(wide.dtype) for a in (weight, bias))
+    return torch.nn.functional.layer_norm(wide, x.shape[-1:], weight, bias, eps).to(x.dtype)
 
 
 def _rope_type(
@@ -48,6 +69,11 @@ def _rope_type(
         raise ill_typed("rope", "cos and sin of one shape, layout half or interleaved", x, cos, sin)
     if not isinstance(half, int) or not isinstance(width, int) or 2 * half > width:
         raise ill_typed("rope", "cos and sin [..., R/2] with R <= D", x, cos, sin)
+    lead = x.with_shape(x.shape[:-1])
+    if broadcast("rope", lead, cos.with_shape(cos.shape[:-1])) != lead.shape:
+        raise ill_typed("rope", "cos and sin that broadcast to x", x, cos, sin)
+    if not x.dtype.is_float or not cos.dtype.is_float or not sin.dtype.is_float:
+        raise ill_typed("rope", "floats", x, cos, sin)
     return x
 
 
@@ -55,20 +81,26 @@ def _rope(
     x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, layout: str = "half"
 ) -> torch.Tensor:
     half = cos.shape[-1]
-    rotated, rest = x[..., : 2 * half], x[..., 2 * half :]
+    wide = widened(x)
+    cos, sin = cos.to(wide.dtype), sin.to(wide.dtype)
+    rotated, rest = wide[..., : 2 * half], wide[..., 2 * half :]
     if layout == "half":
         a, b = rotated[..., :half], rotated[..., half:]
         turned = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
     else:
         a, b = rotated[..., ::2], rotated[..., 1::2]
         turned = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
-    return torch.cat((turned, rest), -1)
+    return torch.cat((turned, rest), -1).to(x.dtype)
 
 
 def _gated_type(gate: TensorType, up: TensorType, *, activation: str) -> TensorType:
-    if gate != up or activation not in ACTIVATIONS:
+    if gate != up or activation not in ACTIVATIONS or not gate.dtype.is_float:
         raise ill_typed("gated", f"equal types, activation among {sorted(ACTIVATIONS)}", gate, up)
     return gate
+
+
+def _gated(gate: torch.Tensor, up: torch.Tensor, *, activation: str) -> torch.Tensor:
+    return (ACTIVATIONS[activation](widened(gate)) * widened(up)).to(gate.dtype)
 
 
 def _flops_norm(node: Node) -> Size:
@@ -108,6 +140,7 @@ LAYER_NORM = register(
         lambda g: [
             Sample((_x(g, 3, 8), _x(g, 8), _x(g, 8)), {"eps": 1e-5}),
             Sample((_x(g, 3, 8), _x(g, 8)), {"eps": 1e-5}),
+            Sample((_x(g, 3, 8), None, _x(g, 8)), {"eps": 1e-5}),
         ],
     )
 )
@@ -130,7 +163,7 @@ GATED = register(
         "gated",
         ("gate", "up"),
         _gated_type,
-        lambda gate, up, *, activation: ACTIVATIONS[activation](gate) * up,
+        _gated,
         ("activation",),
         lambda node: node.type.numel * 10,
         lambda g: [

@@ -1,4 +1,7 @@
-"""Reductions and scans: sum, mean, amax, amin, prod, any, all, argmax, argmin, softmax, cumsum, topk, sort."""
+"""Reductions and scans: sum, mean, amax, amin, prod, any, all, argmax, argmin, softmax, ...
+
+They keep the element type: sums of integers do not widen as torch's do. No ``dims`` reduce nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..dims import Size
+from ..dims import Size, is_nonnegative
 from ..dtypes import DType
 from ..node import Node
 from ..schema import OpSchema, Sample, ill_typed, register
@@ -14,16 +17,33 @@ from ..types import TensorType, TupleType
 
 
 def reduced(x: TensorType, dims: tuple[int, ...], keepdim: bool) -> tuple[Size, ...]:
-    """Shape after reducing ``dims`` (non-negative)."""
-    if any(not 0 <= d < x.rank for d in dims):
-        raise ill_typed("reduction", f"dimensions {dims} within the rank", x)
+    """Shape after reducing ``dims`` (non-negative, different)."""
+    if len(set(dims)) < len(dims) or any(not 0 <= d < x.rank for d in dims):
+        raise ill_typed("reduction", f"different dimensions within the rank, not {dims}", x)
     if keepdim:
         return tuple(1 if i in dims else s for i, s in enumerate(x.shape))
     return tuple(s for i, s in enumerate(x.shape) if i not in dims)
 
 
 def _reduce_type(x: TensorType, *, dims: tuple[int, ...], keepdim: bool = False) -> TensorType:
+    if x.dtype.is_float8:
+        raise ill_typed("reduction", "an element type to compute in; cast first", x)
     return x.with_shape(reduced(x, dims, keepdim))
+
+
+def _mean_type(x: TensorType, *, dims: tuple[int, ...], keepdim: bool = False) -> TensorType:
+    if not x.dtype.is_float:
+        raise ill_typed("mean", "floats; cast first", x)
+    return _reduce_type(x, dims=dims, keepdim=keepdim)
+
+
+def _scan_type(op: str, floats: bool) -> Callable[..., TensorType]:
+    def infer(x: TensorType, *, dim: int) -> TensorType:
+        if not 0 <= dim < x.rank or x.dtype.is_float8 or (floats and not x.dtype.is_float):
+            raise ill_typed(op, f"a dimension below the rank, not {dim}, of numbers", x)
+        return x
+
+    return infer
 
 
 def _test_type(x: TensorType, *, dims: tuple[int, ...], keepdim: bool = False) -> TensorType:
@@ -45,8 +65,29 @@ def _each_dim(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
     return reference
 
 
-def _sum(x: torch.Tensor, *, dims: tuple[int, ...], keepdim: bool = False) -> torch.Tensor:
-    return torch.sum(x, dims, keepdim=keepdim, dtype=x.dtype) if dims else x
+def _all_dims(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Torch takes no dimensions for all of them."""
+
+    def reference(x: torch.Tensor, *, dims: tuple[int, ...], keepdim: bool = False) -> torch.Tensor:
+        return function(x, dims, keepdim=keepdim) if dims else x
+
+    return reference
+
+
+def _sum(x: torch.Tensor, dims: tuple[int, ...], keepdim: bool) -> torch.Tensor:
+    return torch.sum(x, dims, keepdim=keepdim, dtype=x.dtype)
+
+
+def _prod(x: torch.Tensor, dim: int, keepdim: bool) -> torch.Tensor:
+    return torch.prod(x, dim, keepdim=keepdim, dtype=x.dtype)
+
+
+def _any(x: torch.Tensor, *, dims: tuple[int, ...], keepdim: bool = False) -> torch.Tensor:
+    return _each_dim(torch.any)(x.bool(), dims=dims, keepdim=keepdim)
+
+
+def _all(x: torch.Tensor, *, dims: tuple[int, ...], keepdim: bool = False) -> torch.Tensor:
+    return _each_dim(torch.all)(x.bool(), dims=dims, keepdim=keepdim)
 
 
 def _topk_type(
@@ -54,6 +95,8 @@ def _topk_type(
 ) -> TupleType:
     if not 0 <= dim < x.rank:
         raise ill_typed("topk", f"dimension {dim} within the rank", x)
+    if is_nonnegative(k - x.shape[dim] - 1):
+        raise ill_typed("topk", f"at least {k} elements along dimension {dim}", x)
     shape = (*x.shape[:dim], k, *x.shape[dim + 1 :])
     return (x.with_shape(shape), TensorType(DType.I64, shape))
 
@@ -68,11 +111,12 @@ def _x(generator: torch.Generator) -> torch.Tensor:
 
 def _register_reduction(name: str, reference: Callable[..., torch.Tensor]) -> None:
     test = name in ("any", "all")
+    infer = _test_type if test else _mean_type if name == "mean" else _reduce_type
     register(
         OpSchema(
             name,
             ("x",),
-            _test_type if test else _reduce_type,
+            infer,
             reference,
             ("dims", "keepdim"),
             _flops,
@@ -84,13 +128,13 @@ def _register_reduction(name: str, reference: Callable[..., torch.Tensor]) -> No
     )
 
 
-_register_reduction("sum", _sum)
-_register_reduction("mean", lambda x, *, dims, keepdim=False: torch.mean(x, dims, keepdim=keepdim))
-_register_reduction("amax", lambda x, *, dims, keepdim=False: torch.amax(x, dims, keepdim=keepdim))
-_register_reduction("amin", lambda x, *, dims, keepdim=False: torch.amin(x, dims, keepdim=keepdim))
-_register_reduction("prod", _each_dim(torch.prod))
-_register_reduction("any", _each_dim(torch.any))
-_register_reduction("all", _each_dim(torch.all))
+_register_reduction("sum", _all_dims(_sum))
+_register_reduction("mean", _all_dims(torch.mean))
+_register_reduction("amax", _all_dims(torch.amax))
+_register_reduction("amin", _all_dims(torch.amin))
+_register_reduction("prod", _each_dim(_prod))
+_register_reduction("any", _any)
+_register_reduction("all", _all)
 
 for _name, _function in (("argmax", torch.argmax), ("argmin", torch.argmin)):
     register(
@@ -108,7 +152,7 @@ SOFTMAX = register(
     OpSchema(
         "softmax",
         ("x",),
-        lambda x, *, dim: x,
+        _scan_type("softmax", floats=True),
         lambda x, *, dim: torch.softmax(x, dim),
         ("dim",),
         lambda node: node.type.numel * 12,
@@ -119,7 +163,7 @@ CUMSUM = register(
     OpSchema(
         "cumsum",
         ("x",),
-        lambda x, *, dim: x,
+        _scan_type("cumsum", floats=False),
         lambda x, *, dim: torch.cumsum(x, dim, dtype=x.dtype),
         ("dim",),
         _flops,

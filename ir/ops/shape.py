@@ -1,10 +1,11 @@
-"""Data movement: reshape, permute, expand, slice, concat, pad, gather, embedding, index_select, flip."""
+"""Data movement: reshape, permute, expand, slice, concat, pad, flip, gather, embedding, ..."""
 
 from __future__ import annotations
 
 import torch
 
-from ..dims import Size, product
+from ..dims import Size, is_nonnegative, product
+from ..node import Node
 from ..schema import OpSchema, Sample, ill_typed, register
 from ..types import TensorType
 
@@ -33,7 +34,7 @@ def _expand_type(x: TensorType, *, shape: tuple[Size, ...]) -> TensorType:
 
 
 def sliced_size(size: Size, start: Size, stop: Size, step: int) -> Size:
-    """Length of ``range(start, stop, step)``; bounds are within ``size`` already."""
+    """Length of ``range(start, stop, step)``; bounds lie within ``size`` already."""
     length = stop - start
     return length if step == 1 else (length + (step - 1)) // step
 
@@ -42,8 +43,9 @@ def _slice_type(x: TensorType, *, dim: int, start: Size, stop: Size, step: int =
     if not 0 <= dim < x.rank or step < 1:
         raise ill_typed("slice", f"a dimension below the rank, not {dim}, step >= 1", x)
     size = x.shape[dim]
-    bounds = (start, stop, size)
-    if all(isinstance(b, int) for b in bounds) and not 0 <= start <= stop <= size:  # type: ignore[operator]
+    # Symbolic bounds are refused where they are wrong for every value; the rest shows at run time.
+    steps = (start, stop - start, size - stop)
+    if any(is_nonnegative(-1 - gap) for gap in steps):
         raise ill_typed("slice", f"0 <= {start} <= {stop} <= {size}", x)
     shape = list(x.shape)
     shape[dim] = sliced_size(size, start, stop, step)
@@ -58,6 +60,8 @@ def _slice(x: torch.Tensor, *, dim: int, start: int, stop: int, step: int = 1) -
 
 def _concat_type(*xs: TensorType, dim: int) -> TensorType:
     first = xs[0]
+    if not 0 <= dim < first.rank or any(t.rank != first.rank for t in xs):
+        raise ill_typed("concat", f"operands of one rank, above dimension {dim}", *xs)
     rest = [t.shape[:dim] + t.shape[dim + 1 :] for t in xs]
     if any(r != rest[0] for r in rest) or len({t.dtype for t in xs}) > 1:
         raise ill_typed("concat", f"equal types but for dimension {dim}", *xs)
@@ -79,8 +83,11 @@ def _pad(x: torch.Tensor, *, pads: tuple[tuple[int, int], ...], value: float) ->
 
 
 def _gather_type(x: TensorType, index: TensorType, *, dim: int) -> TensorType:
-    if x.rank != index.rank or not index.dtype.is_integer:
-        raise ill_typed("gather", "an integer index of the operand's rank", x, index)
+    if x.rank != index.rank or not index.dtype.is_integer or not 0 <= dim < x.rank:
+        raise ill_typed("gather", f"an integer index of x's rank, above {dim}", x, index)
+    pairs = zip(x.shape, index.shape, strict=True)
+    if any(d != dim and is_nonnegative(i - s - 1) for d, (s, i) in enumerate(pairs)):
+        raise ill_typed("gather", f"an index within x but for dimension {dim}", x, index)
     return x.with_shape(index.shape)
 
 
@@ -91,7 +98,7 @@ def _index_select_type(x: TensorType, index: TensorType, *, dim: int) -> TensorT
 
 
 def _index_select(x: torch.Tensor, index: torch.Tensor, *, dim: int) -> torch.Tensor:
-    rows = torch.index_select(x, dim, index.reshape(-1))
+    rows = torch.index_select(x, dim, index.reshape(-1).long())
     return rows.reshape(*x.shape[:dim], *index.shape, *x.shape[dim + 1 :])
 
 
@@ -101,8 +108,19 @@ def _embedding_type(weight: TensorType, ids: TensorType) -> TensorType:
     return weight.with_shape((*ids.shape, weight.shape[1]))
 
 
+def _flip_type(x: TensorType, *, dims: tuple[int, ...]) -> TensorType:
+    if len(set(dims)) < len(dims) or any(not 0 <= d < x.rank for d in dims):
+        raise ill_typed("flip", f"different dimensions below the rank, not {dims}", x)
+    return x
+
+
+def _gathered_bytes(node: Node) -> Size:
+    """Indices read, and as many elements read as written."""
+    return node.operands[1].type.nbytes + node.type.nbytes * 2
+
+
 def token_factor(x: tuple[Size, ...], axis: int, shape: tuple[Size, ...]) -> int | None:
-    """The axis of a reshaped tensor that runs with ``axis`` of the original alone, None when it is mixed.
+    """The axis of a reshaped tensor that runs with ``axis`` of the original alone, None if mixed.
 
     Row-major order keeps the axis apart exactly when the sizes before it have the same product.
     """
@@ -188,7 +206,7 @@ FLIP = register(
     OpSchema(
         "flip",
         ("x",),
-        lambda x, *, dims: x,
+        _flip_type,
         lambda x, *, dims: torch.flip(x, dims),
         ("dims",),
         samples=lambda g: [Sample((_x(g, 2, 3),), {"dims": (1,)})],
@@ -202,6 +220,7 @@ GATHER = register(
         lambda x, index, *, dim: torch.gather(x, dim, index.long()),
         ("dim",),
         samples=lambda g: [Sample((_x(g, 4, 5), _ids(g, 5, 4, 2)), {"dim": 1})],
+        moved=_gathered_bytes,
     )
 )
 INDEX_SELECT = register(
@@ -212,6 +231,7 @@ INDEX_SELECT = register(
         _index_select,
         ("dim",),
         samples=lambda g: [Sample((_x(g, 4, 5), _ids(g, 4, 2, 3)), {"dim": 0})],
+        moved=_gathered_bytes,
     )
 )
 EMBEDDING = register(
@@ -219,7 +239,8 @@ EMBEDDING = register(
         "embedding",
         ("weight", "ids"),
         _embedding_type,
-        lambda weight, ids: torch.nn.functional.embedding(ids, weight),
+        lambda weight, ids: torch.nn.functional.embedding(ids.long(), weight),
         samples=lambda g: [Sample((_x(g, 9, 4), _ids(g, 9, 2, 3)))],
+        moved=_gathered_bytes,
     )
 )
