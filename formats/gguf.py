@@ -83,7 +83,7 @@ class GGUFCheckpoint:
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
         data = _map(self._path)
-        header = read_gguf_header(self._path, memoryview(data))
+        header = read_gguf_header(self._path, data.data)
         if header.metadata.get("split.count", 0) not in (0, 1):
             raise CheckpointError(
                 str(path),

@@ -69,7 +69,7 @@ def _byte_level(
     known = (*_GPT2, *_DIGITS_APART, *_LLAMA3, *_QWEN2)
     if not isinstance(pre, str) or pre not in known:
         raise _wrong(checkpoint, "pre", f"one of {', '.join(sorted(known))}", repr(pre))
-    merges = [tuple(merge.split(" ")) for merge in _strings(checkpoint, "merges")]
+    merges = _listed_merges(checkpoint)
     vocab = {token: index for index, token in enumerate(tokens)}
     # Llama 3 takes a piece that is a token as it is, whatever its merges would make of it
     backend = Backend(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre in _LLAMA3))
@@ -115,7 +115,7 @@ def _sentencepiece(
     # llama.cpp spells Gemma's runs of spaces as spaces; merges need SentencePiece's spelling
     vocab = {_run_of_spaces(token): index for index, token in enumerate(tokens)}
     if "tokenizer.ggml.merges" in checkpoint.metadata:
-        merges = [tuple(merge.split(" ")) for merge in _strings(checkpoint, "merges")]
+        merges = _listed_merges(checkpoint)
     else:
         pieces = [
             t for t, kind in zip(vocab, types, strict=True) if kind in (_NORMAL, _USER_DEFINED)
@@ -140,6 +140,11 @@ def _sentencepiece(
     steps = [decoders.Replace(_UNDERSCORE, " "), decoders.ByteFallback(), decoders.Fuse(), *closing]
     backend.decoder = decoders.Sequence(steps)
     return backend
+
+
+def _listed_merges(checkpoint: GGUFCheckpoint) -> list[tuple[str, str]]:
+    pairs = [merge.partition(" ") for merge in _strings(checkpoint, "merges")]
+    return [(first, second) for first, _, second in pairs]
 
 
 def _run_of_spaces(token: str) -> str:

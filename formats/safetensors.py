@@ -6,15 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 
 from ..errors import CheckpointError
 from .checkpoint import unknown_tensor
-
-if TYPE_CHECKING:
-    from safetensors import safe_open
 
 _DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -32,6 +29,20 @@ _DTYPES: Mapping[str, torch.dtype] = {
 }
 
 
+class _Slice(Protocol):
+    def get_shape(self) -> list[int]: ...
+    def get_dtype(self) -> str: ...
+
+
+class _Handle(Protocol):
+    """The part of safetensors' `safe_open` (which has no types) that is used here."""
+
+    def metadata(self) -> dict[str, str] | None: ...
+    def offset_keys(self) -> list[str]: ...
+    def get_slice(self, name: str) -> _Slice: ...
+    def get_tensor(self, name: str) -> torch.Tensor: ...
+
+
 @dataclass(frozen=True, slots=True)
 class SafetensorsTensor:
     """A tensor of a safetensors file; shape and dtype come from the file's header."""
@@ -40,15 +51,14 @@ class SafetensorsTensor:
     shape: tuple[int, ...]
     dtype: torch.dtype
     file: Path
-    handle: safe_open
+    handle: _Handle
 
     def load(self) -> torch.Tensor:
         """Map it in; raises CheckpointError where the file changed or is damaged."""
         try:
-            tensor: torch.Tensor = self.handle.get_tensor(self.name)
+            return self.handle.get_tensor(self.name)
         except Exception as error:  # safetensors raises its own type, OSError or ValueError
             raise damaged(self.file, f"tensor {self.name}: {error}") from error
-        return tensor
 
 
 class SafetensorsCheckpoint:
@@ -104,7 +114,7 @@ class SafetensorsCheckpoint:
                 remedy="Download the missing shard again.",
             )
         try:
-            handle = safe_open(file, framework="pt")
+            handle: _Handle = safe_open(file, framework="pt")
             self._metadata.update(handle.metadata() or {})
             headers = [(name, handle.get_slice(name)) for name in handle.offset_keys()]
             rows = [(name, tuple(h.get_shape()), h.get_dtype()) for name, h in headers]

@@ -192,6 +192,8 @@ class StreamDecoder:
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
         self._tokenizer, self._skip = tokenizer, skip_special_tokens
+        added = tokenizer.backend.get_added_tokens_decoder() if skip_special_tokens else {}
+        self._skipped = frozenset(token_id for token_id, token in added.items() if token.special)
         self._window: list[int] = []
         self._emitted = ""  # the text of the window that is out already
         self._context = 0  # how many tokens of the window it belongs to
@@ -200,7 +202,8 @@ class StreamDecoder:
         """Add a token; returns the text that is now certain, often that token's, sometimes ""."""
         self._window.append(token_id)
         token = self._tokenizer.backend.id_to_token(token_id)
-        if token is not None and _BYTE_TOKEN.fullmatch(token):
+        # a skipped token has no text, and does not end a run of byte tokens
+        if token is None or token_id in self._skipped or _BYTE_TOKEN.fullmatch(token):
             return ""
         return self._emit(final=False)
 

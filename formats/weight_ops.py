@@ -176,7 +176,7 @@ def _unary(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return apply
 
 
-_SHAPING = {
+_SHAPING: Mapping[str, Callable[..., Tensor]] = {
     "concat": _concat,
     "cast": _cast,
     "permute": _permute,
@@ -185,8 +185,13 @@ _SHAPING = {
     "slice": _slice,
     "pad": _pad,
 }
-_ARITHMETIC = {"add": _add, "sub": _sub, "mul": _mul, "div": _div}
-_UNARY = {
+_ARITHMETIC: Mapping[str, Callable[..., Tensor]] = {
+    "add": _add,
+    "sub": _sub,
+    "mul": _mul,
+    "div": _div,
+}
+_UNARY: Mapping[str, Callable[[Tensor], Tensor]] = {
     "neg": torch.neg,
     "exp": torch.exp,
     "sqrt": torch.sqrt,

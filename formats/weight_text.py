@@ -82,8 +82,8 @@ def _value(node: ast.expr) -> AttrValue:
         case ast.Constant(value=int() | float() | str() as value):
             return value
         case ast.UnaryOp(op=ast.USub(), operand=operand):
-            value = _value(operand)
-            return -value if isinstance(value, (int, float)) else _refuse(node)
+            number = _value(operand)
+            return -number if isinstance(number, (int, float)) else _refuse(node)
         case ast.Name(id="inf"):
             return float("inf")
         case ast.Tuple(elts=elements):
