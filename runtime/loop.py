@@ -119,9 +119,8 @@ class GenerationLoop:
         Raises:
             UsageError, CapacityError: as `generate`, and at once, not at the first delta.
         """
-        return self._deltas(
-            self._request(prompt, params_for([prompt], params or SamplingParams())[0], streams=True)
-        )
+        one = params_for([prompt], SamplingParams() if params is None else params)[0]
+        return self._deltas(self._request(prompt, one, streams=True))
 
     def step(self) -> None:
         """Computes one step of whatever is waiting or running; nothing if there is nothing.
@@ -161,10 +160,8 @@ class GenerationLoop:
         stop_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             stop_ids |= self._eos
-        room = min(self.max_model_len, capacity + 1) - len(
-            prompt
-        )  # the last token needs no K and V
-        max_tokens = min(params.max_new_tokens, room)
+        longest = min(self.max_model_len, capacity + 1)  # the last token needs no K and V
+        max_tokens = min(params.max_new_tokens, longest - len(prompt))
         return Request(prompt, params, stop_ids, max_tokens, self._decoder, streams=streams)
 
     def _deltas(self, request: Request) -> Iterator[Delta]:

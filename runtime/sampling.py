@@ -200,7 +200,7 @@ def _check_finite(best: Tensor) -> None:
 def _logprobs(logits: Tensor, token: int, count: int | None) -> TokenLogprobs | None:
     if count is None:
         return None
-    logprobs = logits.double().log_softmax(-1)
+    logprobs = logits.detach().double().log_softmax(-1)
     top = logprobs.topk(min(count, logprobs.shape[-1]))
     pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
     return TokenLogprobs(token, float(logprobs[token]), tuple(pairs))
