@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
-from torch import Tensor, fx, nn
+from torch import SymInt, Tensor, fx, nn
+from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
@@ -17,8 +19,9 @@ from ..errors import CaptureError, TilewrightError, UsageError
 from .capture_clean import clean
 from .capture_errors import explain
 from .capture_structure import structure_of
-from .capture_types import Captured, CapturedInput, Route, Symbol
+from .capture_types import Captured, CapturedInput, Fixed, Leaf, Route, Symbol
 
+DynamicShapes = dict[str, object] | tuple[object, ...] | list[object] | None
 Examples = tuple[object, ...] | Mapping[str, object]
 
 _UNLIMITED = 2**62
@@ -51,8 +54,9 @@ KEPT_OPS = (
 def capture_module(
     module: nn.Module,
     example_inputs: Examples,
-    dynamic_shapes: object = None,
+    dynamic_shapes: DynamicShapes = None,
     *,
+    name: str | None = None,
     route: Route = "plain",
     notes: Sequence[str] = (),
 ) -> Captured:
@@ -62,6 +66,7 @@ def capture_module(
         module: any nn.Module; its parameters may be fake or on the meta device.
         example_inputs: positional arguments as a tuple, or keyword arguments as a dict.
         dynamic_shapes: as `torch.export.export` takes it; all sizes are fixed when None.
+        name: of the model in messages and reports; the class name when None.
         route, notes: recorded in the result.
 
     Raises:
@@ -69,6 +74,7 @@ def capture_module(
         CaptureError: what torch.export cannot follow, or a module that keeps state.
     """
     args, kwargs = _examples(module, example_inputs)
+    label = name or type(module).__name__
     with _evaluating(module), torch.no_grad(), warnings.catch_warnings():
         try:
             # torch copies its own tree specs in a way that it calls deprecated
@@ -86,18 +92,20 @@ def capture_module(
         except TilewrightError:
             raise
         except Exception as error:
-            raise explain(module, error) from error
-    return _captured(module, program, args, kwargs, route, (*notes, *clean(program)))
+            raise explain(label, error) from error
+    notes = (*notes, *clean(program))
+    return replace(_captured(module, program, args, kwargs), name=label, route=route, notes=notes)
 
 
-def _decompositions() -> Mapping[object, object]:
+def _decompositions() -> dict[OpOverload, Callable[..., object]]:
     table = torch.export.default_decompositions()
     for op in KEPT_OPS:
         table.pop(op, None)
-    return table
+    kept: dict[OpOverload, Callable[..., object]] = table
+    return kept
 
 
-def _shapes(dynamic_shapes: object, args: tuple[object, ...]) -> object:
+def _shapes(dynamic_shapes: DynamicShapes, args: tuple[object, ...]) -> DynamicShapes:
     # a list is what a user writes for positional arguments, export wants the tuple
     return tuple(dynamic_shapes) if isinstance(dynamic_shapes, list) and args else dynamic_shapes
 
@@ -159,13 +167,12 @@ def _captured(
     program: ExportedProgram,
     args: tuple[object, ...],
     kwargs: dict[str, object],
-    route: Route,
-    notes: tuple[str, ...],
 ) -> Captured:
     nodes = {node.name: node for node in program.graph_module.graph.find_nodes(op="placeholder")}
     weight_of, weights = _weights(program, nodes)
     leaves = [path for path, _ in pytree.tree_leaves_with_path((args, kwargs))]
-    inputs, flat_call = [], []
+    inputs: list[CapturedInput] = []
+    flat_call: list[Leaf | Fixed] = []
     user = [
         spec for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT
     ]
@@ -173,14 +180,15 @@ def _captured(
         node = nodes[spec.arg.name]
         fake = node.meta.get("val")
         if isinstance(fake, Tensor):
-            flat_call.append(("tensor", len(inputs)))
+            flat_call.append(Leaf(len(inputs)))
             dims = tuple(
                 size if isinstance(size, int) else str(size.node.expr) for size in fake.shape
             )
             inputs.append(CapturedInput(node.name, _path(path), fake, dims))
         else:
-            flat_call.append(("constant", getattr(spec.arg, "value", None)))
-            node.replace_all_uses_with(getattr(spec.arg, "value", None))
+            value = getattr(spec.arg, "value", None)
+            flat_call.append(Fixed(value))
+            node.replace_all_uses_with(value)
             program.graph_module.graph.erase_node(node)
     program.graph_module.recompile()
     return Captured(
@@ -193,19 +201,19 @@ def _captured(
         arguments=tuple(inspect.signature(module.forward).parameters),
         output=structure_of(program.call_spec.out_spec, _outputs(program)),
         symbols=_symbols(program, inputs),
-        route=route,
-        notes=notes,
+        route="plain",
+        notes=(),
     )
 
 
-def _path(path: tuple[object, ...]) -> str:
+def _path(path: pytree.KeyPath) -> str:
     text = pytree.keystr(path[1:])
     positional = isinstance(path[0], pytree.SequenceKey) and path[0].idx == 0
     return f"args{text}" if positional else f"kwargs{text}"
 
 
-def _outputs(program: ExportedProgram) -> list[tuple[str, object]]:
-    flat: list[tuple[str, object]] = []
+def _outputs(program: ExportedProgram) -> list[Leaf | Fixed]:
+    flat: list[Leaf | Fixed] = []
     for place, spec in enumerate(program.graph_signature.output_specs):
         if spec.kind is not OutputKind.USER_OUTPUT:
             raise CaptureError(
@@ -215,16 +223,16 @@ def _outputs(program: ExportedProgram) -> list[tuple[str, object]]:
                 remedy="Capture the module for inference, without a loss.",
             )
         if hasattr(spec.arg, "value"):
-            flat.append(("constant", spec.arg.value))
+            flat.append(Fixed(spec.arg.value))
         else:
-            flat.append(("tensor", place))
+            flat.append(Leaf(place))
     return flat
 
 
 def _weights(
     program: ExportedProgram, nodes: Mapping[str, fx.Node]
 ) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Placeholder → weight name, and weight name → tensor, of the used ones; tied ones share a name."""
+    """Placeholder → weight name → tensor, for those used; tied weights share the first name."""
     weight_of: dict[str, str] = {}
     weights: dict[str, Tensor] = {}
     first: dict[int, str] = {}
@@ -255,13 +263,8 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def _symbols(program: ExportedProgram, inputs: Sequence[CapturedInput]) -> tuple[Symbol, ...]:
-    used = {
-        str(symbol)
-        for given in inputs
-        for dim in given.fake.shape
-        if not isinstance(dim, int)
-        for symbol in dim.node.expr.free_symbols
-    }
+    sizes = [size for given in inputs for size in given.fake.shape if isinstance(size, SymInt)]
+    used = {str(symbol) for size in sizes for symbol in size.node.expr.free_symbols}
     found = []
     for symbol, limits in program.range_constraints.items():
         if str(symbol) in used:

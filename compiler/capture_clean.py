@@ -73,12 +73,7 @@ def _is_whole_slice(node: fx.Node) -> bool:
     start = node.args[2] if len(node.args) > 2 else None
     end = node.args[3] if len(node.args) > 3 else None
     step = node.args[4] if len(node.args) > 4 else 1
-    return (
-        start in (None, 0)
-        and isinstance(end, int | None)
-        and end in (None, 2**63 - 1)
-        and step == 1
-    )
+    return bool(start in (None, 0) and end in (None, 2**63 - 1) and step == 1)
 
 
 def inline_contexts(module: fx.GraphModule) -> None:
@@ -111,7 +106,9 @@ def _inline(
         outputs = module.graph.graph_copy(inner.graph, values)
     parts = outputs if isinstance(outputs, tuple | list) else (outputs,)
     for user in list(call.users):
-        user.replace_all_uses_with(parts[user.args[1]])
+        index = user.args[1]
+        assert isinstance(index, int)
+        user.replace_all_uses_with(parts[index])
         module.graph.erase_node(user)
     module.graph.erase_node(call)
     if not body.users:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import traceback
 
-from torch import nn
-
 from ..errors import CaptureError
 
 _HERE = os.path.dirname(__file__)
@@ -56,16 +54,14 @@ _CAUSES = (
 )
 
 
-def explain(module: nn.Module, error: Exception) -> CaptureError:
-    """The CaptureError for `error`, raised by torch.export on `module`; it names the user's line."""
+def explain(name: str, error: Exception) -> CaptureError:
+    """The CaptureError for `error` of torch.export on module `name`, with the user's line."""
     text = f"{type(error).__name__}: {_summary(error)}"
     expected, remedy = next(
         ((wanted, cure) for signs, wanted, cure in _CAUSES if any(sign in text for sign in signs)),
         ("a module that torch.export can follow", "Run torch.export.export for its full report."),
     )
-    return CaptureError(
-        f"{type(module).__name__}{_line(error)}", expected=expected, found=text, remedy=remedy
-    )
+    return CaptureError(f"{name}{_line(error)}", expected=expected, found=text, remedy=remedy)
 
 
 def _summary(error: Exception) -> str:

@@ -9,20 +9,21 @@ from torch.utils._pytree import TreeSpec
 
 from .capture_types import Branch, Fixed, Leaf, Structure
 
+Flat = Leaf | Fixed
 
-def structure_of(spec: TreeSpec, flat: Sequence[tuple[str, object]]) -> Structure:
+
+def structure_of(spec: TreeSpec, flat: Sequence[Flat]) -> Structure:
     """The structure of a pytree spec over its leaves in order.
 
     Args:
-        flat: per leaf ("tensor", its index) or ("constant", its value).
+        flat: per leaf its place among the tensors, or its value.
     """
     return _walk(spec, iter(flat))
 
 
-def _walk(spec: TreeSpec, leaves: Iterator[tuple[str, object]]) -> Structure:
+def _walk(spec: TreeSpec, leaves: Iterator[Flat]) -> Structure:
     if spec.is_leaf():
-        kind, value = next(leaves)
-        return Leaf(value) if kind == "tensor" else Fixed(value)
+        return next(leaves)
     items = tuple(_walk(child, leaves) for child in spec.children())
     keys = _keys(spec)
     if keys:

@@ -119,12 +119,13 @@ class Captured:
     @property
     def graph_module(self) -> fx.GraphModule:
         """The graph with its weights lifted to placeholders."""
-        return self.program.graph_module
+        module: fx.GraphModule = self.program.graph_module
+        return module
 
     def run(
         self, inputs: Sequence[Tensor], weights: Mapping[str, Tensor] | None = None
     ) -> list[Tensor]:
-        """Flat outputs of the graph on `inputs` (ordered as `self.inputs`), node by node with torch.
+        """Flat outputs of the graph, run node by node; `inputs` ordered as `self.inputs`.
 
         Args:
             weights: by weight name; the captured ones when None.

@@ -83,3 +83,13 @@ def make_config(raw: dict[str, object], where: str) -> PreTrainedConfig:
 
 def _names(entry: str | tuple[str, ...]) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """Longest sequence that the configuration allows, in tokens; None without a limit."""
+    text = config.get_text_config()
+    for field in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        limit = getattr(text, field, None)
+        if isinstance(limit, int) and limit > 0:
+            return limit
+    return None

@@ -109,7 +109,7 @@ def experts_hook(
         _refuse(module, "experts without a norm behind them", "has_post_expert_norm=True")
     gated, biased = bool(module.has_gate), bool(module.has_bias)
     name = "gate_up_proj" if gated else "up_proj"
-    return torch.ops.tilewright.moe_experts(
+    out: Tensor = torch.ops.tilewright.moe_experts(
         hidden,
         top_k_index,
         top_k_weights,
@@ -121,6 +121,7 @@ def experts_hook(
         gated,
         bool(module.is_transposed),
     )
+    return out
 
 
 def _activation_name(module: nn.Module, gated: bool) -> str:
@@ -141,7 +142,8 @@ def _matching_activation(module: nn.Module, gated: bool) -> str | None:
     probe = torch.linspace(-12, 12, 194).view(1, -1)
     probe = torch.cat([probe, probe.flip(1).roll(17)], dim=1)
     with torch.no_grad():
-        found = module._apply_gate(probe) if gated else module.act_fn(probe)
+        act: Callable[[Tensor], Tensor] = getattr(module, "_apply_gate" if gated else "act_fn")
+        found = act(probe)
         for name, function in (_GATED if gated else _PLAIN).items():
             wanted = function(probe)
             if found.shape == wanted.shape and torch.allclose(found, wanted, rtol=1e-6, atol=1e-6):

@@ -93,7 +93,7 @@ def _all_ones(mask: Tensor) -> bool:
         return False
     node = slot.proxy.node
     while node.target in _CASTS:
-        node = node.args[0]
+        node = node.all_input_nodes[0]
     if node.target in (_aten.full.default, _aten.full_like.default):
-        return node.args[1] == 1
+        return bool(node.args[1] == 1)
     return node.target in (_aten.ones.default, _aten.ones_like.default)

@@ -85,7 +85,10 @@ class PositionMask:
 
     def __radd__(self, scores: Tensor) -> Tensor:
         spec = self.spec
-        return torch.ops.tilewright.mask_scores(scores, spec.causal, spec.window, spec.chunk)
+        masked: Tensor = torch.ops.tilewright.mask_scores(
+            scores, spec.causal, spec.window, spec.chunk
+        )
+        return masked
 
 
 def recognise_mask(mask_function: MaskFunction, max_length: int) -> MaskSpec:

@@ -16,12 +16,14 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from ..errors import CaptureError
 from .capture import capture_module
 from .capture_types import Captured, Route
+from .hf_config import max_positions
 from .hf_hooks import INTERFACE, hooks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 _EXAMPLE_LENGTH = 7
+_UNLIMITED = 1 << 20
 # the hooks are entries in transformers' global tables, so one capture at a time
 _LOCK = threading.RLock()
 
@@ -34,7 +36,8 @@ class _LogitsOnly(nn.Module):
         self.model = model
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        return self.model(input_ids=input_ids, use_cache=False, return_dict=True).logits
+        logits: Tensor = self.model(input_ids=input_ids, use_cache=False, return_dict=True).logits
+        return logits
 
 
 def capture_causal_lm(model: PreTrainedModel) -> Captured:
@@ -139,10 +142,11 @@ def _capture(model: PreTrainedModel, route: Route) -> Captured:
         stack.enter_context(_fake_parameters(model))
         ids = torch.zeros(1, _EXAMPLE_LENGTH, dtype=torch.int64, device=_device(model))
         dynamic = {"input_ids": {1: torch.export.Dim("S", min=1, max=_longest(model.config))}}
-        captured = capture_module(_LogitsOnly(model), {"input_ids": ids}, dynamic, route=route)
+        captured = capture_module(
+            _LogitsOnly(model), {"input_ids": ids}, dynamic, name=type(model).__name__, route=route
+        )
     return replace(
         captured,
-        name=type(model).__name__,
         weight_of={node: _own_name(name) for node, name in captured.weight_of.items()},
         weights={_own_name(name): weight for name, weight in captured.weights.items()},
     )
@@ -158,7 +162,7 @@ def _own_name(name: str) -> str:
 
 
 def _longest(config: PreTrainedConfig) -> int:
-    return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 1 << 20)
+    return max_positions(config) or _UNLIMITED
 
 
 @contextmanager
@@ -181,7 +185,7 @@ def _implementation(model: PreTrainedModel, kind: str, name: str) -> Iterator[No
 def _configs(config: object) -> Iterator[PreTrainedConfig]:
     if config is None or not hasattr(config, "sub_configs"):
         return
-    yield config  # type: ignore[misc]
+    yield config
     for name in config.sub_configs:
         yield from _configs(getattr(config, name, None))
 

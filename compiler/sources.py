@@ -1,4 +1,4 @@
-"""What `compile()` can take, as one Source: a module, a Hugging Face model, a folder, a GGUF file."""
+"""What `compile()` can take, as one Source: module, Hugging Face model, folder, GGUF file."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import nn
 
 from ..errors import CheckpointError, UsageError
 from ..formats.weights import Held, Weight
+from .hf_config import max_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -143,16 +144,6 @@ def _ids(value: object) -> tuple[int, ...]:
     if value is None:
         return ()
     return (value,) if isinstance(value, int) else tuple(int(part) for part in value)  # type: ignore[attr-defined]
-
-
-def max_positions(config: PreTrainedConfig) -> int | None:
-    """Longest sequence that the configuration allows, in tokens; None without a limit."""
-    text = config.get_text_config()
-    for field in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
-        limit = getattr(text, field, None)
-        if isinstance(limit, int) and limit > 0:
-            return limit
-    return None
 
 
 def _read_json(path: Path, required: bool) -> dict[str, object]:
