@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+from ..ir.build import const, make
 from ..ir.dtypes import DType
 from ..ir.node import Attr, Node
 from ..ir.ops.elementwise import COMMUTATIVE
@@ -177,16 +178,28 @@ def match(pattern: Pattern, node: Node) -> Bindings | None:
 
 
 def equation(name: str, left: Call, right: Callable[..., Node | None]) -> Rule:
-    """The rule ``left → right(**captures)``; ``right`` declines by None."""
+    """The rule ``left → right(**captures)``, broadcast to the node's shape; ``right`` declines
+    by None.
+    """
 
     def apply(node: Node, context: Context) -> Node | None:
         for bound in left.find(node, {}):
             result = right(**bound)
             if result is not None:
-                return result
+                return fit(result, node)
         return None
 
     return Rule(name, (left.op,), apply)
+
+
+def fit(result: Node, node: Node) -> Node:
+    """``result`` broadcast to the shape of the ``node`` that it replaces."""
+    return result if result.shape == node.shape else make("expand", result, shape=node.shape)
+
+
+def full(value: float, like: Node) -> Node:
+    """A tensor of ``like``'s type with one value throughout."""
+    return fit(const(value, like.dtype), like)
 
 
 def _each(
