@@ -55,11 +55,15 @@ class Backend(Protocol):
     name: str
     kv_cache: KVCacheKind
 
-    def lower(self, graph: Graph, target: Target) -> Lowered: ...
+    def lower(self, graph: Graph, target: Target, max_model_len: int | None = None) -> Lowered:
+        """A Program for the graph; ``max_model_len`` bounds the positions of a causal LM."""
+        ...
 
     def load(
         self, call: Call, program: Program, weights: Mapping[str, torch.Tensor], read: ReadFile
-    ) -> Kernel: ...
+    ) -> Kernel:
+        """The kernel of one of its calls."""
+        ...
 
 
 _BACKENDS = {"eager": ".eager.backend", "onnxruntime": ".onnx.backend"}

@@ -10,52 +10,9 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+from ..runtime.structure import Structure
+
 Route = Literal["hook", "masks", "plain"]
-Constant = int | float | bool | str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Leaf:
-    """A tensor or number of a nested structure: its place in the flat list."""
-
-    index: int
-
-
-@dataclass(frozen=True, slots=True)
-class Branch:
-    """A container of a nested structure.
-
-    Attributes:
-        kind: how to rebuild it; a Hugging Face ModelOutput and a dataclass become "dict".
-        keys: the keys of a dict, empty otherwise.
-        items: the parts, in order.
-    """
-
-    kind: Literal["tuple", "list", "dict"]
-    keys: tuple[str, ...]
-    items: tuple[Structure, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Fixed:
-    """A value that was specialised: an argument must equal it, an output is it."""
-
-    value: Constant
-
-
-Structure = Leaf | Branch | Fixed
-
-
-def rebuild(structure: Structure, flat: Sequence[object]) -> object:
-    """The nested value whose leaves stand in `flat`."""
-    if isinstance(structure, Leaf):
-        return flat[structure.index]
-    if isinstance(structure, Fixed):
-        return structure.value
-    items = [rebuild(item, flat) for item in structure.items]
-    if structure.kind == "dict":
-        return dict(zip(structure.keys, items, strict=True))
-    return tuple(items) if structure.kind == "tuple" else items
 
 
 @dataclass(frozen=True, slots=True)

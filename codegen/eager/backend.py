@@ -23,7 +23,7 @@ class EagerBackend:
     name = "eager"
     kv_cache: KVCacheKind = "paged"
 
-    def lower(self, graph: Graph, target: Target) -> Lowered:
+    def lower(self, graph: Graph, target: Target, max_model_len: int | None = None) -> Lowered:
         """One call a node, in the graph's order."""
         buffers = Buffers(graph)
         calls = [eager_call(node, buffers) for node in graph.nodes if is_call(node)]

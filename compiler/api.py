@@ -1,0 +1,295 @@
+"""`tilewright.compile`: from a model to an engine, the way every other entry point takes too."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from ..codegen.base import get_backend
+from ..errors import UsageError
+from ..formats.tokenizer import Tokenizer
+from ..formats.weights import Weight, apply_weight
+from ..ir.graph import Graph
+from ..passes.driver import PassRecord, run_passes
+from ..passes.pipeline import pipeline
+from ..runtime.engine import CausalLMEngine, Engine, ModuleEngine, start
+from ..runtime.image import EngineImage, LMConfig, Signature
+from ..runtime.structure import flatten
+from ..targets import Target
+from .capture import DynamicShapes, Examples, capture_module
+from .capture_types import Captured
+from .compile_report import make_report
+from .hf_model import capture_causal_lm, meta_causal_lm
+from .lowering import lower, output_structure
+from .options import DEFAULT_CONTEXT, CompileOptions, KVCacheConfig, resolve_options
+from .sources import Source, open_source
+
+T = TypeVar("T")
+Progress = Callable[[str, float], None]
+"""Called with a phase's name and its share of the whole, 0 to 1."""
+
+
+@dataclass(slots=True)
+class Phases:
+    """Seconds of each phase, and who wants to hear of them."""
+
+    progress: Progress | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def run(self, name: str, share: float, work: Callable[[], T]) -> T:
+        """Does ``work`` as phase ``name``, which starts when ``share`` of the whole is done."""
+        if self.progress is not None:
+            self.progress(name, share)
+        started = time.perf_counter()
+        result = work()
+        self.seconds[name] = time.perf_counter() - started
+        return result
+
+
+def compile(
+    model: nn.Module | str | Path,
+    example_inputs: Examples | None = None,
+    *,
+    target: str | Target = "auto",
+    backend: str = "auto",
+    kv_cache: str | KVCacheConfig | None = "auto",
+    dtype: str | torch.dtype = "auto",
+    max_model_len: int | None = None,
+    max_batch_size: int | None = None,
+    dynamic_shapes: DynamicShapes = None,
+    verify: str = "sample",
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> Engine:
+    """Compiles a model into an engine.
+
+    Args:
+        model: an nn.Module, a Hugging Face model, or a path: a Hugging Face folder or a .gguf file.
+        example_inputs: a tuple or dict of tensors; needed for a plain nn.Module only.
+        target: "auto" (this machine), a name of `tilewright targets`, or a Target.
+        backend: "auto", "onnxruntime" or "eager".
+        kv_cache: "auto", "paged", "static", a KVCacheConfig; None compiles a causal LM as a plain module.
+        dtype: "auto" keeps a module's own, and takes float32 for files on a CPU; or "float32", "bfloat16", "float16".
+        max_model_len: longest sequence in tokens, prompt and completion together; by default the model's own limit,
+            at most 8192.
+        max_batch_size: most sequences at once, by default 8.
+        dynamic_shapes: of a plain module's inputs, as torch.export takes it.
+        verify: "off", "structure", "sample" (numbers before and after each pass on a short input) or "full".
+        trust_remote_code: whether a model folder may bring Python code of its own.
+        progress: called as phases begin.
+
+    Returns:
+        A `CausalLMEngine` (generate, stream, call for logits) or a `ModuleEngine` (call).
+
+    Raises:
+        UsageError, CheckpointError, CaptureError, UnsupportedError: what is wrong with the model or an option.
+        VerificationError: a pass that changed what the model computes.
+    """
+    options = resolve_options(
+        target=target,
+        backend=backend,
+        kv_cache=kv_cache,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        max_batch_size=max_batch_size,
+        verify=verify,
+        trust_remote_code=trust_remote_code,
+    )
+    phases = Phases(progress)
+    image = phases.run(
+        "compile",
+        0.0,
+        lambda: compile_image(model, example_inputs, dynamic_shapes, options, phases),
+    )
+    return phases.run("start", 0.9, lambda: start(image))
+
+
+def compile_image(
+    model: object,
+    example_inputs: Examples | None,
+    dynamic_shapes: DynamicShapes,
+    options: CompileOptions,
+    phases: Phases,
+) -> EngineImage:
+    """An engine's parts, not yet started: what `compile` starts and the CLI writes to disk."""
+    source = phases.run("open", 0.0, lambda: _open(model, options))
+    generates = source.is_causal_lm and options.cache is not None and example_inputs is None
+    captured = phases.run(
+        "capture", 0.05, lambda: _capture(source, generates, example_inputs, dynamic_shapes)
+    )
+    graph = phases.run(
+        "lower", 0.4, lambda: lower(captured, _identifier(source.name), source.weights)
+    )
+    limit = _context(source, options) if generates else None
+    samples = _samples(source, captured, generates, example_inputs)
+    final, records = phases.run(
+        "passes",
+        0.45,
+        lambda: run_passes(
+            graph,
+            pipeline(options.cache if generates else None),
+            level=options.verify,
+            samples=samples,
+        ),
+    )
+    backend = get_backend(options.backend)
+    lowered = phases.run("codegen", 0.75, lambda: backend.lower(final, options.target, limit))
+    image = EngineImage(
+        _identifier(source.name),
+        "causal_lm" if generates else "module",
+        str(options.target),
+        options.backend,
+        lowered.program,
+        lowered.files,
+        _used_weights(final, lowered.program.weights, lowered.program.calls),
+        _texts(graph, records),
+        make_report(source, captured, records, lowered, final, phases.seconds),
+    )
+    if not generates:
+        return replace(image, signature=_signature(captured))
+    return replace(
+        image, lm=_lm_config(source, options, final, limit), tokenizer=_tokenizer(source)
+    )
+
+
+def _open(model: object, options: CompileOptions) -> Source:
+    wanted = options.dtype
+    if not isinstance(model, nn.Module):
+        # On a CPU bfloat16 checkpoints are computed in float32: faster there, and closer to the truth.
+        return open_source(
+            model, dtype=wanted or torch.float32, trust_remote_code=options.trust_remote_code
+        )
+    source = open_source(model)
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), wanted)
+    if wanted is None or wanted == own:
+        return source
+    if source.config is None:
+        raise UsageError(
+            "option dtype",
+            expected=f"'auto' or {own} for a module that is in memory",
+            found=str(wanted),
+            remedy=f"Convert the module first: module.to({wanted}).",
+        )
+    weights: dict[str, Weight] = {
+        name: apply_weight("cast", (weight,), dtype=wanted) if weight.dtype == own else weight
+        for name, weight in source.weights.items()
+    }
+    return replace(source, module=meta_causal_lm(source.config, wanted), weights=weights)
+
+
+def _capture(
+    source: Source,
+    generates: bool,
+    example_inputs: Examples | None,
+    dynamic_shapes: DynamicShapes,
+) -> Captured:
+    if generates:
+        return capture_causal_lm(source.module)
+    if example_inputs is None and source.is_causal_lm:
+        return capture_causal_lm(source.module)
+    if example_inputs is None:
+        raise UsageError(
+            "example_inputs",
+            expected="a tuple or dict of tensors, to capture a plain nn.Module with",
+            found="None",
+            remedy="Call tilewright.compile(module, (tensor, …)).",
+        )
+    return capture_module(source.module, example_inputs, dynamic_shapes)
+
+
+def _samples(
+    source: Source, captured: Captured, generates: bool, example_inputs: Examples | None
+) -> tuple[torch.Tensor, ...] | None:
+    """One tensor an input of the graph, to compare graphs on."""
+    if example_inputs is None:
+        vocab = _vocab_size(source)
+        generator = torch.Generator().manual_seed(0)
+        return (torch.randint(vocab, (1, 8), generator=generator),)
+    args, kwargs = (
+        ((), example_inputs) if isinstance(example_inputs, Mapping) else (example_inputs, {})
+    )
+    found = flatten(captured.call, {"args": tuple(args), "kwargs": dict(kwargs)})
+    return tuple(found[index] for index in range(len(captured.inputs)))
+
+
+def _vocab_size(source: Source) -> int:
+    assert source.config is not None
+    return int(source.config.get_text_config().vocab_size)
+
+
+def _context(source: Source, options: CompileOptions) -> int:
+    own = source.max_position_embeddings
+    wanted = options.max_model_len
+    if wanted is None:
+        return min(own or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    if own is not None and wanted > own:
+        raise UsageError(
+            "option max_model_len",
+            expected=f"at most {own}, the model's longest sequence",
+            found=str(wanted),
+            remedy="Lower it, or leave it out.",
+        )
+    return wanted
+
+
+def _lm_config(
+    source: Source, options: CompileOptions, graph: Graph, limit: int | None
+) -> LMConfig:
+    assert limit is not None and options.cache is not None
+    logits = graph.outputs[0].shape[-1]
+    return LMConfig(
+        int(str(logits)),
+        limit,
+        options.max_batch_size,
+        options.page_size,
+        options.cache,
+        source.eos_token_ids,
+    )
+
+
+def _tokenizer(source: Source) -> Tokenizer | None:
+    if source.tokenizer is None:
+        return None
+    if source.kind == "gguf":
+        from ..formats.gguf import GGUFCheckpoint
+        from ..formats.gguf_tokenizer import read_gguf_tokenizer
+
+        return read_gguf_tokenizer(GGUFCheckpoint(source.tokenizer))
+    from ..formats.hf_tokenizer import read_hf_tokenizer
+
+    return read_hf_tokenizer(source.tokenizer)
+
+
+def _signature(captured: Captured) -> Signature:
+    return Signature(
+        captured.call,
+        captured.arguments,
+        output_structure(captured),
+        tuple(entry.path for entry in captured.inputs),
+    )
+
+
+def _used_weights(
+    graph: Graph, buffers: Mapping[str, str], calls: tuple[object, ...]
+) -> dict[str, Weight]:
+    used = set(buffers.values()) | {name for call in calls for name in call.constants}  # type: ignore[attr-defined]
+    return {name: weight for name, weight in graph.weights.items() if name in used}  # type: ignore[misc]
+
+
+def _texts(graph: Graph, records: list[PassRecord]) -> tuple[tuple[str, str], ...]:
+    return (("captured", str(graph)), *((r.name, str(r.graph)) for r in records))
+
+
+def _identifier(name: str) -> str:
+    text = re.sub(r"\W+", "_", Path(name).stem).strip("_").lower()
+    return text if text.isidentifier() else f"model_{text}"
+
+
+__all__ = ["CausalLMEngine", "Engine", "ModuleEngine", "compile", "compile_image"]

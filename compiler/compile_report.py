@@ -1,0 +1,66 @@
+"""What a compile found, as plain data: phases, passes, calls by backend, what fell back and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from ..codegen.base import Lowered
+from ..codegen.program import Json
+from ..ir.graph import Graph, param_name
+from ..passes.driver import PassRecord
+from .capture_types import Captured
+from .lowering import foreign_ops
+from .sources import Source
+
+
+def make_report(
+    source: Source,
+    captured: Captured,
+    records: Sequence[PassRecord],
+    lowered: Lowered,
+    graph: Graph,
+    seconds: Mapping[str, float],
+) -> dict[str, Json]:
+    """The report that `Engine.report()` gives and ``report.json`` holds.
+
+    Keys: ``model``, ``capture`` (route, notes), ``seconds`` by phase, ``passes``, ``ops`` (calls of the final graph by
+    op), ``calls`` (kernel calls by loader), ``fallbacks`` (notes of the backend), ``aten`` (calls that run as torch
+    defines them), ``parameters`` and ``weight_bytes``.
+    """
+    weights = [graph.weights[param_name(node)] for node in graph.params]
+    sizes = [_numel(weight.shape) for weight in weights]
+    loaders = Counter(call.loader for call in lowered.program.calls)
+    fallbacks: list[Json] = list(lowered.notes)
+    notes: list[Json] = list(captured.notes)
+    passes: list[Json] = [_pass(record) for record in records]
+    foreign: list[Json] = sorted(set(foreign_ops(graph)))  # type: ignore[arg-type]
+    return {
+        "model": {"name": source.name, "kind": source.kind},
+        "capture": {"route": captured.route, "notes": notes},
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "passes": passes,
+        "ops": dict(Counter(node.op for node in graph.calls())),
+        "calls": dict(loaders),
+        "fallbacks": fallbacks,
+        "aten": foreign,
+        "parameters": sum(sizes),
+        "weight_bytes": sum(n * w.dtype.itemsize for n, w in zip(sizes, weights, strict=True)),
+    }
+
+
+def _pass(record: PassRecord) -> Json:
+    return {
+        "name": record.name,
+        "seconds": round(record.seconds, 4),
+        "verify_seconds": round(record.verify_seconds, 4),
+        "nodes": [record.nodes_before, record.nodes_after],
+        "max_error": record.max_error,
+    }
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count

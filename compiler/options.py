@@ -1,0 +1,162 @@
+"""What `compile` may be told, checked before any work begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from ..codegen.base import KVCacheKind, backend_names, get_backend
+from ..errors import UnsupportedError, UsageError
+from ..settings import current
+from ..targets import Target
+
+VERIFY_LEVELS = ("off", "structure", "sample", "full")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CACHE_KINDS = ("auto", "paged", "static")
+DEFAULT_CONTEXT = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class KVCacheConfig:
+    """How keys and values are kept.
+
+    Attributes:
+        kind: "paged" (pages on demand), "static" (one slot of full length a sequence), or "auto": as the backend likes.
+        page_size: tokens a page, 1 to 256.
+    """
+
+    kind: Literal["auto", "paged", "static"] = "auto"
+    page_size: int = 16
+
+    def __post_init__(self) -> None:
+        if self.kind not in CACHE_KINDS:
+            raise wrong_option("kv_cache", self.kind, (*CACHE_KINDS, "None", "KVCacheConfig(…)"))
+        if not isinstance(self.page_size, int) or not 1 <= self.page_size <= 256:
+            raise wrong_option("KVCacheConfig.page_size", self.page_size, ("1 … 256",))
+
+
+@dataclass(frozen=True, slots=True)
+class CompileOptions:
+    """The options of one compile, resolved.
+
+    Attributes:
+        target: device to compile for.
+        backend: name of the backend.
+        cache: form of the KV cache, None for a graph without one.
+        page_size: tokens a page.
+        dtype: of the weights and activations, None for the model's own.
+        max_model_len: longest sequence, None for the model's own limit (at most DEFAULT_CONTEXT).
+        max_batch_size: most sequences at once.
+        verify: how passes are checked.
+        trust_remote_code: whether a model folder may bring Python code.
+    """
+
+    target: Target
+    backend: str
+    cache: KVCacheKind | None
+    page_size: int
+    dtype: torch.dtype | None
+    max_model_len: int | None
+    max_batch_size: int
+    verify: Literal["off", "structure", "sample", "full"]
+    trust_remote_code: bool
+
+
+def resolve_options(
+    *,
+    target: str | Target,
+    backend: str,
+    kv_cache: str | KVCacheConfig | None,
+    dtype: str | torch.dtype,
+    max_model_len: int | None,
+    max_batch_size: int | None,
+    verify: str,
+    trust_remote_code: bool,
+) -> CompileOptions:
+    """Checks the options that a user gave, and fills in what "auto" means here.
+
+    Raises:
+        UsageError: a value that is not valid; the message lists those that are.
+        UnsupportedError: valid values that do not go together.
+    """
+    device = _target(target)
+    name = "onnxruntime" if backend == "auto" else backend
+    level = current().verify or verify
+    if level not in VERIFY_LEVELS:
+        raise wrong_option("verify", verify, VERIFY_LEVELS)
+    for option, value in (("max_model_len", max_model_len), ("max_batch_size", max_batch_size)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise wrong_option(option, value, ("an integer of 1 or more",))
+    return CompileOptions(
+        device,
+        name,
+        _cache(kv_cache, name),
+        kv_cache.page_size if isinstance(kv_cache, KVCacheConfig) else 16,
+        _dtype(dtype),
+        max_model_len,
+        max_batch_size or 8,
+        level,
+        trust_remote_code,
+    )
+
+
+def wrong_option(name: str, found: object, valid: tuple[str, ...]) -> UsageError:
+    """The error of an option with a value that does not exist."""
+    return UsageError(
+        f"option {name}",
+        expected=f"one of {', '.join(valid)}",
+        found=repr(found),
+        remedy="Choose one of those.",
+    )
+
+
+def _target(target: str | Target) -> Target:
+    if isinstance(target, Target):
+        device = target
+    elif target == "auto":
+        device = Target.detect()
+        device = device if device.is_cpu else Target.parse("cpu")
+    else:
+        device = Target.parse(target)
+    if not device.is_cpu:
+        raise UnsupportedError(
+            f"target {device.name}",
+            expected="a target that a backend of this version generates code for: cpu",
+            found=f"{device.name} ({device.sm}), for which there is no backend yet",
+            remedy="Compile with target='cpu'; `tilewright targets` lists what is known of each device.",
+        )
+    return device
+
+
+def _cache(kv_cache: str | KVCacheConfig | None, backend: str) -> KVCacheKind | None:
+    if kv_cache is None:
+        return None
+    config = KVCacheConfig(kv_cache) if isinstance(kv_cache, str) else kv_cache  # type: ignore[arg-type]
+    if not isinstance(config, KVCacheConfig):
+        raise wrong_option("kv_cache", kv_cache, (*CACHE_KINDS, "None", "KVCacheConfig(…)"))
+    preferred = get_backend(backend).kv_cache
+    wanted: KVCacheKind = {"paged": "paged", "static": "slot"}.get(config.kind, preferred)  # type: ignore[assignment]
+    if wanted == "paged" and preferred != "paged":
+        raise UnsupportedError(
+            f"kv_cache='paged' with backend {backend!r}",
+            expected="a backend that addresses pages: eager",
+            found=f"{backend}, which has static shapes",
+            remedy="Use kv_cache='static' (or 'auto'), or backend='eager'.",
+        )
+    return wanted
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype | None:
+    if dtype == "auto":
+        return None
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found not in DTYPES.values():
+        raise wrong_option("dtype", dtype, ("auto", *DTYPES))
+    return found
+
+
+def known_backends() -> tuple[str, ...]:
+    """What `backend` may be."""
+    return ("auto", *backend_names())
