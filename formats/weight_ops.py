@@ -1,7 +1,9 @@
 """The closed table of operations that may run on weights at load time.
 
-One row an operation: its torch function and its attributes. Shapes and dtypes are inferred by
-running the same function on meta tensors, so that inference and evaluation cannot disagree.
+One row an operation: its torch function and its attributes. Dtypes and most shapes are inferred by
+running that function itself, on meta tensors or on tensors of one element, so that inference and
+evaluation cannot disagree. (Concatenation and arithmetic are kept off the meta device: there torch
+loads its symbolic shapes first, which costs a starting engine more than a second.)
 """
 
 from __future__ import annotations
@@ -11,10 +13,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 AttrValue = int | float | str | tuple[int, ...] | torch.dtype
+Operand = tuple[tuple[int, ...], torch.dtype] | int | float
 
 DTYPES: Mapping[str, torch.dtype] = {
     str(dtype).removeprefix("torch."): dtype
@@ -57,14 +61,15 @@ class WeightOp:
 
     Args:
         name: its name in the weight grammar.
-        function: takes the operands positionally and the attributes by keyword; works on meta
-            tensors too.
+        function: takes the operands positionally and the attributes by keyword.
         scalars: whether plain numbers may stand among the operands.
+        elementwise: whether it broadcasts its operands and works on each element alone.
     """
 
     name: str
     function: Callable[..., Tensor]
-    scalars: bool
+    scalars: bool = False
+    elementwise: bool = False
 
     @property
     def attributes(self) -> tuple[str, ...]:
@@ -93,6 +98,43 @@ class WeightOp:
         if set(attrs) != set(self.attributes):
             raise TypeError(f"attributes {sorted(attrs)} are not {list(self.attributes)}")
         return tuple((name, _check_attr(name, attrs[name], rank)) for name in self.attributes)
+
+    def infer(
+        self, operands: Sequence[Operand], attrs: Mapping[str, AttrValue]
+    ) -> tuple[tuple[int, ...], torch.dtype]:
+        """Shape and dtype of the result; torch's own errors where the operands do not fit.
+
+        Args:
+            operands: (shape, dtype) of each weight, or a plain number.
+            attrs: bound attributes.
+        """
+        shapes = [operand[0] for operand in operands if isinstance(operand, tuple)]
+        if not self.elementwise and self.name != "concat":
+            metas = [
+                torch.empty(operand[0], dtype=operand[1], device="meta")
+                for operand in operands
+                if isinstance(operand, tuple)
+            ]
+            result = self.function(*metas, **attrs)
+            return tuple(result.shape), result.dtype
+        ones = [
+            torch.ones([1] * len(operand[0]), dtype=operand[1], device="cpu")
+            if isinstance(operand, tuple)
+            else operand
+            for operand in operands
+        ]
+        dtype = self.function(*ones, **attrs).dtype
+        if self.elementwise:
+            return np.broadcast_shapes(*shapes), dtype
+        return _concat_shape(shapes, attrs["dim"]), dtype
+
+
+def _concat_shape(shapes: Sequence[tuple[int, ...]], dim: AttrValue) -> tuple[int, ...]:
+    assert isinstance(dim, int)
+    before, after = shapes[0][:dim], shapes[0][dim + 1 :]
+    if any(shape[:dim] != before or shape[dim + 1 :] != after for shape in shapes):
+        raise ValueError(f"the parts differ in more than dim {dim}")
+    return (*before, sum(shape[dim] for shape in shapes), *after)
 
 
 def _check_attr(name: str, value: AttrValue, rank: int) -> AttrValue:
@@ -201,8 +243,8 @@ _UNARY: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 WEIGHT_OPS: Mapping[str, WeightOp] = {
-    **{name: WeightOp(name, function, False) for name, function in _SHAPING.items()},
-    **{name: WeightOp(name, function, True) for name, function in _ARITHMETIC.items()},
-    **{name: WeightOp(name, _unary(function), False) for name, function in _UNARY.items()},
+    **{name: WeightOp(name, function) for name, function in _SHAPING.items()},
+    **{name: WeightOp(name, function, True, True) for name, function in _ARITHMETIC.items()},
+    **{name: WeightOp(name, _unary(function), False, True) for name, function in _UNARY.items()},
 }
 """Every load-time operation by name."""

@@ -70,6 +70,7 @@ class Stored(Weight):
         object.__setattr__(self, "dtype", tensor.dtype)
 
     def value(self) -> torch.Tensor:
+        """Read it; CheckpointError where the file is damaged."""
         return self.checkpoint.tensor(self.name).load()
 
     def __str__(self) -> str:
@@ -92,6 +93,7 @@ class Held(Weight):
         object.__setattr__(self, "dtype", self.tensor.dtype)
 
     def value(self) -> torch.Tensor:
+        """The tensor itself, on the CPU."""
         return self.tensor.detach().cpu()
 
     def __eq__(self, other: object) -> bool:
@@ -141,6 +143,7 @@ class Random(Weight):
             )
 
     def value(self) -> torch.Tensor:
+        """Draw the numbers."""
         generator = torch.Generator("cpu").manual_seed(self.seed)
         return (
             torch.randn(self.shape, generator=generator, device="cpu").mul_(self.std).to(self.dtype)
@@ -164,6 +167,7 @@ class Apply(Weight):
     dtype: torch.dtype
 
     def value(self) -> torch.Tensor:
+        """Evaluate the operands, then the operation."""
         if self.op == "concat":
             return self._concat()
         operands = [arg.value() if isinstance(arg, Weight) else arg for arg in self.args]
@@ -173,7 +177,7 @@ class Apply(Weight):
         """Fill the result part by part, so that no two parts are in memory at once."""
         dim = dict(self.attrs)["dim"]
         assert isinstance(dim, int)
-        result = torch.empty(self.shape, dtype=self.dtype)
+        result = torch.empty(self.shape, dtype=self.dtype, device="cpu")
         start = 0
         for part in self.args:
             assert isinstance(part, Weight)
@@ -215,13 +219,8 @@ def apply_weight(op: str, args: tuple[Weight | int | float, ...], **attrs: AttrV
         schema.check_operands([arg if not isinstance(arg, Weight) else None for arg in args])
         rank = max((len(arg.shape) for arg in args if isinstance(arg, Weight)), default=0)
         bound = schema.bind(attrs, rank)
-        metas = [
-            torch.empty(arg.shape, dtype=arg.dtype, device="meta")
-            if isinstance(arg, Weight)
-            else arg
-            for arg in args
-        ]
-        result = schema.function(*metas, **dict(bound))
+        operands = [(arg.shape, arg.dtype) if isinstance(arg, Weight) else arg for arg in args]
+        shape, dtype = schema.infer(operands, dict(bound))
     except (TypeError, ValueError, RuntimeError, IndexError, OverflowError) as error:
         shapes = [
             f"{show_value(a.dtype)}{list(a.shape)}" if isinstance(a, Weight) else repr(a)
@@ -233,7 +232,7 @@ def apply_weight(op: str, args: tuple[Weight | int | float, ...], **attrs: AttrV
             found=f"({', '.join(shapes)}) with {attrs} ({str(error).splitlines()[0]})",
             remedy="Correct the operands or attributes.",
         ) from error
-    return Apply(op, args, bound, tuple(result.shape), result.dtype)
+    return Apply(op, args, bound, shape, dtype)
 
 
 def weight_leaves(weight: Weight) -> Iterator[Weight]:
