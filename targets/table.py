@@ -5,6 +5,10 @@ Capability"), bandwidth and rates from the document that each row names. Rates a
 that a datasheet gives "with sparsity" are halved. float32 is the rate of plain FP32 units, tf32
 that of the tensor cores.
 
+The rows were entered from memory of those documents; A100, H100 and the bandwidth, 16-bit and FP8
+rates of L4 and B200 were checked against public listings, which differ on the L4's SMs (58 or 60)
+and on the B200's float32 and tf32 (80 and 1100). The B200's SMs and L2 were not checked.
+
 The CPU row is one core; `Target.detect` scales its rates by the cores at hand. What a device
 sustains is less: the H100 of our measurements (SXM5 80GB, torch 2.11) copies 3022 GB/s and
 multiplies 716 TFLOP/s in bfloat16, 1288 in FP8.
