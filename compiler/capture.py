@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,12 +17,13 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError, TilewrightError, UsageError
+from ..runtime.structure import Fixed, Leaf
 from .capture_clean import clean
 from .capture_errors import explain
 from .capture_structure import structure_of
-from .capture_types import Captured, CapturedInput, Fixed, Leaf, Route, Symbol
+from .capture_types import Captured, CapturedInput, Route, Symbol
 
-DynamicShapes = dict[str, object] | tuple[object, ...] | list[object] | None
+DynamicShapes = Mapping[str, object] | tuple[object, ...] | list[object] | None
 Examples = tuple[object, ...] | Mapping[str, object]
 
 _UNLIMITED = 2**62
@@ -75,10 +77,12 @@ def capture_module(
     """
     args, kwargs = _examples(module, example_inputs)
     label = name or type(module).__name__
-    with _evaluating(module), torch.no_grad(), warnings.catch_warnings():
+    with _evaluating(module), torch.no_grad(), warnings.catch_warnings(), _quiet():
         try:
             # torch copies its own tree specs in a way that it calls deprecated
             warnings.simplefilter("ignore", FutureWarning)
+            # what a module caches in attributes while it runs is undone by _evaluating
+            warnings.filterwarnings("ignore", "The tensor attribute")
             program = torch.export.export(
                 module,
                 args,
@@ -101,8 +105,7 @@ def _decompositions() -> dict[OpOverload, Callable[..., object]]:
     table = torch.export.default_decompositions()
     for op in KEPT_OPS:
         table.pop(op, None)
-    kept: dict[OpOverload, Callable[..., object]] = table
-    return kept
+    return dict(table)
 
 
 def _shapes(dynamic_shapes: DynamicShapes, args: tuple[object, ...]) -> DynamicShapes:
@@ -160,6 +163,18 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             for table, content in zip(tables, contents, strict=True):
                 part.__dict__[table].clear()
                 part.__dict__[table].update(content)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps torch from logging the traceback of an error that is raised anyway."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _captured(

@@ -38,6 +38,8 @@ _CAUSES = (
         (
             "Shapes",
             "size mismatch",
+            "reduction dim",
+            "same dtype",
             "must match",
             "cannot be multiplied",
             "shape '",

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from torch.utils._pytree import TreeSpec
 
-from .capture_types import Branch, Fixed, Leaf, Structure
+from ..runtime.structure import Branch, Fixed, Leaf, Structure
 
 Flat = Leaf | Fixed
 
