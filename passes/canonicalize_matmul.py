@@ -69,21 +69,6 @@ def bias_of_linear(node: Node, context: Context) -> Node | None:
     return None
 
 
-def reshape_after_add(node: Node, context: Context) -> Node | None:
-    """``add(reshape(x), reshape(y)) → reshape(add(x, y))`` for x and y of one shape, reshaped
-    alike.
-    """
-    a, b = (n.operands[0] if n.op == "reshape" else None for n in node.operands)
-    if (
-        a is None
-        or b is None
-        or a.shape != b.shape
-        or node.operands[0].shape != node.operands[1].shape
-    ):
-        return None
-    return reshape(make(node.op, a, b), *node.shape)
-
-
 def matmul_of_expand(node: Node, context: Context) -> Node | None:
     """``matmul(expand(a), expand(b)) → expand(matmul(a, b))`` where only batch dimensions are
     expanded.
@@ -106,5 +91,4 @@ MATMUL_RULES: tuple[Rule, ...] = (
     Rule("matmul_of_flat_heads", ("matmul",), matmul_of_flat_heads),
     Rule("linear_of_reshape", ("linear",), linear_of_reshape),
     Rule("bias_of_linear", ("add",), bias_of_linear),
-    Rule("reshape_after_add", ("add", "mul", "sub", "div"), reshape_after_add),
 )

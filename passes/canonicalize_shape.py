@@ -6,7 +6,7 @@ A permute that moves sizes of one only is a reshape. A reduction keeps its dimen
 from __future__ import annotations
 
 from ..ir.build import make, permute, reshape
-from ..ir.dims import Size
+from ..ir.dims import Size, is_nonnegative
 from ..ir.node import Node
 from .rewrite import Context, Rule
 
@@ -74,11 +74,33 @@ def expand_twice(node: Node, context: Context) -> Node | None:
     return None
 
 
-def slice_by_one(node: Node, context: Context) -> Node | None:
-    """``slice(x, …, step=1) → slice(x, …)``: an attribute's default is not spelled out."""
-    if node.attr("step") != 1:
+def slice_to_last(node: Node, context: Context) -> Node | None:
+    """``slice(x: [8], 0, 8, step=2) → slice(x, 0, 7, step=2)``: a stride ends with the last
+    element that it takes.
+    """
+    step, dim = _step(node), node.attr("dim")
+    assert isinstance(dim, int)
+    if step == 1 or node.shape[dim] == 0:
         return None
-    return make("slice", *node.args, **{**dict(node.attrs), "step": None})
+    stop = _start(node) + (node.shape[dim] - 1) * step + 1
+    return (
+        None
+        if stop == node.attr("stop")
+        else make("slice", *node.args, **{**dict(node.attrs), "stop": stop})
+    )
+
+
+def reshape_of_expand(node: Node, context: Context) -> Node | None:
+    """``reshape(expand(x))`` → ``expand(reshape(x))`` where the reshape adds or drops ones only."""
+    wide = node.operands[0]
+    if wide.op != "expand" or not _only_ones(node):
+        return None
+    x = wide.operands[0]
+    narrow = (1,) * (wide.type.rank - x.type.rank) + x.shape
+    kept = iter([size for size, full in zip(narrow, wide.shape, strict=True) if full != 1])
+    return make(
+        "expand", reshape(x, *(1 if s == 1 else next(kept) for s in node.shape)), shape=node.shape
+    )
 
 
 def slice_of_expand(node: Node, context: Context) -> Node | None:
@@ -113,7 +135,7 @@ def slice_twice(node: Node, context: Context) -> Node | None:
     start = _start(inner) + begin * by
     count = node.shape[dim]
     stop = start + count if step * by == 1 else start + (count - 1) * (step * by) + 1
-    return make("slice", x, dim=dim, start=start, stop=stop, step=_given(step * by))
+    return make("slice", x, dim=dim, start=start, stop=stop, step=step * by)
 
 
 def slice_of_concat(node: Node, context: Context) -> Node | None:
@@ -207,25 +229,14 @@ def _only_ones(node: Node) -> bool:
 
 def _overlap(low: Size, high: Size, size: Size) -> tuple[Size, Size] | None:
     """Bounds of [low, high) within [0, size), None when they depend on the symbols."""
-    if isinstance(low, int) and low <= 0:
+    if is_nonnegative(-high) or is_nonnegative(low - size):
+        return (0, 0)
+    if is_nonnegative(-low):
         low = 0
-    if isinstance(high, int) and high <= 0:
-        return (0, 0)
-    if _at_least(low, size):
-        return (0, 0)
-    if _at_least(high, size):
+    if is_nonnegative(high - size):
         high = size
-    ordered = low == 0 or high == size or (isinstance(low, int) and isinstance(high, int))
-    return (low, high) if ordered and _inside(low, high, size) else None
-
-
-def _inside(low: Size, high: Size, size: Size) -> bool:
-    return (isinstance(low, int) and low >= 0) and (high == size or isinstance(size - high, int))
-
-
-def _at_least(a: Size, b: Size) -> bool:
-    difference = a - b
-    return isinstance(difference, int) and difference >= 0
+    ordered = is_nonnegative(low) and is_nonnegative(high - low) and is_nonnegative(size - high)
+    return (low, high) if ordered else None
 
 
 def _dims(node: Node) -> tuple[int, ...]:
@@ -235,17 +246,12 @@ def _dims(node: Node) -> tuple[int, ...]:
 
 
 def _start(node: Node) -> Size:
-    start = node.attr("start")
-    return 0 if start is None else start  # type: ignore[return-value]
+    return node.attr("start")  # type: ignore[return-value]
 
 
 def _step(node: Node) -> int:
     step = node.attr("step")
     return step if isinstance(step, int) else 1
-
-
-def _given(step: int) -> int | None:
-    return None if step == 1 else step
 
 
 _REDUCTIONS = ("sum", "mean", "amax", "amin", "prod", "any", "all", "argmax", "argmin")
@@ -256,7 +262,8 @@ SHAPE_RULES: tuple[Rule, ...] = (
     Rule("permute_of_ones", ("permute",), permute_of_ones),
     Rule("permute_of_reshape", ("permute",), permute_of_reshape),
     Rule("expand_twice", ("expand",), expand_twice),
-    Rule("slice_by_one", ("slice",), slice_by_one),
+    Rule("slice_to_last", ("slice",), slice_to_last),
+    Rule("reshape_of_expand", ("reshape",), reshape_of_expand),
     Rule("slice_of_expand", ("slice",), slice_of_expand),
     Rule("slice_twice", ("slice",), slice_twice),
     Rule("slice_of_concat", ("slice",), slice_of_concat),

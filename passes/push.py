@@ -35,13 +35,13 @@ def cut(x: Node, dim: int, start: int, stop: int, step: int = 1) -> Node:
     if start == 0 and stop == x.shape[dim] and step == 1:
         return x
     begin: Size = start
-    if x.op == "slice" and x.attr("dim") == dim and x.attr("step") is None:
+    if x.op == "slice" and x.attr("dim") == dim and x.attr("step") == 1:
         offset = x.attr("start")
         begin, x = start + _size(offset), x.operands[0]
     end = begin + (stop - start)
     if step != 1:
         end = begin + (-(-(stop - start) // step) - 1) * step + 1
-    return make("slice", x, dim=dim, start=begin, stop=end, step=None if step == 1 else step)
+    return make("slice", x, dim=dim, start=begin, stop=end, step=step)
 
 
 def _pushed(x: Node, dim: int, start: int, stop: int, step: int, depth: int) -> Node | None:

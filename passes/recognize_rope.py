@@ -102,7 +102,7 @@ def partial(node: Node, context: Context) -> Node | None:
     if 2 * cos.shape[-1] != x.shape[-1] or x.op != "slice" or rest.op != "slice":  # type: ignore[operator]
         return None
     adjacent = x.operands == rest.operands and x.attr("stop") == rest.attr("start")
-    along = all(n.attr("dim") == dim and n.attr("step") is None for n in (x, rest))
+    along = all(n.attr("dim") == dim and n.attr("step") == 1 for n in (x, rest))
     if not adjacent or not along:
         return None
     whole = make("slice", *x.operands, dim=dim, start=x.attr("start"), stop=rest.attr("stop"))
