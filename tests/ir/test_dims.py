@@ -26,7 +26,7 @@ BINARY = {
 CALLS = {"//": "floordiv", "%": "mod", "min": "min", "max": "max"}
 T, S, B = map(symbol, NAMES)
 
-# Expressions as trees: a number, a name, or (operator, left, right); built as a size, and computed plainly.
+# A number, a name, or (operator, left, right); built as a size, and computed plainly.
 TREES = st.recursive(
     st.one_of(st.integers(-9, 9), st.sampled_from(NAMES)),
     lambda inner: st.tuples(st.sampled_from(sorted(BINARY)), inner, inner),

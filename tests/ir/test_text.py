@@ -144,6 +144,10 @@ def test_a_graph_thousands_deep():
     assert parsed == graph and len(graph.nodes) == 6002 and repr(x)
 
 
+def _with(statement):
+    return f"def f(x: f32[2]):\n  {statement}\n  return {{'y': y}}"
+
+
 BAD = {
     "two functions": "def f(x: f32[2]):\n  return {'y': x}\ndef g(): return {}",
     "no function": "x = 1",
@@ -157,30 +161,28 @@ BAD = {
     "decorator": "@d\ndef f(x: f32[2]):\n  return {'y': x}",
     "input of a reserved name": "def f(f32: f32[2]):\n  return {'y': f32}",
     "unknown type": "def f(x: f31[2]):\n  return {'y': x}",
-    "negative size": "def f(x: f32[2]):\n  y: f32[-2, -1] = reshape(x, shape=(-2, -1))\n  return {'y': y}",
+    "negative size": _with("y: f32[-2, -1] = reshape(x, shape=(-2, -1))"),
     "unknown value": "def f(x: f32[2]):\n  return {'y': z}",
-    "unknown op": "def f(x: f32[2]):\n  y: f32[2] = frobnicate(x)\n  return {'y': y}",
-    "unknown attribute": "def f(x: f32[2]):\n  y: f32[2] = exp(x, a=1)\n  return {'y': y}",
-    "attribute twice": "def f(x: f32[2]):\n  y: f32[2] = softmax(x, dim=0, dim=0)\n  return {'y': y}",
-    "attributes unpacked": "def f(x: f32[2]):\n  y: f32[2] = exp(x, **a)\n  return {'y': y}",
-    "missing attribute": "def f(x: f32[2]):\n  y: f32[2] = softmax(x)\n  return {'y': y}",
-    "too many operands": "def f(x: f32[2]):\n  y: f32[2] = exp(x, x)\n  return {'y': y}",
-    "too few operands": "def f(x: f32[2]):\n  y: f32[2] = add(x)\n  return {'y': y}",
-    "wrong annotation": "def f(x: f32[2]):\n  y: f32[3] = exp(x)\n  return {'y': y}",
+    "unknown op": _with("y: f32[2] = frobnicate(x)"),
+    "unknown attribute": _with("y: f32[2] = exp(x, a=1)"),
+    "attribute twice": _with("y: f32[2] = softmax(x, dim=0, dim=0)"),
+    "attributes unpacked": _with("y: f32[2] = exp(x, **a)"),
+    "missing attribute": _with("y: f32[2] = softmax(x)"),
+    "too many operands": _with("y: f32[2] = exp(x, x)"),
+    "too few operands": _with("y: f32[2] = add(x)"),
+    "wrong annotation": _with("y: f32[3] = exp(x)"),
     "name twice": "def f(x: f32[2]):\n  x: f32[2] = exp(x)\n  return {'y': x}",
     "input within": "def f():\n  y: f32[2] = input(name='y', type=f32[2])\n  return {'y': y}",
     "plain assignment": "def f(x: f32[2]):\n  y = exp(x)\n  return {'y': y}",
-    "attribute call": "def f(x: f32[2]):\n  y: f32[2] = os.system(x)\n  return {'y': y}",
-    "expression": "def f(x: f32[2]):\n  y: f32[2] = exp(x + x)\n  return {'y': y}",
+    "attribute call": _with("y: f32[2] = os.system(x)"),
+    "expression": _with("y: f32[2] = exp(x + x)"),
     "output twice": "def f(x: f32[2]):\n  return {'y': x, 'y': x}",
     "output name no string": "def f(x: f32[2]):\n  return {1: x}",
     "outputs unpacked": "def f(x: f32[2]):\n  return {**x}",
     "constant too large": "def f():\n  return {'y': i8(300)}",
     "constant not whole": "def f():\n  return {'y': i8(2.5)}",
     "param with more": "def f():\n  y: f32[2] = param('a', k=1)\n  return {'y': y}",
-    "deep nesting": "def f(x: f32[2]):\n  y: f32[2] = exp(x, a="
-    + "-" * 20000
-    + "1)\n  return {'y': y}",
+    "deep nesting": _with("y: f32[2] = exp(x, a=" + "-" * 20000 + "1)"),
 }
 
 
