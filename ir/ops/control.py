@@ -38,7 +38,15 @@ def _check_call(op: str, body: Graph, operands: tuple[TensorType, ...]) -> None:
         )
 
 
-def _fused_type(*operands: TensorType, body: Graph, kind: str) -> ValueType:
+KINDS = ("elementwise", "reduction")
+ROLES = ("epilogue", "prologue")
+
+
+def _fused_type(
+    *operands: TensorType, body: Graph, kind: str, roles: tuple[str, ...] | None = None
+) -> ValueType:
+    if kind not in KINDS or not set(roles or ()) <= set(ROLES):
+        raise ValueError(f"kind is one of {KINDS}, roles some of {ROLES}")
     _check_call("fused", body, operands)
     return _results(body)
 
@@ -54,6 +62,21 @@ def _run(
 
 def _fused_flops(node: Node) -> Size:
     return _body_flops(body_of(node))
+
+
+def _fused_bytes(node: Node) -> Size:
+    """Results once; of each operand what the body loads: all of it, or the parts that it picks."""
+    body = body_of(node)
+    moved = total(value_type.nbytes for value_type in node.types)
+    for operand in body.inputs:
+        readers = body.users[operand]
+        picked = all(r.op in _PICKS and r.operands[_PICKS[r.op]] is operand for r in readers)
+        loads = readers if picked and operand not in body.outputs else (operand,)
+        moved = moved + total(load.type.nbytes for load in loads)
+    return moved
+
+
+_PICKS = {"slice": 0, "embedding": 0, "index_select": 0}  # op: the operand of which it reads a part
 
 
 def _body_flops(body: Graph) -> Size:
@@ -172,9 +195,10 @@ FUSED = register(
         "fused",
         ("*operands",),
         _fused_type,
-        lambda *operands, body, kind: _run(body, operands),
-        ("body", "kind"),
+        lambda *operands, body, kind, roles=None: _run(body, operands),
+        ("body", "kind", "roles"),
         _fused_flops,
+        moved=_fused_bytes,
     )
 )
 COND = register(
