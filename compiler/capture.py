@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any  # what torch.export takes under each name is any tree
 
 import torch
 from torch import SymInt, Tensor, fx, nn
@@ -23,7 +24,7 @@ from .capture_errors import explain
 from .capture_structure import structure_of
 from .capture_types import Captured, CapturedInput, Route, Symbol
 
-DynamicShapes = Mapping[str, object] | tuple[object, ...] | list[object] | None
+DynamicShapes = dict[str, Any] | tuple[object, ...] | list[object] | None
 Examples = tuple[object, ...] | Mapping[str, object]
 
 _UNLIMITED = 2**62
@@ -278,7 +279,9 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def _symbols(program: ExportedProgram, inputs: Sequence[CapturedInput]) -> tuple[Symbol, ...]:
-    sizes = [size for given in inputs for size in given.fake.shape if isinstance(size, SymInt)]
+    # the stubs call all sizes int
+    shapes: list[Sequence[object]] = [given.fake.shape for given in inputs]
+    sizes = [size for shape in shapes for size in shape if isinstance(size, SymInt)]
     used = {str(symbol) for size in sizes for symbol in size.node.expr.free_symbols}
     found = []
     for symbol, limits in program.range_constraints.items():

@@ -1,4 +1,4 @@
-"""Cleans an exported graph: no checks, no views of nothing, no writes to buffers."""
+"""Cleans an exported graph: no checks, no context blocks, no idle views, no buffer writes."""
 
 from __future__ import annotations
 
@@ -50,8 +50,9 @@ def clean(program: ExportedProgram) -> list[str]:
         CaptureError: a buffer or an input that the outputs depend on is written to.
     """
     module = program.graph_module
-    for part in module.modules():
+    for part in list(module.modules()):
         if isinstance(part, fx.GraphModule):  # the graph itself and the bodies of torch.cond
+            inline_contexts(part)
             _drop_idle(part.graph)
     notes = _drop_writes(program)
     for part in module.modules():
@@ -80,8 +81,10 @@ def _is_same_clone(node: fx.Node) -> bool:
     """Whether a clone (of a dropout, say) keeps the strides, so that views behind it stay valid."""
     if node.target is not torch.ops.aten.clone.default or node.kwargs.get("memory_format"):
         return False
-    before, after = (n.meta["val"].stride() for n in (node.all_input_nodes[0], node))
-    return str(before) == str(after)
+    before, after = (n.meta.get("val") for n in (node.all_input_nodes[0], node))
+    if not isinstance(before, torch.Tensor) or not isinstance(after, torch.Tensor):
+        return False
+    return str(before.stride()) == str(after.stride())
 
 
 def _is_whole_slice(node: fx.Node) -> bool:
@@ -91,6 +94,45 @@ def _is_whole_slice(node: fx.Node) -> bool:
     end = node.args[3] if len(node.args) > 3 else None
     step = node.args[4] if len(node.args) > 4 else 1
     return bool(start in (None, 0) and end in (None, 2**63 - 1) and step == 1)
+
+
+def inline_contexts(module: fx.GraphModule) -> None:
+    """Inlines the bodies of wrap_with_set_grad_enabled, and of wrap_with_autocast that is off."""
+    for node in list(module.graph.nodes):
+        name = getattr(node.target, "__name__", "")
+        if node.op != "call_function" or name not in (
+            "wrap_with_set_grad_enabled",
+            "wrap_with_autocast",
+        ):
+            continue
+        place = 1 if name == "wrap_with_set_grad_enabled" else 4
+        if place == 4 and node.args[2]:
+            raise CaptureError(
+                f"{node.name} in {where(node)}",
+                expected="autocast switched off",
+                found=f"autocast to {node.args[1]} inside forward()",
+                remedy="Cast explicitly in the module, or capture it in the dtype it computes in.",
+            )
+        _inline(module, node, node.args[place], node.args[place + 1 :])
+
+
+def _inline(
+    module: fx.GraphModule, call: fx.Node, body: fx.Node, operands: tuple[fx.Node, ...]
+) -> None:
+    inner = getattr(module, str(body.target))
+    inline_contexts(inner)
+    values = dict(zip(inner.graph.find_nodes(op="placeholder"), operands, strict=True))
+    with module.graph.inserting_before(call):
+        outputs = module.graph.graph_copy(inner.graph, values)
+    parts = outputs if isinstance(outputs, tuple | list) else (outputs,)
+    for user in list(call.users):
+        index = user.args[1]
+        assert isinstance(index, int)
+        user.replace_all_uses_with(parts[index])
+        module.graph.erase_node(user)
+    module.graph.erase_node(call)
+    if not body.users:
+        module.graph.erase_node(body)
 
 
 def where(node: fx.Node) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -15,6 +16,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from ..errors import CaptureError
 from .capture import capture_module
+from .capture_clean import where
 from .capture_types import Captured, Route
 from .hf_config import max_positions
 from .hf_hooks import INTERFACE, hooks
@@ -72,7 +74,10 @@ def capture_causal_lm(model: PreTrainedModel) -> Captured:
             if _has_marks(captured):
                 return replace(captured, notes=(*captured.notes, *notes))
             notes.append(f"route {route}: no attention was met")
-        captured = _capture(model, "plain")
+        try:
+            captured = _capture(model, "plain")
+        except CaptureError as error:
+            raise _located(model, error) from error
         return replace(captured, notes=(*captured.notes, *notes))
 
 
@@ -130,7 +135,42 @@ def _has_marks(captured: Captured) -> bool:
     return any(node.target in marks for node in captured.graph_module.graph.nodes)
 
 
-def _capture(model: PreTrainedModel, route: Route) -> Captured:
+def _located(model: PreTrainedModel, error: CaptureError) -> CaptureError:
+    """`error`, or, where the graph depends on the sequence length, one that names the first layer.
+
+    That layer walks the tokens, and so has more nodes for 9 tokens than for 7, or it has a
+    convolution over them.
+    """
+    if not any(sign in error.found for sign in ("Constraints violated", "Specializations")):
+        return error
+    convolutions = [name for name, part in model.named_modules() if isinstance(part, nn.Conv1d)]
+    path = next(iter(convolutions), None) or _first_grown(model)
+    if path is None:
+        return error
+    return CaptureError(
+        f"{type(model).__name__}: {path}",
+        expected="tokens that mix in attention alone, whatever the sequence length",
+        found="a recurrence or scan over the tokens",
+        remedy="Run recurrent and hybrid models with Hugging Face itself.",
+    )
+
+
+def _first_grown(model: PreTrainedModel) -> str | None:
+    try:
+        short, long = (_nodes_by_module(_capture(model, "plain", length)) for length in (7, 9))
+    except CaptureError:
+        return None
+    return next((path for path in long if long[path] != short[path]), None)
+
+
+def _nodes_by_module(captured: Captured) -> Counter[str]:
+    nodes = captured.graph_module.graph.nodes
+    return Counter(
+        _own_name(where(node).partition(" at ")[0]) for node in nodes if node.op == "call_function"
+    )
+
+
+def _capture(model: PreTrainedModel, route: Route, length: int | None = None) -> Captured:
     with ExitStack() as stack:
         stack.enter_context(hooks(route, _longest(model.config)))
         if route == "hook":
@@ -140,8 +180,9 @@ def _capture(model: PreTrainedModel, route: Route) -> Captured:
         if model._can_set_experts_implementation():
             stack.enter_context(_implementation(model, "experts", INTERFACE))
         stack.enter_context(_fake_parameters(model))
-        ids = torch.zeros(1, _EXAMPLE_LENGTH, dtype=torch.int64, device=_device(model))
-        dynamic = {"input_ids": {1: torch.export.Dim("S", min=1, max=_longest(model.config))}}
+        ids = torch.zeros(1, length or _EXAMPLE_LENGTH, dtype=torch.int64, device=_device(model))
+        size = length or torch.export.Dim("S", min=1, max=_longest(model.config))
+        dynamic = {"input_ids": {1: size}}
         captured = capture_module(
             _LogitsOnly(model), {"input_ids": ids}, dynamic, name=type(model).__name__, route=route
         )

@@ -210,3 +210,20 @@ def test_cond_keeps_its_branches():
     captured = capture_module(Cond(), (torch.ones(3),))
     for x in (torch.ones(3), -torch.ones(3)):
         torch.testing.assert_close(captured.run([x])[0], Cond()(x))
+
+
+def test_blocks_inside_branches_are_inlined():
+    def then(x):
+        with torch.enable_grad():
+            return x + 1
+
+    class Cond(nn.Module):
+        def forward(self, x):
+            return torch.cond(x.sum() > 0, then, lambda x: x - 1, (x,))
+
+    captured = capture_module(Cond(), (torch.ones(3),))
+    parts = captured.graph_module.modules()
+    bodies = [part for part in parts if isinstance(part, torch.fx.GraphModule)]
+    targets = {str(node.target) for body in bodies for node in body.graph.nodes}
+    assert not any("wrap_with" in target for target in targets)
+    torch.testing.assert_close(captured.run([torch.ones(3)])[0], torch.full((3,), 2.0))
