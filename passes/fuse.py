@@ -1,4 +1,4 @@
-"""Fusion: every memory-bound op over rows ends up in a ``fused`` node, together with what it can share a kernel with."""
+"""Fusion: memory-bound ops over rows end up in ``fused`` nodes with what can share a kernel."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def fuse(graph: Graph) -> Graph:
     all others, and has no more than ``MAX_OPERANDS`` operands. Its body takes in the slices and
     broadcasts of its operands. Groups of equal structure have one body, whatever their weights.
 
-    ``roles`` marks what the matmul kernels around a group could take in: "epilogue" (elementwise over
-    the rows of the one product before it) and "prologue" (all that reads it are products, from the
-    left). Groups of one op are wrapped too, so that codegen finds all generated kernels and all
-    roles in one place. ``inline_fused`` is the exact inverse.
+    ``roles`` marks what the matmul kernels around a group could take in: "epilogue" (elementwise
+    over the rows of the one product before it) and "prologue" (all that reads it are products,
+    from the left). Groups of one op are wrapped too, so that codegen finds all generated kernels
+    and all roles in one place. ``inline_fused`` is the exact inverse.
     """
     graph = _in_nested(graph)
     groups = fusion_groups(graph)
@@ -72,7 +72,7 @@ FUSE = Pass("fuse", fuse)
 def _results(
     graph: Graph, groups: Sequence[list[Node]], group_of: Mapping[Node, int]
 ) -> dict[Node, None]:
-    """The nodes that are still needed by themselves, members only where something outside their group does."""
+    """The nodes still needed by themselves: of members, those that something outside reads."""
     demanded: dict[Node, None] = {}
     entered: set[int] = set()
     stack = list(graph.outputs)

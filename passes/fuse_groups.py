@@ -1,7 +1,7 @@
 """Which nodes become one call: greedy merging along dataflow edges, kept convex at every step.
 
-Groups are nodes of a quotient graph; two merge only when no path between them runs through a third.
-It is not enough that each group is convex by itself: two such groups may still wait for one another.
+Groups are nodes of a quotient graph; two merge only when no path between them runs through a
+third. It is not enough that each is convex by itself: two such may still wait for one another.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ MAX_MEMBERS = 48
 class _Unit:
     """A node of the quotient graph: a group, or a single node that is no member of any.
 
-    ``bits`` and ``ancestors`` are sets of node indices, as bit masks. ``reads`` are the nodes outside
-    that members read at their own index, ``needs`` those that they need in any other way.
+    ``bits`` and ``ancestors`` are sets of node indices, as bit masks. ``reads`` are the nodes
+    outside that members read at their own index, ``needs`` those needed in any other way.
     """
 
     nodes: list[Node]

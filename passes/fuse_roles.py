@@ -1,7 +1,7 @@
-"""Which fused groups a matmul kernel could take in: as an epilogue of the one before, or as a prologue of those after.
+"""Which fused groups a matmul kernel could take in: the one before, or those after.
 
-The mark says what the graph allows. Whether a kernel takes the group in is for it, and the tuner, to
-decide; a backend that does not look at the mark loses nothing.
+The mark says what the graph allows. Whether a kernel takes the group in is for it, and the tuner,
+to decide; a backend that does not look at the mark loses nothing.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def mark_roles(graph: Graph) -> Graph:
 def roles_of(graph: Graph, node: Node) -> tuple[str, ...] | None:
     """The roles that a fused node could play, "epilogue" before "prologue"; None for none.
 
-    Epilogue: elementwise, over the rows of one product that nothing else reads, with one result.
-    Prologue: one result over the rows and the width K that only products read, as their left operand.
+    Epilogue: elementwise, one result, over the rows of one product that nothing else reads.
+    Prologue: one result, that only products read, as their left operand.
     """
     if len(node.types) > 1 or node in graph.outputs:
         epilogue = len(node.types) == 1 and _is_epilogue(graph, node)
@@ -46,11 +46,7 @@ def roles_of(graph: Graph, node: Node) -> tuple[str, ...] | None:
 
 def _is_epilogue(graph: Graph, node: Node) -> bool:
     products = [operand for operand in node.operands if operand.op in PRODUCTS]
-    if (
-        node.attr("kind") != "elementwise"
-        or len(products) != 1
-        or node.operands.count(products[0]) > 1
-    ):
+    if node.attr("kind") != "elementwise" or len(products) != 1:
         return False
     (product,) = products
     alone = graph.users[product] == (node,) and product not in graph.outputs

@@ -1,7 +1,7 @@
 """What may stand in a fused group, and over which space it runs.
 
-A group's kernel walks rows: its space is all leading axes, one row an index, times the last axis, the
-width. A value in a group has one element an index of the space, or one a row (last axis of size 1).
+A group's kernel walks rows: its space is all leading axes, one row an index, times the last axis,
+the width. A value in a group has one element an index of the space, or one a row (last axis 1).
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _space(shape: tuple[Size, ...], reduces: bool) -> Space | None:
 
 
 def is_view(node: Node) -> bool:
-    """Whether a node only says where to read: a group takes such views of its operands in, as loads."""
+    """Whether a node only says where to read: groups take such views of operands in, as loads."""
     if node.op == "reshape":
         return _wide(node.shape) == _wide(node.operands[0].shape)
     return node.op in ("slice", "expand")
@@ -109,7 +109,7 @@ def source(node: Node) -> Node | None:
 
 
 def _loses_axis(node: Node) -> bool:
-    """One value a row without an axis of size 1 in its place: it lines up through a reshape only."""
+    """One value a row, without an axis of size 1: it lines up through a reshape only."""
     return node.op in REDUCTIONS and not node.attr("keepdim")
 
 
