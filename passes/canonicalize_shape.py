@@ -8,6 +8,7 @@ from __future__ import annotations
 from ..ir.build import make, permute, reshape
 from ..ir.dims import Size, is_nonnegative
 from ..ir.node import Node
+from .match import value_of
 from .rewrite import Context, Rule
 
 
@@ -221,6 +222,15 @@ def rows_by_index(node: Node, context: Context) -> Node | None:
     return make("embedding", table, ids) if node.attr("dim") == 0 and table.type.rank == 2 else None
 
 
+def index_of_constant(node: Node, context: Context) -> Node | None:
+    """``index_select(x, expand(i64(2), (1,)), dim=d) → slice(x, d, 2, 3)``."""
+    x, index = node.operands
+    at, dim = value_of(index), node.attr("dim")
+    if at is None or index.type.numel != 1 or not isinstance(dim, int):
+        return None
+    return reshape(make("slice", x, dim=dim, start=int(at), stop=int(at) + 1), *node.shape)
+
+
 def _only_ones(node: Node) -> bool:
     """Whether a reshape adds or drops sizes of one only."""
     before, after = ([s for s in n.shape if s != 1] for n in (node.operands[0], node))
@@ -271,5 +281,6 @@ SHAPE_RULES: tuple[Rule, ...] = (
     Rule("concat_of_slices", ("concat",), concat_of_slices),
     Rule("keep_dimensions", _REDUCTIONS, keep_dimensions),
     Rule("rows_by_gather", ("gather",), rows_by_gather),
+    Rule("index_of_constant", ("index_select",), index_of_constant),
     Rule("rows_by_index", ("index_select",), rows_by_index),
 )
