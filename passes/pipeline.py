@@ -6,7 +6,12 @@ from typing import Literal
 
 from .base import Pass
 from .canonicalize import CANONICALIZE
+from .fold_weights import FOLD_WEIGHTS
 from .kv_cache import PAGED_CACHE, SLOT_CACHE
+from .merge_projections import MERGE_PROJECTIONS
+from .recognize_gated import RECOGNIZE_GATED
+from .recognize_norm import RECOGNIZE_NORM
+from .recognize_rope import RECOGNIZE_ROPE
 
 _CACHES: dict[str | None, tuple[Pass, ...]] = {
     None: (),
@@ -22,10 +27,19 @@ def pipeline(cache: Literal["paged", "slot"] | None) -> tuple[Pass, ...]:
         cache: form of the KV cache of a causal LM; None for plain modules, which keep their signature.
     """
     return (
-        # One spelling for each value.
+        # One spelling for each value; what depends on weights alone becomes a weight.
+        CANONICALIZE,
+        FOLD_WEIGHTS,
+        # What the arithmetic means.
+        RECOGNIZE_NORM,
+        RECOGNIZE_ROPE,
+        RECOGNIZE_GATED,
         CANONICALIZE,
         # One sequence becomes ragged tokens of many, over a cache.
         *_CACHES[cache],
-        # What the rewrite left: reshapes and permutes that cancel.
+        # Fewer, larger matmuls.
+        MERGE_PROJECTIONS,
+        # What the rewrites left: reshapes and permutes that cancel, weights to fold.
         CANONICALIZE,
+        FOLD_WEIGHTS,
     )
