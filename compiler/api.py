@@ -27,7 +27,7 @@ from .capture import DynamicShapes, Examples, capture_module
 from .capture_types import Captured
 from .compile_report import make_report
 from .hf_model import capture_causal_lm, meta_causal_lm
-from .lowering import lower, output_structure
+from .lowering import lower, output_structure, size_ranges
 from .options import DEFAULT_CONTEXT, CompileOptions, KVCacheConfig, resolve_options
 from .sources import Source, open_source
 
@@ -215,7 +215,7 @@ def _samples(
     args, kwargs = (
         ((), example_inputs) if isinstance(example_inputs, Mapping) else (example_inputs, {})
     )
-    found = flatten(captured.call, {"args": tuple(args), "kwargs": dict(kwargs)})
+    found = flatten(captured.call, (tuple(args), dict(kwargs)))
     return tuple(found[index] for index in range(len(captured.inputs)))
 
 
@@ -273,6 +273,7 @@ def _signature(captured: Captured) -> Signature:
         captured.arguments,
         output_structure(captured),
         tuple(entry.path for entry in captured.inputs),
+        size_ranges(captured),
     )
 
 

@@ -26,7 +26,7 @@ def _walk(spec: TreeSpec, leaves: Iterator[Flat]) -> Structure:
         return next(leaves)
     items = tuple(_walk(child, leaves) for child in spec.children())
     keys = _keys(spec)
-    if keys:
+    if keys or spec.type is dict:
         return Branch("dict", keys, items)
     return Branch("list" if spec.type is list else "tuple", (), items)
 

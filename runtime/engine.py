@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
@@ -20,7 +21,7 @@ from .loop import GenerationLoop
 from .output import Completion, Delta
 from .params import SamplingParams
 from .pool import KVPool, PagedPool, SlotPool
-from .runner import ProgramRunner
+from .runner import ProgramRunner, bind_sizes
 from .sampling import Sampler
 from .scheduler import Scheduler
 from .step import Step, StepExecutor
@@ -36,7 +37,9 @@ class Engine:
         check_device(image)
         self.image = image
         weights = {name: image.weights[name].load() for name in image.weights}
-        self.runner = ProgramRunner(image.program, weights, _reader(image))
+        # A module's results are the user's, to write to and to differentiate behind.
+        inside = image.kind == "causal_lm"
+        self.runner = ProgramRunner(image.program, weights, _reader(image), inference=inside)
 
     @property
     def target(self) -> Target:
@@ -67,6 +70,23 @@ class ModuleEngine(Engine):
         """
         signature = self.image.signature
         assert signature is not None
+        outputs = self.runner.run(self._inputs(signature, args, kwargs))
+        own = [self._unshared(tensor) for tensor in outputs.values()]
+        return rebuild(signature.output, own)
+
+    def takes(self, *args: object, **kwargs: object) -> bool:
+        """Whether these arguments have the structure, shapes and element types that the engine was compiled for."""
+        signature = self.image.signature
+        assert signature is not None
+        try:
+            self._inputs(signature, args, kwargs)
+        except UsageError:
+            return False
+        return True
+
+    def _inputs(
+        self, signature: Signature, args: tuple[object, ...], kwargs: Mapping[str, object]
+    ) -> dict[str, torch.Tensor]:
         try:
             found = flatten(signature.call, _bound(signature, args, kwargs))
         except ValueError as error:
@@ -76,9 +96,36 @@ class ModuleEngine(Engine):
                 found=str(error),
                 remedy="Call the engine as the module was called in example_inputs.",
             ) from error
-        names = self.runner.program.inputs
-        outputs = self.runner.run({names[i]: tensor for i, tensor in found.items()})
-        return rebuild(signature.output, list(outputs.values()))
+        program = self.runner.program
+        inputs = {program.inputs[i]: tensor for i, tensor in found.items()}
+        sizes = bind_sizes(program, inputs)
+        for symbol, least, greatest in signature.ranges:
+            size = sizes.get(symbol, least)
+            if size < least or (greatest is not None and size > greatest):
+                raise self._out_of_range(symbol, least, greatest, size)
+        return inputs
+
+    def _out_of_range(
+        self, symbol: str, least: int, greatest: int | None, size: int
+    ) -> UsageError:
+        buffers = self.runner.program.buffers
+        users = [n for n in self.runner.program.inputs if symbol in buffers[n].symbols]
+        limits = f"{least} or more" if greatest is None else f"from {least} to {greatest}"
+        return UsageError(
+            f"size {symbol} of input {', '.join(map(repr, users))}",
+            expected=f"{limits}, as dynamic_shapes and the module allow",
+            found=str(size),
+            remedy="Pass another size, or compile with a wider range in dynamic_shapes.",
+        )
+
+    def _unshared(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor, copied if it lies in the engine's own memory, which nobody else may write to."""
+        return tensor.clone() if tensor.untyped_storage().data_ptr() in self._constants else tensor
+
+    @cached_property
+    def _constants(self) -> frozenset[int]:
+        held = self.runner.constants.values()
+        return frozenset(tensor.untyped_storage().data_ptr() for tensor in held)
 
 
 class CausalLMEngine(Engine):
@@ -246,7 +293,7 @@ def _memory(config: LMConfig, runner: ProgramRunner) -> tuple[PagedExecutor | Sl
 
 def _bound(
     signature: Signature, args: tuple[object, ...], kwargs: Mapping[str, object]
-) -> dict[str, object]:
+) -> tuple[tuple[object, ...], dict[str, object]]:
     """The call as it was captured: keywords of parameters that were positional then are made positional."""
     call = signature.call
     assert isinstance(call, Branch)
@@ -260,7 +307,7 @@ def _bound(
         signature.arguments[len(positional.items) :], bound[len(positional.items) :], strict=False
     ):
         rest[name] = value
-    return {"args": tuple(bound[: len(positional.items)]), "kwargs": rest}
+    return tuple(bound[: len(positional.items)]), rest
 
 
 def _listed(prompts: Prompts) -> list[str | Sequence[int]]:

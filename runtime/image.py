@@ -48,16 +48,18 @@ class Signature:
     """How a plain module is called.
 
     Attributes:
-        call: structure of ``{"args": (...), "kwargs": {...}}`` over the Program's inputs.
+        call: structure of ``(args, kwargs)`` over the Program's inputs.
         arguments: names of forward()'s positional parameters.
         output: structure of the result over the Program's outputs.
         paths: how a user names each input, for messages.
+        ranges: (symbol, least, greatest or None) of each dynamic size.
     """
 
     call: Structure
     arguments: tuple[str, ...]
     output: Structure
     paths: tuple[str, ...]
+    ranges: tuple[tuple[str, int, int | None], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
