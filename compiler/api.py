@@ -27,7 +27,8 @@ from .capture import DynamicShapes, Examples, capture_module
 from .capture_types import Captured
 from .compile_report import make_report
 from .hf_model import capture_causal_lm, meta_causal_lm
-from .lowering import lower, output_structure, size_ranges
+from .lowering import lower, output_structure
+from .lowering.symbols import Sizes
 from .options import DEFAULT_CONTEXT, CompileOptions, KVCacheConfig, resolve_options
 from .sources import Source, open_source
 
@@ -273,7 +274,7 @@ def _signature(captured: Captured) -> Signature:
         captured.arguments,
         output_structure(captured),
         tuple(entry.path for entry in captured.inputs),
-        size_ranges(captured),
+        tuple((name, *limits) for name, limits in Sizes.of(captured.symbols).ranges.items()),
     )
 
 

@@ -105,9 +105,7 @@ class ModuleEngine(Engine):
                 raise self._out_of_range(symbol, least, greatest, size)
         return inputs
 
-    def _out_of_range(
-        self, symbol: str, least: int, greatest: int | None, size: int
-    ) -> UsageError:
+    def _out_of_range(self, symbol: str, least: int, greatest: int | None, size: int) -> UsageError:
         buffers = self.runner.program.buffers
         users = [n for n in self.runner.program.inputs if symbol in buffers[n].symbols]
         limits = f"{least} or more" if greatest is None else f"from {least} to {greatest}"

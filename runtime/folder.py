@@ -133,6 +133,7 @@ def _manifest(image: EngineImage, hashes: Mapping[str, str]) -> dict[str, Json]:
             "arguments": list(signature.arguments),
             "output": to_json(signature.output),
             "paths": list(signature.paths),
+            "ranges": [list(entry) for entry in signature.ranges],
         },
         "artifacts": sorted(image.files),
         "files": dict(hashes),
@@ -215,12 +216,22 @@ def _read_signature(data: Mapping[str, Json]) -> Signature:
         tuple(_strings(data["arguments"])),
         from_json(data["output"]),
         tuple(_strings(data["paths"])),
+        tuple(_range(entry) for entry in _list(data["ranges"])),
     )
 
 
-def _strings(data: Json) -> list[str]:
+def _range(data: Json) -> tuple[str, int, int | None]:
+    name, least, greatest = _list(data)
+    return str(name), int(str(least)), None if greatest is None else int(str(greatest))
+
+
+def _list(data: Json) -> list[Json]:
     assert isinstance(data, list)
-    return [str(item) for item in data]
+    return data
+
+
+def _strings(data: Json) -> list[str]:
+    return [str(item) for item in _list(data)]
 
 
 def _refused(path: Path, expected: str, found: str, remedy: str) -> EngineError:

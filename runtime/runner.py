@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 
 from ..codegen.base import Kernel, ReadFile, get_backend
 from ..codegen.program import Call, Program
 from ..errors import UsageError
-from ..ir.dims import Dim, evaluate
+from ..ir.dims import Dim, evaluate, symbols_of
 from ..ir.types import TensorType
 
 
@@ -20,15 +20,20 @@ class ProgramRunner:
         program: what to run.
         weights: every weight that the Program names, on the device it runs on.
         read: reads the engine's artifacts.
-
-    Attributes:
-        peak_bytes: most memory that values between calls took at once, over all runs so far.
+        inference: whether results are inference tensors: quicker, but a user can neither write to them nor use them
+            under grad, so only for results that stay inside.
     """
 
     def __init__(
-        self, program: Program, weights: Mapping[str, torch.Tensor], read: ReadFile
+        self,
+        program: Program,
+        weights: Mapping[str, torch.Tensor],
+        read: ReadFile,
+        *,
+        inference: bool = True,
     ) -> None:
         self.program = program
+        self.mode = torch.inference_mode if inference else torch.no_grad
         self.constants = {buffer: weights[name] for buffer, name in program.weights.items()}
         self.steps: list[tuple[Call, Kernel]] = []
         for call in program.calls:
@@ -52,7 +57,7 @@ class ProgramRunner:
         """
         sizes = bind_sizes(self.program, inputs)
         values: dict[str, torch.Tensor] = {**self.constants, **inputs}
-        with torch.inference_mode():
+        with self.mode():
             for call, kernel in self.steps:
                 operands = [None if name is None else values[name] for name in call.operands]
                 values.update(zip(call.results, kernel(operands, sizes), strict=True))
@@ -62,26 +67,50 @@ class ProgramRunner:
 
 
 def bind_sizes(program: Program, inputs: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    """The symbols' values from the inputs' shapes, checked against every input's type."""
+    """The symbols' values from the inputs' shapes, checked against every input's type.
+
+    Raises:
+        UsageError: an input that is missing, or whose shape or element type does not fit; it names the dimension.
+    """
     sizes: dict[str, int] = {}
+    derived: list[tuple[Dim, int]] = []
     for name in program.inputs:
         if name not in inputs:
-            raise _misfit(program, name, "no tensor")
+            raise _misfit(program, name, "no tensor", sizes)
         for size, actual in zip(program.buffers[name].shape, inputs[name].shape, strict=False):
             if isinstance(size, Dim) and str(size).isidentifier():
                 sizes.setdefault(str(size), actual)
+            elif isinstance(size, Dim):
+                derived.append((size, actual))
+    for size, actual in derived:
+        _solve(size, actual, sizes)
     for name in program.inputs:
-        type_, tensor = program.buffers[name], inputs[name]
-        if not _fits(type_, tensor, sizes):
-            raise _misfit(program, name, f"{tensor.dtype} {list(tensor.shape)}", sizes)
+        wrong = _difference(program.buffers[name], inputs[name], sizes)
+        if wrong is not None:
+            raise _misfit(program, name, wrong, sizes)
     return sizes
 
 
-def _fits(type_: TensorType, tensor: torch.Tensor, sizes: Mapping[str, int]) -> bool:
-    if type_.dtype.torch is not tensor.dtype or type_.rank != tensor.dim():
-        return False
-    wanted: Sequence[int] = [evaluate(size, sizes) for size in type_.shape]
-    return list(tensor.shape) == wanted
+def _solve(size: Dim, actual: int, sizes: dict[str, int]) -> None:
+    """Binds the one unknown symbol of a size such as ``2 * s + 1``; whether it fits is checked afterwards."""
+    unknown = sorted(symbols_of(size) - set(sizes))
+    if len(unknown) == 1:
+        at_0, at_1 = (evaluate(size, {**sizes, unknown[0]: value}) for value in (0, 1))
+        if at_1 != at_0:
+            sizes[unknown[0]] = (actual - at_0) // (at_1 - at_0)
+
+
+def _difference(type_: TensorType, tensor: torch.Tensor, sizes: Mapping[str, int]) -> str | None:
+    """What of ``tensor`` is not of ``type_``, None if all is."""
+    found = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+    if type_.dtype.torch is not tensor.dtype:
+        return f"another element type: {found}"
+    if type_.rank != tensor.dim():
+        return f"{tensor.dim()} dimensions: {found}"
+    for dim, (size, actual) in enumerate(zip(type_.shape, tensor.shape, strict=True)):
+        if size != actual and evaluate(size, sizes) != actual:
+            return f"dimension {dim} of {actual}: {found}"
+    return None
 
 
 def _is_constant(call: Call) -> bool:
@@ -90,13 +119,13 @@ def _is_constant(call: Call) -> bool:
     return not call.operands and not call.constants and not symbolic
 
 
-def _misfit(
-    program: Program, name: str, found: str, sizes: Mapping[str, int] | None = None
-) -> UsageError:
-    bound = f" with {dict(sizes)}" if sizes else ""
+def _misfit(program: Program, name: str, found: str, sizes: Mapping[str, int]) -> UsageError:
+    type_ = program.buffers[name]
+    used = {symbol: sizes[symbol] for symbol in sorted(type_.symbols) if symbol in sizes}
+    bound = f" with {', '.join(f'{k} = {v}' for k, v in used.items())}" if used else ""
     return UsageError(
         f"input {name!r}",
-        expected=f"{program.buffers[name]}{bound}",
+        expected=f"{type_}{bound}",
         found=found,
         remedy="Give it that shape and element type, or compile with dynamic_shapes for this dimension.",
     )
