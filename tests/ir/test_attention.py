@@ -242,3 +242,11 @@ def test_kv_write_takes_layouts_as_they_are_and_refuses_slots_outside():
     for slot in (-1, 8):
         with pytest.raises(IndexError):
             kv_write(cache, new, torch.tensor([0, slot]))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8])
+def test_kv_write_of_8_bit_caches(dtype):
+    cache, new = torch.zeros(2, 2, 1, 4).to(dtype), (draw(2, 1, 4) * 4).to(dtype)
+    written = kv_write(cache, new, torch.tensor([3, 1])).float().view(4, 1, 4)
+    assert torch.equal(written[[3, 1]], new.float()) and not written[[0, 2]].any()
