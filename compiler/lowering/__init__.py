@@ -1,4 +1,4 @@
-"""From captured ATen graphs to the IR: one file of rules an op family, one table, aten nodes for the rest."""
+"""From captured ATen graphs to the IR: a file of rules an op family, aten nodes for the rest."""
 
 from .lower import foreign_ops, lower, output_structure
 

@@ -1,4 +1,4 @@
-"""Attention: torch's scaled_dot_product_attention, and the ops that capture emits for Hugging Face models."""
+"""Attention: torch's scaled_dot_product_attention, and the ops that capture emits in its place."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .shape import expand
 def visible_keys(
     queries: Size, keys: Size, causal: bool, window: int | None, chunk: int | None
 ) -> Node | None:
-    """bool [queries, keys], where query i stands at i + keys - queries; None when all are visible."""
+    """bool [queries, keys], query i standing at i + keys - queries; None when all are visible."""
     row, column = positions(queries, keys)
     if keys != queries:
         row = make("add", row, as_node(keys - queries, DType.I64))

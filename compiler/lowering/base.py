@@ -27,7 +27,8 @@ Result: TypeAlias = "Node | tuple[Node | None, ...] | None"
 class Call:
     """One call of an ATen or `tilewright::` op.
 
-    Accessors raise GraphError when an argument is not of the kind asked for; the call then runs as an ``aten`` node.
+    Accessors raise GraphError when an argument is not of the kind asked for; the call then runs as
+    an ``aten`` node.
 
     Attributes:
         op: e.g. ``aten.add``.

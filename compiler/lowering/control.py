@@ -78,5 +78,6 @@ def _refused(node: fx.Node, expected: str, found: str) -> CaptureError:
         f"{node.name} in {where(node)}",
         expected=expected,
         found=found,
-        remedy="Unroll it, or use torch.compile(model, backend='tilewright'), which breaks the graph there.",
+        remedy="Unroll it, or use torch.compile(model, backend='tilewright'), which breaks the "
+        "graph there.",
     )

@@ -1,4 +1,4 @@
-"""Arithmetic, comparisons, logic: operands are brought to torch's computation type by explicit casts."""
+"""Arithmetic, comparisons, logic: explicit casts bring operands to torch's computation type."""
 
 from __future__ import annotations
 

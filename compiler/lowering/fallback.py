@@ -32,8 +32,8 @@ def aten_call(
     """The call as an ``aten`` node.
 
     Raises:
-        CaptureError: an op that draws random numbers or writes to its operands, arguments or results that are
-            neither tensors nor numbers.
+        CaptureError: an op that draws random numbers or writes to its operands, arguments or
+            results that are neither tensors nor numbers.
     """
     _check(target, where)
     types = tuple(result for result in results if result is not None)

@@ -15,7 +15,7 @@ _GROW = ("add", "mul", "floordiv", "cumsum", "sum", "minimum", "pad")
 
 
 def never_negative(x: Node) -> bool:
-    """Whether an integer value is provably >= 0: positions, counts, and what is moved or added up of them."""
+    """Whether an integer value is provably >= 0: positions, counts, and what is made of them."""
     match x.op:
         case "iota" | "dim_value" | "argmax" | "argmin":
             return True

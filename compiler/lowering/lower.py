@@ -1,4 +1,4 @@
-"""Lowers a captured module to an IR graph: walks the fx graph once and applies a rule to each call."""
+"""Lowers a captured module to an IR graph: one walk over the fx graph, a rule for each call."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from ...ir.graph import Graph, Weight, input_name
 from ...ir.node import Node
 from ...ir.types import TensorType
 from ...ir.verifier import verify
+from ...runtime.structure import Branch, Fixed, Leaf, Structure
 from ..capture_clean import op_name, where
-from ..capture_types import Branch, Captured, Fixed, Leaf, Structure
+from ..capture_types import Captured
 from .base import Call, Result, Value, as_node
 from .control import lower_cond, refuse_operator
 from .fallback import aten_call
@@ -36,8 +37,9 @@ def lower(captured: Captured, name: str, weights: Mapping[str, Weight] | None = 
         weights: values of params by name; those not given are held as the captured tensors.
 
     Returns:
-        A verified graph, whose inputs are `captured.inputs` in order and whose outputs are the tensors of
-        `output_structure(captured)`. Calls without a lowering are ``aten`` nodes, see `foreign_ops`.
+        A verified graph, whose inputs are `captured.inputs` in order and whose outputs are the
+        tensors of `output_structure(captured)`. Calls without a lowering are ``aten`` nodes, see
+        `foreign_ops`.
 
     Raises:
         CaptureError: sizes that depend on data, random numbers, loops, weights without values.
@@ -59,13 +61,13 @@ def lower(captured: Captured, name: str, weights: Mapping[str, Weight] | None = 
         held[weight_name] = _checked(weight_name, weight, tensor)
         values[placeholder] = param(weight_name, sizes.type(tensor))
     results = Lowering(captured.graph_module, sizes, name).run(values)
-    outputs = tuple(as_output(value) for value in results if value is not None)
+    outputs = tuple(as_output(results[place]) for place in sorted(_leaves(captured.output)))
     graph = Graph(name, inputs, outputs, held, _output_names(captured, inputs, len(outputs)))
     return verify(graph.with_outputs(outputs))
 
 
 def foreign_ops(graph: Graph) -> Counter[str]:
-    """How often each op without a lowering occurs, e.g. ``{"aten.sort.default": 1}``; bodies included."""
+    """How often each op without lowering occurs, bodies included: ``{"aten.sort.default": 1}``."""
     found: Counter[str] = Counter()
     for node in graph.nodes:
         if node.op == "aten":
@@ -215,7 +217,7 @@ def _row_major(node: fx.Node, target: torch._ops.OpOverload) -> frozenset[str]:
 
 
 def _constant_names(captured: Captured) -> frozenset[str]:
-    """Placeholders of scalars that the module's code fixes: constants, and buffers that no checkpoint has."""
+    """Placeholders of scalars that code fixes: constants, and buffers that no checkpoint has."""
     signature = captured.program.graph_signature
     return frozenset(
         spec.arg.name
@@ -260,7 +262,7 @@ def _no_result(node: fx.Node) -> CaptureError:
 
 
 def _output_names(captured: Captured, inputs: tuple[Node, ...], count: int) -> tuple[str, ...]:
-    """The keys of a dict of tensors; ``logits`` for a captured causal LM; else ``out0, out1, …``."""
+    """The keys of a dict of tensors, else ``out0, out1, …``; never an input's name."""
     taken = {input_name(node) for node in inputs}
     structure = output_structure(captured)
     names = [f"out{i}" for i in range(count)]

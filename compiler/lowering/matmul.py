@@ -30,7 +30,7 @@ def transposed(x: Node) -> Node:
 
 
 def product_of(a: Node, b: Node, bias: Node | None = None) -> Node:
-    """``a [..., K] @ b``, a ``linear`` when ``b [K, N]`` is a weight. Vectors multiply as in torch.matmul."""
+    """``a [..., K] @ b``, a ``linear`` if ``b [K, N]`` is a weight; vectors as in torch.matmul."""
     if b.type.rank == 2 and (bias is not None or is_weight(b)):
         return make("linear", a, transposed(b), bias)
     left = reshape(a, 1, *a.shape) if a.type.rank == 1 else a

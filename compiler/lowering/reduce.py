@@ -37,7 +37,7 @@ def _test(op: str) -> Rule:
 
 
 def _extreme(value_op: str, index_op: str, elementwise: str) -> Rule:
-    """aten.max and aten.min: of two tensors, of all elements, or along one dimension with its index."""
+    """aten.max, aten.min: of two tensors, of all elements, or along a dimension with its index."""
 
     def rule(c: Call) -> Node | tuple[Node, ...]:
         if "other" in c.args:

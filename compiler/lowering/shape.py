@@ -1,4 +1,4 @@
-"""Data movement. Shapes come from the declared result types, so no rule has to repeat torch's size arithmetic."""
+"""Data movement. Shapes are the declared ones, so no rule repeats torch's size arithmetic."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _repeat(c: Call) -> Node:
 
 
 def tiled(x: Node, shape: tuple[Size, ...], repeats: tuple[Size, ...], *, each: bool) -> Node:
-    """Repeats each dimension of ``x`` seen as ``shape``: as a whole, or element by element when ``each``."""
+    """Repeats dimensions of ``x`` seen as ``shape``: whole, or element by element when ``each``."""
     apart: list[Size] = []
     grown: list[Size] = []
     merged: list[Size] = []
@@ -102,7 +102,7 @@ def _select(c: Call) -> Node:
 
 
 def bounds(c: Call, size: Size, length: Size) -> tuple[Size, Size] | None:
-    """Start and stop within ``0 … size`` of a slice whose length torch has worked out; None when not provable."""
+    """Start and stop within ``0 … size`` of a slice of a known length; None when not provable."""
     start: Size = c.size("start") if c.given("start") else 0
     negative = isinstance(start, int) and start < 0
     if negative or not (start == 0 or c.sizes.never_negative(start)):

@@ -11,7 +11,7 @@ import torch
 
 from ...errors import CaptureError
 from ...ir.build import const, make
-from ...ir.dims import Dim, Size, call, evaluate, symbol
+from ...ir.dims import Call, Dim, Size, call, evaluate, symbol
 from ...ir.dtypes import DType
 from ...ir.node import Node
 from ...ir.types import TensorType
@@ -23,7 +23,7 @@ _FAR = 1 << 40
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A Python float that depends on sizes: a 0-d f64 node that promotes as a Python number does."""
+    """A Python float that depends on sizes: a 0-d f64 node that promotes as Python numbers do."""
 
     node: Node
 
@@ -83,6 +83,13 @@ class Sizes:
             for at in points
         )
 
+    def extreme(self, name: str, a: Size, b: Size) -> Size:
+        """``min`` or ``max`` of two sizes, folded where the symbols' ranges decide it."""
+        greater = a if self.never_negative(a - b) else b if self.never_negative(b - a) else None
+        if greater is None:
+            return call(name, a, b)
+        return greater if name == "max" else b if greater is a else a
+
     def _probe(self, name: str, wish: int) -> int:
         lower, upper = self.ranges[name]
         return max(lower, wish if upper is None else min(wish, upper))
@@ -95,6 +102,9 @@ class Sizes:
         kind = type(expr).__name__
         if kind in _CALLS:
             return reduce(_CALLS[kind], [self._convert(arg) for arg in expr.args])
+        if kind in ("Min", "Max"):
+            sizes = [self._convert(arg) for arg in expr.args]
+            return reduce(lambda a, b: self.extreme(kind.lower(), a, b), sizes)
         if kind == "ModularIndexing":
             base, divisor, modulus = (self._convert(arg) for arg in expr.args)
             return (base // divisor) % modulus
@@ -113,8 +123,9 @@ class Sizes:
         raise CaptureError(
             f"size {expr}",
             expected="sizes that follow from the shapes of the inputs",
-            found="one that depends on values, as nonzero() and item() make, or only a multiple of it as an input's size",
-            remedy="Use torch.compile(model, backend='tilewright'), which breaks the graph there, or write it with torch.where.",
+            found="one that depends on values, as nonzero() and item() make them",
+            remedy="Use torch.compile(model, backend='tilewright'), which breaks the graph there, "
+            "or write it with torch.where.",
         )
 
     def _float(self, expr: sympy.Expr) -> Node:
@@ -146,8 +157,6 @@ _CALLS: dict[str, Callable[[Size, Size], Size]] = {
     "CleanDiv": lambda a, b: a // b,
     "Mod": _mod,
     "PythonMod": _mod,
-    "Min": lambda a, b: call("min", a, b),
-    "Max": lambda a, b: call("max", a, b),
 }
 _FLOAT_CALLS = {
     "FloatTrueDiv": "div",
@@ -165,8 +174,27 @@ def _interval(size: Size, ranges: Mapping[str, tuple[int, int | None]]) -> tuple
     for monomial, coefficient in size.terms:
         low = high = 1
         for atom in monomial:
-            lower, upper = ranges.get(atom, (0, None)) if isinstance(atom, str) else (0, None)
-            low, high = low * lower, min(_FAR, high * (_FAR if upper is None else upper))
+            corners = [a * b for a in (low, high) for b in _atom_interval(atom, ranges)]
+            low, high = min(corners), max(corners)
         ends = (low * coefficient, high * coefficient)
         least, greatest = least + min(ends), greatest + max(ends)
     return least, greatest
+
+
+def _atom_interval(
+    atom: str | Call, ranges: Mapping[str, tuple[int, int | None]]
+) -> tuple[int, int]:
+    if isinstance(atom, str):
+        lower, upper = ranges.get(atom, (0, None))
+        return lower, _FAR if upper is None else upper
+    (low_a, high_a), (low_b, high_b) = (_interval(arg, ranges) for arg in atom.args)
+    match atom.name:
+        case "min":
+            return min(low_a, low_b), min(high_a, high_b)
+        case "max":
+            return max(low_a, low_b), max(high_a, high_b)
+        case "mod" if low_b > 0:
+            return 0, high_b - 1
+        case "floordiv" if low_b > 0 and low_a >= 0:
+            return low_a // high_b, high_a // low_b
+    return -_FAR, _FAR

@@ -1,0 +1,157 @@
+"""Elementwise rules against torch, with its type promotion."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from lowering_oracle import assert_same, lowered, ops
+
+UNARY = [
+    *("neg", "abs", "exp", "sin", "cos", "tanh", "sigmoid", "erf", "relu", "floor", "ceil"),
+    *("round", "sign", "trunc", "expm1", "exp2", "square", "isnan", "isinf", "isfinite", "sgn"),
+    *("logical_not", "tan", "sinh", "cosh", "frac"),
+]
+POSITIVE = ["log", "log1p", "log2", "log10", "sqrt", "rsqrt", "reciprocal"]
+ACTIVATIONS = [
+    F.gelu,
+    lambda x: F.gelu(x, approximate="tanh"),
+    F.silu,
+    F.relu6,
+    F.hardtanh,
+    F.leaky_relu,
+    F.elu,
+    F.selu,
+    F.celu,
+    F.softplus,
+    lambda x: F.softplus(x, beta=2.0, threshold=1.0),
+    F.mish,
+    F.logsigmoid,
+    F.hardsigmoid,
+    F.hardswish,
+    F.glu,
+    F.softsign,
+    F.tanhshrink,
+    lambda x: F.threshold(x, 0.1, -3.0),
+    lambda x: F.prelu(x, torch.tensor([0.3])),
+]
+BINARY = [
+    torch.add,
+    torch.sub,
+    torch.mul,
+    torch.div,
+    torch.maximum,
+    torch.minimum,
+    torch.remainder,
+    torch.floor_divide,
+    torch.fmod,
+    torch.eq,
+    torch.lt,
+    torch.ge,
+    torch.logical_and,
+    torch.logical_xor,
+    lambda a, b: torch.add(a, b, alpha=3),
+    lambda a, b: torch.div(a, b, rounding_mode="floor"),
+    lambda a, b: torch.rsub(a, b),
+    lambda a, b: torch.where(a > b, a, b),
+    lambda a, b: torch.lerp(a, b, 0.3),
+    lambda a, b: torch.addcmul(a, a, b, value=0.5),
+    lambda a, b: torch.addcdiv(a, a, b + 9, value=2.0),
+    lambda a, b: torch.clamp(a, min=b),
+]
+TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.int32, torch.bool]
+
+
+def drawn(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    if dtype == torch.bool:
+        return torch.rand(shape) > 0.5
+    if dtype.is_floating_point:
+        return torch.randn(shape).to(dtype)
+    return torch.randint(-4, 5, shape, dtype=dtype)
+
+
+@pytest.mark.parametrize("name", UNARY)
+def test_unary(name: str) -> None:
+    assert_same(getattr(torch, name), torch.randn(3, 5) * 3)
+
+
+@pytest.mark.parametrize("name", POSITIVE)
+def test_unary_of_positive_numbers(name: str) -> None:
+    assert_same(getattr(torch, name), torch.rand(3, 5) + 0.01)
+
+
+@pytest.mark.parametrize("name", ["sqrt", "exp", "sigmoid", "neg", "abs", "isfinite"])
+def test_unary_promotes_integers_as_torch_does(name: str) -> None:
+    assert_same(getattr(torch, name), torch.arange(5))
+
+
+@pytest.mark.parametrize("function", ACTIVATIONS)
+def test_activation(function: object) -> None:
+    assert_same(function, torch.randn(3, 8) * 4)
+
+
+@pytest.mark.parametrize("function", BINARY)
+def test_binary_broadcasts(function: object) -> None:
+    assert_same(function, torch.randn(3, 1, 5), torch.randn(4, 1) + 0.3)
+
+
+def test_nan_and_infinity_pass_as_in_torch() -> None:
+    odd = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 2.5, -2.5])
+    for name in ("isnan", "isinf", "isfinite", "relu", "round", "trunc", "expm1", "sign"):
+        assert_same(getattr(torch, name), odd)
+    assert_same(lambda x: x.clamp(-1, 1), odd)
+    assert_same(lambda x: x.masked_fill(x.isnan(), -math.inf), odd)
+
+
+@pytest.mark.parametrize("left", TYPES)
+@pytest.mark.parametrize("right", TYPES)
+def test_mixed_types_promote(left: torch.dtype, right: torch.dtype) -> None:
+    inputs = (drawn(left, 3, 4), drawn(right, 4))
+    assert_same(lambda a, b: (a + b, a * b, a == b, a >= b, torch.maximum(a, b)), *inputs)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_python_numbers_promote_as_numbers(dtype: torch.dtype) -> None:
+    x = drawn(dtype, 3, 4)
+    assert_same(lambda x: (x * 2, x + 0.5, x == 1, x > 0.5, 3 - x.float(), x / 2), x)
+
+
+def test_scalar_tensors_do_not_widen() -> None:
+    assert_same(lambda x, s: (x * s, x > s), torch.randn(3), torch.tensor(1.5, dtype=torch.float64))
+
+
+@given(st.sampled_from([-2.0, -1.0, 0.5, 2.0, 3.0, 2, 3]), st.integers(1, 5))
+def test_pow(exponent: float, size: int) -> None:
+    assert_same(lambda x: x**exponent, torch.rand(size) + 0.5)
+
+
+@pytest.mark.parametrize("bounds", [(-1, 2), (None, 0.5), (0, None)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_clamp(bounds: tuple[float | None, float | None], dtype: torch.dtype) -> None:
+    assert_same(lambda x: torch.clamp(x, *bounds), drawn(dtype, 4, 5))
+
+
+def test_one_element_type_an_op() -> None:
+    graph = lowered(lambda a, b: a + b, (torch.randn(2), torch.arange(2)))
+    assert ops(graph) == ["cast", "add"]
+
+
+def test_sizes_as_numbers() -> None:
+    x, y = torch.randn(2, 5), torch.randn(2, 9)
+    assert_same(
+        lambda x: (x * x.shape[1], x / x.shape[1] ** 0.5, x.shape[1], x > x.shape[1] / 2),
+        x,
+        dynamic=({1: torch.export.Dim("S", max=99)},),
+        others=[(y,)],
+    )
+
+
+def test_integer_bit_operations_stay_with_torch() -> None:
+    assert_same(
+        lambda a, b: a & b, torch.arange(4), torch.arange(4), foreign=["aten.bitwise_and.Tensor"]
+    )

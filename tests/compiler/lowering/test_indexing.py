@@ -1,0 +1,37 @@
+"""Index tensors against torch, negative ones included."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lowering_oracle import assert_same, lowered, ops
+
+INDEXED = {
+    "rows": lambda x, i: x[i],
+    "columns": lambda x, i: x[:, i],
+    "last": lambda x, i: x[..., i],
+    "matrix": lambda x, i: x[i[:, None]],
+    "pair": lambda x, i: x[i, i],
+    "inner_pair": lambda x, i: x[:, i, i[:, None]],
+    "triple": lambda x, i: x[i, i, i],
+    "constant": lambda x, i: x[:, [0, -1]],
+    "index_select": lambda x, i: x.index_select(1, i.abs()),
+    "take_along": lambda x, i: x.gather(2, i.abs().view(1, 1, -1).expand(2, 3, -1)),
+}
+
+
+@pytest.mark.parametrize("name", INDEXED)
+def test_index(name: str) -> None:
+    assert_same(INDEXED[name], torch.randn(3, 3, 4), torch.tensor([0, -1, 2, -3, 1]))
+
+
+def test_positions_are_not_wrapped() -> None:
+    table = torch.randn(16, 4)
+    graph = lowered(lambda x: table[torch.arange(x.shape[0])] + x, (torch.randn(5, 4),))
+    assert "where" not in ops(graph) and "index_select" in ops(graph)
+
+
+def test_separated_indices_stay_with_torch() -> None:
+    index = torch.tensor([0, 1, -1])
+    assert_same(lambda x, i: x[i, :, i], torch.randn(3, 2, 4), index, foreign=["aten.index.Tensor"])
