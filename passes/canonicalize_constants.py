@@ -13,6 +13,7 @@ from ..ir.dtypes import DType
 from ..ir.node import Node
 from ..ir.schema import all_schemas, schema
 from .match import full, value_of
+from .push import sliced
 from .rewrite import Context, Rule
 
 _MOVES = ("reshape", "permute", "slice", "expand", "gather", "index_select", "embedding", "flip")
@@ -92,6 +93,34 @@ def single_index(node: Node, context: Context) -> Node | None:
     return full(0, node) if node.attr("size") == 1 else None
 
 
+def slice_of_iota(node: Node, context: Context) -> Node | None:
+    """``slice(iota(size=9), start=2, stop=5) → add(iota(size=3), 2)``."""
+    source, start = node.operands[0], node.attr("start")
+    if source.op != "iota" or node.attr("step") != 1 or not isinstance(start, int | Dim):
+        return None
+    count = make("iota", size=node.shape[0], dtype=node.dtype)
+    return make("add", count, _dim_value(start, node.dtype))
+
+
+def slice_of_indices(node: Node, context: Context) -> Node | None:
+    """A slice of index arithmetic works on fewer indices: masks and biases that models cut to
+    length.
+    """
+    x = node.operands[0]
+    dim, start, stop, step = (node.attr(name) for name in ("dim", "start", "stop", "step"))
+    if x.op in ("iota", "slice") or not _made_of_indices(x, 12):
+        return None
+    result = sliced(x, dim, start, stop, step)  # type: ignore[arg-type]
+    return None if result.op == "slice" and result.operands[0] is x else result
+
+
+def _made_of_indices(node: Node, depth: int) -> bool:
+    if node.op in ("iota", "const", "dim_value"):
+        return True
+    moves = schema(node.op).elementwise or node.op in ("reshape", "expand", "permute")
+    return bool(depth and moves) and all(_made_of_indices(o, depth - 1) for o in node.operands)
+
+
 def _foldable(dtype: DType) -> bool:
     return dtype.is_float or dtype.is_integer or dtype is DType.BOOL
 
@@ -133,5 +162,7 @@ CONSTANT_RULES: tuple[Rule, ...] = (
     Rule("fold_sizes", _SIZE_OPS, fold_sizes),
     Rule("cast_size", ("cast",), cast_size),
     Rule("known_size", ("dim_value",), known_size),
+    Rule("slice_of_iota", ("slice",), slice_of_iota),
+    Rule("slice_of_indices", ("slice",), slice_of_indices),
     Rule("single_index", ("iota",), single_index),
 )

@@ -93,6 +93,22 @@ def nested_where(node: Node, context: Context) -> Node | None:
     return None
 
 
+def masked_by_product(node: Node, context: Context) -> Node | None:
+    """``add(mul(x, where(c, 1, 0)), where(c, 0, k)) → where(c, x, k)``: the mask of the first
+    GPT.
+    """
+    for product, bias in (node.operands, node.operands[::-1]):
+        if product.op != "mul" or bias.op != "where":
+            continue
+        for x, factor in (product.operands, product.operands[::-1]):
+            kept, added = constants_by_mask(factor), constants_by_mask(bias)
+            if kept is None or added is None or kept[0] is not added[0]:
+                continue
+            if [value_of(v) for v in (*kept[1:], added[1])] == [1, 0, 0]:
+                return fit(make("where", kept[0], x, added[2]), node)
+    return None
+
+
 def boolean_where(node: Node, context: Context) -> Node | None:
     """``where(c, x, false) → logical_and(c, x)`` and its kin, for boolean branches."""
     if node.dtype is not DType.BOOL:
@@ -129,6 +145,7 @@ MASK_RULES: tuple[Rule, ...] = (
     Rule("inverse_comparison", ("logical_not",), inverse_comparison),
     Rule("same_difference", tuple(_INVERSE), same_difference),
     Rule("nested_where", ("where",), nested_where),
+    Rule("masked_by_product", ("add",), masked_by_product),
     Rule("boolean_where", ("where",), boolean_where),
     Rule("test_of_boolean", ("eq", "ne"), test_of_boolean),
     equation("and_true", P.logical_and(X, TRUE), lambda x: x),

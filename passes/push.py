@@ -7,14 +7,17 @@ one object.
 from __future__ import annotations
 
 from ..ir.build import cast, make, permute, reshape
-from ..ir.dims import Size
+from ..ir.dims import Size, is_nonnegative
 from ..ir.node import Node
+from ..ir.ops.shape import sliced_size
 from ..ir.schema import schema
 
 MAX_DEPTH = 40  # beyond it a slice stays where it is: the chains of interest are short
 
 
-def sliced(x: Node, dim: int, start: int, stop: int, step: int = 1, depth: int = MAX_DEPTH) -> Node:
+def sliced(
+    x: Node, dim: int, start: Size, stop: Size, step: int = 1, depth: int = MAX_DEPTH
+) -> Node:
     """``x[..., start:stop:step, ...]`` along ``dim`` (bounds within the size), pushed towards
     the leaves.
 
@@ -28,7 +31,7 @@ def sliced(x: Node, dim: int, start: int, stop: int, step: int = 1, depth: int =
     return pushed or cut(x, dim, start, stop, step)
 
 
-def cut(x: Node, dim: int, start: int, stop: int, step: int = 1) -> Node:
+def cut(x: Node, dim: int, start: Size, stop: Size, step: int = 1) -> Node:
     """The slice itself, composed with slices of ``x`` along the same dimension as canonicalise
     does it.
     """
@@ -40,11 +43,11 @@ def cut(x: Node, dim: int, start: int, stop: int, step: int = 1) -> Node:
         begin, x = start + _size(offset), x.operands[0]
     end = begin + (stop - start)
     if step != 1:
-        end = begin + (-(-(stop - start) // step) - 1) * step + 1
+        end = begin + (sliced_size(x.shape[dim], start, stop, step) - 1) * step + 1
     return make("slice", x, dim=dim, start=begin, stop=end, step=step)
 
 
-def _pushed(x: Node, dim: int, start: int, stop: int, step: int, depth: int) -> Node | None:
+def _pushed(x: Node, dim: int, start: Size, stop: Size, step: int, depth: int) -> Node | None:
     if schema(x.op).elementwise:
         return _elementwise(x, dim, start, stop, step, depth)
     match x.op:
@@ -59,13 +62,13 @@ def _pushed(x: Node, dim: int, start: int, stop: int, step: int, depth: int) -> 
         case "expand":
             source = x.operands[0]
             inner = _operand(source, x, dim, start, stop, step, depth)
-            count = len(range(start, stop, step))
+            count = sliced_size(x.shape[dim], start, stop, step)
             shape = tuple(count if a == dim else s for a, s in enumerate(x.shape))
             return make("expand", inner, shape=shape)
     return None
 
 
-def _elementwise(x: Node, dim: int, start: int, stop: int, step: int, depth: int) -> Node:
+def _elementwise(x: Node, dim: int, start: Size, stop: Size, step: int, depth: int) -> Node:
     operands = [_operand(operand, x, dim, start, stop, step, depth) for operand in x.operands]
     if x.op == "cast":
         return cast(operands[0], x.dtype)
@@ -73,7 +76,7 @@ def _elementwise(x: Node, dim: int, start: int, stop: int, step: int, depth: int
 
 
 def _operand(
-    operand: Node, whole: Node, dim: int, start: int, stop: int, step: int, depth: int
+    operand: Node, whole: Node, dim: int, start: Size, stop: Size, step: int, depth: int
 ) -> Node:
     """The slice of a broadcast operand that a slice of the result needs."""
     own = dim - (whole.type.rank - operand.type.rank)
@@ -82,30 +85,28 @@ def _operand(
     return sliced(operand, own, start, stop, step, depth)
 
 
-def _concat(x: Node, dim: int, start: int, stop: int, step: int, depth: int) -> Node | None:
+def _concat(x: Node, dim: int, start: Size, stop: Size, step: int, depth: int) -> Node | None:
     along = x.attr("dim")
     assert isinstance(along, int)
     if along != dim:
         parts = [sliced(part, dim, start, stop, step, depth) for part in x.operands]
         return make("concat", *parts, dim=along)
-    offset = 0
+    offset: Size = 0
     for part in x.operands:
-        size = part.shape[dim]
-        if not isinstance(size, int):
-            return None
-        if offset <= start and stop <= offset + size:
+        end = offset + part.shape[dim]
+        if is_nonnegative(start - offset) and is_nonnegative(end - stop):
             return sliced(part, dim, start - offset, stop - offset, step, depth)
-        offset += size
+        offset = end
     return None
 
 
-def _reshape(x: Node, dim: int, start: int, stop: int, step: int, depth: int) -> Node | None:
+def _reshape(x: Node, dim: int, start: Size, stop: Size, step: int, depth: int) -> Node | None:
     source = x.operands[0]
-    count = len(range(start, stop, step))
+    count = sliced_size(x.shape[dim], start, stop, step)
     shape = tuple(count if a == dim else s for a, s in enumerate(x.shape))
     last = dim == x.type.rank - 1
     pairs = source.shape[-1] == step == 2 and source.shape[-2] * 2 == x.shape[dim]
-    if last and pairs and start < 2 and stop > x.shape[dim] - 2 + start:  # type: ignore[operator]
+    if last and pairs and start in (0, 1) and count == source.shape[-2]:
         return reshape(sliced(source, source.type.rank - 1, start, start + 1, 1, depth), *shape)
     axis = _same_axis(source.shape, x.shape, dim)
     if axis is None:
