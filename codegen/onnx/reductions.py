@@ -1,0 +1,69 @@
+"""Reductions and scans as ONNX."""
+
+from __future__ import annotations
+
+from ...ir.dtypes import DType
+from ...ir.node import Node
+from .emitter import ELEMENT_TYPES, Converter, Emitter, Refusal
+
+_REDUCTIONS = {
+    "sum": "ReduceSum",
+    "mean": "ReduceMean",
+    "amax": "ReduceMax",
+    "amin": "ReduceMin",
+    "prod": "ReduceProd",
+    "any": "ReduceMax",
+    "all": "ReduceMin",
+}
+
+
+def _reduce(e: Emitter, node: Node, x: str) -> str | Refusal:
+    dims = node.attr("dims")
+    assert isinstance(dims, tuple)
+    test = node.op in ("any", "all")
+    if test:
+        truth = e.op("Cast", x, to=ELEMENT_TYPES[DType.BOOL])
+        x = e.op("Cast", truth, to=ELEMENT_TYPES[DType.I32])
+    elif node.dtype is DType.BOOL:
+        return Refusal("a reduction of booleans")
+    if dims:
+        axes = e.ints(*dims)  # type: ignore[arg-type]
+        x = e.op(_REDUCTIONS[node.op], x, axes, keepdims=int(bool(node.attr("keepdim"))))
+    return e.op("Cast", x, to=ELEMENT_TYPES[DType.BOOL]) if test else _own(e, x, dims)
+
+
+def _own(e: Emitter, x: str, dims: tuple[object, ...]) -> str:
+    return x if dims else e.op("Identity", x)
+
+
+def _arg(e: Emitter, node: Node, x: str) -> str:
+    op_type = "ArgMax" if node.op == "argmax" else "ArgMin"
+    return e.op(op_type, x, axis=node.attr("dim"), keepdims=int(bool(node.attr("keepdim"))))
+
+
+def _softmax(e: Emitter, node: Node, x: str) -> str:
+    return e.op("Softmax", x, axis=node.attr("dim"))
+
+
+def _cumsum(e: Emitter, node: Node, x: str) -> str:
+    dim = node.attr("dim")
+    assert isinstance(dim, int)
+    return e.op("CumSum", x, e.scalar(dim, DType.I64))
+
+
+def _topk(e: Emitter, node: Node, x: str) -> tuple[str, ...]:
+    k = node.attr("k")
+    assert isinstance(k, int)
+    # Always sorted: an unsorted result may have any order.
+    largest = int(bool(node.attr("largest")))
+    return e.ops("TopK", x, e.ints(k), count=2, axis=node.attr("dim"), largest=largest, sorted=1)
+
+
+CONVERTERS: dict[str, Converter] = {
+    **dict.fromkeys(_REDUCTIONS, _reduce),
+    "argmax": _arg,
+    "argmin": _arg,
+    "softmax": _softmax,
+    "cumsum": _cumsum,
+    "topk": _topk,
+}

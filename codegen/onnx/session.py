@@ -1,0 +1,182 @@
+"""Runs a region's model: weights by reference, caches bound in place, small inputs copied into kept buffers."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ...ir.dims import Size, evaluate
+from ...settings import current
+from .model import EXTERNAL_FILE
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+# Below this a tensor is written into the model: ONNX Runtime's optimisers read small constants.
+INLINE_BYTES = 1024
+# Inputs up to this size are copied into buffers that stay bound; larger ones are bound where they lie.
+COPY_BYTES = 1 << 20
+_KEPT_BINDINGS = 16
+
+
+def open_session(model: bytes, weights: Mapping[str, torch.Tensor]) -> ort.InferenceSession:
+    """A session of a model whose external tensors are ``weights``, by ONNX name; their memory is shared, not copied."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = current().threads or len(os.sched_getaffinity(0))
+    options.inter_op_num_threads = 1
+    large = {n: t.detach().contiguous() for n, t in weights.items() if t.nbytes > INLINE_BYTES}
+    small = {n: t for n, t in weights.items() if n not in large}
+    values = {name: ort.OrtValue.from_dlpack(tensor) for name, tensor in large.items()}
+    for name, value in values.items():
+        options.add_initializer(name, value)
+    with tempfile.TemporaryDirectory() as folder:
+        # The file that the model names has to exist, though nothing is read from it.
+        (Path(folder) / EXTERNAL_FILE).touch()
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", folder
+        )
+        session = ort.InferenceSession(
+            _with_inline(model, small), options, providers=["CPUExecutionProvider"]
+        )
+    session.tilewright_weights = (large, values)  # they live as long as the session
+    return session
+
+
+def _with_inline(model: bytes, weights: Mapping[str, torch.Tensor]) -> bytes:
+    """The model with these external tensors written into it."""
+    import onnx
+
+    if not weights:
+        return model
+    proto = onnx.ModelProto.FromString(model)
+    for tensor in proto.graph.initializer:
+        if tensor.name in weights:
+            del tensor.external_data[:]
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            tensor.raw_data = _bytes(weights[tensor.name])
+    written: bytes = proto.SerializeToString()
+    return written
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    flat = tensor.detach().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+
+
+class RegionKernel:
+    """A loaded region.
+
+    Results are fresh tensors, but for those that are an operand's memory, which come back as that operand.
+    """
+
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        result_types: Sequence[tuple[torch.dtype, tuple[Size, ...]]],
+        aliases: Sequence[tuple[int, int]],
+    ) -> None:
+        import onnxruntime as ort
+
+        self.session, self.result_types = session, result_types
+        self.aliases = dict(aliases)
+        self.in_place = frozenset(self.aliases.values())
+        self.inputs = [value.name for value in session.get_inputs()]
+        self.outputs = [value.name for value in session.get_outputs()]
+        self.device = ort.OrtDevice.make("cpu", 0)._get_c_device()
+        self.run_options = ort.RunOptions()
+        self.bindings: dict[tuple[object, ...], _Binding] = {}
+
+    def __call__(
+        self, operands: Sequence[torch.Tensor | None], sizes: Mapping[str, int]
+    ) -> Sequence[torch.Tensor]:
+        tensors = [t if t.is_contiguous() else t.contiguous() for t in operands if t is not None]
+        key = tuple(t.data_ptr() if i in self.in_place else t.shape for i, t in enumerate(tensors))
+        binding = self.bindings.get(key)
+        if binding is None:
+            if len(self.bindings) >= _KEPT_BINDINGS:
+                self.bindings.pop(next(iter(self.bindings)))
+            binding = self.bindings[key] = _Binding(self, tensors, sizes)
+        results = binding.run(self, tensors)
+        for index, operand in self.aliases.items():
+            given = operands[operand]
+            assert given is not None
+            if given is not tensors[operand]:
+                given.copy_(tensors[operand])
+            results[index] = given
+        return results
+
+
+class _Binding:
+    """The session's operands and results bound for one set of shapes and cache pointers."""
+
+    def __init__(
+        self, kernel: RegionKernel, tensors: Sequence[torch.Tensor], sizes: Mapping[str, int]
+    ) -> None:
+        self.io = kernel.session.io_binding()._iobinding
+        self.device = kernel.device
+        self.buffers: list[tuple[int, torch.Tensor]] = []
+        self.moving: list[int] = []
+        for index, tensor in enumerate(tensors):
+            if index in kernel.in_place:
+                self._bind_input(kernel.inputs[index], tensor)
+            elif tensor.nbytes <= COPY_BYTES:
+                buffer = torch.empty_like(tensor)
+                self._bind_input(kernel.inputs[index], buffer)
+                self.buffers.append((index, buffer))
+            else:
+                self.moving.append(index)
+        self.fresh: list[tuple[int, str, torch.dtype, list[int]]] = []
+        for index, (name, (dtype, shape)) in enumerate(
+            zip(kernel.outputs, kernel.result_types, strict=True)
+        ):
+            operand = kernel.aliases.get(index)
+            if operand is not None:
+                self._bind_output(name, tensors[operand])
+            else:
+                self.fresh.append((index, name, dtype, [evaluate(s, sizes) for s in shape]))
+
+    def run(self, kernel: RegionKernel, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        for index, buffer in self.buffers:
+            buffer.copy_(tensors[index])
+        for index in self.moving:
+            self._bind_input(kernel.inputs[index], tensors[index])
+        results = [_NONE] * len(kernel.outputs)
+        for index, name, dtype, shape in self.fresh:
+            results[index] = torch.empty(shape, dtype=dtype)
+            self._bind_output(name, results[index])
+        kernel.session._sess.run_with_iobinding(self.io, kernel.run_options)
+        return results
+
+    def _bind_input(self, name: str, tensor: torch.Tensor) -> None:
+        pointer, shape = _memory(tensor)
+        self.io.bind_input(name, self.device, _ONNX_TYPES[tensor.dtype], shape, pointer)
+
+    def _bind_output(self, name: str, tensor: torch.Tensor) -> None:
+        pointer, shape = _memory(tensor)
+        self.io.bind_output(name, self.device, _ONNX_TYPES[tensor.dtype], shape, pointer)
+
+
+_NONE = torch.empty(0)
+# An empty tensor has no memory; ONNX Runtime wants some address all the same.
+_SOMEWHERE = torch.empty(64, dtype=torch.uint8)
+
+
+def _memory(tensor: torch.Tensor) -> tuple[int, list[int]]:
+    return tensor.data_ptr() or _SOMEWHERE.data_ptr(), list(tensor.shape)
+
+
+def _onnx_types() -> dict[torch.dtype, int]:
+    from .emitter import ELEMENT_TYPES
+
+    return {dtype.torch: int(number) for dtype, number in ELEMENT_TYPES.items()}
+
+
+_ONNX_TYPES = _onnx_types()
