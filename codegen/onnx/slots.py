@@ -78,7 +78,7 @@ def _rows(e: Emitter, node: Node, seq_lens: str) -> _Rows:
     steps = once("steps", "Div", tokens, batch)
     lengths = once("lengths", "Cast", seq_lens, to=i64)
     longest = once("longest", "ReduceMax", lengths, zero, keepdims=1)
-    last = once("last", "Sub", lengths, e.ints(1))
+    last = once("last", "Max", once("less", "Sub", lengths, e.ints(1)), zero)
     last = once("last32", "Cast", last, to=i32)
     counts = once("counts", "Min", lengths, steps)  # an idle row, of length 0, brings no token
     counts = once("counts32", "Cast", counts, to=i32)
