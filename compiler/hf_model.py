@@ -144,7 +144,10 @@ def _located(model: PreTrainedModel, error: CaptureError) -> CaptureError:
     if not any(sign in error.found for sign in ("Constraints violated", "Specializations")):
         return error
     convolutions = [name for name, part in model.named_modules() if isinstance(part, nn.Conv1d)]
-    path = next(iter(convolutions), None) or _first_grown(model)
+    try:
+        path = next(iter(convolutions), None) or _first_grown(model)
+    except CaptureError as cause:  # of the static graph, so it is the nearer one
+        return cause
     if path is None:
         return error
     return CaptureError(
@@ -156,10 +159,7 @@ def _located(model: PreTrainedModel, error: CaptureError) -> CaptureError:
 
 
 def _first_grown(model: PreTrainedModel) -> str | None:
-    try:
-        short, long = (_nodes_by_module(_capture(model, "plain", length)) for length in (7, 9))
-    except CaptureError:
-        return None
+    short, long = (_nodes_by_module(_capture(model, "plain", length)) for length in (7, 9))
     return next((path for path in long if long[path] != short[path]), None)
 
 

@@ -122,9 +122,15 @@ def test_the_model_is_left_as_it_was():
     assert state() == before
 
 
-def test_data_dependent_experts_are_refused_with_their_line():
+def test_data_dependent_experts_are_refused_with_their_line(capfd):
     with pytest.raises(CaptureError, match=r"modeling_dbrx\.py:\d+"):
         capture_causal_lm(tiny_model("dbrx"))
+    assert "def forward" not in capfd.readouterr().err
+
+
+def test_a_recurrent_model_is_refused_with_its_layer():
+    with pytest.raises(CaptureError, match=r"layers\.0\.mixer.*recurrence"):
+        capture_causal_lm(tiny_model("mamba"))
 
 
 def test_a_large_model_takes_no_memory():
