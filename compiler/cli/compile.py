@@ -1,0 +1,106 @@
+"""``tilewright compile``: from a checkpoint to an engine folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...errors import UsageError
+from .console import out, print_json, progress
+from .options import (
+    BackendOption,
+    BatchOption,
+    CacheOption,
+    ContextOption,
+    DtypeOption,
+    JsonOption,
+    Model,
+    TargetOption,
+    VerifyOption,
+    compile_in_memory,
+)
+
+if TYPE_CHECKING:
+    from ...runtime.image import EngineImage
+
+
+def compile_model(
+    model: Model,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Engine folder to write.", show_default=False)
+    ],
+    target: TargetOption = "auto",
+    backend: BackendOption = "auto",
+    kv_cache: CacheOption = "auto",
+    dtype: DtypeOption = "auto",
+    max_model_len: ContextOption = None,
+    max_batch_size: BatchOption = None,
+    verify: VerifyOption = "sample",
+    trust_remote_code: Annotated[
+        bool, typer.Option(help="Let the model folder bring Python code of its own.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compile MODEL into an engine folder."""
+    _check_place(output)
+    image = compile_in_memory(
+        model,
+        target=target,
+        backend=backend,
+        kv_cache=kv_cache,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        max_batch_size=max_batch_size,
+        verify=verify,
+        trust_remote_code=trust_remote_code,
+    )
+    from ...runtime.folder import save_engine
+
+    with progress(f"save {output.name}") as advance:
+        advance("writing weights", 0.0)
+        save_engine(image, output)
+    if as_json:
+        print_json({"engine": str(output), "report": dict(image.report), **_facts(image)})
+    else:
+        _print_summary(image, output)
+
+
+def _check_place(output: Path) -> None:
+    """Refuses a place that cannot be written before minutes of work, not after them."""
+    parent = output.absolute().parent
+    if output.is_dir() and any(output.iterdir()) and not (output / "manifest.json").exists():
+        raise UsageError(
+            f"output {output}",
+            expected="a new folder, an empty one, or an engine to replace",
+            found="a folder with other files in it",
+            remedy="Choose another folder.",
+        )
+    if output.is_file() or not parent.is_dir():
+        raise UsageError(
+            f"output {output}",
+            expected="a folder to make or replace, within one that exists",
+            found="a file" if output.is_file() else f"no folder {parent}",
+            remedy="Choose another place, or make its parent folder first.",
+        )
+
+
+def _facts(image: EngineImage) -> dict[str, object]:
+    return {
+        "name": image.name,
+        "kind": image.kind,
+        "target": image.target,
+        "backend": image.backend,
+    }
+
+
+def _print_summary(image: EngineImage, output: Path) -> None:
+    from ..inspect_facts import fallback_lines, headline
+    from .tables import facts_table
+
+    console = out()
+    console.print(facts_table(headline(image)))
+    for line in fallback_lines(image):
+        console.print(f"  note: {line}", style="yellow", markup=False)
+    console.print(f'engine written; try: tilewright generate {output} "Hello"', markup=False)

@@ -1,0 +1,159 @@
+"""``tilewright generate``: text from a prompt, as it comes."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...errors import UsageError
+from .console import note, print_json
+from .options import BackendOption, ContextOption, EngineOrModel, JsonOption, open_causal_lm
+
+if TYPE_CHECKING:
+    from ...runtime.engine import CausalLMEngine
+    from ...runtime.output import Completion
+    from ...runtime.params import SamplingParams
+
+
+def generate(
+    engine: EngineOrModel,
+    prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from stdin.")],
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--no-chat",
+            help="Wrap the prompt in the chat template; by default when the model has one.",
+        ),
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System message of the chat.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Fewest tokens with this much probability.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="This many of the likeliest tokens; 0: all.")] = 0,
+    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the best.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="1 is none.")] = 1.0,
+    presence_penalty: Annotated[float, typer.Option(help="-2 to 2.")] = 0.0,
+    frequency_penalty: Annotated[float, typer.Option(help="-2 to 2.")] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 256,
+    min_new_tokens: Annotated[int, typer.Option(help="No stop before this many.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="Ends the text; may be repeated.")] = None,
+    stop_token_ids: Annotated[
+        list[int] | None, typer.Option(help="Tokens that end it; may be repeated.")
+    ] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end.")] = False,
+    seed: Annotated[int | None, typer.Option(help="For the same text each time.")] = None,
+    n: Annotated[int, typer.Option("-n", "--n", help="Completions of the prompt.")] = 1,
+    logprobs: Annotated[
+        int | None, typer.Option(help="With --json: alternatives to report a token.")
+    ] = None,
+    backend: BackendOption = "auto",
+    max_model_len: ContextOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Complete PROMPT with ENGINE, streaming the text."""
+    from ...runtime.params import SamplingParams
+
+    params = SamplingParams(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        stop=stop or (),
+        stop_token_ids=stop_token_ids or (),
+        ignore_eos=ignore_eos,
+        seed=seed,
+        n=n,
+        logprobs=logprobs,
+    )
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if not text.strip():
+        raise UsageError(
+            "prompt",
+            expected="text",
+            found="an empty prompt",
+            remedy="Write the prompt as the second argument, or - and pipe it in.",
+        )
+    loaded = open_causal_lm(
+        engine, backend=backend, max_model_len=max_model_len, max_batch_size=max(n, 1)
+    )
+    token_ids = _encode(loaded, text, chat, system)
+    if as_json:
+        print_json(_as_data(loaded.generate([token_ids], params), token_ids))
+    elif n > 1:
+        _print_all(loaded.generate([token_ids], params))
+    else:
+        _stream(loaded, token_ids, params)
+
+
+def _encode(engine: CausalLMEngine, text: str, chat: bool | None, system: str | None) -> list[int]:
+    tokenizer = engine.tokenizer
+    has_template = tokenizer is not None and tokenizer.chat_template is not None
+    if chat or (chat is None and has_template):
+        messages = [{"role": "system", "content": system}] if system else []
+        return engine.chat_prompt([*messages, {"role": "user", "content": text}])
+    if system is not None:
+        raise UsageError(
+            "option --system",
+            expected="a chat, which a system message belongs to",
+            found="--no-chat" if chat is False else "a model without a chat template",
+            remedy="Leave --system out, or put its text into the prompt.",
+        )
+    if tokenizer is None:
+        raise UsageError(
+            f"engine {engine.image.name}",
+            expected="a tokenizer, for text",
+            found="none",
+            remedy="Compile from a folder with tokenizer.json, or from a GGUF file.",
+        )
+    return tokenizer.encode(text)
+
+
+def _stream(engine: CausalLMEngine, token_ids: list[int], params: SamplingParams) -> None:
+    before = engine.counters
+    prefill, decode = before.prefill_seconds, before.decode_seconds
+    count = 0
+    for delta in engine.stream(token_ids, params):
+        sys.stdout.write(delta.text)
+        sys.stdout.flush()
+        count += len(delta.token_ids)
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    after = engine.counters
+    seconds = after.decode_seconds - decode
+    rate = f", {(count - 1) / seconds:.1f} tok/s" if count > 1 and seconds > 0 else ""
+    note(
+        f"{len(token_ids)} prompt tokens in {after.prefill_seconds - prefill:.2f} s, "
+        f"{count} new tokens{rate}"
+    )
+
+
+def _print_all(completions: list[Completion]) -> None:
+    for index, completion in enumerate(completions):
+        print(f"--- {index + 1} of {len(completions)} ({completion.finish_reason})")
+        print(completion.text)
+
+
+def _as_data(completions: list[Completion], token_ids: list[int]) -> dict[str, object]:
+    from dataclasses import asdict
+
+    return {
+        "prompt_token_ids": token_ids,
+        "completions": [
+            {
+                "text": one.text,
+                "token_ids": one.token_ids,
+                "finish_reason": one.finish_reason,
+                "logprobs": None if one.logprobs is None else [asdict(p) for p in one.logprobs],
+                "usage": asdict(one.usage),
+                "ttft_seconds": one.timings.ttft,
+                "tpot_seconds": one.timings.tpot,
+            }
+            for one in completions
+        ],
+    }

@@ -1,0 +1,90 @@
+"""``tilewright inspect``: what is in an engine, as text, JSON or one HTML page."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .console import note, out, print_json, progress
+from .options import BackendOption, ContextOption, EngineOrModel, JsonOption, open_image
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ...runtime.image import EngineImage
+
+
+def inspect_engine(
+    engine: EngineOrModel,
+    html: Annotated[
+        Path | None, typer.Option(help="Write one self-contained page there.", show_default=False)
+    ] = None,
+    graph: Annotated[
+        str | None,
+        typer.Option("--pass", help="Print the graph after this pass (number or name)."),
+    ] = None,
+    diff: Annotated[
+        tuple[str, str] | None,
+        typer.Option(help="Print what changed between two passes.", show_default=False),
+    ] = None,
+    backend: BackendOption = "auto",
+    max_model_len: ContextOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the passes, graphs, calls, sizes and memory plan of ENGINE."""
+    from ..inspect_facts import pick_pass
+
+    image = open_image(engine, backend, max_model_len)
+    if graph is not None:
+        print(pick_pass(image, graph)[1], end="")
+        return
+    if diff is not None:
+        _print_diff(pick_pass(image, diff[0]), pick_pass(image, diff[1]))
+        return
+    if html is not None:
+        from ...formats.atomic import write_atomic
+        from ..inspect_html import render_page
+
+        with progress(f"inspect {Path(engine).name}") as advance:
+            advance("drawing", 0.1)
+            page = render_page(image)
+        write_atomic(html, page)
+        note(f"wrote {html} ({len(page.encode()) / 1e6:.1f} MB)")
+    if as_json:
+        from ..inspect_text import as_data
+
+        print_json(as_data(image))
+    elif html is None:
+        _print_all(image, out())
+
+
+def _print_diff(before: tuple[str, str], after: tuple[str, str]) -> None:
+    lines = difflib.unified_diff(
+        before[1].splitlines(), after[1].splitlines(), before[0], after[0], lineterm="", n=2
+    )
+    for line in lines:
+        print(line)
+
+
+def _print_all(image: EngineImage, console: Console) -> None:
+    from ..inspect_facts import fallback_lines, headline
+    from ..inspect_text import sections
+    from .tables import facts_table, plain_table
+
+    console.print(facts_table(headline(image)))
+    for section in sections(image):
+        console.print()
+        table = plain_table(section.columns, section.title, section.left)
+        for row in section.rows:
+            table.add_row(*row)
+        console.print(table)
+        if section.footnote:
+            console.print(section.footnote, style="dim", markup=False)
+    lines = fallback_lines(image)
+    console.print()
+    console.print("Notes and fallbacks", style="bold italic")
+    for line in lines or ["none: every call runs in the backend"]:
+        console.print(f"  {line}", markup=False)

@@ -1,0 +1,154 @@
+"""Options that several verbs share, and engines from what the user names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...errors import UsageError
+from .console import progress
+
+if TYPE_CHECKING:
+    from ...runtime.engine import CausalLMEngine, Engine
+    from ...runtime.image import EngineImage
+
+MODEL_HELP = "A Hugging Face folder (config.json + safetensors) or a .gguf file."
+ENGINE_HELP = "An engine folder, or a model (folder or .gguf), which is compiled in memory first."
+
+Model = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]
+EngineOrModel = Annotated[str, typer.Argument(help=ENGINE_HELP, show_default=False)]
+TargetOption = Annotated[str, typer.Option(help="Device: auto, or a name of `tilewright targets`.")]
+BackendOption = Annotated[str, typer.Option(help="auto, onnxruntime or eager.")]
+CacheOption = Annotated[str, typer.Option("--kv-cache", help="auto, paged or static.")]
+DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+ContextOption = Annotated[
+    int | None, typer.Option(help="Longest sequence in tokens; by default the model's, up to 8192.")
+]
+BatchOption = Annotated[int | None, typer.Option(help="Most sequences at once; by default 8.")]
+VerifyOption = Annotated[
+    str, typer.Option(help="How passes are checked: off, structure, sample or full.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, nothing else.")]
+
+
+def is_engine(path: str) -> bool:
+    """Whether a path is an engine folder, by its manifest."""
+    return (Path(path) / "manifest.json").is_file()
+
+
+def open_engine(
+    path: str,
+    *,
+    backend: str = "auto",
+    max_model_len: int | None = None,
+    max_batch_size: int | None = None,
+) -> Engine:
+    """Loads an engine folder, or compiles a model in memory, with a progress bar.
+
+    Raises:
+        UsageError: compile options beside an engine, which is compiled already.
+        TilewrightError: whatever is wrong with the engine or the model.
+    """
+    from ...runtime.engine import start
+
+    image = open_image(path, backend, max_model_len, max_batch_size)
+    with progress(f"start {Path(path).name}") as advance:
+        advance("loading weights", 0.0)
+        return start(image)
+
+
+def open_image(
+    path: str,
+    backend: str = "auto",
+    max_model_len: int | None = None,
+    max_batch_size: int | None = None,
+    verify: str = "structure",
+) -> EngineImage:
+    """As ``open_engine``, not yet started."""
+    if is_engine(path):
+        _refuse_options(path, backend, max_model_len)
+        from ...runtime.folder import load_image
+
+        with progress(f"load {Path(path).name}") as advance:
+            advance("checking hashes", 0.0)
+            return load_image(path)
+    return compile_in_memory(
+        path,
+        backend=backend,
+        max_model_len=max_model_len,
+        max_batch_size=max_batch_size,
+        verify=verify,
+    )
+
+
+def open_causal_lm(
+    path: str,
+    *,
+    backend: str = "auto",
+    max_model_len: int | None = None,
+    max_batch_size: int | None = None,
+) -> CausalLMEngine:
+    """As ``open_engine``, for verbs that generate; UsageError for an engine of a plain module."""
+    from ...runtime.engine import CausalLMEngine
+
+    engine = open_engine(
+        path, backend=backend, max_model_len=max_model_len, max_batch_size=max_batch_size
+    )
+    if not isinstance(engine, CausalLMEngine):
+        raise UsageError(
+            path,
+            expected="an engine of a causal language model",
+            found="an engine of a plain module, which generates nothing",
+            remedy="Call it from Python: tilewright.load(path)(*inputs).",
+        )
+    return engine
+
+
+def compile_in_memory(
+    path: str,
+    *,
+    target: str = "auto",
+    backend: str = "auto",
+    kv_cache: str = "auto",
+    dtype: str = "auto",
+    max_model_len: int | None = None,
+    max_batch_size: int | None = None,
+    verify: str = "sample",
+    trust_remote_code: bool = False,
+) -> EngineImage:
+    """Compiles a model, with a progress bar; nothing is written."""
+    from ..options import resolve_options
+
+    options = resolve_options(
+        target=target,
+        backend=backend,
+        kv_cache=kv_cache,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        max_batch_size=max_batch_size,
+        verify=verify,
+        trust_remote_code=trust_remote_code,
+    )
+    if not Path(path).exists():
+        raise UsageError(
+            path,
+            expected="an engine folder, a model folder or a .gguf file",
+            found="nothing there",
+            remedy="Check the path; models are not downloaded.",
+        )
+    with progress(f"compile {Path(path).name}") as advance:
+        from ..api import Phases, compile_image
+
+        return compile_image(path, None, None, options, Phases(advance))
+
+
+def _refuse_options(path: str, backend: str, max_model_len: int | None) -> None:
+    if backend != "auto" or max_model_len is not None:
+        raise UsageError(
+            path,
+            expected="no compile options (--backend, --max-model-len) beside an engine",
+            found="an engine folder, which is compiled already",
+            remedy="Leave them out, or name the model instead.",
+        )
