@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..codegen.base import get_backend
-from ..errors import UsageError
+from ..errors import CaptureError, UnsupportedError, UsageError
 from ..formats.tokenizer import Tokenizer
 from ..formats.weights import Weight, apply_weight
 from ..ir.graph import Graph
@@ -25,10 +25,12 @@ from ..runtime.structure import flatten
 from ..targets import Target
 from .capture import DynamicShapes, Examples, capture_module
 from .capture_types import Captured
+from .compile_checks import Checks
 from .compile_report import make_report
 from .hf_model import capture_causal_lm, meta_causal_lm
 from .lowering import lower, output_structure
 from .lowering.symbols import Sizes
+from .module_lm import capture_module_lm, example_ids, lower_module_lm
 from .options import DEFAULT_CONTEXT, CompileOptions, KVCacheConfig, resolve_options
 from .sources import Source, open_source
 
@@ -76,7 +78,11 @@ def compile(
         example_inputs: a tuple or dict of tensors; needed for a plain nn.Module only.
         target: "auto" (this machine), a name of `tilewright targets`, or a Target.
         backend: "auto", "onnxruntime" or "eager".
-        kv_cache: "auto", "paged", "static", a KVCacheConfig; None compiles a causal LM as a plain module.
+        kv_cache: "auto", "paged", "static", a KVCacheConfig; None compiles a causal LM as a plain
+            module. A plain nn.Module becomes a causal LM too if its only example input is token ids
+            i64[1, S], dynamic_shapes is None, and it gives logits [1, S, V] over the ids' own
+            vocabulary, tokens mixing in causal attention only. Where "auto" finds otherwise it stays
+            a plain module, and the report's capture notes say why; a form that was named is an error.
         dtype: "auto" keeps a module's own, and takes float32 for files on a CPU; or "float32", "bfloat16", "float16".
         max_model_len: longest sequence in tokens, prompt and completion together; by default the model's own limit,
             at most 8192.
@@ -121,43 +127,120 @@ def compile_image(
 ) -> EngineImage:
     """An engine's parts, not yet started: what `compile` starts and the CLI writes to disk."""
     source = phases.run("open", 0.0, lambda: _open(model, options))
-    generates = source.is_causal_lm and options.cache is not None and example_inputs is None
-    captured = phases.run(
-        "capture", 0.05, lambda: _capture(source, generates, example_inputs, dynamic_shapes)
+    inputs = Inputs(example_inputs, dynamic_shapes)
+    if source.is_causal_lm and options.cache is not None and example_inputs is None:
+        return _compile_lm(source, inputs, options, phases)
+    if not _may_generate(source, inputs, options):
+        return _compile_module(source, inputs, options, phases)
+    try:
+        return _compile_lm(source, inputs, options, phases)
+    except (CaptureError, UnsupportedError) as error:
+        if options.cache_named:
+            raise
+        note = f"compiled as a plain module, not as a causal LM: {error}"
+    return _compile_module(source, inputs, options, phases, (note,))
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a plain module is captured with."""
+
+    examples: Examples | None
+    dynamic_shapes: DynamicShapes
+
+
+def _may_generate(source: Source, inputs: Inputs, options: CompileOptions) -> bool:
+    """Whether a plain module is tried as a causal LM: one example of token ids i64[1, S], no dynamic_shapes.
+
+    Raises:
+        UnsupportedError: a form of KV cache was named, and the inputs are others.
+    """
+    if source.is_causal_lm or options.cache is None:
+        return False
+    if example_ids(inputs.examples) is not None and inputs.dynamic_shapes is None:
+        return True
+    if options.cache_named:
+        raise UnsupportedError(
+            "option kv_cache",
+            expected="token ids i64[1, S] as the only example input, and no dynamic_shapes, for a KV cache",
+            found="other inputs",
+            remedy="Leave kv_cache out: the module is then compiled as a plain module.",
+        )
+    return False
+
+
+def _compile_lm(
+    source: Source, inputs: Inputs, options: CompileOptions, phases: Phases
+) -> EngineImage:
+    captured = phases.run("capture", 0.05, lambda: _capture_lm(source, inputs))
+    longest = source.max_position_embeddings
+    name = _identifier(source.name)
+    if source.is_causal_lm:
+        graph = phases.run("lower", 0.4, lambda: lower(captured, name, source.weights))
+    else:
+        graph, longest = phases.run(
+            "lower", 0.4, lambda: lower_module_lm(captured, name, source.weights)
+        )
+    limit = _context(longest, options)
+    ids = _sample_ids(graph, limit)
+    image, final = _finish(source, captured, graph, options, phases, (ids,), limit)
+    return replace(
+        image, lm=_lm_config(source, options, final, limit), tokenizer=_tokenizer(source)
     )
+
+
+def _compile_module(
+    source: Source,
+    inputs: Inputs,
+    options: CompileOptions,
+    phases: Phases,
+    notes: tuple[str, ...] = (),
+) -> EngineImage:
+    captured = phases.run("capture", 0.05, lambda: _capture_plain(source, inputs))
+    captured = replace(captured, notes=(*captured.notes, *notes))
     graph = phases.run(
         "lower", 0.4, lambda: lower(captured, _identifier(source.name), source.weights)
     )
-    limit = _context(source, options) if generates else None
-    samples = _samples(source, captured, generates, example_inputs)
+    samples = _samples(captured, graph, inputs.examples)
+    image, _ = _finish(source, captured, graph, options, phases, samples, None)
+    return replace(image, signature=_signature(captured))
+
+
+def _finish(
+    source: Source,
+    captured: Captured,
+    graph: Graph,
+    options: CompileOptions,
+    phases: Phases,
+    samples: tuple[torch.Tensor, ...],
+    limit: int | None,
+) -> tuple[EngineImage, Graph]:
+    """Passes and codegen: the image without its interface, and the last graph. ``limit`` is a causal LM's context."""
+    cache = None if limit is None else options.cache
+    backend = get_backend(options.backend)
+    checks = Checks(source, options, backend, limit)
+    phases.run("verify", 0.45, checks.on_one_of_each_layer)
     final, records = phases.run(
         "passes",
-        0.45,
-        lambda: run_passes(
-            graph,
-            pipeline(options.cache if generates else None),
-            level=options.verify,
-            samples=samples,
-        ),
+        0.6,
+        lambda: run_passes(graph, pipeline(cache), level=checks.level, samples=samples),
     )
-    backend = get_backend(options.backend)
     lowered = phases.run("codegen", 0.75, lambda: backend.lower(final, options.target, limit))
+    phases.run("check", 0.85, lambda: checks.of_program(graph, final, lowered, samples))
     image = EngineImage(
-        _identifier(source.name),
-        "causal_lm" if generates else "module",
+        graph.name,
+        "module" if limit is None else "causal_lm",
         str(options.target),
         options.backend,
         lowered.program,
         lowered.files,
         _used_weights(final, lowered.program.weights, lowered.program.calls),
         _texts(graph, records),
-        make_report(source, captured, records, lowered, final, phases.seconds),
+        make_report(
+            source, captured, records, lowered, final, phases.seconds, checks.largest_error
+        ),
     )
-    if not generates:
-        return replace(image, signature=_signature(captured))
-    return replace(
-        image, lm=_lm_config(source, options, final, limit), tokenizer=_tokenizer(source)
-    )
+    return image, final
 
 
 def _open(model: object, options: CompileOptions) -> Source:
@@ -185,34 +268,32 @@ def _open(model: object, options: CompileOptions) -> Source:
     return replace(source, module=meta_causal_lm(source.config, wanted), weights=weights)
 
 
-def _capture(
-    source: Source,
-    generates: bool,
-    example_inputs: Examples | None,
-    dynamic_shapes: DynamicShapes,
-) -> Captured:
-    if generates:
+def _capture_lm(source: Source, inputs: Inputs) -> Captured:
+    if source.is_causal_lm:
         return capture_causal_lm(source.module)
-    if example_inputs is None and source.is_causal_lm:
+    assert inputs.examples is not None
+    return capture_module_lm(source.module, inputs.examples)
+
+
+def _capture_plain(source: Source, inputs: Inputs) -> Captured:
+    if inputs.examples is not None:
+        return capture_module(source.module, inputs.examples, inputs.dynamic_shapes)
+    if source.is_causal_lm:
         return capture_causal_lm(source.module)
-    if example_inputs is None:
-        raise UsageError(
-            "example_inputs",
-            expected="a tuple or dict of tensors, to capture a plain nn.Module with",
-            found="None",
-            remedy="Call tilewright.compile(module, (tensor, …)).",
-        )
-    return capture_module(source.module, example_inputs, dynamic_shapes)
+    raise UsageError(
+        "example_inputs",
+        expected="a tuple or dict of tensors, to capture a plain nn.Module with",
+        found="None",
+        remedy="Call tilewright.compile(module, (tensor, …)).",
+    )
 
 
 def _samples(
-    source: Source, captured: Captured, generates: bool, example_inputs: Examples | None
-) -> tuple[torch.Tensor, ...] | None:
+    captured: Captured, graph: Graph, example_inputs: Examples | None
+) -> tuple[torch.Tensor, ...]:
     """One tensor an input of the graph, to compare graphs on."""
     if example_inputs is None:
-        vocab = _vocab_size(source)
-        generator = torch.Generator().manual_seed(0)
-        return (torch.randint(vocab, (1, 8), generator=generator),)
+        return (_sample_ids(graph, DEFAULT_CONTEXT),)
     args, kwargs = (
         ((), example_inputs) if isinstance(example_inputs, Mapping) else (example_inputs, {})
     )
@@ -220,13 +301,15 @@ def _samples(
     return tuple(found[index] for index in range(len(captured.inputs)))
 
 
-def _vocab_size(source: Source) -> int:
-    assert source.config is not None
-    return int(source.config.get_text_config().vocab_size)
+def _sample_ids(graph: Graph, limit: int) -> torch.Tensor:
+    """Token ids i64[1, S] for a causal LM, whose vocabulary is that of its logits."""
+    vocab = int(str(graph.outputs[0].shape[-1]))
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(vocab, (1, min(8, limit)), generator=generator)
 
 
-def _context(source: Source, options: CompileOptions) -> int:
-    own = source.max_position_embeddings
+def _context(own: int | None, options: CompileOptions) -> int:
+    """The longest sequence, given the model's own limit."""
     wanted = options.max_model_len
     if wanted is None:
         return min(own or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
@@ -240,10 +323,8 @@ def _context(source: Source, options: CompileOptions) -> int:
     return wanted
 
 
-def _lm_config(
-    source: Source, options: CompileOptions, graph: Graph, limit: int | None
-) -> LMConfig:
-    assert limit is not None and options.cache is not None
+def _lm_config(source: Source, options: CompileOptions, graph: Graph, limit: int) -> LMConfig:
+    assert options.cache is not None
     logits = graph.outputs[0].shape[-1]
     return LMConfig(
         int(str(logits)),

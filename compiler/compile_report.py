@@ -21,12 +21,13 @@ def make_report(
     lowered: Lowered,
     graph: Graph,
     seconds: Mapping[str, float],
+    largest_error: float | None,
 ) -> dict[str, Json]:
     """The report that `Engine.report()` gives and ``report.json`` holds.
 
     Keys: ``model``, ``capture`` (route, notes), ``seconds`` by phase, ``passes``, ``ops`` (calls of the final graph by
     op), ``calls`` (kernel calls by loader), ``fallbacks`` (notes of the backend), ``aten`` (calls that run as torch
-    defines them), ``parameters`` and ``weight_bytes``.
+    defines them), ``largest_error`` (relative, of a pass or the Program), ``parameters`` and ``weight_bytes``.
     """
     weights = [graph.weights[param_name(node)] for node in graph.params]
     sizes = [_numel(weight.shape) for weight in weights]
@@ -44,6 +45,7 @@ def make_report(
         "calls": dict(loaders),
         "fallbacks": fallbacks,
         "aten": foreign,
+        "largest_error": largest_error,
         "parameters": sum(sizes),
         "weight_bytes": sum(n * w.dtype.itemsize for n, w in zip(sizes, weights, strict=True)),
     }

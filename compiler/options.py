@@ -45,6 +45,7 @@ class CompileOptions:
         target: device to compile for.
         backend: name of the backend.
         cache: form of the KV cache, None for a graph without one.
+        cache_named: whether the user named a form, so that a model that cannot have one is an error.
         page_size: tokens a page.
         dtype: of the weights and activations, None for the model's own.
         max_model_len: longest sequence, None for the model's own limit (at most DEFAULT_CONTEXT).
@@ -56,6 +57,7 @@ class CompileOptions:
     target: Target
     backend: str
     cache: KVCacheKind | None
+    cache_named: bool
     page_size: int
     dtype: torch.dtype | None
     max_model_len: int | None
@@ -93,6 +95,7 @@ def resolve_options(
         device,
         name,
         _cache(kv_cache, name),
+        kv_cache not in (None, "auto", KVCacheConfig()),
         kv_cache.page_size if isinstance(kv_cache, KVCacheConfig) else 16,
         _dtype(dtype),
         max_model_len,
