@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-
-from ...ir.ops.cache import attend_slots
+from ...ir.ops.cache import attend_slots, write_rows
 from ...ir.schema import Tensors
 
-
-def _kv_write(cache: torch.Tensor, new: torch.Tensor, slot_mapping: torch.Tensor) -> torch.Tensor:
-    cache.view(-1, *cache.shape[2:])[slot_mapping] = new
-    return cache
-
-
 IN_PLACE: dict[str, Callable[..., Tensors]] = {
-    "kv_write": _kv_write,
+    "kv_write": write_rows,
     "slot_attention": attend_slots,
 }
 """By op: a function with the signature of the op's reference that returns the caches it was given."""

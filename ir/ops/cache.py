@@ -38,14 +38,18 @@ def _kv_write_type(cache: TensorType, new: TensorType, slot_mapping: TensorType)
     return cache
 
 
-def _kv_write(cache: torch.Tensor, new: torch.Tensor, slot_mapping: torch.Tensor) -> torch.Tensor:
-    written = cache.clone(memory_format=torch.contiguous_format)
-    # Not written[slots] = new: there a negative slot would overwrite the end of the cache.
-    rows = written.view(-1, *cache.shape[2:])
+def write_rows(cache: torch.Tensor, new: torch.Tensor, slot_mapping: torch.Tensor) -> torch.Tensor:
+    """``kv_write`` into the contiguous cache it is given, which it returns."""
+    # Not rows[slots] = new: there a negative slot would overwrite the end of the cache.
+    rows = cache.view(-1, *cache.shape[2:])
     if new.dtype.itemsize == 1:  # torch copies no rows of 8-bit floats by index
         rows, new = rows.view(torch.uint8), new.view(torch.uint8)
     rows.index_copy_(0, slot_mapping.long(), new)
-    return written
+    return cache
+
+
+def _kv_write(cache: torch.Tensor, new: torch.Tensor, slot_mapping: torch.Tensor) -> torch.Tensor:
+    return write_rows(cache.clone(memory_format=torch.contiguous_format), new, slot_mapping)
 
 
 def _paged_type(
