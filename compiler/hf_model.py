@@ -69,6 +69,8 @@ def capture_causal_lm(model: PreTrainedModel) -> Captured:
             try:
                 captured = _capture(model, route)
             except CaptureError as error:
+                if _depends_on_length(error):
+                    raise _located(model, error) from error
                 notes.append(f"route {route}: {error}")
                 continue
             if _has_marks(captured):
@@ -77,7 +79,7 @@ def capture_causal_lm(model: PreTrainedModel) -> Captured:
         try:
             captured = _capture(model, "plain")
         except CaptureError as error:
-            raise _located(model, error) from error
+            raise (_located(model, error) if _depends_on_length(error) else error) from error
         return replace(captured, notes=(*captured.notes, *notes))
 
 
@@ -135,14 +137,16 @@ def _has_marks(captured: Captured) -> bool:
     return any(node.target in marks for node in captured.graph_module.graph.nodes)
 
 
+def _depends_on_length(error: CaptureError) -> bool:
+    return any(sign in error.found for sign in ("Constraints violated", "Specializations"))
+
+
 def _located(model: PreTrainedModel, error: CaptureError) -> CaptureError:
-    """`error`, or, where the graph depends on the sequence length, one that names the first layer.
+    """Names the first layer that makes the graph depend on the sequence length; `error` if unknown.
 
     That layer walks the tokens, and so has more nodes for 9 tokens than for 7, or it has a
     convolution over them.
     """
-    if not any(sign in error.found for sign in ("Constraints violated", "Specializations")):
-        return error
     convolutions = [name for name, part in model.named_modules() if isinstance(part, nn.Conv1d)]
     try:
         path = next(iter(convolutions), None) or _first_grown(model)

@@ -28,7 +28,7 @@ LAYERS = {
 MORE = ("qwen2_window", "llama4", "gpt_oss")
 
 
-def check_numbers(captured: Captured, model, lengths=(1, 5, 12)) -> None:
+def check_numbers(captured: Captured, model, lengths=(1, 12)) -> None:
     for length in lengths:
         ids = torch.randint(3, 150, (1, length))
         with torch.no_grad():
@@ -67,7 +67,7 @@ def test_models_with_arithmetic_of_their_own(family):
     assert bool(captured.notes) == (family == "mpt")
 
 
-@pytest.mark.parametrize("family", ["llama", "mixtral", "llama_tied"])
+@pytest.mark.parametrize("family", ["mixtral", "llama_tied"])
 def test_capture_without_weights_gives_the_same_graph(family):
     model = tiny_model(family)
     real = capture_causal_lm(model)

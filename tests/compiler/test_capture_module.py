@@ -63,7 +63,7 @@ def test_interface_is_plain_data(tied):
     assert captured.symbols == (Symbol(ids.dims[1], captured.symbols[0].lower, 16),)
     assert captured.arguments == ("ids", "flag")
     assert captured.call == Branch(
-        "tuple", (), (Branch("tuple", (), (Leaf(0), Fixed(True))), Branch("tuple", (), ()))
+        "tuple", (), (Branch("tuple", (), (Leaf(0), Fixed(True))), Branch("dict", (), ()))
     )
 
 
