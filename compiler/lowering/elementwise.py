@@ -89,11 +89,9 @@ def trunc(x: Node) -> Node:
     return make("where", make("lt", x, scalar(0, x)), make("ceil", x), make("floor", x))
 
 
-def _fmod(c: Call) -> Node | None:
-    if not c.dtype.is_float:
-        return None
+def _fmod(c: Call) -> Node:
     a, b = c.operand("self", c.dtype), c.operand("other", c.dtype)
-    return make("sub", a, make("mul", trunc(make("div", a, b)), b))
+    return make("mul", make("sign", a), make("remainder", make("abs", a), make("abs", b)))
 
 
 def _clamp(c: Call) -> Node:
@@ -182,9 +180,11 @@ def _tan(x: Node) -> Node:
 
 
 def _sinh(x: Node) -> Node:
-    grown = expm1(x)  # (e + e / (e + 1)) / 2 with e = expm1(x) keeps small x exact
+    # (e + e / (e + 1)) / 2 with e = expm1(|x|) keeps small x exact
+    grown = expm1(make("abs", x))
     ratio = make("div", grown, make("add", grown, scalar(1, x)))
-    return make("mul", make("add", grown, ratio), scalar(0.5, x))
+    size = make("mul", make("add", grown, ratio), scalar(0.5, x))
+    return make("mul", make("sign", x), size)
 
 
 def _cosh(x: Node) -> Node:

@@ -8,7 +8,7 @@ from ...ir.dtypes import DType
 from ...ir.node import Node
 from .base import Call, Rule, as_node, scalar
 from .create import steps
-from .shape import expand
+from .shape import expand, slice_of
 
 _KEEP_SIGN = ("reshape", "permute", "expand", "slice", "concat", "cast", "flip", "maximum")
 _GROW = ("add", "mul", "floordiv", "cumsum", "sum", "minimum", "pad")
@@ -80,6 +80,41 @@ def _gather(c: Call) -> Node | None:
     return make("gather", x, index, dim=c.axis("dim", x.type.rank))
 
 
+_LONGEST_SCATTER = 64
+
+
+def _scatter(c: Call) -> Node | None:
+    """Writes at few places of each row, seen as a choice at every place: it mixes no rows."""
+    x, index = c.tensor("self"), c.tensor("index")
+    if x.type.rank != index.type.rank or not x.type.rank or c.given("reduce"):
+        return None
+    dim = c.axis("dim", x.type.rank)
+    count, rows = index.shape[dim], [*x.shape[:dim], *x.shape[dim + 1 :]]
+    if not isinstance(count, int) or count > _LONGEST_SCATTER:
+        return None
+    if [*index.shape[:dim], *index.shape[dim + 1 :]] != rows:
+        return None
+    places = make("iota", size=x.shape[dim], dtype=index.dtype)
+    places = reshape(places, x.shape[dim], *((1,) * (x.type.rank - dim - 1)))
+    src = c.args["value"] if "value" in c.args else c.args["src"]
+    if isinstance(src, Node) and src.type.rank and src.shape != index.shape:
+        return None
+    for i in range(count):
+        chosen = make("eq", slice_of(index, dim, i, i + 1), places)
+        wide = isinstance(src, Node) and src.type.rank
+        value = slice_of(src, dim, i, i + 1) if wide else src
+        x = make("where", chosen, as_node(value, x.dtype), x)
+    return x
+
+
+def _one_hot(c: Call) -> Node | None:
+    x, classes = c.tensor("self"), c.integer("num_classes")
+    if classes < 0:
+        return None
+    row = make("iota", size=classes, dtype=x.dtype)
+    return cast(make("eq", reshape(x, *x.shape, 1), row), c.dtype)
+
+
 def _as_strided(c: Call) -> Node | None:
     """Gathers from the flat, row-major operand: strides are not part of the IR."""
     x = c.tensor("self")
@@ -113,6 +148,8 @@ RULES: dict[str, Rule] = {
     "aten._unsafe_index": _index,
     "aten.index_select": _index_select,
     "aten.gather": _gather,
+    "aten.scatter": _scatter,
+    "aten.one_hot": _one_hot,
     "aten.as_strided": _as_strided,
     "aten.unfold": _unfold,
 }

@@ -135,7 +135,8 @@ def _two_sided(c: Call, size: Size, start: Size) -> tuple[Size, Size] | None:
         elif not c.sizes.never_negative(size - end):
             return None
         ends.append(end)
-    return ends[0], ends[1]
+    start, stop = ends
+    return start, c.sizes.extreme("max", start, stop)
 
 
 def _slice(c: Call) -> Node | None:

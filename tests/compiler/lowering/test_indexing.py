@@ -16,14 +16,24 @@ INDEXED = {
     "inner_pair": lambda x, i: x[:, i, i[:, None]],
     "triple": lambda x, i: x[i, i, i],
     "constant": lambda x, i: x[:, [0, -1]],
-    "index_select": lambda x, i: x.index_select(1, i.abs()),
+    "index_select": lambda x, i: x.index_select(1, i.abs() % 3),
+    "scatter": lambda x, i: x.scatter(2, i.abs().view(1, 1, -1).expand(3, 3, -1), 2.5),
+    "scatter_rows": lambda x, i: x.scatter(1, i.abs().view(1, -1, 1).expand(3, -1, 4) % 3, 7),
+    "scatter_source": lambda x, i: x.scatter(
+        2, i[[0, 2, 4]].view(1, 1, -1).expand(3, 3, -1), -x[..., :3]
+    ),
+    "one_hot": lambda x, i: torch.nn.functional.one_hot(i.abs(), 5),
     "take_along": lambda x, i: x.gather(2, i.abs().view(1, 1, -1).expand(2, 3, -1)),
 }
 
 
-@pytest.mark.parametrize("name", INDEXED)
-def test_index(name: str) -> None:
-    assert_same(INDEXED[name], torch.randn(3, 3, 4), torch.tensor([0, -1, 2, -3, 1]))
+@pytest.mark.quick
+def test_indexing() -> None:
+    assert_same(
+        lambda x, i: {name: index(x, i) for name, index in INDEXED.items()},
+        torch.randn(3, 3, 4),
+        torch.tensor([0, -1, 2, -3, 1]),
+    )
 
 
 def test_positions_are_not_wrapped() -> None:

@@ -44,16 +44,26 @@ def _moved(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_layer(name: str) -> None:
-    module, shape = LAYERS[name]
-    assert_same(_moved(module), torch.randn(shape), tolerance=2e-6)
+class Layers(nn.Module):
+    """Each layer on an input of its own."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        return [layer(x) for layer, x in zip(self.layers, inputs, strict=True)]
 
 
-@pytest.mark.parametrize("name", FOREIGN)
-def test_layers_that_stay_with_torch(name: str) -> None:
-    module, shape, op = FOREIGN[name]
-    assert_same(_moved(module), torch.randn(shape), foreign=[op])
+def test_layers() -> None:
+    modules = Layers([_moved(module) for module, _ in LAYERS.values()])
+    assert_same(modules, *(torch.randn(shape) for _, shape in LAYERS.values()), tolerance=5e-6)
+
+
+def test_layers_that_stay_with_torch() -> None:
+    modules = Layers([_moved(module) for module, _, _ in FOREIGN.values()])
+    inputs = [torch.randn(shape) for _, shape, _ in FOREIGN.values()]
+    assert_same(modules, *inputs, foreign=[op for _, _, op in FOREIGN.values()], tolerance=2e-6)
 
 
 def test_conv_at_two_sizes() -> None:
