@@ -74,6 +74,8 @@ def rotated_by_parts(node: Node, context: Context) -> Node | None:
     """``concat(a·cos - b·sin, b·cos + a·sin) → rope(x, cos, sin)`` where a and b are the halves
     (or pairs) of x.
     """
+    if len(node.operands) > 2:
+        return _with_rest(node, context)
     if not node.type.rank or not _even(node):
         return None
     for layout in LAYOUTS:
@@ -88,6 +90,16 @@ def rotated_by_parts(node: Node, context: Context) -> Node | None:
         if x is not None and x.type == node.type:
             return make("rope", x, *_alike(cos, sin), layout=layout.name)
     return None
+
+
+def _with_rest(node: Node, context: Context) -> Node | None:
+    """``concat(first, second, rest)``, a nested concat that canonicalise has flattened."""
+    first, second, *rest = node.operands
+    dim = node.type.rank - 1
+    if node.attr("dim") != dim or first.type != second.type:
+        return None
+    rope = rotated_by_parts(make("concat", first, second, dim=dim), context)
+    return rope and make("concat", rope, *rest, dim=dim)
 
 
 def partial(node: Node, context: Context) -> Node | None:
