@@ -13,6 +13,9 @@ from ..ir.dims import Dim, evaluate, symbols_of
 from ..ir.types import TensorType
 
 
+_NOTHING = object()
+
+
 class ProgramRunner:
     """A Program with its kernels loaded.
 
@@ -20,8 +23,8 @@ class ProgramRunner:
         program: what to run.
         weights: every weight that the Program names, on the device it runs on.
         read: reads the engine's artifacts.
-        inference: whether results are inference tensors: quicker, but a user can neither write to them nor use them
-            under grad, so only for results that stay inside.
+        inference: whether results are inference tensors: quicker, but a user can neither write to
+            them nor use them under grad, so only for results that stay inside.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class ProgramRunner:
         self.program = program
         self.mode = torch.inference_mode if inference else torch.no_grad
         self.constants = {buffer: weights[name] for buffer, name in program.weights.items()}
+        self._bound: tuple[list[object], dict[str, int]] = ([_NOTHING], {})
         self.steps: list[tuple[Call, Kernel]] = []
         for call in program.calls:
             kernel = get_backend(call.loader).load(call, program, weights, read)
@@ -55,7 +59,7 @@ class ProgramRunner:
         Raises:
             UsageError: an input that is missing, or whose shape or element type does not fit.
         """
-        sizes = bind_sizes(self.program, inputs)
+        sizes = self._sizes(inputs)
         values: dict[str, torch.Tensor] = {**self.constants, **inputs}
         with self.mode():
             for call, kernel in self.steps:
@@ -65,12 +69,21 @@ class ProgramRunner:
                     values.pop(name, None)
         return {name: values[buffer] for name, buffer in self.program.outputs}
 
+    def _sizes(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, int]:
+        """``bind_sizes``, remembered for the last shapes: most decode steps have those of the one before."""
+        given = [inputs.get(name) for name in self.program.inputs]
+        shapes = [None if t is None else (t.dtype, t.shape) for t in given]
+        if shapes != self._bound[0]:
+            self._bound = (shapes, bind_sizes(self.program, inputs))
+        return self._bound[1]
+
 
 def bind_sizes(program: Program, inputs: Mapping[str, torch.Tensor]) -> dict[str, int]:
     """The symbols' values from the inputs' shapes, checked against every input's type.
 
     Raises:
-        UsageError: an input that is missing, or whose shape or element type does not fit; it names the dimension.
+        UsageError: an input that is missing, or whose shape or element type does not fit; it names
+            the dimension.
     """
     sizes: dict[str, int] = {}
     derived: list[tuple[Dim, int]] = []
@@ -92,7 +105,9 @@ def bind_sizes(program: Program, inputs: Mapping[str, torch.Tensor]) -> dict[str
 
 
 def _solve(size: Dim, actual: int, sizes: dict[str, int]) -> None:
-    """Binds the one unknown symbol of a size such as ``2 * s + 1``; whether it fits is checked afterwards."""
+    """Binds the one unknown symbol of a size such as ``2 * s + 1``; whether it fits is checked
+    afterwards.
+    """
     unknown = sorted(symbols_of(size) - set(sizes))
     if len(unknown) == 1:
         at_0, at_1 = (evaluate(size, {**sizes, unknown[0]: value}) for value in (0, 1))
