@@ -75,7 +75,7 @@ def backend_names() -> tuple[str, ...]:
 
 
 def get_backend(name: str) -> Backend:
-    """The backend called ``name``, imported when first asked for; UsageError listing the valid names."""
+    """The backend called ``name``, imported when first asked for; UsageError for another name."""
     if name not in _BACKENDS:
         raise UsageError(
             f"backend {name!r}",

@@ -67,7 +67,9 @@ def assemble(graph: Graph, buffers: Buffers, calls: Iterable[Call]) -> Program:
 
 
 def free_dead(calls: Sequence[Call], kept: set[str]) -> list[Call]:
-    """The calls, each with the buffers that die with it; in-place results keep their operand's memory alive."""
+    """The calls, each with the buffers that die with it; in-place results keep their operand's
+    memory alive.
+    """
     last: dict[str, int] = {}
     for index, call in enumerate(calls):
         for name in (*call.operands, *call.results):

@@ -1,7 +1,8 @@
-"""Programs: what a backend makes of a graph. An ordered list of kernel calls over named buffers, as plain data.
+"""Programs: what a backend makes of a graph. An ordered list of kernel calls over named buffers,
+as plain data.
 
-A Program is JSON in the engine folder. Sizes are expressions over the symbols that the inputs' shapes bind; attributes
-are in the closed grammar of graph text. Loading one runs nothing of it.
+A Program is JSON in the engine folder. Sizes are expressions over the symbols that the inputs'
+shapes bind; attributes are in the closed grammar of graph text. Loading one runs nothing of it.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ class Call:
     """One kernel call.
 
     Attributes:
-        kernel: ``<loader>/<name>``: the loader is a backend's, the name is its business (an op, a file).
+        kernel: ``<loader>/<name>``: the loader is a backend's, the name is its business (an op, a
+            file).
         operands: buffers it reads, None for an optional one that is absent.
         results: buffers it writes.
         attrs: what the kernel is told, by name.
-        constants: names of weights that the loader takes in when the engine starts; not passed at calls.
-        aliases: (result, operand) index pairs: the result is the operand's buffer, written in place.
+        constants: names of weights that the loader takes in when the engine starts; not passed at
+            calls.
+        aliases: (result, operand) index pairs: the result is the operand's buffer, written in
+            place.
         frees: buffers that nobody needs after this call.
         origin: the ops of the graph that the call computes, for reports.
     """
@@ -59,7 +63,8 @@ class Program:
         buffers: type of every buffer by name.
         inputs: buffers given by the caller, in order.
         weights: buffers that hold weights: buffer name to weight name.
-        outputs: (output name, buffer) pairs. An output with an input's name replaces it for the next run, in place.
+        outputs: (output name, buffer) pairs. An output with an input's name replaces it for the
+            next run, in place.
         calls: what to run.
     """
 

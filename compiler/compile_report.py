@@ -25,9 +25,11 @@ def make_report(
 ) -> dict[str, Json]:
     """The report that `Engine.report()` gives and ``report.json`` holds.
 
-    Keys: ``model``, ``capture`` (route, notes), ``seconds`` by phase, ``passes``, ``ops`` (calls of the final graph by
-    op), ``calls`` (kernel calls by loader), ``fallbacks`` (notes of the backend), ``aten`` (calls that run as torch
-    defines them), ``largest_error`` (relative, of a pass or the Program), ``parameters`` and ``weight_bytes``.
+    Keys: ``model``, ``capture`` (route, notes), ``seconds`` by phase, ``passes``, ``ops`` (calls
+        of the final graph by
+    op), ``calls`` (kernel calls by loader), ``fallbacks`` (notes of the backend), ``aten`` (calls
+    that run as torch defines them), ``largest_error`` (relative, of a pass or the Program),
+    ``parameters`` and ``weight_bytes``.
     """
     weights = [graph.weights[param_name(node)] for node in graph.params]
     sizes = [_numel(weight.shape) for weight in weights]
@@ -35,7 +37,7 @@ def make_report(
     fallbacks: list[Json] = list(lowered.notes)
     notes: list[Json] = list(captured.notes)
     passes: list[Json] = [_pass(record) for record in records]
-    foreign: list[Json] = sorted(set(foreign_ops(graph)))  # type: ignore[arg-type]
+    foreign: list[Json] = [*sorted(foreign_ops(graph))]
     return {
         "model": {"name": source.name, "kind": source.kind},
         "capture": {"route": captured.route, "notes": notes},

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 
 from ..codegen.base import KVCacheKind, backend_names, get_backend
 from ..errors import UnsupportedError, UsageError
+from ..passes.driver import VerifyLevel
 from ..settings import current
 from ..targets import Target
 
@@ -23,7 +24,8 @@ class KVCacheConfig:
     """How keys and values are kept.
 
     Attributes:
-        kind: "paged" (pages on demand), "static" (one slot of full length a sequence), or "auto": as the backend likes.
+        kind: "paged" (pages on demand), "static" (one slot of full length a sequence), or "auto":
+            as the backend likes.
         page_size: tokens a page, 1 to 256.
     """
 
@@ -45,7 +47,8 @@ class CompileOptions:
         target: device to compile for.
         backend: name of the backend.
         cache: form of the KV cache, None for a graph without one.
-        cache_named: whether the user named a form, so that a model that cannot have one is an error.
+        cache_named: whether the user named a form, so that a model that cannot have one is an
+            error.
         page_size: tokens a page.
         dtype: of the weights and activations, None for the model's own.
         max_model_len: longest sequence, None for the model's own limit (at most DEFAULT_CONTEXT).
@@ -62,7 +65,7 @@ class CompileOptions:
     dtype: torch.dtype | None
     max_model_len: int | None
     max_batch_size: int
-    verify: Literal["off", "structure", "sample", "full"]
+    verify: VerifyLevel
     trust_remote_code: bool
 
 
@@ -85,7 +88,7 @@ def resolve_options(
     """
     device = _target(target)
     name = "onnxruntime" if backend == "auto" else backend
-    level = current().verify or verify
+    level = cast(VerifyLevel, current().verify or verify)
     if level not in VERIFY_LEVELS:
         raise wrong_option("verify", verify, VERIFY_LEVELS)
     for option, value in (("max_model_len", max_model_len), ("max_batch_size", max_batch_size)):
@@ -128,7 +131,7 @@ def _target(target: str | Target) -> Target:
             f"target {device.name}",
             expected="a target that a backend of this version generates code for: cpu",
             found=f"{device.name} ({device.sm}), for which there is no backend yet",
-            remedy="Compile with target='cpu'; `tilewright targets` lists what is known of each device.",
+            remedy="Compile with target='cpu'; `tilewright targets` lists what is known.",
         )
     return device
 

@@ -1,4 +1,6 @@
-"""The model that `verify="sample"` checks numbers on: the same one with one instance of each kind of layer."""
+"""The model that `verify="sample"` checks numbers on: the same one with one instance of each kind
+of layer.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ _LAYER = re.compile(r"^(.*?\.)(\d+)\.(.*)$")
 
 
 def sample_source(source: Source) -> Source | None:
-    """The causal LM cut to its first layers, as many as it takes to have met every kind; true widths.
+    """The causal LM cut to its first layers, as many as it takes to have met every kind; true
+    widths.
 
     Returns:
         None where that is no smaller than the model, or where a cut model would not be the same

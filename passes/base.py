@@ -1,4 +1,6 @@
-"""What a pass is: a named pure function from graph to graph, and how its result compares with what it was given."""
+"""What a pass is: a named pure function from graph to graph, and how its result compares with what
+it was given.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,10 @@ class Pass:
     Attributes:
         name: as shown in reports, dumps and ``graphs/NNN-<name>.txt``.
         run: the rewrite; its docstring shows a graph before and after.
-        adapt_inputs: for passes that change the signature: inputs for the new graph that mean the same.
-        adapt_outputs: the new graph's outputs, arranged as the old one's: (after, inputs of after, outputs of after).
+        adapt_inputs: for passes that change the signature: inputs for the new graph that mean the
+            same.
+        adapt_outputs: the new graph's outputs, arranged as the old one's: (after, inputs of after,
+            outputs of after).
     """
 
     name: str

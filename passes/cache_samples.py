@@ -1,4 +1,6 @@
-"""How a graph with a cache is compared with the one it came from: its sequence as one prefill, into shuffled pages."""
+"""How a graph with a cache is compared with the one it came from: its sequence as one prefill,
+into shuffled pages.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ PAGE_SIZE = 4
 
 
 def adapt_to_pages(before: Graph, after: Graph, inputs: Tensors) -> tuple[torch.Tensor, ...]:
-    """Inputs of the paged graph for ids [1, S]: one prefill of S tokens whose pages lie in descending order."""
+    """Inputs of the paged graph for ids [1, S]: one prefill of S tokens whose pages lie in
+    descending order.
+    """
     ids = inputs[0][0]
     count = len(ids)
     pages = -(-count // PAGE_SIZE)
@@ -59,7 +63,9 @@ def same_logits(after: Graph, inputs: Tensors, outputs: Tensors) -> tuple[torch.
 def _in_order(
     graph: Graph, given: Mapping[str, torch.Tensor], sizes: Mapping[str, int]
 ) -> tuple[torch.Tensor, ...]:
-    """The graph's inputs in order; caches are filled with NaN, so that reading past a sequence shows."""
+    """The graph's inputs in order; caches are filled with NaN, so that reading past a sequence
+    shows.
+    """
     found = []
     for node in graph.inputs:
         name = input_name(node)

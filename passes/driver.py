@@ -1,4 +1,6 @@
-"""The driver of the pipeline: order, verification, timing, dumping, the pass limit. Passes know none of it."""
+"""The driver of the pipeline: order, verification, timing, dumping, the pass limit. Passes know
+none of it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from .base import Pass
 
 VerifyLevel = Literal["off", "structure", "sample", "full"]
 
-# Largest error allowed of one pass, relative to the largest magnitude, by element type of the output.
+# Largest error allowed of one pass, relative to the largest magnitude, by element type of the
+# output.
 PASS_TOLERANCE = {
     torch.float64: 1e-9,
     torch.float32: 2e-4,
@@ -63,7 +66,8 @@ def run_passes(
     Args:
         graph: the graph to start from.
         passes: what to run.
-        level: "off", "structure" (the verifier after each pass), "sample" or "full" (numbers before against after).
+        level: "off", "structure" (the verifier after each pass), "sample" or "full" (numbers
+            before against after).
         samples: one tensor an input of ``graph``; needed for numbers to be compared.
         observe: called after each pass.
 
@@ -71,7 +75,8 @@ def run_passes(
         The last graph, and one record a pass.
 
     Raises:
-        VerificationError: a pass whose result is ill-formed or computes something else; it names the pass.
+        VerificationError: a pass whose result is ill-formed or computes something else; it names
+            the pass.
     """
     limit, dump = current().pass_limit, current().dump
     checker = _Checker(level, samples)
@@ -102,7 +107,9 @@ def run_passes(
 
 
 class _Checker:
-    """Compares each graph with the one before; values of the last graph are kept, so each graph runs once."""
+    """Compares each graph with the one before; values of the last graph are kept, so each graph
+    runs once.
+    """
 
     def __init__(self, level: VerifyLevel, samples: Sequence[torch.Tensor] | None) -> None:
         self.structural = level != "off"
@@ -167,7 +174,8 @@ def largest_error(
     """Largest deviation relative to the largest magnitude of each output.
 
     Raises:
-        VerificationError: it is above the tolerance of the output's element type, or shapes or NaNs differ.
+        VerificationError: it is above the tolerance of the output's element type, or shapes or
+            NaNs differ.
     """
     worst = 0.0
     for index, (a, b) in enumerate(zip(expected, found, strict=True)):
@@ -197,7 +205,7 @@ def _disagreement(culprit: str, expected: str, found: str) -> VerificationError:
         f"pass {culprit}",
         expected=expected,
         found=found,
-        remedy="The rewrite changed what the graph computes: report it with the graph before the pass.",
+        remedy="It changed what the graph computes: report it with the graph before.",
     )
 
 

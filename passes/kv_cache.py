@@ -1,17 +1,18 @@
-"""KV-cache insertion: a decoder without a cache becomes one over ragged tokens that reads and writes a cache.
+"""KV-cache insertion: a decoder without a cache becomes one over ragged tokens that reads and
+writes a cache.
 
-Two forms of one rewrite: pages for backends that address memory freely, slots for those with static shapes.
+Two forms of one rewrite: pages for backends that address memory freely, slots for those with
+    static shapes.
 """
 
 from __future__ import annotations
-
 
 from ..errors import UnsupportedError
 from ..ir.build import input_node, item, make
 from ..ir.dims import Size, symbol
 from ..ir.dtypes import DType
 from ..ir.graph import Graph
-from ..ir.node import Node
+from ..ir.node import Attr, Node
 from ..ir.types import TensorType
 from .base import Pass
 from .cache_samples import adapt_to_pages, adapt_to_slots, same_logits
@@ -36,7 +37,8 @@ def insert_paged_cache(graph: Graph) -> Graph:
                     k_cache_0: f32[N, P, 2, 8], v_cache_0: f32[N, P, 2, 8]):
             kv_write_0: f32[N, P, 2, 8] = kv_write(k_cache_0, k, slot_mapping)
             kv_write_1: f32[N, P, 2, 8] = kv_write(v_cache_0, v, slot_mapping)
-            paged_attention_0: f32[T, 4, 8] = paged_attention(q, kv_write_0, kv_write_1, block_tables, …)
+            paged_attention_0: f32[T, 4, 8] = paged_attention(q, kv_write_0, kv_write_1,
+                block_tables, …)
 
     Raises:
         UnsupportedError: tokens mix outside causal attention; the message names the node.
@@ -45,7 +47,8 @@ def insert_paged_cache(graph: Graph) -> Graph:
 
 
 def insert_slot_cache(graph: Graph) -> Graph:
-    """Rewrites causal attention over [1, S] to attention over slots: row b of each cache is sequence b.
+    """Rewrites causal attention over [1, S] to attention over slots: row b of each cache is
+    sequence b.
 
     Before::
 
@@ -67,7 +70,9 @@ SLOT_CACHE = Pass("slot-cache", insert_slot_cache, adapt_to_slots, same_logits)
 
 
 class _PagedCaches:
-    """Makes the cache inputs and calls of the paged form, and keeps what each layer leaves behind."""
+    """Makes the cache inputs and calls of the paged form, and keeps what each layer leaves
+    behind.
+    """
 
     def __init__(self) -> None:
         self.metadata = {
@@ -119,7 +124,7 @@ def _slot_type(new: Node) -> TensorType:
     return TensorType(new.dtype, (B, new.shape[1], L, new.shape[2]))
 
 
-def _attrs(node: Node) -> dict[str, object]:
+def _attrs(node: Node) -> dict[str, Attr]:
     return dict(node.attrs)
 
 
@@ -149,10 +154,14 @@ def _signature(graph: Graph) -> tuple[Node, Node]:
         raise UnsupportedError(
             f"graph {graph.name}",
             expected="a causal LM: token ids i64[1, S] in, logits [1, S, V] out, S dynamic",
-            found=f"{[str(n.type) for n in graph.inputs]} in, {[str(n.type) for n in graph.outputs]} out",
+            found=f"{_types(graph.inputs)} in, {_types(graph.outputs)} out",
             remedy="Compile it as a plain module with kv_cache=None.",
         )
     return ids, logits
+
+
+def _types(nodes: tuple[Node, ...]) -> str:
+    return ", ".join(str(node.type) for node in nodes)
 
 
 def select_rows(logits: Node, wanted: Node) -> Node:
@@ -180,7 +189,7 @@ _ELEMENTWISE = ("mul", "div", "add", "sub", "tanh", "cast", "maximum", "minimum"
 _ROW_WISE = frozenset({"linear", "rms_norm", "layer_norm", "reshape", *_ELEMENTWISE})
 
 
-def _rows(node: Node) -> dict[str, object]:
+def _rows(node: Node) -> dict[str, Attr]:
     attrs = dict(node.attrs)
     if node.op == "reshape":
         attrs["shape"] = tuple(R if size == T else size for size in node.shape)

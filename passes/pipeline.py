@@ -24,7 +24,8 @@ def pipeline(cache: Literal["paged", "slot"] | None) -> tuple[Pass, ...]:
     """The passes from a captured graph to one that backends lower.
 
     Args:
-        cache: form of the KV cache of a causal LM; None for plain modules, which keep their signature.
+        cache: form of the KV cache of a causal LM; None for plain modules, which keep their
+            signature.
     """
     return (
         # One spelling for each value; what depends on weights alone becomes a weight.

@@ -1,7 +1,9 @@
-"""From one sequence to ragged tokens: the proven decoder over [1, S] rewritten over T tokens of many sequences.
+"""From one sequence to ragged tokens: the proven decoder over [1, S] rewritten over T tokens of
+many sequences.
 
-Every value with a token axis becomes token-major: the token axis first, axes of size one dropped, the rest in order.
-The sources change (ids and positions become inputs), attention is handed to the caller, all else is the same op.
+Every value with a token axis becomes token-major: the token axis first, axes of size one dropped,
+the rest in order. The sources change (ids and positions become inputs), attention is handed to the
+caller, all else is the same op.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from ..ir.build import cast, item, make, permute, reshape
-from ..ir.dims import Size, symbol
+from ..ir.dims import symbol
 from ..ir.graph import Graph
 from ..ir.node import Attr, Node
 from ..ir.schema import schema
@@ -22,7 +24,9 @@ Attend: TypeAlias = Callable[[Node, Node, Node, Node], Node]
 
 
 class Ragged:
-    """The state of one translation: each node of the old graph and what stands for it in the new one."""
+    """The state of one translation: each node of the old graph and what stands for it in the new
+    one.
+    """
 
     def __init__(
         self, graph: Graph, ids: Node, token_ids: Node, positions: Node, attend: Attend
@@ -39,7 +43,9 @@ class Ragged:
         return self._kept(node.type, self.axes[node], also)
 
     def view(self, node: Node, dims: Sequence[int]) -> Node:
-        """The new value laid out as [T, *dims] (token-free values: [*dims]) for old axes ``dims``."""
+        """The new value laid out as [T, *dims] (token-free values: [*dims]) for old axes
+        ``dims``.
+        """
         sizes = tuple(node.shape[d] for d in dims)
         lead = () if self.axes[node] is None else (self.tokens,)
         return reshape(self.new[node], *lead, *sizes)
@@ -104,7 +110,9 @@ Rule: TypeAlias = Callable[[Ragged, Node], Node]
 
 
 def _moved(state: Ragged, node: Node, dim: int) -> tuple[Node, int]:
-    """The first operand laid out so that its old axis ``dim`` exists, and where that axis is now."""
+    """The first operand laid out so that its old axis ``dim`` exists, and where that axis is
+    now.
+    """
     x = node.operands[0]
     dims = state.kept(x, dim)
     return state.view(x, dims), 1 + dims.index(dim)
@@ -125,7 +133,7 @@ def _reduce(state: Ragged, node: Node) -> Node:
     assert isinstance(old, tuple)
     x = node.operands[0]
     dims = state.kept(x, *old)  # type: ignore[arg-type]
-    new = tuple(1 + dims.index(d) for d in old)  # type: ignore[arg-type]
+    new = tuple(1 + dims.index(d) for d in old)
     attrs = {**_attrs(node), "dims": new}
     return state.done(node, make(node.op, state.view(x, dims), **attrs))
 
@@ -145,7 +153,7 @@ def _permute(state: Ragged, node: Node) -> Node:
     x, order = node.operands[0], node.attr("dims")
     assert isinstance(order, tuple)
     dims = state.kept(x)
-    moved = [dims.index(d) for d in order if d in dims]  # type: ignore[arg-type]
+    moved = [dims.index(d) for d in order if d in dims]
     return permute(state.new[x], 0, *(1 + i for i in moved))
 
 
@@ -176,7 +184,7 @@ def _flip(state: Ragged, node: Node) -> Node:
     x, old = node.operands[0], node.attr("dims")
     assert isinstance(old, tuple)
     dims = state.kept(x, *old)  # type: ignore[arg-type]
-    new = tuple(1 + dims.index(d) for d in old)  # type: ignore[arg-type]
+    new = tuple(1 + dims.index(d) for d in old)
     return state.done(node, make("flip", state.view(x, dims), dims=new))
 
 

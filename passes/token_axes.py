@@ -1,9 +1,11 @@
 """The token-mixing proof: in a decoder every op but attention acts on each token alone.
 
-Abstract interpretation over the captured graph, whose sequence axis is one symbolic size S: each value either
-does not depend on the tokens, or has exactly one token axis, of size S, along which every op acts elementwise.
-``iota(S)`` and the first S rows of a table are sources (positions), not mixing. Attention must be causal, without a
-mask that was not recognised. Whatever else reads several tokens at once is refused, with its name.
+Abstract interpretation over the captured graph, whose sequence axis is one symbolic size S: each
+    value either
+does not depend on the tokens, or has exactly one token axis, of size S, along which every op acts
+elementwise. ``iota(S)`` and the first S rows of a table are sources (positions), not mixing.
+Attention must be causal, without a mask that was not recognised. Whatever else reads several
+tokens at once is refused, with its name.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ..errors import UnsupportedError
-from ..ir.dims import Size, product, symbols_of
+from ..ir.dims import Dim, Size, product, symbols_of
 from ..ir.graph import Graph
 from ..ir.node import Node
 from ..ir.schema import schema
@@ -36,7 +38,9 @@ def token_axes(graph: Graph, ids: Node) -> dict[Node, Axis]:
 
 
 def is_position_table(node: Node, axes: Axes, size: Size) -> bool:
-    """Whether ``node`` is ``table[:S]`` (or ``[..., :S, ...]``) of a token-free table: a lookup by position."""
+    """Whether ``node`` is ``table[:S]`` (or ``[..., :S, ...]``) of a token-free table: a lookup by
+    position.
+    """
     if node.op != "slice" or axes[node.operands[0]] is not None:
         return False
     return node.attr("start") == 0 and node.attr("stop") == size and node.attr("step") in (None, 1)
@@ -48,7 +52,7 @@ def mixes(node: Node, why: str) -> UnsupportedError:
         f"node {node} : {node.value_type}",
         expected="an op that acts on each token alone (only causal attention may mix tokens)",
         found=why,
-        remedy="Compile it as a plain module (kv_cache=None), or capture it through attention that Tilewright knows.",
+        remedy="Compile it as a plain module (kv_cache=None), which recomputes every token.",
     )
 
 
@@ -64,31 +68,34 @@ def _axis(node: Node, axes: Axes, size: Size) -> Axis:
 
 
 def _source_axis(node: Node, axes: Axes, size: Size) -> Axis:
-    """Token-free operands: the value is token-free too, unless it is a source of positions or a repetition."""
+    """Token-free operands: the value is token-free too, unless it is a source of positions or a
+    repetition.
+    """
     name = str(size)
     if node.op == "iota":
         length = node.attr("size")
         if length == size:
             return 0
-        return _free(node, name)
     if node.op in ("expand", "slice"):
         grown = [i for i, s in enumerate(node.shape) if s == size]
         known = node.op == "expand" or is_position_table(node, axes, size)
         if len(grown) == 1 and known:
             return grown[0]
-    return _free(node, name)
-
-
-def _free(node: Node, symbol: str) -> None:
-    lengths = [v for _, v in node.attrs if not isinstance(v, tuple | str)]
-    attrs_free = all(symbol not in symbols_of(v) for v in lengths if hasattr(v, "terms"))
-    if not attrs_free or any(symbol in t.symbols for t in node.types):
-        raise mixes(node, "a value that depends on the number of tokens")
+    _check_free(node, name)
     return None
 
 
+def _check_free(node: Node, symbol: str) -> None:
+    sizes = [value for _, value in node.attrs if isinstance(value, Dim)]
+    used = any(symbol in symbols_of(size) for size in sizes)
+    if used or any(symbol in type_.symbols for type_ in node.types):
+        raise mixes(node, "a value that depends on the number of tokens")
+
+
 def _check_shape(node: Node, axis: Axis, size: Size) -> None:
-    """A value with a token axis has S there and nowhere else, so nothing pairs tokens with tokens."""
+    """A value with a token axis has S there and nowhere else, so nothing pairs tokens with
+    tokens.
+    """
     for value_type in node.types:
         for i, s in enumerate(value_type.shape):
             if i != axis and str(size) in symbols_of(s):
@@ -128,11 +135,13 @@ def _dim(node: Node, axes: Axes) -> Axis:
 
 
 def _reduce(node: Node, axes: Axes) -> Axis:
-    dims = node.attr("dims") if node.attr("dims") is not None else (node.attr("dim"),)
-    axis = _keep(node, axes, *dims)  # type: ignore[arg-type, misc]
+    named = node.attr("dims")
+    dims = named if isinstance(named, tuple) else (node.attr("dim"),)
+    reduced = tuple(d for d in dims if isinstance(d, int))
+    axis = _keep(node, axes, *reduced)
     if node.attr("keepdim") or axis is None:
         return axis
-    return axis - sum(1 for d in dims if d < axis)  # type: ignore[operator, union-attr]
+    return axis - sum(1 for d in reduced if d < axis)
 
 
 def _reshape(node: Node, axes: Axes) -> Axis:

@@ -98,9 +98,9 @@ class PagedExecutor:
 class SlotExecutor:
     """One sequence's prefill, or one token of each running sequence, over slots of a static length.
 
-    The cache's rows are the slots. A step runs on the shortest contiguous range of rows that holds all its slots;
-    rows of the range that are not in the step compute a token that nobody reads, at the position that their sequence
-    writes next, so that they leave nothing behind that is read.
+    The cache's rows are the slots. A step runs on the shortest contiguous range of rows that holds
+    all its slots; rows of the range that are not in the step compute a token that nobody reads, at
+    the position that their sequence writes next, so that they leave nothing behind that is read.
     """
 
     def __init__(self, runner: ProgramRunner, max_slots: int) -> None:

@@ -1,4 +1,5 @@
-"""The engine folder: an EngineImage on disk. Readable text, safetensors, and a manifest with a hash of every file.
+"""The engine folder: an EngineImage on disk. Readable text, safetensors, and a manifest with a
+hash of every file.
 
     manifest.json                what it is, and the sha256 of every other file
     program.json                 calls and buffers
@@ -16,6 +17,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -133,7 +135,7 @@ def _manifest(image: EngineImage, hashes: Mapping[str, str]) -> dict[str, Json]:
             "arguments": list(signature.arguments),
             "output": to_json(signature.output),
             "paths": list(signature.paths),
-            "ranges": [list(entry) for entry in signature.ranges],
+            "ranges": [[*entry] for entry in signature.ranges],
         },
         "artifacts": sorted(image.files),
         "files": dict(hashes),
@@ -160,12 +162,13 @@ def _read_manifest(folder: Path) -> dict[str, Json]:
             "Compile the model again with this version, or use the version that made it.",
         )
     wanted = {"name", "target", "backend", "lm", "signature", "artifacts", "files", "torch"}
-    found = manifest.pop("self", None)
-    if found != _digest(manifest):
+    digest = manifest.pop("self", None)
+    if digest != _digest(manifest):
         raise _refused(path, "the manifest as it was written", "a changed one", "Compile again.")
     if missing := wanted - set(manifest):
         raise _refused(path, "all fields", f"no {sorted(missing)}", "Compile the model again.")
-    return manifest
+    fields: dict[str, Json] = manifest
+    return fields
 
 
 def _digest(manifest: Mapping[str, Json]) -> str:
@@ -203,7 +206,7 @@ def _read_lm(data: Mapping[str, Json]) -> LMConfig:
     eos = data["eos_token_ids"]
     assert isinstance(eos, list)
     numbers = {k: int(str(data[k])) for k in _LM_INTS}
-    kv_cache = "slot" if data["kv_cache"] == "slot" else "paged"
+    kv_cache: Literal["paged", "slot"] = "slot" if data["kv_cache"] == "slot" else "paged"
     return LMConfig(**numbers, kv_cache=kv_cache, eos_token_ids=tuple(int(str(i)) for i in eos))
 
 

@@ -1,4 +1,6 @@
-"""Nested arguments and results as plain data: what pytree specs are to torch, without code in them."""
+"""Nested arguments and results as plain data: what pytree specs are to torch, without code in
+them.
+"""
 
 from __future__ import annotations
 

@@ -55,7 +55,9 @@ def eager_call(node: Node, buffers: Buffers) -> Call:
 
 
 class _EagerKernel:
-    """One op with its attributes; those with symbolic sizes are resolved anew when the sizes change."""
+    """One op with its attributes; those with symbolic sizes are resolved anew when the sizes
+    change.
+    """
 
     def __init__(self, op: str, call: Call) -> None:
         self.function = IN_PLACE.get(op) or schema(op).reference

@@ -11,4 +11,6 @@ IN_PLACE: dict[str, Callable[..., Tensors]] = {
     "kv_write": write_rows,
     "slot_attention": attend_slots,
 }
-"""By op: a function with the signature of the op's reference that returns the caches it was given."""
+"""By op: a function with the signature of the op's reference that returns the caches it was
+given.
+"""
