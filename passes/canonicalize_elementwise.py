@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 from ..ir.build import const, make
-from ..ir.dims import Size
 from ..ir.dtypes import DType
 from ..ir.node import Node
 from ..ir.ops.elementwise import COMMUTATIVE
@@ -42,20 +41,21 @@ def constant_last(node: Node, context: Context) -> Node | None:
 
 
 def broadcast_itself(node: Node, context: Context) -> Node | None:
-    """``add(x, expand(y)) → add(x, y)`` and ``add(x, reshape(y, (1, 1, D))) → add(x, y)`` where
-    the type stays.
+    """``add(x, expand(y)) → add(x, y)`` and ``add(x, reshape(y, (1, 1, D))) → add(x, y)``.
+
+    Only where the other operands give the result its shape, and not by leading ones of their own.
     """
-    if len(node.operands) < 2:
-        return None
-    for i, operand in enumerate(node.args):
-        if operand is None or operand.op not in ("expand", "reshape"):
+    for i, operand in enumerate(node.operands if len(node.operands) > 1 else ()):
+        if operand.op != "expand" and not _adds_leading_ones(operand):
             continue
         source = operand.operands[0]
-        if operand.op == "reshape" and not _adds_leading_ones(source.shape, operand.shape):
-            continue
-        others = [a.type for j, a in enumerate(node.args) if j != i and a is not None]
-        if _broadcasts(source.type, others, node.type):
-            return make(node.op, *node.args[:i], source, *node.args[i + 1 :], **dict(node.attrs))
+        others = [a for j, a in enumerate(node.operands) if j != i]
+        alike = operand.op == "reshape" and all(
+            _adds_leading_ones(a) for a in others if a.type.rank == node.type.rank
+        )
+        if not alike and _broadcasts(source.type, [a.type for a in others], node.type):
+            operands = (*node.operands[:i], source, *node.operands[i + 1 :])
+            return make(node.op, *operands, **dict(node.attrs))
     return None
 
 
@@ -81,9 +81,12 @@ def cast_twice(node: Node, context: Context) -> Node | None:
     return x if x.dtype is node.dtype else make("cast", x, dtype=node.dtype)
 
 
-def _adds_leading_ones(inner: tuple[Size, ...], outer: tuple[Size, ...]) -> bool:
-    extra = len(outer) - len(inner)
-    return extra > 0 and outer == (1,) * extra + inner
+def _adds_leading_ones(node: Node) -> bool:
+    if node.op != "reshape":
+        return False
+    inner = node.operands[0].shape
+    extra = node.type.rank - len(inner)
+    return extra > 0 and node.shape == (1,) * extra + inner
 
 
 def _broadcasts(source: TensorType, others: list[TensorType], result: TensorType) -> bool:

@@ -146,12 +146,12 @@ def slice_of_concat(node: Node, context: Context) -> Node | None:
     if inner.op != "concat" or inner.attr("dim") != dim or _step(node) != 1:
         return None
     assert isinstance(dim, int)
-    start, stop = _start(node), node.attr("stop")
+    start = _start(node)
     offset: Size = 0
     parts: list[Node] = []
     for part in inner.operands:
         end = offset + part.shape[dim]
-        low, high = start - offset, stop - offset  # type: ignore[operator]
+        low, high = start - offset, _stop(node) - offset
         kept = _overlap(low, high, part.shape[dim])
         if kept is None:
             return None
@@ -257,6 +257,10 @@ def _dims(node: Node) -> tuple[int, ...]:
 
 def _start(node: Node) -> Size:
     return node.attr("start")  # type: ignore[return-value]
+
+
+def _stop(node: Node) -> Size:
+    return node.attr("stop")  # type: ignore[return-value]
 
 
 def _step(node: Node) -> int:

@@ -53,7 +53,8 @@ def mask_buffer(node: Node, context: Context) -> Node | None:
     param, bounds = _sliced_param(node)
     if param is None or not _may_be_mask(param, bounds):
         return None
-    found = _band(context.weights[param_name(param)].load().reshape(param.shape[-2:]))
+    values = context.weights[param_name(param)].load()
+    found = _band(values.reshape(values.shape[-2:]))
     if found is None:
         return None
     inside, outside, window = found

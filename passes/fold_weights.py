@@ -4,7 +4,9 @@ load.
 
 from __future__ import annotations
 
+from ..formats.weight_ops import AttrValue
 from ..formats.weights import FOLDABLE, Weight, apply_weight
+from ..ir.dims import Size, is_nonnegative
 from ..ir.dtypes import DType
 from ..ir.graph import Graph, param_name
 from ..ir.node import Attr, Node
@@ -19,19 +21,19 @@ GROWTH = 2  # a result this many times as large as its weights is cheaper to com
 def fold(node: Node, context: Context) -> Node | None:
     """``permute(param("w"))`` → ``param("w.permute")``, a weight ``permute(stored("w"), …)``."""
     params = [operand for operand in node.operands if operand.op == "param"]
-    if not params or not isinstance(node.type.numel, int):
-        return None
-    size = sum(p.type.numel for p in params)
-    if node.type.numel > GROWTH * size:
+    budget: Size = 0
+    for weight in params:
+        budget = budget + weight.type.numel * GROWTH
+    if not params or not is_nonnegative(budget - node.type.numel):
         return None
     args = [_argument(operand, context) for operand in node.operands]
     attrs = _attributes(node)
     if attrs is None or any(arg is None for arg in args):
         return None
-    weight = apply_weight(node.op, tuple(arg for arg in args if arg is not None), **attrs)
-    if (weight.shape, weight.dtype) != (node.shape, node.dtype.torch):
+    folded = apply_weight(node.op, tuple(arg for arg in args if arg is not None), **attrs)
+    if (folded.shape, folded.dtype) != (node.shape, node.dtype.torch):
         return None
-    return context.add_weight(f"{param_name(params[0])}.{node.op}", weight)
+    return context.add_weight(f"{param_name(params[0])}.{node.op}", folded)
 
 
 def _argument(operand: Node, context: Context) -> Weight | int | float | None:
@@ -41,9 +43,9 @@ def _argument(operand: Node, context: Context) -> Weight | int | float | None:
     return None if isinstance(value, bool) else value
 
 
-def _attributes(node: Node) -> dict[str, int | tuple[int, ...] | object] | None:
+def _attributes(node: Node) -> dict[str, AttrValue] | None:
     """The node's attributes as the weight grammar has them, None when it has no word for one."""
-    found: dict[str, object] = {}
+    found: dict[str, AttrValue] = {}
     for name, value in node.attrs:
         if name == "step":
             if value != 1:
@@ -51,9 +53,7 @@ def _attributes(node: Node) -> dict[str, int | tuple[int, ...] | object] | None:
         elif not _known(value):
             return None
         else:
-            found[name] = value.torch if isinstance(value, DType) else value
-    if node.op == "slice":
-        found.setdefault("start", 0)
+            found[name] = value.torch if isinstance(value, DType) else value  # type: ignore[assignment]
     return found
 
 

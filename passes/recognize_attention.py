@@ -139,7 +139,8 @@ def _peel(node: Node, outer: float, depth: int) -> Iterator[Scores]:
         return
     match node.op:
         case "matmul":
-            yield Scores(*node.operands, scale=outer)
+            q, keys = node.operands
+            yield Scores(q, keys, scale=outer)
         case "mul" if (factor := value_of(node.operands[1])) is not None:
             yield from _peel(node.operands[0], outer * float(factor), depth - 1)
             if outer == 1.0:
@@ -184,8 +185,8 @@ def _split(bias: Node, depth: int) -> Masking:
         found = _split(inner, depth - 1)
         return Masking(found.hidden, tuple(cast(b, bias.dtype) for b in found.biases))
     if bias.op == "add" and depth:
-        a, b = (_split(operand, depth - 1) for operand in bias.operands)
-        return Masking(a.hidden + b.hidden, a.biases + b.biases)
+        first, second = (_split(operand, depth - 1) for operand in bias.operands)
+        return Masking(first.hidden + second.hidden, first.biases + second.biases)
     if bias.op == "where" and depth:
         condition, a, b = bias.operands
         for visible, kept, otherwise in ((condition, a, b), (_not(condition), b, a)):

@@ -17,7 +17,7 @@ def gate_and_up(node: Node, context: Context) -> Node | None:
         if active.op not in _ACTIVATIONS or not context.single_use(active):
             continue
         gate = active.operands[0]
-        if gate is not up and gate.type == up.type:
+        if up not in (gate, active) and gate.type == up.type:
             tanh = active.attr("approximate") == "tanh"
             return make("gated", gate, up, activation="gelu_tanh" if tanh else active.op)
     return None

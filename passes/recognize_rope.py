@@ -111,7 +111,7 @@ def partial(node: Node, context: Context) -> Node | None:
         return None
     rope, rest = node.operands
     x, cos, sin = rope.operands
-    if 2 * cos.shape[-1] != x.shape[-1] or x.op != "slice" or rest.op != "slice":  # type: ignore[operator]
+    if 2 * cos.shape[-1] != x.shape[-1] or x.op != "slice" or rest.op != "slice":
         return None
     adjacent = x.operands == rest.operands and x.attr("stop") == rest.attr("start")
     along = all(n.attr("dim") == dim and n.attr("step") == 1 for n in (x, rest))
