@@ -1,1 +1,1 @@
-"""The ONNX Runtime backend: maximal convertible regions of a graph as ONNX models, the rest eager."""
+"""The ONNX Runtime backend: maximal convertible regions as ONNX models, the rest eager."""

@@ -1,4 +1,4 @@
-"""Attention over a dense batch as ONNX: matmul, mask, softmax, matmul, with the IR's exact meaning of masks."""
+"""Attention over a dense batch as ONNX: matmul, mask, softmax, matmul, with the IR's masks."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .emitter import ELEMENT_TYPES, Converter, Emitter, Refusal, numpy_type
 class Scores:
     """What happens to the scores of q [B, H, S, D] and k [B, H, L, D] before and after the softmax.
 
-    ``visible`` (bool) and ``bias`` are names of values that broadcast to [B, H, S, L], '' for none; ``sinks`` of one
-    [1, H, 1, 1].
+    ``visible`` (bool) and ``bias`` are names of values that broadcast to [B, H, S, L], '' for none;
+    ``sinks`` of one [1, H, 1, 1].
     """
 
     dtype: DType
@@ -96,7 +96,7 @@ def visibility(e: Emitter, node: Node, distance: str) -> str:
 
 
 def alibi_bias(e: Emitter, slopes: str, slopes_dtype: DType, distance: str, dtype: DType) -> str:
-    """``slope · (key position - query position)`` for slopes [H] and distances [..., S, L]: [..., H, S, L]."""
+    """``slope · (key position - query position)``, [..., H, S, L], for distances [..., S, L]."""
     wide = e.op("Cast", slopes, to=ELEMENT_TYPES[dtype]) if slopes_dtype is not dtype else slopes
     columns = e.op("Unsqueeze", wide, e.ints(1, 2))
     back = e.op("Cast", e.op("Neg", distance), to=ELEMENT_TYPES[dtype])

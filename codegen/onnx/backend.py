@@ -1,4 +1,4 @@
-"""``backend="onnxruntime"``: maximal regions of a graph as ONNX models, what they cannot hold as eager calls."""
+"""``backend="onnxruntime"``: maximal regions of a graph as ONNX models, the rest as eager calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..base import Kernel, KVCacheKind, Lowered, ReadFile
 from ..eager.backend import eager_call
 from ..lowering import Buffers, assemble
 from ..program import Call, Program
-from .constants import closed_graph
+from .constants import closed_graph, expand_fused
 from .emitter import Emitter, Refusal
 from .model import Model, assemble_model
 from .partition import Region, partition
@@ -28,12 +28,14 @@ class OnnxBackend:
 
     name = "onnxruntime"
     kv_cache: KVCacheKind = "slot"
+    fuses = False
 
     def lower(self, graph: Graph, target: Target, max_model_len: int | None = None) -> Lowered:
         """One call and one model a region, one call a node that has no place in one.
 
         The models hold no weights: those are handed over, by reference, when the engine starts.
         """
+        graph = expand_fused(graph)
         probe, buffers = Probe(), Buffers(graph)
         for node in graph.nodes:
             if node.op != "item":

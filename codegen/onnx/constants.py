@@ -1,4 +1,4 @@
-"""Which values are known before any input is: weights, constants, and what is computed from them alone."""
+"""Values known before any input is: weights, constants, and what is computed from them alone."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from weakref import WeakKeyDictionary
 
 from ...ir.build import input_node, make
-from ...ir.dims import Dim, Size
+from ...ir.dims import Dim, Size, symbols_of
 from ...ir.dims import substitute as resize
 from ...ir.graph import Graph, param_name
 from ...ir.node import Attr, Node
+from ...ir.ops.control import body_of
 
 _KNOWN: WeakKeyDictionary[Node, bool] = WeakKeyDictionary()
 _NEVER = frozenset({"input", "aten", "cond", "fused"})
@@ -26,7 +27,7 @@ def is_constant(node: Node) -> bool:
             _KNOWN[top] = (
                 top.op not in _NEVER
                 and not any(t.symbols for t in top.types)
-                and not any(_symbolic(value) for _, value in top.attrs)
+                and not any(symbols_in(value) for _, value in top.attrs)
                 and all(_KNOWN[o] for o in top.operands)
             )
         else:
@@ -34,14 +35,15 @@ def is_constant(node: Node) -> bool:
     return _KNOWN[node]
 
 
-def _symbolic(value: Attr) -> bool:
+def symbols_in(value: Attr) -> frozenset[str]:
+    """The symbols of the sizes in an attribute."""
     if isinstance(value, tuple):
-        return any(map(_symbolic, value))
-    return isinstance(value, Dim)
+        return frozenset().union(*map(symbols_in, value))
+    return symbols_of(value) if isinstance(value, Dim) else frozenset()
 
 
 def closed_graph(name: str, outputs: tuple[Node, ...]) -> tuple[Graph, tuple[str, ...]]:
-    """A graph of constant values over inputs ``w0, w1, …``, and the weights that these stand for."""
+    """A graph of constant values over inputs ``w0, w1, …``, and the weights these stand for."""
     params = [n for n in Graph(name, (), outputs).nodes if n.op == "param"]
     inputs = {node: input_node(f"w{i}", node.type) for i, node in enumerate(params)}
     body = Graph(name, tuple(inputs.values()), tuple(substitute(o, inputs) for o in outputs))
@@ -65,3 +67,24 @@ def _resized(value: Attr, sizes: Mapping[str, Size]) -> Attr:
     if isinstance(value, tuple):
         return tuple(_resized(element, sizes) for element in value)
     return resize(value, sizes) if isinstance(value, Dim) else value
+
+
+def expand_fused(graph: Graph) -> Graph:
+    """The graph with the bodies of its ``fused`` nodes in their place; ONNX Runtime fuses itself."""
+    new: dict[Node, Node] = {}
+    results: dict[Node, tuple[Node, ...]] = {}
+    for node in graph.nodes:
+        args = [None if arg is None else new[arg] for arg in node.args]
+        if node.op == "fused":
+            body = body_of(node)
+            inner = dict(zip(body.inputs, [arg for arg in args if arg is not None], strict=True))
+            results[node] = tuple(substitute(output, inner) for output in body.outputs)
+            new[node] = results[node][0]
+        elif node.op == "item" and node.operands[0] in results:
+            index = node.attr("index")
+            assert isinstance(index, int)
+            new[node] = results[node.operands[0]][index]
+        else:
+            same = all(a is b for a, b in zip(args, node.args, strict=True))
+            new[node] = node if same else make(node.op, *args, **dict(node.attrs))
+    return graph.with_outputs(tuple(new[output] for output in graph.outputs)) if results else graph

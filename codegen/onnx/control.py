@@ -7,7 +7,7 @@ from onnx import GraphProto, helper
 from ...ir.graph import Graph
 from ...ir.node import Node
 from ...ir.ops.control import body_of
-from .emitter import Converter, Emitter, Refusal, value_info
+from .emitter import Converter, Emitter, Names, Refusal, value_info
 
 
 def _inner(e: Emitter, body: Graph, operands: tuple[str, ...]) -> Emitter:
@@ -26,7 +26,7 @@ def _convert(inner: Emitter) -> Refusal | None:
     return None
 
 
-def _fused(e: Emitter, node: Node, *operands: str) -> str | tuple[str, ...] | Refusal:
+def _fused(e: Emitter, node: Node, *operands: str) -> Names | Refusal:
     body = body_of(node)
     inner = _inner(e, body, operands)
     inner.nodes = e.nodes

@@ -67,7 +67,7 @@ def _rsqrt(e: Emitter, node: Node, x: str) -> str:
 
 
 def _log1p(e: Emitter, node: Node, x: str) -> str:
-    """``x · log(u) / (u - 1)`` with ``u = 1 + x`` is exact where log(u) alone loses x (Kahan); x itself where u is 1."""
+    """``x · log(u) / (u - 1)`` with ``u = 1 + x``, which keeps what log(u) alone loses (Kahan)."""
     one = e.scalar(1.0, node.dtype)
     u = e.op("Add", x, one)
     log = e.op("Log", u)

@@ -1,4 +1,4 @@
-"""Writes one ONNX graph: values by IR node, constants, views, and sizes that are known at run time."""
+"""Writes one ONNX graph: values by IR node, constants, views, and sizes known at run time."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class Shared:
     Attributes:
         taken: every value name in use.
         inline: small constants, written into the model.
-        folded: IR values that are known when the engine starts, by the name they get: weights, and what is computed
-            from nothing but weights and constants.
+        folded: IR values that are known when the engine starts, by the name they get: weights,
+            and what is computed from nothing but weights and constants.
         leaves: values that come from outside, by node.
     """
 
@@ -107,7 +107,10 @@ class Emitter:
     # -- values ---------------------------------------------------------------------------------
 
     def value(self, node: Node | None) -> str:
-        """The ONNX name of a node's only result, '' for an absent operand; a leaf is entered when first asked for."""
+        """The ONNX name of a node's only result, '' for an absent operand.
+
+        A value from outside is entered when first asked for.
+        """
         if node is None:
             return ""
         if node in self.values:
@@ -129,7 +132,7 @@ class Emitter:
         return found
 
     def fold(self, node: Node) -> str:
-        """The name of a value that is computed once, when the engine starts: no input may stand below it."""
+        """The name of a value computed once, when the engine starts; no input is below it."""
         found = self.shared.folded.get(node)
         if found is None:
             found = self.shared.folded[node] = self.shared.unique(self._name(node))
@@ -312,12 +315,14 @@ class Emitter:
 
     def _source_of(self, symbol: str) -> tuple[Node, int]:
         """The input and axis that bind a symbol, best one whose size is the symbol itself."""
-        sizes = [(n, i, s) for n in self.graph.inputs for i, s in enumerate(n.shape)]
         binding = [
-            (str(s) != symbol, k) for k, (_, _, s) in enumerate(sizes) if sole_symbol(s) == symbol
+            (str(size) != symbol, node, axis)
+            for node in self.graph.inputs
+            for axis, size in enumerate(node.shape)
+            if sole_symbol(size) == symbol
         ]
         assert binding, f"no input of {self.graph.name} binds {symbol}"
-        node, axis, _ = sizes[min(binding)[1]]
+        _, node, axis = min(binding, key=lambda found: found[0])
         return node, axis
 
 
@@ -327,7 +332,7 @@ def numpy_type(dtype: DType) -> np.dtype:
 
 
 def value_info(name: str, type_: TensorType) -> onnx.ValueInfoProto:
-    """The declaration of an input or output: sizes as numbers, symbols as names, expressions open."""
+    """Declares an input or output: sizes as numbers, symbols as names, expressions open."""
     dims = [
         size if isinstance(size, int) else str(size) if str(size).isidentifier() else None
         for size in type_.shape

@@ -1,4 +1,4 @@
-"""moe_experts as ONNX: each expert over the tokens that chose it, so that the others' weights are not read."""
+"""moe_experts as ONNX: each expert over the tokens that chose it; the others' are not read."""
 
 from __future__ import annotations
 

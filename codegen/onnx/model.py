@@ -19,7 +19,7 @@ class Model:
     """An ONNX model without its weights.
 
     Attributes:
-        proto: the model; what is in ``folded`` is declared as external data, to be given by the loader.
+        proto: the model; ``folded`` is declared as external data, for the loader to give.
         inputs: the IR values that it takes, in order.
         folded: the IR values that it is given when the engine starts, by ONNX name.
     """
@@ -68,7 +68,7 @@ def _external(name: str, node: Node) -> TensorProto:
 
 
 def _needed(nodes: list[NodeProto], outputs: set[str]) -> list[NodeProto]:
-    """The nodes that the outputs need, in order; results that nobody reads lose their names where they may."""
+    """The nodes that the outputs need, in order."""
     needed, kept = set(outputs), []
     for proto in reversed(nodes):
         if needed.intersection(proto.output):

@@ -6,6 +6,7 @@ import numpy as np
 
 from ...ir.dtypes import DType
 from ...ir.node import Node
+from .constants import is_constant
 from .elementwise import CONVERTERS as ELEMENTWISE
 from .emitter import ELEMENT_TYPES, MICROSOFT, Converter, Emitter, Refusal, numpy_type
 
@@ -34,13 +35,8 @@ def _norm_of(e: Emitter, node: Node) -> Node | None:
     if not fits or node.type.rank not in (2, 3) or not isinstance(node.shape[-1], int):
         return None
     for user in e.graph.users.get(node, ()):
-        weight = user.args[1] if user.op == "rms_norm" else None
-        if (
-            weight is not None
-            and weight.op == "param"
-            and user in e.members
-            and weight.dtype is DType.F32
-        ):
+        weight = user.args[1] if user.op == "rms_norm" and user in e.members else None
+        if weight is not None and is_constant(weight) and weight.dtype is DType.F32:
             return user
     return None
 

@@ -1,4 +1,4 @@
-"""Cuts a graph into regions for ONNX Runtime and single calls for the eager backend, in an order that runs."""
+"""Cuts a graph into regions for ONNX Runtime and single eager calls, in an order that runs."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ class Single:
 
 
 def partition(graph: Graph, converts: Callable[[Node], bool]) -> list[Region | Single]:
-    """The fewest convex regions of the nodes that ``converts`` takes, and the other nodes between them.
+    """The fewest convex regions of the nodes that ``converts`` takes, the other nodes between them.
 
-    The level of a node is the number of times that paths to it come back from a single node into a region. A region
-    is all that converts at one level: no path can leave it and return, since returning raises the level.
-    Constants belong to no region: each region takes those it needs along, and the singles' are calls of their own.
+    The level of a node is the number of times that paths to it come back from a single node into a
+    region. A region is all that converts at one level: no path can leave it and return, since
+    returning raises the level. Constants belong to no region: each takes those it needs along, and
+    the singles' are calls of their own.
     """
     singles = _singles(graph, converts)
     levels = _levels(graph, singles)

@@ -1,10 +1,16 @@
-"""Asks, before a node goes into a model, whether it has an ONNX form and ONNX Runtime a kernel for it."""
+"""Asks, before a node goes into a model, whether ONNX Runtime can compute it."""
 
 from __future__ import annotations
 
-from ...ir.build import item
+from collections.abc import Collection
+
+from ...ir.build import input_node, item
+from ...ir.dims import symbol
+from ...ir.dtypes import DType
 from ...ir.graph import Graph
 from ...ir.node import Node
+from ...ir.types import TensorType
+from .constants import symbols_in
 from .emitter import Emitter, Refusal
 from .model import assemble_model
 from .table import CONVERTERS
@@ -31,11 +37,9 @@ def _value(node: Node | None) -> object:
 
 
 def _try(node: Node) -> Refusal | None:
-    from ...ir.build import input_node
-
-    symbols = sorted({s for n in (node, *node.operands) for t in n.types for s in t.symbols})
-    binders = _binders(node, set(symbols))
-    e = Emitter(Graph("probe", binders, ()), {}, (), CONVERTERS.get)
+    types = (t for n in (node, *node.operands) for t in n.types)
+    symbols = {s for t in types for s in t.symbols} | symbols_in(tuple(v for _, v in node.attrs))
+    e = Emitter(Graph("probe", _binders(symbols), ()), {}, (), CONVERTERS.get)
     refusal = e.emit(node)
     if refusal is not None:
         return refusal
@@ -44,17 +48,11 @@ def _try(node: Node) -> Refusal | None:
     model = assemble_model(
         e, {f"result_{i}": result for i, result in enumerate(results)}, folded_as_inputs=True
     )
-    del input_node
     return _session_refusal(model.proto.SerializeToString())
 
 
-def _binders(node: Node, symbols: set[str]) -> tuple[Node, ...]:
+def _binders(symbols: Collection[str]) -> tuple[Node, ...]:
     """Inputs that bind the symbols that a node mentions."""
-    from ...ir.build import input_node
-    from ...ir.dims import symbol
-    from ...ir.dtypes import DType
-    from ...ir.types import TensorType
-
     shape = tuple(symbol(name) for name in sorted(symbols))
     return (input_node("sizes", TensorType(DType.F32, shape)),)
 
@@ -68,6 +66,6 @@ def _session_refusal(model: bytes) -> Refusal | None:
     options.intra_op_num_threads = 1
     try:
         ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001  its exception types derive from nothing closer
+    except Exception as error:  # its exceptions derive from nothing closer
         return Refusal(f"onnxruntime {ort.__version__}: {str(error).splitlines()[0][:160]}")
     return None

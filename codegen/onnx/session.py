@@ -1,4 +1,4 @@
-"""Runs a region's model: weights by reference, caches bound in place, small inputs copied into kept buffers."""
+"""Runs a region's model: weights by reference, caches in place, small inputs in kept buffers."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ if TYPE_CHECKING:
 
 # Below this a tensor is written into the model: ONNX Runtime's optimisers read small constants.
 INLINE_BYTES = 1024
-# Inputs up to this size are copied into buffers that stay bound; larger ones are bound where they lie.
+# Inputs up to this size are copied into buffers that stay bound; larger are bound where they lie.
 COPY_BYTES = 1 << 20
 _KEPT_BINDINGS = 16
 
 
 def open_session(model: bytes, weights: Mapping[str, torch.Tensor]) -> ort.InferenceSession:
-    """A session of a model whose external tensors are ``weights``, by ONNX name; their memory is shared, not copied."""
+    """A session of a model whose external tensors are ``weights``, by ONNX name.
+
+    Their memory is shared, not copied (prepacking makes copies of its own).
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -74,7 +77,7 @@ def _bytes(tensor: torch.Tensor) -> bytes:
 class RegionKernel:
     """A loaded region.
 
-    Results are fresh tensors, but for those that are an operand's memory, which come back as that operand.
+    Results are fresh tensors, but for those in an operand's memory, which are that operand.
     """
 
     def __init__(

@@ -46,21 +46,22 @@ def _slice(e: Emitter, node: Node, x: str) -> str:
 
 
 def _tiling(e: Emitter, node: Node) -> list[Node]:
-    """The slices of one value that cut one of its dimensions into pieces, in order; none if they do not."""
+    """The slices that cut one dimension of a value into pieces, in order; none if they do not."""
     source, dim = node.operands[0], _dim(node)
     if node not in e.members:
         return []
     parts = [u for u in e.graph.users[source] if u.op == "slice" and u.attr("dim") == dim]
-    bounds = [(p.attr("start"), p.attr("stop"), p) for p in parts if p.attr("step") == 1]
-    if len(bounds) < 2 or any(
-        not isinstance(a, int) or not isinstance(b, int) for a, b, _ in bounds
-    ):
-        return []
-    bounds.sort(key=lambda bound: bound[0])  # type: ignore[arg-type,return-value]
-    edges = [0, *(b for _, b, _ in bounds)]
-    tiles = all(a == edge for (a, _, _), edge in zip(bounds, edges, strict=False))
-    inside = all(part in e.members for _, _, part in bounds)
-    return [p for _, _, p in bounds] if tiles and inside and edges[-1] == source.shape[dim] else []
+    bounds: list[tuple[int, int, Node]] = []
+    for part in parts:
+        start, stop = part.attr("start"), part.attr("stop")
+        if part.attr("step") == 1 and isinstance(start, int) and isinstance(stop, int):
+            bounds.append((start, stop, part))
+    bounds.sort(key=lambda bound: bound[0])
+    edges = [0, *(stop for _, stop, _ in bounds)]
+    tiles = all(start == edge for (start, _, _), edge in zip(bounds, edges, strict=False))
+    pieces = [part for _, _, part in bounds]
+    inside = len(pieces) > 1 and all(part in e.members for part in pieces)
+    return pieces if tiles and inside and edges[-1] == source.shape[dim] else []
 
 
 def _split(e: Emitter, node: Node, x: str, parts: list[Node]) -> str:

@@ -1,7 +1,8 @@
-"""slot_attention as ONNX: GroupQueryAttention writing the caches in place, or the same by parts where it declines.
+"""slot_attention as ONNX: GroupQueryAttention on caches in place, or by parts where it declines.
 
-GroupQueryAttention (com.microsoft) takes q, k, v as [B, S, heads * D], caches [B, G, L, D] as past and present in one
-buffer, ``seqlens_k = seq_lens - 1``, and rotates q and k itself from tables over positions.
+GroupQueryAttention (com.microsoft) takes q, k, v as [B, S, heads * D], caches [B, G, L, D] as past
+and present in one buffer, ``seqlens_k = seq_lens - 1``, and rotates q and k itself from tables over
+positions.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ _COS, _SIN, _POSITIONS, _BIAS, _SINK, _QUERY_LENGTHS = 7, 8, 9, 10, 11, 16
 class _Rows:
     """What the kernels need to know of the B rows, computed once a graph.
 
-    ``batch`` and ``steps`` are i64[1]; ``lengths`` i64[B]; ``last`` and ``counts`` i32[B]; ``longest`` i64[1].
+    ``batch``, ``steps`` and ``longest`` are i64[1], ``lengths`` i64[B], ``last`` and ``counts``
+    i32[B].
     """
 
     batch: str
@@ -143,7 +145,7 @@ def _total(e: Emitter, rows: _Rows) -> str:
 def _fresh(
     e: Emitter, node: Node, rows: _Rows, qkv: tuple[str, str, str], tables: Tables | None
 ) -> tuple[str, str, str]:
-    """q, k, v as [B, S, heads * D], or all in one where one projection made them, before the op's own rotation."""
+    """q, k, v as [B, S, heads * D], all in one if one projection made them, before its rotation."""
     nodes = tables.unrotated if tables is not None else node.operands[:3]
     source = _one_projection(e, nodes)
     if source is not None:

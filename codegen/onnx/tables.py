@@ -1,4 +1,4 @@
-"""Rotary tables over positions, for kernels that look cos and sin up rather than being handed them by token."""
+"""Rotary tables over positions, for kernels that look cos and sin up by position."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .emitter import Emitter
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """cos and sin [max_len, R/2] by name, the positions that index them, and q, k, v before rotation."""
+    """cos and sin [max_len, R/2] by name, their indices, and q, k, v before rotation."""
 
     cos: str
     sin: str
@@ -25,10 +25,10 @@ class Tables:
 
 
 def position_tables(e: Emitter, node: Node) -> Tables | None:
-    """The tables by which GroupQueryAttention rotates q and k itself, None where it has to be done outside.
+    """The tables by which GroupQueryAttention rotates q and k, None where it is done outside.
 
-    Both must be rotated alike, from cos and sin that are functions of each token's position alone. The op wants the
-    head dim in multiples of 16 and R/2 in multiples of 8.
+    Both must be rotated alike, from cos and sin that are functions of each token's position alone.
+    The op wants the head dim in multiples of 16 and R/2 in multiples of 8.
     """
     q, k, v = node.operands[:3]
     if e.max_len is None or q.op != "rope" or k.op != "rope" or node not in e.members:
@@ -49,7 +49,7 @@ def position_tables(e: Emitter, node: Node) -> Tables | None:
 
 
 def tabulable(value: Node, positions: Node) -> bool:
-    """Whether row t of ``value`` [T, …] is a function of ``positions[t]`` alone, float32, one row wide."""
+    """Whether row t of ``value`` [T, 1, …, W] is float32, a function of ``positions[t]``."""
     tokens = positions.shape[0]
     if positions.type.rank != 1 or isinstance(tokens, int) or not positions.dtype.is_integer:
         return False
