@@ -62,11 +62,11 @@ def rotated(node: Node, context: Context) -> Node | None:
     for straight, turned in (node.operands, node.operands[::-1]):
         for quarter, sin in (turned.operands, turned.operands[::-1]):
             for layout in LAYOUTS:
-                x = _turned(quarter, straight, layout)
+                x, backwards = _turned(quarter, straight, layout)
                 if x is None or x.type != node.type:
                     continue
                 cos = straight.operands[1 if straight.operands[0] is x else 0]
-                return _rope(x, cos, sin, layout)
+                return _rope(x, cos, make("neg", sin) if backwards else sin, layout)
     return None
 
 
@@ -121,18 +121,20 @@ def partial(node: Node, context: Context) -> Node | None:
     return make("rope", whole, cos, sin, layout=rope.attr("layout"))
 
 
-def _turned(quarter: Node, straight: Node, layout: _Layout) -> Node | None:
-    """The x among ``straight``'s operands whose quarter turn (-second, first) ``quarter`` is."""
+def _turned(quarter: Node, straight: Node, layout: _Layout) -> tuple[Node | None, bool]:
+    """The x among ``straight``'s operands whose quarter turn ``quarter`` is, and whether backwards.
+
+    Forwards is (-second, first), backwards (second, -first).
+    """
     parts = layout.joined(quarter)
-    if parts is None or parts[0].op != "neg":
-        return None
+    minus = [part.op == "neg" for part in parts] if parts else []
+    if parts is None or sum(minus) != 1:
+        return None, False
+    found = tuple(p.operands[0] if p.op == "neg" else p for p in parts)
     for x in straight.operands:
-        if x.type != quarter.type:
-            continue
-        first, second = layout.parts(x, deep=False)
-        if parts[1] is first and parts[0].operands[0] is second:
-            return x
-    return None
+        if x.type == quarter.type and layout.parts(x, deep=False) == found[::-1]:
+            return x, minus[1]
+    return None, False
 
 
 def _rope(x: Node, cos: Node, sin: Node, layout: _Layout) -> Node | None:

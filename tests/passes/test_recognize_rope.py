@@ -104,6 +104,12 @@ def test_golden(before, after):
     check(run, before, after, {"S": 3})
 
 
+def test_backwards():
+    before = HALF.replace("neg(hi)", "neg(lo)").replace("concat(minus, lo", "concat(hi, minus")
+    after = HALF_AFTER.replace("    y:", "    neg_0: f32[1, S, 4] = neg(sin_0)\n    y:")
+    check(run, before, after.replace("mul_0, sin_0,", "mul_0, neg_0,"), {"S": 3})
+
+
 NEAR_MISSES = {
     "other halves": HALF.replace("concat(angle, angle,", "concat(angle, n,").replace(
         "    both:", "    n: f32[1, S, 4] = neg(angle)\n    both:"
@@ -112,6 +118,9 @@ NEAR_MISSES = {
         "concat(minus, lo", "concat(minus, hi"
     ),
     "not turned": HALF.replace("concat(minus, lo, dim=3)", "concat(lo, minus, dim=3)"),
+    "turned twice": HALF.replace("concat(minus, lo, dim=3)", "concat(minus, m2, dim=3)").replace(
+        "    turned", "    m2: f32[1, 2, S, 4] = neg(lo)\n    turned"
+    ),
     "no minus": HALF.replace("neg(hi)", "exp(hi)"),
     "sin of another": HALF.replace("= sin(both)", "= exp(d)").replace(
         "    both:", "    n: f32[1, S, 4] = neg(angle)\n"
