@@ -60,8 +60,9 @@ def assemble(graph: Graph, buffers: Buffers, calls: Iterable[Call]) -> Program:
     planned = free_dead(list(calls), kept)
     used = {name for call in planned for name in (*call.operands, *call.results)} | kept
     types = {name: type_ for name, type_ in buffers.types.items() if name in used}
-    used_weights = {b: w for b, w in weights.items() if any(b in c.operands for c in planned)}
-    dropped = set(weights) - set(used_weights) - {b for _, b in outputs}
+    read = {name for c in planned for name in c.operands} | {buffer for _, buffer in outputs}
+    used_weights = {b: w for b, w in weights.items() if b in read}
+    dropped = set(weights) - set(used_weights)
     types = {name: type_ for name, type_ in types.items() if name not in dropped}
     return Program(graph.name, types, inputs, used_weights, outputs, tuple(planned))
 

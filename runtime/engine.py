@@ -75,7 +75,9 @@ class ModuleEngine(Engine):
         return rebuild(signature.output, own)
 
     def takes(self, *args: object, **kwargs: object) -> bool:
-        """Whether these arguments have the structure, shapes and element types that the engine was compiled for."""
+        """Whether these arguments have the structure, shapes and element types that the engine was
+        compiled for.
+        """
         signature = self.image.signature
         assert signature is not None
         try:
@@ -117,7 +119,9 @@ class ModuleEngine(Engine):
         )
 
     def _unshared(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor, copied if it lies in the engine's own memory, which nobody else may write to."""
+        """The tensor, copied if it lies in the engine's own memory, which nobody else may write
+        to.
+        """
         return tensor.clone() if tensor.untyped_storage().data_ptr() in self._constants else tensor
 
     @cached_property
@@ -195,7 +199,8 @@ class CausalLMEngine(Engine):
             params: for all prompts, or one each.
 
         Raises:
-            UsageError: an empty prompt, one that is longer than the context, or text without a tokenizer.
+            UsageError: an empty prompt, one that is longer than the context, or text without a
+                tokenizer.
             CapacityError: a prompt that can never fit the KV memory.
         """
         found = self.loop.generate([self._encode(prompt) for prompt in _listed(prompts)], params)
@@ -228,7 +233,7 @@ class CausalLMEngine(Engine):
                 f"model {self.image.name}",
                 expected="a tokenizer, for text",
                 found="none",
-                remedy="Pass token ids, or compile from a folder or GGUF file that has a tokenizer.",
+                remedy="Pass token ids, or compile from files that include a tokenizer.",
             )
         return self.tokenizer
 
@@ -292,20 +297,20 @@ def _memory(config: LMConfig, runner: ProgramRunner) -> tuple[PagedExecutor | Sl
 def _bound(
     signature: Signature, args: tuple[object, ...], kwargs: Mapping[str, object]
 ) -> tuple[tuple[object, ...], dict[str, object]]:
-    """The call as it was captured: keywords of parameters that were positional then are made positional."""
+    """The call as it was captured: keywords of parameters that were positional then are made
+    positional.
+    """
     call = signature.call
     assert isinstance(call, Branch)
     positional, named = (part for part in call.items)
     assert isinstance(positional, Branch) and isinstance(named, Branch)
     rest, bound = dict(kwargs), list(args)
-    for name in signature.arguments[len(args) : len(positional.items)]:
-        if name in rest:
-            bound.append(rest.pop(name))
-    for name, value in zip(
-        signature.arguments[len(positional.items) :], bound[len(positional.items) :], strict=False
-    ):
-        rest[name] = value
-    return tuple(bound[: len(positional.items)]), rest
+    count = len(positional.items)
+    names = signature.arguments[len(args) : count]
+    bound.extend(rest.pop(name) for name in names if name in rest)
+    rest.update(zip(signature.arguments[count:], bound[count:], strict=False))
+    surplus = bound[max(count, len(signature.arguments)) :]
+    return (*bound[:count], *surplus), rest
 
 
 def _listed(prompts: Prompts) -> list[str | Sequence[int]]:
