@@ -113,7 +113,8 @@ def _hooked(c: Call) -> Node:
 def _mask_scores(c: Call) -> Node:
     scores = c.tensor("scores")
     window, chunk = _optional(c, "window"), _optional(c, "chunk")
-    seen = visible_keys(*scores.shape[-2:], c.flag("is_causal"), window, chunk)
+    queries, keys = scores.shape[-2:]
+    seen = visible_keys(queries, keys, c.flag("is_causal"), window, chunk)
     lowest = torch.finfo(scores.dtype.torch).min
     return scores if seen is None else _hidden(scores, seen, lowest)
 

@@ -14,10 +14,10 @@ from ...ir.dims import Dim, Size
 from ...ir.dtypes import DType
 from ...ir.node import Node
 from ...ir.types import TensorType
-from .symbols import Number, Sizes
+from .symbols import Complex, Number, Sizes
 
 Value: TypeAlias = (
-    "Node | Dim | Number | int | float | bool | str | None | torch.dtype | torch.device"
+    "Node | Dim | Number | Complex | int | float | bool | str | None | torch.dtype | torch.device"
     " | torch.layout | torch.memory_format | list[Value] | tuple[Value, ...]"
 )
 Result: TypeAlias = "Node | tuple[Node | None, ...] | None"
@@ -66,7 +66,7 @@ class Call:
         value = self.args[name]
         if not isinstance(value, Node):
             raise self._wrong(name, "a tensor")
-        return value if dtype is None else cast(value, dtype)
+        return value if dtype is None else as_node(value, dtype)
 
     def maybe(self, name: str, dtype: DType | None = None) -> Node | None:
         """A tensor, or None when it is absent."""
@@ -159,10 +159,13 @@ Rule: TypeAlias = Callable[[Call], Result]
 """Lowers a call, or declines with None; the call then becomes an ``aten`` node."""
 
 
+_COMPLEX = (DType.C64, DType.C128)
+
+
 def as_node(value: Value, dtype: DType) -> Node:
     """A tensor, or a Python or symbolic number as a scalar, of ``dtype``."""
     match value:
-        case Node():
+        case Node() if value.dtype not in _COMPLEX or dtype in _COMPLEX:
             return cast(value, dtype)
         case Number(node):
             return cast(node, dtype)

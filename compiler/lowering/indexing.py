@@ -101,8 +101,9 @@ def _scatter(c: Call) -> Node | None:
         return None
     for i in range(count):
         chosen = make("eq", slice_of(index, dim, i, i + 1), places)
-        wide = isinstance(src, Node) and src.type.rank
-        value = slice_of(src, dim, i, i + 1) if wide else src
+        value = src
+        if isinstance(src, Node) and src.type.rank:
+            value = slice_of(src, dim, i, i + 1)
         x = make("where", chosen, as_node(value, x.dtype), x)
     return x
 

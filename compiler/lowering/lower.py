@@ -22,6 +22,7 @@ from ...runtime.structure import Branch, Fixed, Leaf, Structure
 from ..capture_clean import op_name, where
 from ..capture_types import Captured
 from .base import Call, Result, Value, as_node
+from .complex import MAKERS, lower_complex, materialised, touches
 from .control import lower_cond, refuse_operator
 from .fallback import aten_call
 from .symbols import Sizes
@@ -153,11 +154,17 @@ class Lowering:
         args = [self.value(arg) for arg in node.args]
         kwargs = {name: self.value(arg) for name, arg in node.kwargs.items()}
         op = op_name(node)
+        named = _by_name(target, args, kwargs)
+        if op in MAKERS or touches(named):
+            pair = lower_complex(Call(op, named, results, frozenset(), self.sizes))
+            if pair is not None:
+                return pair
+            args = [materialised(arg) for arg in args]
+            kwargs = {name: materialised(arg) for name, arg in kwargs.items()}
+            named = _by_name(target, args, kwargs)
         rule = RULES.get(op)
         if rule is not None:
-            call = Call(
-                op, _by_name(target, args, kwargs), results, _row_major(node, target), self.sizes
-            )
+            call = Call(op, named, results, _row_major(node, target), self.sizes)
             try:
                 lowered = rule(call)
                 if lowered is not None and self._fits(lowered, results):
@@ -184,6 +191,7 @@ class Lowering:
 
 def as_output(value: Value) -> Node:
     """An output as a node: numbers become scalars."""
+    value = materialised(value)
     if isinstance(value, Node):
         return value
     if isinstance(value, bool):

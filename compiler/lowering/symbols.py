@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 
-import sympy
+import sympy  # type: ignore[import-untyped]
 import torch
 
 from ...errors import CaptureError
@@ -26,6 +26,14 @@ class Number:
     """A Python float that depends on sizes: a 0-d f64 node that promotes as Python numbers do."""
 
     node: Node
+
+
+@dataclass(frozen=True, slots=True)
+class Complex:
+    """A complex tensor as its two parts."""
+
+    real: Node
+    imag: Node
 
 
 @dataclass(frozen=True, slots=True)

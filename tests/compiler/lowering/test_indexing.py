@@ -42,6 +42,23 @@ def test_positions_are_not_wrapped() -> None:
     assert "where" not in ops(graph) and "index_select" in ops(graph)
 
 
+def test_complex_rotation_is_real_arithmetic() -> None:
+    def rotate(x: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
+        turn = torch.polar(torch.ones_like(angle), angle)[:, None, :] * 1.5
+        z = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
+        return torch.view_as_real(z * turn).flatten(-2)
+
+    assert_same(rotate, torch.randn(5, 2, 8), torch.randn(5, 4))
+
+
+def test_other_complex_arithmetic_stays_with_torch() -> None:
+    assert_same(
+        lambda x: torch.view_as_complex(x).sum(0).abs(),
+        torch.randn(3, 2, 2),
+        foreign=["aten.complex.default", "aten.abs.default"],
+    )
+
+
 def test_separated_indices_stay_with_torch() -> None:
     index = torch.tensor([0, 1, -1])
     assert_same(lambda x, i: x[i, :, i], torch.randn(3, 2, 4), index, foreign=["aten.index.Tensor"])
