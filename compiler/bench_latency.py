@@ -75,7 +75,7 @@ class Latency:
 
     @property
     def mbu(self) -> float:
-        """Model bandwidth utilisation of decode: bytes that must be read over those read at best."""
+        """Model bandwidth utilisation of decode: bytes that must be read over the most readable."""
         return self.bytes_per_token / self.ours.itl / self.machine.read_bytes_per_second
 
 
