@@ -70,7 +70,7 @@ def _resized(value: Attr, sizes: Mapping[str, Size]) -> Attr:
 
 
 def expand_fused(graph: Graph) -> Graph:
-    """The graph with the bodies of its ``fused`` nodes in their place; ONNX Runtime fuses itself."""
+    """The graph with the bodies of its ``fused`` nodes in their place."""
     new: dict[Node, Node] = {}
     results: dict[Node, tuple[Node, ...]] = {}
     for node in graph.nodes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
@@ -39,7 +39,7 @@ def assemble_model(
             e.shared.taken.add(wanted)
             e.add("Identity", (name,), (wanted,))
     nodes = _needed(e.nodes, set(outputs))
-    used = _names_read(nodes)
+    used = names_read(nodes)
     inputs = {name: node for node, name in e.shared.leaves.items() if name in used}
     folded = {name: node for node, name in e.shared.folded.items() if name in used}
     inline = [tensor for name, tensor in e.shared.inline.items() if name in used]
@@ -73,11 +73,12 @@ def _needed(nodes: list[NodeProto], outputs: set[str]) -> list[NodeProto]:
     for proto in reversed(nodes):
         if needed.intersection(proto.output):
             kept.append(proto)
-            needed |= _names_read([proto])
+            needed |= names_read([proto])
     return kept[::-1]
 
 
-def _names_read(nodes: list[NodeProto]) -> set[str]:
+def names_read(nodes: Iterable[NodeProto]) -> set[str]:
+    """The names that nodes read, those within their branches too."""
     read: set[str] = set()
     for proto in nodes:
         read.update(proto.input)
@@ -89,4 +90,4 @@ def _names_read(nodes: list[NodeProto]) -> set[str]:
 
 def _captured(graph: GraphProto) -> set[str]:
     """The names that a branch reads, those of its own results among them."""
-    return _names_read(list(graph.node)) | {output.name for output in graph.output}
+    return names_read(graph.node) | {output.name for output in graph.output}

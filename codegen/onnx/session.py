@@ -12,13 +12,26 @@ import torch
 
 from ...ir.dims import Size, evaluate
 from ...settings import current
-from .model import EXTERNAL_FILE
+from .model import EXTERNAL_FILE, names_read
 
 if TYPE_CHECKING:
+    import onnx
     import onnxruntime as ort
 
 # Below this a tensor is written into the model: ONNX Runtime's optimisers read small constants.
 INLINE_BYTES = 1024
+# Ops whose weights no optimiser reads before the session is ready, so that they can be shared.
+_SHARING = frozenset(
+    {
+        "Gather",
+        "Gemm",
+        "GroupQueryAttention",
+        "LayerNormalization",
+        "MatMul",
+        "SimplifiedLayerNormalization",
+        "SkipSimplifiedLayerNormalization",
+    }
+)
 # Inputs up to this size are copied into buffers that stay bound; larger are bound where they lie.
 COPY_BYTES = 1 << 20
 _KEPT_BINDINGS = 16
@@ -27,46 +40,55 @@ _KEPT_BINDINGS = 16
 def open_session(model: bytes, weights: Mapping[str, torch.Tensor]) -> ort.InferenceSession:
     """A session of a model whose external tensors are ``weights``, by ONNX name.
 
-    Their memory is shared, not copied (prepacking makes copies of its own).
+    Those of matmuls, lookups and norms share their memory with the session, which makes copies of
+    its own of what it prepacks; the others are copied.
     """
+    import onnx
     import onnxruntime as ort
 
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = current().threads or len(os.sched_getaffinity(0))
-    options.inter_op_num_threads = 1
-    large = {n: t.detach().contiguous() for n, t in weights.items() if t.nbytes > INLINE_BYTES}
-    small = {n: t for n, t in weights.items() if n not in large}
-    values = {name: ort.OrtValue.from_dlpack(tensor) for name, tensor in large.items()}
-    for name, value in values.items():
-        options.add_initializer(name, value)
+    proto = onnx.ModelProto.FromString(model)
+    inline = {name for name, tensor in weights.items() if tensor.nbytes <= INLINE_BYTES}
+    copied = names_read(node for node in proto.graph.node if node.op_type not in _SHARING)
+    values = {
+        name: ort.OrtValue.from_dlpack(tensor.detach().contiguous())
+        for name, tensor in weights.items()
+        if name not in inline
+    }
+    options = _options()
+    for name in values.keys() - copied:
+        options.add_initializer(name, values[name])
+    rest = sorted(values.keys() & copied)
+    options.add_external_initializers(rest, [values[name] for name in rest])
     with tempfile.TemporaryDirectory() as folder:
         # The file that the model names has to exist, though nothing is read from it.
         (Path(folder) / EXTERNAL_FILE).touch()
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", folder
-        )
+        folder_option = "session.model_external_initializers_file_folder_path"
+        options.add_session_config_entry(folder_option, folder)
+        _write_inline(proto, {name: weights[name] for name in inline})
         session = ort.InferenceSession(
-            _with_inline(model, small), options, providers=["CPUExecutionProvider"]
+            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-    session.tilewright_weights = (large, values)  # they live as long as the session
+    session.tilewright_weights = values  # they live as long as the session
     return session
 
 
-def _with_inline(model: bytes, weights: Mapping[str, torch.Tensor]) -> bytes:
-    """The model with these external tensors written into it."""
-    import onnx
+def _options() -> ort.SessionOptions:
+    import onnxruntime as ort
 
-    if not weights:
-        return model
-    proto = onnx.ModelProto.FromString(model)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is raised
+    options.intra_op_num_threads = current().threads or len(os.sched_getaffinity(0))
+    options.inter_op_num_threads = 1
+    return options
+
+
+def _write_inline(proto: onnx.ModelProto, weights: Mapping[str, torch.Tensor]) -> None:
+    """Turns external tensors into ones that the model holds itself."""
     for tensor in proto.graph.initializer:
         if tensor.name in weights:
             del tensor.external_data[:]
-            tensor.data_location = onnx.TensorProto.DEFAULT
+            tensor.data_location = 0  # DEFAULT: within the model
             tensor.raw_data = _bytes(weights[tensor.name])
-    written: bytes = proto.SerializeToString()
-    return written
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:
@@ -95,6 +117,7 @@ class RegionKernel:
         self.outputs = [value.name for value in session.get_outputs()]
         self.device = ort.OrtDevice.make("cpu", 0)._get_c_device()
         self.run_options = ort.RunOptions()
+        self.run_options.log_severity_level = 4
         self.bindings: dict[tuple[object, ...], _Binding] = {}
 
     def __call__(
