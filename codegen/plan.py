@@ -130,14 +130,16 @@ def plan_buffers(program: Program, sizes: Mapping[str, int]) -> MemoryPlan:
         size = evaluate(program.buffers[root].nbytes, sizes)
         found.append(Placement(root, role, size, first, last, None, tuple(shared[root])))
     found.sort(key=lambda p: (p.first, p.buffer))
-    placed, peak = _smallest([p for p in found if p.role == "temporary"])
+    temporaries = [p for p in found if p.role == "temporary"]
+    bound = max(_live_bytes(temporaries, len(program.calls)), default=0)
+    placed, peak = _smallest(temporaries, bound)
     return MemoryPlan(
         program.name,
         dict(sizes),
         len(program.calls),
         tuple(placed.get(p.buffer, p) for p in found),
         peak,
-        max(_live_bytes(placed.values(), len(program.calls)), default=0),
+        bound,
         free_calls,
     )
 
@@ -170,7 +172,7 @@ _ORDERS: tuple[Callable[[Placement], tuple[int, ...]], ...] = (
 )
 
 
-def _smallest(temporaries: Sequence[Placement]) -> tuple[dict[str, Placement], int]:
+def _smallest(temporaries: Sequence[Placement], bound: int) -> tuple[dict[str, Placement], int]:
     """The best of the greedy placements, by name, and the size of its arena."""
     best: dict[str, Placement] = {}
     peak: int | None = None
@@ -179,6 +181,8 @@ def _smallest(temporaries: Sequence[Placement]) -> tuple[dict[str, Placement], i
         size = max(((p.offset or 0) + p.padded for p in placed), default=0)
         if peak is None or size < peak:
             best, peak = {p.buffer: p for p in placed}, size
+        if peak == bound:
+            break
     return best, peak or 0
 
 

@@ -73,7 +73,7 @@ def inside_order(members: Iterable[Node]) -> Iterator[Node]:
 class _Merger:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.units: list[_Unit] = []
+        self.units: dict[int, _Unit] = {}  # by id, in order of their last nodes
         self.unit_of: dict[Node, _Unit] = {}
 
     def run(self) -> list[_Unit]:
@@ -82,8 +82,8 @@ class _Merger:
             self.unit_of[node] = unit
             while unit.space is not None and self._grow(unit):
                 pass
-            self.units.append(unit)
-        return self.units
+            self.units[id(unit)] = unit
+        return list(self.units.values())
 
     def _unit(self, node: Node, bit: int) -> _Unit:
         space = space_of(node)
@@ -138,8 +138,8 @@ class _Merger:
         unit.space = space
         for node in producer.nodes:
             self.unit_of[node] = unit
-        self.units = [other for other in self.units if other is not producer]
-        for other in self.units:
+        del self.units[id(producer)]
+        for other in self.units.values():
             if other.ancestors & unit.bits:
                 other.ancestors |= unit.ancestors | unit.bits
 

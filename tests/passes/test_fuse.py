@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from rewriting import assert_same_numbers, check, parse
+from tilewright.ir.dims import evaluate
 from tilewright.ir.graph import Graph
 from tilewright.ir.ops.control import body_of
+from tilewright.ir.schema import schema
 from tilewright.passes.fuse import fuse
 from tilewright.passes.fuse_groups import MAX_OPERANDS
 from tilewright.passes.fuse_inline import inline_fused
@@ -322,3 +324,22 @@ def test_no_members(line: str):
     head = "def g(x: f32[T, 8], w: f32[8, 8], i: i64[3]):"
     graph = parse(f'{head}\n    {line}\n    return {{"out0": a}}\n')
     assert fuse(graph) == graph
+
+
+def test_a_fused_call_moves_what_its_body_loads():
+    (node,) = (
+        n
+        for n in fuse(
+            parse("""
+def g(ids: i64[T], table: f32[1000, 8], gates: f32[T, 24]):
+    a: f32[T, 8] = embedding(table, ids)
+    b: f32[T, 8] = slice(gates, dim=1, start=8, stop=16)
+    c: f32[T, 8] = mul(a, b)
+    return {"y": c}
+""")
+        ).nodes
+        if n.op == "fused"
+    )
+    # Eight bytes an index; a row of the table, a row of the slice, a row of the result.
+    assert evaluate(schema("fused").cost(node).bytes, {"T": 10}) == 10 * (8 + 3 * 8 * 4)
+    assert evaluate(schema("fused").cost(node).flops, {"T": 10}) == 10 * 8

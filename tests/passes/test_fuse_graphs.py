@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewriting import assert_same_numbers
+from rewriting import assert_same_numbers, draw_inputs
+from tilewright.codegen.eager.backend import BACKEND
+from tilewright.codegen.program import Program
 from tilewright.compiler.hf_model import capture_causal_lm
 from tilewright.compiler.lowering import lower
 from tilewright.ir.build import cast, const, input_node, make, reshape
@@ -25,6 +28,8 @@ from tilewright.passes.driver import run_passes
 from tilewright.passes.fuse import FUSE, fuse
 from tilewright.passes.fuse_inline import INLINE_FUSED, inline_fused
 from tilewright.passes.pipeline import pipeline
+from tilewright.runtime.runner import ProgramRunner
+from tilewright.targets import Target
 from tiny_models import tiny_config
 
 T = symbol("T")
@@ -104,6 +109,23 @@ def test_members_of_random_graphs_are_all_in_bodies(graph: Graph):
     # Over the rows' axis nothing is a member.
     along_rows = {"mean", "softmax"}
     assert outside <= free | along_rows
+
+
+@given(graphs())
+def test_programs_of_fused_graphs_give_the_same_numbers(graph: Graph):
+    inputs = draw_inputs(graph, {"T": 6}, torch.Generator().manual_seed(0))
+    results = []
+    for each in (graph, fuse(graph)):
+        program = BACKEND.lower(each, Target.parse("cpu")).program
+        read_back = Program.from_json(json.loads(json.dumps(program.to_json())))
+        assert read_back == program
+        runner = ProgramRunner(read_back, {}, lambda name: b"")
+        results.append(
+            runner.run({n.attr("name"): t for n, t in zip(graph.inputs, inputs, strict=True)})
+        )
+    before, after = results
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def decoder(layers: int) -> Graph:
