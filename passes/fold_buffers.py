@@ -16,6 +16,7 @@ from ..ir.dtypes import DType
 from ..ir.graph import Graph, param_name
 from ..ir.node import Node
 from .base import Pass
+from .canonicalize import canonicalize
 from .match import fit, full
 from .rewrite import Context, Rule, rewrite
 
@@ -117,7 +118,7 @@ BUFFER_RULES: tuple[Rule, ...] = (
 
 
 def fold_buffers(graph: Graph) -> Graph:
-    """Replaces buffers by the arithmetic that makes them.
+    """Replaces buffers by the arithmetic that makes them, in normal form and cut to length.
 
     Before, with ``mask`` the lower triangle of ones::
 
@@ -131,9 +132,9 @@ def fold_buffers(graph: Graph) -> Graph:
         reshape_0: i64[S, 1] = reshape(iota_0, shape=(S, 1))
         le_0: bool[S, S] = le(iota_0, reshape_0)
         where_0: f32[S, S] = where(le_0, f32(1.0), f32(0.0))
-        expand_0: f32[1, 1, S, S] = expand(where_0, shape=(1, 1, S, S))
     """
-    return rewrite(graph, BUFFER_RULES)
+    folded = rewrite(graph, BUFFER_RULES)
+    return graph if folded == graph else canonicalize(folded)
 
 
 FOLD_BUFFERS = Pass("fold_buffers", fold_buffers)
