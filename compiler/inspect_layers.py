@@ -34,12 +34,10 @@ def split_layers(graph: Graph) -> list[Block]:
 
     A graph whose params have no such numbers is one block.
     """
-    layer_of = _assign(graph)
+    layer_of, last = _assign(graph)
     calls = list(graph.calls())
-    count = max(layer_of.values(), default=-1)
-    if count < 0:
+    if last == 0:
         return [Block("graph", tuple(calls))]
-    last = count + 1
     groups: dict[int, list[Node]] = {index: [] for index in range(-1, last + 1)}
     for node in calls:
         groups[layer_of[node]].append(node)
@@ -50,8 +48,8 @@ def split_layers(graph: Graph) -> list[Block]:
     return [block for block in (*blocks, Block("after the layers", tuple(tail))) if block.nodes]
 
 
-def _assign(graph: Graph) -> dict[Node, int]:
-    """Layer of each node that computes: -1 before the first, one more than the last after it."""
+def _assign(graph: Graph) -> tuple[dict[Node, int], int]:
+    """Layer of each node, -1 before the first, and the number of layers: that of nodes after them."""
     numbers = {
         node: int(found[1])
         for node in graph.params
@@ -69,7 +67,7 @@ def _assign(graph: Graph) -> dict[Node, int]:
             layer[node] = count
         else:
             layer[node] = before
-    return layer
+    return layer, count
 
 
 def _cut_tail(layers: list[list[Node]]) -> list[Node]:

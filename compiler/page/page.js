@@ -34,8 +34,10 @@ const view = { x: 0, y: 0, k: 1, w: 0 };
 let chosen = null;
 const BOX = 40, TOP = 46, SIDE = 28, BETWEEN = 30;
 
-function curve(points) {
-  const p = points.map(([x, y], i) => [x, y + (i === 0 ? BOX / 2 : i === points.length - 1 ? -BOX / 2 : 0)]);
+const half = (n) => n.cls === "port" ? 13 : BOX / 2;
+
+function curve(points, from, to) {
+  const p = points.map(([x, y], i) => [x, y + (i === 0 ? half(from) : i === points.length - 1 ? -half(to) : 0)]);
   let d = `M${p[0]}`;
   for (let i = 1; i < p.length; i++) { const m = (p[i - 1][1] + p[i][1]) / 2; d += `C${p[i - 1][0]},${m} ${p[i][0]},${m} ${p[i]}`; }
   return d;
@@ -63,7 +65,7 @@ function draw() {
     if (open) {
       const dx = (width - b.width) / 2;
       out += `<g transform="translate(${dx},${y + TOP})">`;
-      out += b.edges.map(([a, c, p]) => `<path class="edge" data-from="${i}.${a}" data-to="${i}.${c}" d="${curve(p)}"/>`).join("");
+      out += b.edges.map(([a, c, p]) => `<path class="edge" data-from="${i}.${a}" data-to="${i}.${c}" d="${curve(p, b.nodes[a], b.nodes[c])}"/>`).join("");
       out += b.nodes.map((n, j) => nodeMarkup(n, `${i}.${j}`)).join("") + "</g>";
     }
     y += height + BETWEEN;
