@@ -50,10 +50,12 @@ class Backend(Protocol):
     Attributes:
         name: as ``compile(backend=…)`` takes it.
         kv_cache: the form of KV cache that it serves.
+        fuses: whether it makes one kernel of a ``fused`` node; else it is given single ops.
     """
 
     name: str
     kv_cache: KVCacheKind
+    fuses: bool
 
     def lower(self, graph: Graph, target: Target, max_model_len: int | None = None) -> Lowered:
         """A Program for the graph; ``max_model_len`` bounds the positions of a causal LM."""

@@ -223,7 +223,7 @@ def _finish(
     final, records = phases.run(
         "passes",
         0.6,
-        lambda: run_passes(graph, pipeline(cache), level=checks.level, samples=samples),
+        lambda: run_passes(graph, pipeline(cache, backend.fuses), level=checks.level, samples=samples),
     )
     lowered = phases.run("codegen", 0.75, lambda: backend.lower(final, options.target, limit))
     phases.run("check", 0.85, lambda: checks.of_program(graph, final, lowered, samples))

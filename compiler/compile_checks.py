@@ -56,7 +56,7 @@ class Checks:
         graph = lower(capture_causal_lm(cut.module), "sample", cut.weights)
         vocabulary = int(str(graph.outputs[0].shape[-1]))
         ids = (torch.randint(vocabulary, (1, 8), generator=torch.Generator().manual_seed(0)),)
-        passes = pipeline(self.options.cache)
+        passes = pipeline(self.options.cache, self.backend.fuses)
         final, records = run_passes(graph, passes, level="full", samples=ids)
         lowered = self.backend.lower(final, self.options.target, self.limit)
         error = self._program_error(final, lowered, self._adapted(graph, final, ids))

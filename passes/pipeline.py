@@ -6,9 +6,12 @@ from typing import Literal
 
 from .base import Pass
 from .canonicalize import CANONICALIZE
+from .fold_buffers import FOLD_BUFFERS
 from .fold_weights import FOLD_WEIGHTS
+from .fuse import FUSE
 from .kv_cache import PAGED_CACHE, SLOT_CACHE
 from .merge_projections import MERGE_PROJECTIONS
+from .recognize_attention import RECOGNIZE_ATTENTION
 from .recognize_gated import RECOGNIZE_GATED
 from .recognize_norm import RECOGNIZE_NORM
 from .recognize_rope import RECOGNIZE_ROPE
@@ -20,21 +23,26 @@ _CACHES: dict[str | None, tuple[Pass, ...]] = {
 }
 
 
-def pipeline(cache: Literal["paged", "slot"] | None) -> tuple[Pass, ...]:
+def pipeline(cache: Literal["paged", "slot"] | None, fuses: bool = False) -> tuple[Pass, ...]:
     """The passes from a captured graph to one that backends lower.
 
     Args:
         cache: form of the KV cache of a causal LM; None for plain modules, which keep their
             signature.
+        fuses: whether the backend makes one kernel of a fused group; others fuse by themselves, and
+            see more in single ops.
     """
     return (
         # One spelling for each value; what depends on weights alone becomes a weight.
         CANONICALIZE,
+        FOLD_BUFFERS,
         FOLD_WEIGHTS,
         # What the arithmetic means.
         RECOGNIZE_NORM,
         RECOGNIZE_ROPE,
         RECOGNIZE_GATED,
+        # After rope, below which some models repeat their KV heads.
+        RECOGNIZE_ATTENTION,
         CANONICALIZE,
         # One sequence becomes ragged tokens of many, over a cache.
         *_CACHES[cache],
@@ -43,4 +51,6 @@ def pipeline(cache: Literal["paged", "slot"] | None) -> tuple[Pass, ...]:
         # What the rewrites left: reshapes and permutes that cancel, weights to fold.
         CANONICALIZE,
         FOLD_WEIGHTS,
+        # What can share a kernel.
+        *((FUSE,) if fuses else ()),
     )

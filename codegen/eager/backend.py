@@ -22,6 +22,7 @@ class EagerBackend:
 
     name = "eager"
     kv_cache: KVCacheKind = "paged"
+    fuses = True
 
     def lower(self, graph: Graph, target: Target, max_model_len: int | None = None) -> Lowered:
         """One call a node, in the graph's order."""
