@@ -8,8 +8,9 @@ from graphlib import TopologicalSorter
 from ..ir.build import item, make
 from ..ir.graph import Graph
 from ..ir.node import Attr, Node
+from ..ir.printer import nested_graphs
 from .base import Pass
-from .fuse_body import Body, build_body, unique_bodies
+from .fuse_body import Body, build_body, named_bodies
 from .fuse_groups import fusion_groups, outer_operands
 from .fuse_roles import mark_roles
 from .rewrite import rebuild
@@ -62,7 +63,8 @@ def fuse(graph: Graph) -> Graph:
     group_of = {node: index for index, members in enumerate(groups) for node in members}
     results = _results(graph, groups, group_of)
     bodies = [build_body(m, [n for n in m if n in results]) for m in groups]
-    values = _emit(groups, group_of, bodies, results)
+    named = named_bodies((body.graph for body in bodies), nested_graphs(graph))
+    values = _emit(groups, group_of, bodies, named, results)
     return mark_roles(graph.with_outputs(tuple(values[output] for output in graph.outputs)))
 
 
@@ -94,10 +96,10 @@ def _emit(
     groups: Sequence[list[Node]],
     group_of: Mapping[Node, int],
     bodies: Sequence[Body],
+    named: Mapping[Graph, Graph],
     results: Mapping[Node, None],
 ) -> dict[Node, Node]:
     """The new value of every node that is still needed."""
-    named = unique_bodies(body.graph for body in bodies)
     order: TopologicalSorter[Node | int] = TopologicalSorter()
     for node in results:
         index = group_of.get(node)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..ir.build import input_node, make
 from ..ir.dims import RESERVED_NAMES
-from ..ir.graph import Graph, input_name
+from ..ir.graph import Graph
 from ..ir.node import Node
 from ..ir.schema import schema
 from .fuse_groups import inside_order
@@ -26,7 +26,7 @@ class Body:
     """A group as a call.
 
     Attributes:
-        graph: the body; its outputs are the results in the order asked for.
+        graph: the body, called after what it does; its outputs are the results asked for.
         operands: the outer values that it is called with, in the order of ``graph.inputs``.
         kind: "reduction" where something runs along the rows, else "elementwise".
     """
@@ -48,9 +48,9 @@ def build_body(members: Sequence[Node], results: Sequence[Node]) -> Body:
         args = [None if arg is None else inner[arg] for arg in node.args]
         inner[node] = make(node.op, *args, **dict(node.attrs))
     inputs = tuple(inner[node] for node in names)
-    draft = Graph("body", inputs, tuple(inner[node] for node in results))
+    graph = Graph(stem(members), inputs, tuple(inner[node] for node in results))
     kind = "reduction" if any(node.op in ROW_OPS for node in members) else "elementwise"
-    return Body(_named(draft, stem(members)), tuple(names), kind)
+    return Body(graph, tuple(names), kind)
 
 
 def stem(members: Iterable[Node]) -> str:
@@ -62,25 +62,23 @@ def stem(members: Iterable[Node]) -> str:
     return "_".join(distinct[:MAX_NAMED_OPS] + tail)
 
 
-def unique_bodies(bodies: Iterable[Graph]) -> Mapping[Graph, Graph]:
-    """Bodies under names of which no two are equal: a longer hash where four digits collide."""
-    renamed: dict[Graph, Graph] = {}
-    taken: set[str] = set()
+def named_bodies(bodies: Iterable[Graph], existing: Mapping[str, Graph]) -> Mapping[Graph, Graph]:
+    """Bodies with hashes in their names: four digits, more where different ones agree in those.
+
+    ``existing`` are the graphs, by name, that the graph holds already.
+    """
+    named: dict[Graph, Graph] = {}
+    taken = dict(existing)
     for body in bodies:
-        if body not in renamed:
-            prefix = body.name.rsplit("_", 1)[0]
-            digest = _digest(body)
-            digits = 4
-            while f"{prefix}_{digest[:digits]}" in taken:
-                digits += 4
-            name = f"{prefix}_{digest[:digits]}"
-            taken.add(name)
-            renamed[body] = _renamed(body, name)
-    return renamed
-
-
-def _named(draft: Graph, prefix: str) -> Graph:
-    return _renamed(draft, f"{prefix}_{_digest(draft)[:4]}")
+        if body in named:
+            continue
+        digest, digits = _digest(body), 4
+        final = _renamed(body, f"{body.name}_{digest[:digits]}")
+        while taken.setdefault(final.name, final) != final:
+            digits += 4
+            final = _renamed(body, f"{body.name}_{digest[:digits]}")
+        named[body] = final
+    return named
 
 
 def _digest(body: Graph) -> str:
@@ -115,8 +113,3 @@ def _operand_names(members: Sequence[Node]) -> dict[Node, str]:
         taken.add(name)
         names[node] = name
     return names
-
-
-def operand_names(body: Graph) -> tuple[str, ...]:
-    """The names that a body has for its operands."""
-    return tuple(input_name(node) for node in body.inputs)

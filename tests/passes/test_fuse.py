@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rewriting import assert_same_numbers, check, parse
+from tilewright.ir.build import make
 from tilewright.ir.dims import evaluate
 from tilewright.ir.graph import Graph
 from tilewright.ir.ops.control import body_of
@@ -180,6 +181,35 @@ def test_layers_share_one_body():
     bodies = [node.attr("body") for node in graph.nodes if node.op == "fused"]
     # x + x is one operand; from then on the layers are alike.
     assert len(bodies) == 3 and bodies[1] is bodies[2] and bodies[0] is not bodies[1]
+
+
+def test_colliding_hashes_grow(monkeypatch: pytest.MonkeyPatch):
+    digests = iter(("12345678aaaa", "12345678bbbb", "1234ffff0000"))
+    monkeypatch.setattr("tilewright.passes.fuse_body._digest", lambda body: next(digests))
+    graph = fuse(
+        parse("""
+def g(x: f32[T, 8], y: f32[R, 8], z: f32[S, 8]):
+    a: f32[T, 8] = exp(x)
+    b: f32[R, 8] = exp(y)
+    c: f32[S, 8] = exp(z)
+    return {"a": a, "b": b, "c": c}
+""")
+    )
+    assert body_names(graph) == ["exp_1234", "exp_12345678", "exp_1234ffff"]
+
+
+def test_a_body_that_is_there_already_is_taken():
+    text = """
+def g(x: f32[T, 8], w: f32[8, 8]):
+    a: f32[T, 8] = exp(x)
+    b: f32[T, 8] = linear(a, w)
+    return {"b": b}
+"""
+    (x, w), graph = parse(text).inputs, fuse(parse(text))
+    later = make("exp", make("linear", make("linear", graph.outputs[0], w), w))
+    again = fuse(graph.with_outputs((later,)))
+    assert len(body_names(again)) == 2 and len(set(body_names(again))) == 1
+    assert x in again.inputs
 
 
 def test_a_value_used_across_a_matmul_is_not_fused_with_its_later_use():
