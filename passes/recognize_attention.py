@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from ..ir.build import cast, const, make, permute, reshape
 from ..ir.dims import Size
+from ..ir.dtypes import DType
 from ..ir.graph import Graph
 from ..ir.node import Node
 from .alibi import alibi_slopes
@@ -23,8 +24,10 @@ from .repeat_kv import grouped_heads
 from .rewrite import Context, Rule, rewrite
 from .visibility import Visibility, conjunction, visibility
 
-# Scores are far smaller than this in every model; what is replaced by less gets no weight.
+# Scores are far smaller than this in every model; what is replaced by less gets no weight …
 HIDDEN = -9999.0
+# … unless a whole row is: then all its keys weigh alike, which an added mask keeps from here on.
+DROWNED = -1e8
 MAX_DEPTH = 16
 
 
@@ -63,11 +66,11 @@ def softmax_attention(node: Node, context: Context) -> Node | None:
     q, q_scale = _unscaled(found.q, MAX_DEPTH)
     swapped = (*range(found.keys.type.rank - 2), found.keys.type.rank - 1, found.keys.type.rank - 2)
     k, k_scale = _unscaled(permute(found.keys, *swapped), MAX_DEPTH)
-    operands = [_four(x) for x in (q, k, v)]
-    scale = found.scale * q_scale * k_scale
-    if any(x is None for x in operands) or not _fits(*operands):  # type: ignore[arg-type]
+    q4, k4, v4 = (_four(_narrowed(x, v.dtype)) for x in (q, k, v))
+    if not _fits(q4, k4, v4, node):
         return None
-    result = make("attention", *operands, scale=scale, softcap=found.softcap)
+    scale = found.scale * q_scale * k_scale
+    result = make("attention", q4, k4, v4, scale=scale, softcap=found.softcap)
     return reshape(masked(result, found.masking), *node.shape)
 
 
@@ -160,7 +163,8 @@ def _peel_where(node: Node, outer: float, depth: int) -> Iterator[Scores]:
     condition, a, b = node.operands
     for visible, scores, otherwise in ((condition, a, b), (_not(condition), b, a)):
         hidden = _hides(otherwise, outer)
-        if hidden is not None:
+        known = hidden is not None and not visibility([visible], node.shape).rest
+        if hidden is not None and (known or hidden <= DROWNED):
             for found in _peel(scores, outer, depth - 1):
                 yield _with(found, Masking(((visible, hidden),)))
 
@@ -251,12 +255,26 @@ def _four(x: Node) -> Node | None:
     return reshape(x, *(1,) * (4 - rank), *x.shape) if 2 <= rank <= 4 else None
 
 
-def _fits(q: Node, k: Node, v: Node) -> bool:
-    """Whether matmul's broadcast is attention's: one batch size, as many KV heads as query
-    heads or one.
-    """
-    batches = q.shape[0] == k.shape[0] == v.shape[0]
-    return batches and k.shape[1] == v.shape[1] and k.shape[1] in (q.shape[1], 1)
+def _narrowed(x: Node, dtype: DType) -> Node:
+    """x before it was cast up from v's ``dtype``; the op computes in float32 by itself."""
+    if x.dtype is dtype or x.op not in ("cast", "permute", "reshape"):
+        return x
+    source = x.operands[0]
+    if x.op == "cast":
+        return source if source.dtype is dtype else x
+    inner = _narrowed(source, dtype)
+    return x if inner is source else make(x.op, inner, **dict(x.attrs))
+
+
+def _fits(q: Node | None, k: Node | None, v: Node | None, product: Node) -> bool:
+    """Whether matmul's broadcast is attention's: one batch size, one KV head or as many as of q."""
+    if q is None or k is None or v is None or not q.dtype is k.dtype is v.dtype:
+        return False
+    if not q.shape[0] == k.shape[0] == v.shape[0] or k.shape[1] not in (q.shape[1], 1):
+        return False
+    lengths = k.shape[:3] == v.shape[:3] and q.shape[3] == k.shape[3]
+    ones = [size for size in (*q.shape[:3], v.shape[3]) if size != 1]
+    return lengths and ones == [size for size in product.shape if size != 1]
 
 
 def _not(condition: Node) -> Node:

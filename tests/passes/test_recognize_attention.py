@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from rewriting import Held, assert_same_numbers, check, parse
 from tilewright.ir.graph import Graph
+from tilewright.ir.interpreter import interpret
 from tilewright.passes.canonicalize import canonicalize
 from tilewright.passes.fold_buffers import fold_buffers
 from tilewright.passes.recognize_attention import recognize_attention
@@ -194,6 +195,58 @@ def test_unknown_mask_stays_as_operand():
     attention = result.outputs[0]
     assert attention.op == "attention" and attention.args[3] is result.input("m")
     assert not attention.attr("causal")
+
+
+@pytest.mark.parametrize(("score", "taken"), [("-10000.0", False), ("-1e+30", True)])
+def test_rows_without_keys_keep_their_meaning(score, taken):
+    signature = SIGNATURE + ", m: bool[1, 1, S, S]"
+    middle = f"    masked: f32[1, 4, S, S] = where(m, scaled, f32({score}))"
+    wide = parse(hand_written(middle, signature).replace("f32", "f64"))
+    result = run(wide)
+    assert (result.outputs[0].op == "attention") == taken
+    inputs = [torch.randn(1, 4, 5, 8, dtype=torch.float64) for _ in "qkv"]
+    mask = torch.ones(1, 1, 5, 5, dtype=torch.bool)
+    mask[..., 2, :] = False
+    before, after = (interpret(g, [*inputs, mask])[0] for g in (wide, result))
+    torch.testing.assert_close(after, before)
+
+
+def test_scores_in_float32_of_bfloat16():
+    text = hand_written(CAUSAL).replace("f32[1, 4, S, 8]", "bf16[1, 4, S, 8]")
+    text = text.replace("f32[1, 4, 8, S]", "bf16[1, 4, 8, S]")
+    text = text.replace(
+        "scores: f32[1, 4, S, S] = matmul(q, kt)",
+        "narrow: bf16[1, 4, S, S] = matmul(q, kt)\n"
+        "    scores: f32[1, 4, S, S] = cast(narrow, dtype=f32)",
+    )
+    text = text.replace(
+        "    out:", "    weights2: bf16[1, 4, S, S] = cast(weights, dtype=bf16)\n    out:"
+    ).replace("matmul(weights, v)", "matmul(weights2, v)")
+    result = run(parse(text))
+    assert result.outputs[0].op == "attention" and result.outputs[0].attr("causal")
+    assert_same_numbers(parse(text), result, {"S": 4}, 3e-2)
+
+
+def test_q_and_k_in_float32_of_bfloat16():
+    text = hand_written(CAUSAL).replace("f32[1, 4, S, 8]", "bf16[1, 4, S, 8]")
+    wide = "    {0}2: f32[1, 4, S, 8] = cast({0}, dtype=f32)\n"
+    text = text.replace("    kt:", wide.format("q") + wide.format("k") + "    kt:")
+    text = text.replace("permute(k,", "permute(k2,").replace("matmul(q,", "matmul(q2,")
+    text = text.replace(
+        "    out:", "    weights2: bf16[1, 4, S, S] = cast(weights, dtype=bf16)\n    out:"
+    ).replace("matmul(weights, v)", "matmul(weights2, v)")
+    result = run(parse(text))
+    assert result.outputs[0].op == "attention" and result.outputs[0].args[:3] == result.inputs
+    assert_same_numbers(parse(text), result, {"S": 4}, 3e-2)
+
+
+def test_heads_that_only_broadcast_are_left():
+    signature = SIGNATURE.replace("q: f32[1, 4", "q: f32[1, 1").replace(
+        "k: f32[1, 4", "k: f32[1, 1"
+    )
+    text = hand_written(CAUSAL, signature)
+    text = text.replace("[1, 4, S, S]", "[1, 1, S, S]").replace("[1, 4, 8, S]", "[1, 1, 8, S]")
+    assert "attention" not in {n.op for n in run(parse(text)).nodes}
 
 
 def test_unknown_bias_stays_as_operand():
