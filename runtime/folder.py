@@ -41,10 +41,12 @@ def save_engine(image: EngineImage, path: str | Path) -> None:
         UsageError: ``path`` is a file.
         EngineError: it cannot be written (a full disk, no permission).
     """
+    from safetensors import SafetensorError  # what its writer makes of an OSError
+
     try:
         with atomic_folder(path) as folder:
             _fill(image, folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise EngineError(
             f"engine folder {path}",
             expected="a place to write to",
@@ -61,20 +63,41 @@ def load_image(path: str | Path) -> EngineImage:
     """
     folder = Path(path)
     manifest = _read_manifest(folder)
-    _check_hashes(folder, manifest)
-    files = {name: (folder / name).read_bytes() for name in _strings(manifest["artifacts"])}
-    graphs = [(p.stem.split("-", 1)[1], p.read_text()) for p in sorted(folder.glob("graphs/*.txt"))]
+    try:
+        _check_hashes(folder, manifest)
+        return _read_image(folder, manifest)
+    except (AssertionError, LookupError, TypeError, ValueError, OSError) as error:
+        raise _refused(
+            folder,
+            "what this version writes",
+            f"{type(error).__name__}: {error}",
+            "Compile the model again with this version.",
+        ) from error
+
+
+def _read_image(folder: Path, manifest: Mapping[str, Json]) -> EngineImage:
+    listed = manifest["files"]
+    assert isinstance(listed, dict)
+    artifacts = _strings(manifest["artifacts"])
+    if foreign := sorted(set(artifacts) - set(listed)):
+        raise ValueError(f"{foreign[0]} is used, but has no hash")
+    graphs = [
+        (p.stem.split("-", 1)[1], p.read_text(encoding="utf-8"))
+        for p in sorted(folder.glob("graphs/*.txt"))
+    ]
     lm, signature = manifest["lm"], manifest["signature"]
+    if isinstance(lm, dict) == isinstance(signature, dict):
+        raise ValueError("an engine is a causal LM or a module")
     return EngineImage(
         str(manifest["name"]),
         "causal_lm" if lm else "module",
         str(manifest["target"]),
         str(manifest["backend"]),
-        Program.from_json(json.loads((folder / "program.json").read_text())),
-        files,
+        Program.from_json(json.loads((folder / "program.json").read_text(encoding="utf-8"))),
+        {name: (folder / name).read_bytes() for name in artifacts},
         dict(_stored_weights(folder)),
         tuple(graphs),
-        json.loads((folder / "report.json").read_text()),
+        json.loads((folder / "report.json").read_text(encoding="utf-8")),
         _read_lm(lm) if isinstance(lm, dict) else None,
         _read_signature(signature) if isinstance(signature, dict) else None,
         Tokenizer.load(folder) if (folder / "tokenizer.json").exists() else None,
@@ -82,11 +105,13 @@ def load_image(path: str | Path) -> EngineImage:
 
 
 def _fill(image: EngineImage, folder: Path) -> None:
-    (folder / "program.json").write_text(json.dumps(image.program.to_json(), indent=1))
-    (folder / "report.json").write_text(json.dumps(dict(image.report), indent=1))
+    (folder / "program.json").write_text(
+        json.dumps(image.program.to_json(), indent=1), encoding="utf-8"
+    )
+    (folder / "report.json").write_text(json.dumps(dict(image.report), indent=1), encoding="utf-8")
     (folder / "graphs").mkdir()
     for index, (name, text) in enumerate(image.graphs):
-        (folder / "graphs" / f"{index:03d}-{name}.txt").write_text(text)
+        (folder / "graphs" / f"{index:03d}-{name}.txt").write_text(text, encoding="utf-8")
     for name, content in image.files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
@@ -97,7 +122,7 @@ def _fill(image: EngineImage, folder: Path) -> None:
     hashes = {p.relative_to(folder).as_posix(): sha256_file(p) for p in written}
     manifest = _manifest(image, hashes)
     manifest["self"] = _digest(manifest)
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
 def _write_weights(image: EngineImage, folder: Path) -> None:
@@ -150,7 +175,7 @@ def _read_manifest(folder: Path) -> dict[str, Json]:
             folder, "an engine folder", found, "Make one with: tilewright compile MODEL -o DIR."
         )
     try:
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise _refused(path, "JSON", str(error), "Compile the model again.") from error
     version = manifest.get("format") if isinstance(manifest, dict) else None
