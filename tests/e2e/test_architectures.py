@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-import tilewright as tw
 import torch
+
+import tilewright as tw
 from tilewright.errors import TilewrightError
 from tiny_models import NAMED, PROMPTS, greedy, tiny_model
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import tilewright as tw
 import torch
+from torch import nn
+
+import tilewright as tw
 from e2e.models import CONTEXT, GPT, MLP, VOCAB, Encoder, greedy_without_cache, moved_off_init
 from tilewright.errors import CaptureError, UnsupportedError, UsageError
-from torch import nn
 
 BACKENDS = ("eager", "onnxruntime")
 ATOL = 1e-5
