@@ -14,6 +14,7 @@ from ..ir.graph import Graph
 from ..ir.node import Attr, Node
 from .fuse_space import Space, aligned_operands, is_view, source, space_of
 
+# Bounds on what one kernel keeps in registers; recognised layers stay far below both.
 MAX_OPERANDS = 12
 MAX_MEMBERS = 48
 
