@@ -80,6 +80,7 @@ def _rows(e: Emitter, node: Node, seq_lens: str) -> _Rows:
     steps = once("steps", "Div", tokens, batch)
     lengths = once("lengths", "Cast", seq_lens, to=i64)
     longest = once("longest", "ReduceMax", lengths, zero, keepdims=1)
+    longest = once("room", "Max", longest, steps)  # idle rows alone leave none
     last = once("last", "Max", once("less", "Sub", lengths, e.ints(1)), zero)
     last = once("last32", "Cast", last, to=i32)
     counts = once("counts", "Min", lengths, steps)  # an idle row, of length 0, brings no token
@@ -129,7 +130,19 @@ def _grouped(
         do_rotary=int(tables is not None),
         rotary_interleaved=int(tables is not None and tables.interleaved),
     )
+    # The op leaves the rows that bring no token as it found the memory.
+    out = e.op("Where", _idle(e, rows, (1, 2)), e.scalar(0.0, DType.F32), out)
     return (e.view(out, (q_node.shape[0], heads, width)), *caches)
+
+
+def _idle(e: Emitter, rows: _Rows, axes: tuple[int, ...]) -> str:
+    """Which rows are idle, bool [B] with axes of size one."""
+
+    def make() -> str:
+        idle = e.op("Equal", rows.lengths, e.scalar(0, DType.I64))
+        return e.op("Unsqueeze", idle, e.ints(*axes))
+
+    return e.once(("rows", rows.lengths, "idle", axes), make)
 
 
 def _total(e: Emitter, rows: _Rows) -> str:
@@ -264,10 +277,9 @@ def _heads_first(e: Emitter, rows: _Rows, name: str, part: Node) -> str:
 
 def _write(e: Emitter, rows: _Rows, cache: str, new: str) -> str:
     """The cache with each row's new tokens at its end; an idle row keeps what it had."""
-    idle = e.op("Equal", rows.lengths, e.scalar(0, DType.I64))
     start = e.op("Max", e.op("Sub", rows.lengths, rows.steps), e.scalar(0, DType.I64))
     old = e.op("Slice", cache, e.ints(0), rows.steps, e.ints(2))
-    kept = e.op("Where", e.op("Unsqueeze", idle, e.ints(1, 2, 3)), old, new)
+    kept = e.op("Where", _idle(e, rows, (1, 2, 3)), old, new)
     return e.op("TensorScatter", cache, kept, start, axis=2)
 
 
