@@ -1,9 +1,9 @@
 """`torch.compile(model, backend="tilewright")`: Dynamo's graphs as engines, for inference.
 
-Each graph is compiled when it is first called, with the sizes that Dynamo made symbolic kept symbolic. Parameters
-are taken into the engine and watched: one that was replaced or written since makes the engine anew. What cannot be
-compiled, what writes to its inputs or returns views of them, and what needs gradients runs as torch runs it, with one
-warning that says why.
+Each graph is compiled when it is first called, with the sizes that Dynamo made symbolic kept
+symbolic. Parameters are taken into the engine and watched: one that was replaced or written since
+makes the engine anew. What cannot be compiled, what writes to its inputs or returns views of them,
+and what needs gradients runs as torch runs it, with one warning that says why.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ from torch import fx
 from ..errors import TilewrightError, UnsupportedError, UsageError
 from ..runtime.engine import ModuleEngine
 from .api import compile as compile_engine
-from .dynamo_graph import dynamic_dims, freeze, refuse_effects, size_sources, symbolic_outputs
+from .dynamo_graph import (
+    dynamic_dims,
+    freeze,
+    refuse_effects,
+    size_sources,
+    symbolic_examples,
+    symbolic_outputs,
+)
 
 Outputs: TypeAlias = "tuple[object, ...] | list[object]"
 OPTIONS = ("backend", "verify")
@@ -39,7 +46,8 @@ def tilewright_backend(
     Args:
         gm: Dynamo's graph; parameters and sizes are inputs of it.
         example_inputs: one example an input: fake tensors, symbolic sizes.
-        options: ``torch.compile(options=…)``: "backend" and "verify", as `tilewright.compile` takes them.
+        options: ``torch.compile(options=…)``: "backend" and "verify", as `tilewright.compile` takes
+            them.
         mode: torch.compile's; there is one mode here, so any is accepted.
 
     Raises:
@@ -57,20 +65,21 @@ def tilewright_backend(
 
 
 class CompiledGraph:
-    """One graph of Dynamo's, compiled at its first call, and again for shapes that its engines do not take."""
+    """One graph of Dynamo's, compiled at its first call, and again for shapes that no engine takes."""
 
     def __init__(
         self, gm: fx.GraphModule, examples: Sequence[object], options: Mapping[str, str]
     ) -> None:
         self.gm, self.options = gm, options
-        self.dynamic = [dynamic_dims(example) for example in examples]
-        self.sizes = size_sources(examples)
+        symbolic = symbolic_examples(gm, examples)
+        self.dynamic = [dynamic_dims(example) for example in symbolic]
+        self.sizes = size_sources(symbolic)
         self.engines: dict[tuple[object, ...], FrozenGraph] = {}
         self.compiled = 0
         self.gave_up = False
 
     def __call__(self, *args: object) -> Outputs:
-        """The graph's outputs; a call that needs gradients, and all after a failure, run as torch runs them."""
+        """The graph's outputs, as torch has them where gradients are needed or compiling failed."""
         if self.gave_up or _needs_grad(args):
             return self._eager(args)
         try:
@@ -98,7 +107,8 @@ class CompiledGraph:
                 f"a graph that was compiled {MOST_ENGINES} times",
                 expected="parameters and sizes that stay the same, or sizes that are dynamic",
                 found="another change of them",
-                remedy="Mark the dimension with torch._dynamo.mark_dynamic, or update parameters less often.",
+                remedy="Mark the dimension with torch._dynamo.mark_dynamic, or update parameters "
+                "less often.",
             )
         self.compiled += 1
         return FrozenGraph(self, args, open_sizes)
@@ -169,7 +179,7 @@ class FrozenGraph:
         return (tuple(shapes),) if any(shapes) else None
 
     def _fingerprint(self, args: Sequence[object]) -> tuple[list[tuple[int, int]], torch.Tensor]:
-        """Where each parameter is and how often it was written, and samples for writes through ``.data``."""
+        """Where each parameter is, how often it was written, and samples: ``.data`` is uncounted."""
         tensors = [arg.detach() for i in self.static if isinstance(arg := args[i], torch.Tensor)]
         places = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
         samples = [

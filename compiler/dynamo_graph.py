@@ -14,7 +14,7 @@ from ..errors import UnsupportedError
 
 
 class VariadicInputs(nn.Module):
-    """Gives a graph module its tensors as one variadic parameter, so that shapes are declared by position."""
+    """A graph module with its tensors as one variadic parameter: shapes are declared by position."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -23,6 +23,15 @@ class VariadicInputs(nn.Module):
     def forward(self, *tensors: torch.Tensor) -> object:
         """What the graph gives."""
         return self.inner(*tensors)
+
+
+def symbolic_examples(gm: fx.GraphModule, examples: Sequence[object]) -> list[object]:
+    """The examples as Dynamo traced them, with its symbolic sizes; it passes real tensors too."""
+    placeholders = gm.graph.find_nodes(op="placeholder")
+    return [
+        node.meta.get("example_value", example)
+        for node, example in zip(placeholders, examples, strict=True)
+    ]
 
 
 def dynamic_dims(example: object) -> frozenset[int]:
@@ -62,7 +71,8 @@ def refuse_effects(gm: fx.GraphModule, args: Sequence[object]) -> None:
     """Runs the graph on fake tensors to see that it only computes.
 
     Raises:
-        UnsupportedError: it writes to an input or a parameter, or returns views of one or several of the same memory.
+        UnsupportedError: it writes to an input or a parameter, or returns views of one, or several
+            views of the same memory.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fakes = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in args]
