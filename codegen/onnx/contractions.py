@@ -27,10 +27,18 @@ def _linear(e: Emitter, node: Node, x: str, weight: str, bias: str = "") -> str:
 def _conv(e: Emitter, node: Node, x: str, weight: str, bias: str = "") -> str:
     padding = node.attr("padding")
     assert isinstance(padding, tuple)
-    lists = {name: list(node.attr(attr)) for name, attr in _WINDOW}  # type: ignore[arg-type]
-    return e.op("Conv", x, weight, bias, pads=list(padding * 2), group=node.attr("groups"), **lists)
+    stride, dilation = node.attr("stride"), node.attr("dilation")
+    assert isinstance(stride, tuple) and isinstance(dilation, tuple)
+    return e.op(
+        "Conv",
+        x,
+        weight,
+        bias,
+        strides=list(stride),
+        pads=list(padding * 2),
+        dilations=list(dilation),
+        group=node.attr("groups"),
+    )
 
-
-_WINDOW = (("strides", "stride"), ("dilations", "dilation"))
 
 CONVERTERS: dict[str, Converter] = {"matmul": _matmul, "linear": _linear, "conv": _conv}

@@ -328,7 +328,8 @@ class Emitter:
 
 def numpy_type(dtype: DType) -> np.dtype:
     """The numpy dtype of a type that numpy has."""
-    return np.dtype(helper.tensor_dtype_to_np_dtype(ELEMENT_TYPES[dtype]))
+    found: np.dtype = helper.tensor_dtype_to_np_dtype(ELEMENT_TYPES[dtype])
+    return found
 
 
 def value_info(name: str, type_: TensorType) -> onnx.ValueInfoProto:

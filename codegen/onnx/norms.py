@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ...ir.dtypes import DType
@@ -105,7 +107,7 @@ def _rotary(e: Emitter, node: Node, x: str, cos: str, sin: str, heads: int) -> s
         tables.append(e.view(table, (1, tokens, table_node.shape[-1])))
     half = cos_node.shape[-1]
     assert isinstance(half, int)
-    attrs = {
+    attrs: dict[str, Any] = {
         "num_heads": heads,
         "interleaved": int(node.attr("layout") == "interleaved"),
         "rotary_embedding_dim": 0 if 2 * half == width else 2 * half,

@@ -8,6 +8,7 @@ positions.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ...ir.dtypes import DType
 from ...ir.node import Node
@@ -72,7 +73,7 @@ def _rows(e: Emitter, node: Node, seq_lens: str) -> _Rows:
     i64, i32 = ELEMENT_TYPES[DType.I64], ELEMENT_TYPES[DType.I32]
     zero = e.ints(0)
 
-    def once(name: str, make: str, *inputs: str, **attrs: object) -> str:
+    def once(name: str, make: str, *inputs: str, **attrs: Any) -> str:
         return e.once(("rows", seq_lens, name), lambda: e.op(make, *inputs, **attrs))
 
     tokens = e.size(node.operands[0].shape[0])

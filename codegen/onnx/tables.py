@@ -43,9 +43,11 @@ def position_tables(e: Emitter, node: Node) -> Tables | None:
     positions = [n for n in Graph("tables", (), (cos, sin)).nodes if n.op == "input"]
     if len(positions) != 1 or not tabulable(cos, positions[0]) or not tabulable(sin, positions[0]):
         return None
-    names = [e.fold(_table(x, positions[0], e.max_len, half)) for x in (cos, sin)]
+    cos_table, sin_table = (e.fold(_table(x, positions[0], e.max_len, half)) for x in (cos, sin))
     interleaved = q.attr("layout") == "interleaved"
-    return Tables(*names, positions[0], interleaved, (q.operands[0], k.operands[0], v))
+    return Tables(
+        cos_table, sin_table, positions[0], interleaved, (q.operands[0], k.operands[0], v)
+    )
 
 
 def tabulable(value: Node, positions: Node) -> bool:

@@ -138,7 +138,8 @@ def test_bfloat16_matmul_runs_on_eager_with_a_reason() -> None:
 @pytest.mark.parametrize("causal", [True, False])
 def test_attention_masks_with_rows_that_see_nothing(mask: str, causal: bool) -> None:
     text = (
-        f"def g(q: f32[2, 4, S, 8], k: f32[2, 2, S, 8], v: f32[2, 2, S, 8], m: {mask}[2, 1, S, S]):\n"
+        "def g(q: f32[2, 4, S, 8], k: f32[2, 2, S, 8], v: f32[2, 2, S, 8], "
+        f"m: {mask}[2, 1, S, S]):\n"
         f"    y: f32[2, 4, S, 8] = attention(q, k, v, m, scale=0.3, causal={causal})\n"
         '    return {"y": y}\n'
     )

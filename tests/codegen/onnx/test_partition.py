@@ -10,7 +10,8 @@ from onnx_running import running
 FOREIGN = """\
 def g(x: f32[N, 4]):
     exp_0: f32[N, 4] = exp(x)
-    sinc_0: f32[N, 4] = aten(exp_0, target="aten.sinc.default", positional=(("t", 0),), named=(), types=(f32[N, 4],))
+    sinc_0: f32[N, 4] = aten(exp_0, target="aten.sinc.default", positional=(("t", 0),),
+                             named=(), types=(f32[N, 4],))
     cos_0: f32[N, 4] = cos(exp_0)
     add_0: f32[N, 4] = add(sinc_0, cos_0)
     neg_0: f32[N, 4] = neg(x)
@@ -109,7 +110,8 @@ def test_a_foreign_op_within_a_branch_sends_the_condition_to_eager() -> None:
     text = """\
 def g(x: f32[2], p: bool[()]):
     def yes(a: f32[2]):
-        s: f32[2] = aten(a, target="aten.sinc.default", positional=(("t", 0),), named=(), types=(f32[2],))
+        s: f32[2] = aten(a, target="aten.sinc.default", positional=(("t", 0),),
+                         named=(), types=(f32[2],))
         return {"out0": s}
     def no(a: f32[2]):
         n: f32[2] = neg(a)
