@@ -19,7 +19,7 @@ from ..formats.weights import Weight, apply_weight
 from ..ir.graph import Graph
 from ..passes.driver import PassRecord, run_passes
 from ..passes.pipeline import pipeline
-from ..runtime.engine import CausalLMEngine, Engine, ModuleEngine, start
+from ..runtime.engine import CausalLMEngine, Engine, ModuleEngine, runs_here, start
 from ..runtime.image import EngineImage, LMConfig, Signature
 from ..runtime.structure import flatten
 from ..targets import Target
@@ -93,7 +93,8 @@ def compile(
         progress: called as phases begin.
 
     Returns:
-        A `CausalLMEngine` (generate, stream, call for logits) or a `ModuleEngine` (call).
+        A `CausalLMEngine` (generate, stream, call for logits) or a `ModuleEngine` (call); for
+        another device than this machine's an `Engine` that can only be saved.
 
     Raises:
         UsageError, CheckpointError, CaptureError, UnsupportedError: what is wrong with the model or an option.
@@ -115,6 +116,8 @@ def compile(
         0.0,
         lambda: compile_image(model, example_inputs, dynamic_shapes, options, phases),
     )
+    if not runs_here(options.target):
+        return Engine(image)
     return phases.run("start", 0.9, lambda: start(image))
 
 
@@ -223,7 +226,9 @@ def _finish(
     final, records = phases.run(
         "passes",
         0.6,
-        lambda: run_passes(graph, pipeline(cache, backend.fuses), level=checks.level, samples=samples),
+        lambda: run_passes(
+            graph, pipeline(cache, backend.fuses), level=checks.level, samples=samples
+        ),
     )
     lowered = phases.run("codegen", 0.75, lambda: backend.lower(final, options.target, limit))
     phases.run("check", 0.85, lambda: checks.of_program(graph, final, lowered, samples))

@@ -86,8 +86,9 @@ def resolve_options(
         UsageError: a value that is not valid; the message lists those that are.
         UnsupportedError: valid values that do not go together.
     """
-    device = _target(target)
-    name = "onnxruntime" if backend == "auto" else backend
+    device = Target.detect() if target == "auto" else target
+    device = Target.parse(device) if isinstance(device, str) else device
+    name = _backend(backend, device)
     level = cast(VerifyLevel, current().verify or verify)
     if level not in VERIFY_LEVELS:
         raise wrong_option("verify", verify, VERIFY_LEVELS)
@@ -118,22 +119,19 @@ def wrong_option(name: str, found: object, valid: tuple[str, ...]) -> UsageError
     )
 
 
-def _target(target: str | Target) -> Target:
-    if isinstance(target, Target):
-        device = target
-    elif target == "auto":
-        device = Target.detect()
-        device = device if device.is_cpu else Target.parse("cpu")
-    else:
-        device = Target.parse(target)
-    if not device.is_cpu:
+def _backend(backend: str, target: Target) -> str:
+    """The backend to use: onnxruntime on CPUs; eager is the one that runs on other devices."""
+    if backend == "auto":
+        return "onnxruntime" if target.is_cpu else "eager"
+    get_backend(backend)
+    if backend == "onnxruntime" and not target.is_cpu:
         raise UnsupportedError(
-            f"target {device.name}",
-            expected="a target that a backend of this version generates code for: cpu",
-            found=f"{device.name} ({device.sm}), for which there is no backend yet",
-            remedy="Compile with target='cpu'; `tilewright targets` lists what is known.",
+            f"backend {backend!r} for target {target.name}",
+            expected="a backend that runs on that device: eager",
+            found=f"{backend}, which runs on CPUs",
+            remedy="Use backend='eager', or target='cpu'.",
         )
-    return device
+    return backend
 
 
 def _cache(kv_cache: str | KVCacheConfig | None, backend: str) -> KVCacheKind | None:

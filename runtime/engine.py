@@ -31,15 +31,22 @@ Prompts: TypeAlias = "str | Sequence[str] | Sequence[Sequence[int]]"
 
 
 class Engine:
-    """A compiled model. `load` and `tw.compile` make the right kind of it."""
+    """A compiled model, which can be saved. `load` and `tw.compile` make the right kind of it.
+
+    One that was compiled for another device than this machine's is of this class itself.
+    """
 
     def __init__(self, image: EngineImage) -> None:
-        check_device(image)
         self.image = image
-        weights = {name: image.weights[name].load() for name in image.weights}
-        # A module's results are the user's, to write to and to differentiate behind.
-        inside = image.kind == "causal_lm"
-        self.runner = ProgramRunner(image.program, weights, _reader(image), inference=inside)
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        """Runs the model.
+
+        Raises:
+            EngineError: the engine is for another device.
+        """
+        check_device(self.image)
+        raise AssertionError("engines for this device are of a subclass")
 
     @property
     def target(self) -> Target:
@@ -59,7 +66,26 @@ class Engine:
         return self.image.report
 
 
-class ModuleEngine(Engine):
+class RunningEngine(Engine):
+    """An engine with its weights and kernels loaded.
+
+    Raises:
+        EngineError: this machine does not have the device that it was compiled for.
+    """
+
+    def __init__(self, image: EngineImage) -> None:
+        super().__init__(image)
+        check_device(image)
+        device = torch.device(self.target.device_type)
+        weights = {name: weight.load().to(device) for name, weight in image.weights.items()}
+        # A module's results are the user's, to write to and to differentiate behind.
+        inside = image.kind == "causal_lm"
+        self.runner = ProgramRunner(
+            image.program, weights, _reader(image), device=device, inference=inside
+        )
+
+
+class ModuleEngine(RunningEngine):
     """A compiled plain module: called like the module, gives what the module gives."""
 
     def __call__(self, *args: object, **kwargs: object) -> object:
@@ -130,7 +156,7 @@ class ModuleEngine(Engine):
         return frozenset(tensor.untyped_storage().data_ptr() for tensor in held)
 
 
-class CausalLMEngine(Engine):
+class CausalLMEngine(RunningEngine):
     """A compiled causal LM: continuous generation over a KV cache."""
 
     def __init__(self, image: EngineImage) -> None:
@@ -162,7 +188,7 @@ class CausalLMEngine(Engine):
         """Tokens computed and steps run so far."""
         return self.loop.counters
 
-    def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:
+    def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         """Logits f32[B, S, V] for token ids i64[B, S], or f32[S, V] for i64[S].
 
         Raises:
@@ -268,16 +294,20 @@ def load(path: str | Path) -> Engine:
 
 
 def start(image: EngineImage) -> Engine:
-    """Loads weights and kernels of an image."""
+    """Loads weights and kernels of an image; EngineError when this machine cannot run it."""
     return CausalLMEngine(image) if image.kind == "causal_lm" else ModuleEngine(image)
+
+
+def runs_here(target: Target) -> bool:
+    """Whether this machine has the device: any CPU, or a GPU of the same architecture."""
+    return target.is_cpu or Target.detect().arch == target.arch
 
 
 def check_device(image: EngineImage) -> None:
     """EngineError when this machine is not what the engine was compiled for."""
-    target, here = Target.parse(image.target), Target.detect()
-    if target.is_cpu:
-        return
-    if here.is_cpu or here.arch != target.arch:
+    target = Target.parse(image.target)
+    if not runs_here(target):
+        here = Target.detect()
         raise EngineError(
             f"engine {image.name}",
             expected=f"a {target.sm} device, which it was compiled for ({target.name})",

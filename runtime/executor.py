@@ -26,6 +26,7 @@ class _Caches:
             if name.startswith(CACHE_PREFIXES)
         }
         self.tensors: dict[str, torch.Tensor] = {}
+        self.device = runner.device
 
     def allocate(self, sizes: dict[str, int]) -> None:
         """(Re)creates all buffers for these sizes; CapacityError when memory does not suffice."""
@@ -33,7 +34,8 @@ class _Caches:
         shapes = {n: [evaluate(s, sizes) for s in t.shape] for n, t in self.types.items()}
         try:
             for name, shape in shapes.items():
-                self.tensors[name] = torch.zeros(shape, dtype=self.types[name].dtype.torch)
+                dtype = self.types[name].dtype.torch
+                self.tensors[name] = torch.zeros(shape, dtype=dtype, device=self.device)
         except RuntimeError as error:
             self.tensors = {}
             raise CapacityError(
@@ -92,7 +94,7 @@ class PagedExecutor:
             "logits_indices": step.logits_indices,
             **self.caches.tensors,
         }
-        return self.runner.run(inputs)["logits"].float()
+        return self.runner.run(inputs)["logits"].float().cpu()
 
 
 class SlotExecutor:
@@ -135,7 +137,7 @@ class SlotExecutor:
         inputs = self._rows(step, slots, first, stop)
         for name, tensor in self.caches.tensors.items():
             inputs[name] = tensor[first:stop]
-        return self.runner.run(inputs)["logits"].float()
+        return self.runner.run(inputs)["logits"].float().cpu()
 
     def _rows(self, step: Step, slots: list[int], first: int, stop: int) -> dict[str, torch.Tensor]:
         if slots == list(range(first, stop)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -11,7 +12,6 @@ from ..codegen.program import Call, Program
 from ..errors import UsageError
 from ..ir.dims import Dim, evaluate, symbols_of
 from ..ir.types import TensorType
-
 
 _NOTHING = object()
 
@@ -23,6 +23,7 @@ class ProgramRunner:
         program: what to run.
         weights: every weight that the Program names, on the device it runs on.
         read: reads the engine's artifacts.
+        device: where the Program runs; inputs are brought there.
         inference: whether results are inference tensors: quicker, but a user can neither write to
             them nor use them under grad, so only for results that stay inside.
     """
@@ -33,9 +34,11 @@ class ProgramRunner:
         weights: Mapping[str, torch.Tensor],
         read: ReadFile,
         *,
+        device: torch.device | None = None,
         inference: bool = True,
     ) -> None:
         self.program = program
+        self.device = device or torch.device("cpu")
         self.mode = torch.inference_mode if inference else torch.no_grad
         self.constants = {buffer: weights[name] for buffer, name in program.weights.items()}
         self._bound: tuple[list[object], dict[str, int]] = ([_NOTHING], {})
@@ -43,7 +46,8 @@ class ProgramRunner:
         for call in program.calls:
             kernel = get_backend(call.loader).load(call, program, weights, read)
             if _is_constant(call):
-                self.constants.update(zip(call.results, kernel((), {}), strict=True))
+                with self._scope():
+                    self.constants.update(zip(call.results, kernel((), {}), strict=True))
             else:
                 self.steps.append((call, kernel))
 
@@ -60,14 +64,23 @@ class ProgramRunner:
             UsageError: an input that is missing, or whose shape or element type does not fit.
         """
         sizes = self._sizes(inputs)
-        values: dict[str, torch.Tensor] = {**self.constants, **inputs}
-        with self.mode():
+        values: dict[str, torch.Tensor] = {**self.constants, **self._brought(inputs)}
+        with self.mode(), self._scope():
             for call, kernel in self.steps:
                 operands = [None if name is None else values[name] for name in call.operands]
                 values.update(zip(call.results, kernel(operands, sizes), strict=True))
                 for name in call.frees:
                     values.pop(name, None)
         return {name: values[buffer] for name, buffer in self.program.outputs}
+
+    def _scope(self) -> AbstractContextManager[object]:
+        """Inside, tensors that kernels make (ranges, constants) are on the Program's device."""
+        return nullcontext() if self.device.type == "cpu" else self.device
+
+    def _brought(self, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        if self.device.type == "cpu":
+            return inputs
+        return {name: tensor.to(self.device) for name, tensor in inputs.items()}
 
     def _sizes(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, int]:
         """``bind_sizes``, remembered for the last shapes: most decode steps have those of the one before."""
@@ -142,5 +155,5 @@ def _misfit(program: Program, name: str, found: str, sizes: Mapping[str, int]) -
         f"input {name!r}",
         expected=f"{type_}{bound}",
         found=found,
-        remedy="Give it that shape and element type, or compile with dynamic_shapes for this dimension.",
+        remedy="Give it that shape and dtype, or compile with dynamic_shapes for this dimension.",
     )
