@@ -65,7 +65,7 @@ def tilewright_backend(
 
 
 class CompiledGraph:
-    """One graph of Dynamo's, compiled at its first call, and again for shapes that no engine takes."""
+    """One graph of Dynamo's, compiled when first called and for shapes that no engine takes yet."""
 
     def __init__(
         self, gm: fx.GraphModule, examples: Sequence[object], options: Mapping[str, str]
@@ -179,7 +179,7 @@ class FrozenGraph:
         return (tuple(shapes),) if any(shapes) else None
 
     def _fingerprint(self, args: Sequence[object]) -> tuple[list[tuple[int, int]], torch.Tensor]:
-        """Where each parameter is, how often it was written, and samples: ``.data`` is uncounted."""
+        """Where each parameter is, how often it was written, and samples for uncounted writes."""
         tensors = [arg.detach() for i in self.static if isinstance(arg := args[i], torch.Tensor)]
         places = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
         samples = [

@@ -14,7 +14,7 @@ from ..errors import UnsupportedError
 
 
 class VariadicInputs(nn.Module):
-    """A graph module with its tensors as one variadic parameter: shapes are declared by position."""
+    """A graph module with its tensors as one variadic parameter, for shapes by position."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()

@@ -1,0 +1,30 @@
+"""SmolLM2-135M-Instruct, whole: from its GGUF file, and from a Hugging Face folder made of it."""
+
+from __future__ import annotations
+
+import torch
+
+import tilewright as tw
+from e2e.smollm2 import hugging_face_model, write_folder
+
+QUESTION = "What is the capital of France?"
+MESSAGES = [{"role": "user", "content": QUESTION}]
+
+
+def test_smollm2_knows_paris_and_agrees_with_hugging_face(smollm2_gguf, tmp_path) -> None:
+    folder = tmp_path / "smollm2"
+    reference = hugging_face_model(smollm2_gguf)
+    write_folder(smollm2_gguf, reference, folder)
+    for path in (smollm2_gguf, folder):
+        engine = tw.compile(path, max_model_len=256, max_batch_size=2, verify="structure")
+        prompt = engine.chat_prompt(MESSAGES)
+        with torch.no_grad():
+            expected = reference(torch.tensor([prompt]), use_cache=False).logits[0]
+        torch.testing.assert_close(engine(torch.tensor(prompt)), expected, atol=1e-3, rtol=0)
+        completion = engine.generate([prompt], tw.SamplingParams(max_new_tokens=12))[0]
+        assert "Paris" in completion.text
+        assert engine.report()["aten"] == []
+        streamed = "".join(
+            delta.text for delta in engine.stream(prompt, tw.SamplingParams(max_new_tokens=12))
+        )
+        assert streamed == completion.text
