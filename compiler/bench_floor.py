@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,49 +32,53 @@ class MatmulFloor:
 
     Args:
         graph: a final graph; linears within fused bodies count too.
-        sizes: values of its symbols for one step.
+        steps: values of its symbols by the name of a step ("decode", "prefill").
         threads: intra-op threads.
     """
 
-    def __init__(self, graph: Graph, sizes: Mapping[str, int], threads: int) -> None:
+    def __init__(self, graph: Graph, steps: Mapping[str, Mapping[str, int]], threads: int) -> None:
         import onnxruntime
 
-        self.linears = find_linears(graph, sizes)
+        linears = {name: find_linears(graph, sizes) for name, sizes in steps.items()}
+        # Inputs are shared by all linears of one width whose rows are alike in every step.
+        keys = [tuple(each) for each in zip(*linears.values(), strict=True)]
+        inputs = [_input(key) for key in keys]
         generator = torch.Generator().manual_seed(0)
-        weights = [torch.randn(one.n, one.k, generator=generator) for one in self.linears]
+        names, shapes = [f"w{i}" for i in range(len(keys))], [(key[0].n, key[0].k) for key in keys]
+        weights = [torch.randn(*shape, generator=generator) for shape in shapes]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         # Beside the model, not in it: protobuf ends at 2 GB.
-        names = [f"w{i}" for i in range(len(weights))]
         self._values = [onnxruntime.OrtValue.ortvalue_from_numpy(w.numpy()) for w in weights]
         options.add_external_initializers(names, self._values)
         self.session = onnxruntime.InferenceSession(
-            _model(self.linears).SerializeToString(), options, providers=["CPUExecutionProvider"]
+            _model(inputs, shapes).SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
         self.inputs = {
-            _input(one): torch.randn(one.rows, one.k, generator=generator).numpy()
-            for one in self.linears
+            step: {
+                name: torch.randn(one.rows, one.k, generator=generator).numpy()
+                for name, one in zip(inputs, each, strict=True)
+            }
+            for step, each in linears.items()
         }
 
-    def seconds(self, repeat: int) -> float:
-        """The median time of one step."""
-        run: Callable[[], object] = lambda: self.session.run(None, self.inputs)  # noqa: E731
-        run()
-        times = []
+    def seconds(self, step: str, repeat: int = 1) -> float:
+        """Mean time of a step, after one that is not counted."""
+        self.session.run(None, self.inputs[step])
+        started = time.perf_counter()
         for _ in range(repeat):
-            started = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - started)
-        return statistics.median(times)
+            self.session.run(None, self.inputs[step])
+        return (time.perf_counter() - started) / repeat
 
 
 def find_linears(graph: Graph, sizes: Mapping[str, int]) -> list[Linear]:
-    """Every linear of a graph with 2-dimensional operands, those of nested bodies once a call."""
-    return [
-        Linear(evaluate(x.type.numel, sizes) // evaluate(weight.shape[1], sizes), n, k)
-        for x, weight in (node.operands[:2] for node in _linear_nodes(graph))
-        for n, k in [(evaluate(weight.shape[0], sizes), evaluate(weight.shape[1], sizes))]
-    ]
+    """Every linear of a graph in its order, those of nested bodies once a call."""
+    found = []
+    for node in _linear_nodes(graph):
+        x, weight = node.operands[:2]
+        n, k = (evaluate(size, sizes) for size in weight.shape)
+        found.append(Linear(evaluate(x.type.numel, sizes) // k, n, k))
+    return found
 
 
 def _linear_nodes(graph: Graph) -> Iterator[Node]:
@@ -86,22 +89,22 @@ def _linear_nodes(graph: Graph) -> Iterator[Node]:
             yield from _linear_nodes(body)
 
 
-def _input(one: Linear) -> str:
-    return f"x{one.rows}_{one.k}"
+def _input(key: Sequence[Linear]) -> str:
+    return "_".join(["x", str(key[0].k), *(str(one.rows) for one in key)])
 
 
-def _model(linears: list[Linear]) -> onnx.ModelProto:
+def _model(inputs: Sequence[str], shapes: Sequence[tuple[int, int]]) -> onnx.ModelProto:
     from onnx import TensorProto, helper
 
-    nodes, inputs, outputs, initializers = [], {}, [], []
-    for index, one in enumerate(linears):
-        x, y = _input(one), f"y{index}"
-        inputs[x] = helper.make_tensor_value_info(x, TensorProto.FLOAT, [one.rows, one.k])
-        outputs.append(helper.make_tensor_value_info(y, TensorProto.FLOAT, [one.rows, one.n]))
-        nodes.append(helper.make_node("Gemm", [x, f"w{index}"], [y], transB=1))
-        weight = TensorProto(name=f"w{index}", data_type=TensorProto.FLOAT, dims=[one.n, one.k])
+    declared, nodes, outputs, initializers = {}, [], [], []
+    for index, (x, (n, k)) in enumerate(zip(inputs, shapes, strict=True)):
+        y, w = f"y{index}", f"w{index}"
+        declared[x] = helper.make_tensor_value_info(x, TensorProto.FLOAT, [f"rows_{x}", k])
+        outputs.append(helper.make_tensor_value_info(y, TensorProto.FLOAT, [f"rows_{x}", n]))
+        nodes.append(helper.make_node("Gemm", [x, w], [y], transB=1))
+        weight = TensorProto(name=w, data_type=TensorProto.FLOAT, dims=[n, k])
         weight.data_location = TensorProto.EXTERNAL
         weight.external_data.add(key="location", value="beside")
         initializers.append(weight)
-    graph = helper.make_graph(nodes, "matmuls", list(inputs.values()), outputs, initializers)
+    graph = helper.make_graph(nodes, "matmuls", list(declared.values()), outputs, initializers)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)

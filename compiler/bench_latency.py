@@ -13,7 +13,7 @@ from ..errors import UsageError
 from ..runtime.engine import CausalLMEngine
 from ..runtime.params import SamplingParams
 from ..settings import current
-from .bench_floor import MatmulFloor
+from .bench_floor import MatmulFloor, find_linears
 from .bench_machine import Machine, probe_machine
 from .bench_reference import ReferenceModel, Run
 from .bench_statistics import Ratio, paired_ratio
@@ -114,16 +114,17 @@ def measure_latency(
             advance("loading the uncompiled model", 0.02)
             contenders.append(reference().run)
         runs: list[list[Run]] = [[] for _ in contenders]
-        total = (repeat + 1) * len(contenders)
+        floor = _floor(engine, prompt_tokens, new_tokens, machine.threads)
+        floors: list[tuple[float, float]] = []
         for index in range(repeat + 1):
             for which, run in enumerate(contenders):
-                done = index * len(contenders) + which
-                advance(("ours", "eager")[which], 0.05 + 0.75 * done / total)
+                share = (index + which / len(contenders)) / (repeat + 1)
+                advance(("ours", "eager")[which], 0.05 + 0.95 * share)
                 runs[which].append(run(prompt.tolist(), new_tokens))
+            if floor is not None:
+                floors.append((floor.seconds("decode", 16), floor.seconds("prefill")))
         ours = _series("tilewright", runs[0][1:], prompt_tokens)
         eager = _series("eager", runs[1][1:], prompt_tokens) if reference is not None else None
-        advance("matmuls alone", 0.85)
-        floor = _floor(engine, prompt_tokens, new_tokens, machine.threads)
     context = prompt_tokens + new_tokens // 2
     return Latency(
         machine,
@@ -135,7 +136,8 @@ def measure_latency(
         None if eager is None else paired_ratio(ours.decode, eager.decode),
         None if eager is None else paired_ratio(ours.prefill, eager.prefill),
         None if eager is None else _agreeing(ours.token_ids, eager.token_ids),
-        *floor,
+        statistics.median(1 / decode for decode, _ in floors) if floors else None,
+        statistics.median(prompt_tokens / prefill for _, prefill in floors) if floors else None,
         _bytes_per_token(engine, context),
     )
 
@@ -202,20 +204,19 @@ def _agreeing(ours: Sequence[int], eager: Sequence[int]) -> int:
 
 def _floor(
     engine: CausalLMEngine, prompt_tokens: int, new_tokens: int, threads: int
-) -> tuple[float | None, float | None]:
-    """Decode and prefill rates of the matmuls alone, in tokens a second."""
+) -> MatmulFloor | None:
+    """The matmuls alone, None for a model without any."""
     graph = final_graph(engine.image)
-    rates = []
-    for tokens in (1, prompt_tokens):
-        setting = Setting("step", tokens, prompt_tokens + new_tokens)
-        floor = MatmulFloor(graph, bindings(graph, engine.image, setting), threads)
-        rates.append(tokens / floor.seconds(20 if tokens == 1 else 3) if floor.linears else None)
-    return rates[0], rates[1]
+    steps = {
+        name: bindings(graph, engine.image, Setting(name, tokens, prompt_tokens + new_tokens))
+        for name, tokens in (("decode", 1), ("prefill", prompt_tokens))
+    }
+    if not find_linears(graph, steps["decode"]):
+        return None
+    return MatmulFloor(graph, steps, threads)
 
 
 def _bytes_per_token(engine: CausalLMEngine, context: int) -> int:
-    from .bench_floor import find_linears
-
     graph = final_graph(engine.image)
     sizes = bindings(graph, engine.image, Setting("decode", 1, context))
     element = next(iter(graph.params)).dtype.bytes if graph.params else 4

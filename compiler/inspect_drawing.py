@@ -11,7 +11,7 @@ from ..ir.printer import print_attr, print_graph, value_names
 from ..ir.schema import schema
 from ..runtime.image import EngineImage
 from ..targets import Target
-from .inspect_facts import CallCost, Setting, bindings, call_costs
+from .inspect_facts import CallCost, Setting, bindings, call_costs, op_label
 from .inspect_layers import HIDDEN, Block, split_layers
 from .inspect_layout import lay_out
 
@@ -77,7 +77,7 @@ def _draw(block: Block, scene: _Scene) -> dict[str, object]:
     order: list[Hashable] = [("in", s) for s in ports]
     order += [*block.nodes, *(("out", name) for name in outputs)]
     labels: dict[Hashable, str] = {("in", s): label for s, label in ports.items()}
-    labels |= {node: node.op for node in block.nodes}
+    labels |= {node: op_label(node).removeprefix("fused ") for node in block.nodes}
     labels |= {("out", name): name for name in outputs}
     widths = {key: max(LEAST, LETTER * len(_widest(key, labels)) + PADDING) for key in order}
     layout = lay_out(order, list(edges), widths)

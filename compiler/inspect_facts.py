@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -94,6 +95,14 @@ def call_costs(
         seconds = target.roofline_seconds(flops, moved, "float32")
         found.append(CallCost(node, names[node], flops, moved, seconds))
     return found
+
+
+def op_label(node: Node) -> str:
+    """The op for reading: of a fused body what it does, without the hash in its name."""
+    body = node.attr("body")
+    if node.op != "fused" or not isinstance(body, Graph):
+        return node.op
+    return f"fused {re.sub(r'_[0-9a-f]{4,}$', '', body.name)}"
 
 
 def headline(image: EngineImage) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ from .inspect_facts import (
     final_graph,
     headline,
     kv_bytes_per_token,
+    op_label,
     pass_rows,
     weight_bytes,
     weight_sizes,
@@ -63,7 +64,9 @@ def page_data(image: EngineImage) -> dict[str, object]:
         "drawing": draw_graph(graph, image, chosen),
         "state": list(graph.state),
         "costs": costs,
-        "classes": {node.op: op_class(node.op) for node in graph.calls()},
+        "classes": {
+            name: op_class(node.op) for node in graph.calls() for name in (node.op, op_label(node))
+        },
         "kernels": [[kernel, ops, count] for (kernel, ops), count in kernels(image)],
         "memory": {setting.name: _memory(image, setting) for setting in chosen},
         "weights": weight_sizes(image)[:MOST_WEIGHTS],

@@ -49,7 +49,7 @@ def split_layers(graph: Graph) -> list[Block]:
 
 
 def _assign(graph: Graph) -> tuple[dict[Node, int], int]:
-    """Layer of each node, -1 before the first, and the number of layers: that of nodes after them."""
+    """Layer of each node (-1: before the first), and their number: that of nodes after them."""
     numbers = {
         node: int(found[1])
         for node in graph.params

@@ -21,6 +21,7 @@ from .inspect_facts import (
     headline,
     kv_bytes_per_token,
     number,
+    op_label,
     pass_rows,
     size,
     weight_bytes,
@@ -86,7 +87,7 @@ def by_op(costs: Sequence[CallCost]) -> list[tuple[str, int, int, int, float]]:
     """(op, calls, FLOPs, bytes, roofline seconds) of each op, the slowest first."""
     groups: dict[str, list[CallCost]] = defaultdict(list)
     for cost in costs:
-        groups[cost.node.op].append(cost)
+        groups[op_label(cost.node)].append(cost)
     rows = [
         (op, len(g), sum(c.flops for c in g), sum(c.bytes for c in g), sum(c.seconds for c in g))
         for op, g in groups.items()

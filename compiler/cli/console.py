@@ -94,7 +94,10 @@ def progress(title: str) -> Iterator[Advance]:
         TextColumn("{task.fields[phase]}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=err(), transient=True) as bar:
+    console = err()
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task(title, total=1.0, phase="")
 
         def advance(phase: str, share: float) -> None:

@@ -28,5 +28,6 @@ def plain_table(columns: Sequence[str], title: str | None = None, left: int = 1)
 
     table = Table(box=None, header_style="bold", pad_edge=False, title=title, title_justify="left")
     for index, name in enumerate(columns):
-        table.add_column(name, justify="left" if index < left else "right", no_wrap=True)
+        is_text = index < left
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=not is_text)
     return table

@@ -43,7 +43,7 @@ def targets(as_json: JsonOption = False) -> None:
     console.print(table)
     console.print("Rates are dense peaks in TFLOP/s, for the CPU those of one core.", style="dim")
     isa = f" with {', '.join(cpu_isa_flags())}" if here.is_cpu and cpu_isa_flags() else ""
-    console.print(f"This machine: {here}{isa}. This version generates code for: cpu.")
+    console.print(f"This machine: {here}{isa}. Backends: onnxruntime for the cpu, eager for all.")
 
 
 def _as_data(target: Target) -> dict[str, object]:

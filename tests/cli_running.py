@@ -1,0 +1,31 @@
+"""Ways to run verbs of the command line in tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from typer.testing import CliRunner
+
+COMPILE = ("--backend", "eager", "--verify", "structure", "--max-model-len", "64")
+
+
+def run(*args: object, **options: object):
+    """A verb in this process: result with exit_code, stdout, stderr."""
+    from tilewright.compiler.cli.app import app
+
+    return CliRunner().invoke(app, [str(arg) for arg in args], **options)
+
+
+def spawn(*args: object, **options: object) -> subprocess.Popen:
+    """A verb in a process of its own."""
+    environment = {**os.environ, "COLUMNS": "100"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tilewright", *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        **options,
+    )
