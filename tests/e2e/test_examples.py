@@ -1,0 +1,38 @@
+"""The examples run as they stand, and print what they promise."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+PROMISES = {
+    "01_compile_hugging_face.py": ["equal to Hugging Face: True", "saved and loaded: True"],
+    "02_hand_written_gpt.py": ["equal to the module's own: True"],
+    "03_encoder_and_mlp.py": ["MLP, batch 512", "another shape is refused: input"],
+    "04_torch_compile.py": ["weights were changed", "gradient of the first layer: (256, 64)"],
+}
+
+
+def test_every_example_is_run() -> None:
+    assert {path.name for path in EXAMPLES.glob("0*.py")} == set(PROMISES)
+
+
+@pytest.mark.parametrize("name", PROMISES)
+def test_example(name: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "TILEWRIGHT_VERIFY": "sample"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    for promise in PROMISES[name]:
+        assert promise in done.stdout, done.stdout
+    assert "False" not in done.stdout
