@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ...errors import EngineError, UsageError
 from ...ir.dims import Size, evaluate
 from ...settings import current
 from .model import EXTERNAL_FILE, names_read
@@ -32,6 +32,7 @@ _SHARING = frozenset(
         "SkipSimplifiedLayerNormalization",
     }
 )
+_HALVES = (torch.float16, torch.bfloat16)
 # Inputs up to this size are copied into buffers that stay bound; larger are bound where they lie.
 COPY_BYTES = 1 << 20
 _KEPT_BINDINGS = 16
@@ -49,6 +50,8 @@ def open_session(model: bytes, weights: Mapping[str, torch.Tensor]) -> ort.Infer
     proto = onnx.ModelProto.FromString(model)
     inline = {name for name, tensor in weights.items() if tensor.nbytes <= INLINE_BYTES}
     copied = names_read(node for node in proto.graph.node if node.op_type not in _SHARING)
+    # Half precision is widened before the session is ready, where it has no kernels.
+    copied |= {name for name, tensor in weights.items() if tensor.dtype in _HALVES}
     values = {
         name: ort.OrtValue.from_dlpack(tensor.detach().contiguous())
         for name, tensor in weights.items()
@@ -65,11 +68,23 @@ def open_session(model: bytes, weights: Mapping[str, torch.Tensor]) -> ort.Infer
         folder_option = "session.model_external_initializers_file_folder_path"
         options.add_session_config_entry(folder_option, folder)
         _write_inline(proto, {name: weights[name] for name in inline})
-        session = ort.InferenceSession(
-            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = _open(proto.SerializeToString(), options)
     session.tilewright_weights = values  # they live as long as the session
     return session
+
+
+def _open(model: bytes, options: ort.SessionOptions) -> ort.InferenceSession:
+    import onnxruntime as ort
+
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions derive from nothing closer
+        raise EngineError(
+            "the engine's ONNX model",
+            expected=f"one that onnxruntime {ort.__version__} opens",
+            found=str(error).splitlines()[0],
+            remedy="Compile the model again with this version, or with backend='eager'.",
+        ) from error
 
 
 def _options() -> ort.SessionOptions:
@@ -77,7 +92,7 @@ def _options() -> ort.SessionOptions:
 
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised
-    options.intra_op_num_threads = current().threads or len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = current().threads or torch.get_num_threads()
     options.inter_op_num_threads = 1
     return options
 
@@ -178,7 +193,10 @@ class _Binding:
         for index, name, dtype, shape in self.fresh:
             results[index] = torch.empty(shape, dtype=dtype)
             self._bind_output(name, results[index])
-        kernel.session._sess.run_with_iobinding(self.io, kernel.run_options)
+        try:
+            kernel.session._sess.run_with_iobinding(self.io, kernel.run_options)
+        except RuntimeError as error:
+            raise _refused(error) from error
         return results
 
     def _bind_input(self, name: str, tensor: torch.Tensor) -> None:
@@ -188,6 +206,15 @@ class _Binding:
     def _bind_output(self, name: str, tensor: torch.Tensor) -> None:
         pointer, shape = _memory(tensor)
         self.io.bind_output(name, self.device, _ONNX_TYPES[tensor.dtype], shape, pointer)
+
+
+def _refused(error: RuntimeError) -> UsageError:
+    return UsageError(
+        "inputs",
+        expected="values that every op of the model takes, such as ids within their table",
+        found=f"onnxruntime says: {error}",
+        remedy="Check the values; backend='eager' runs the same graph op by op with torch.",
+    )
 
 
 _NONE = torch.empty(0)

@@ -8,7 +8,7 @@ import torch
 from onnx_running import running
 from tilewright.codegen.onnx import session as session_module
 from tilewright.codegen.onnx.session import open_session
-from tilewright.errors import UsageError
+from tilewright.errors import EngineError, UsageError
 
 
 def test_small_and_large_weights_of_every_kind_of_op() -> None:
@@ -98,3 +98,25 @@ def test_the_setting_gives_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     text = 'def g(x: f32[4]):\n    y: f32[4] = exp(x)\n    return {"y": y}\n'
     model = running(text).lowered.files["onnx/model_0.onnx"]
     assert open_session(model, {}).get_session_options().intra_op_num_threads == 1
+
+
+def test_values_that_an_op_cannot_take_are_one_clear_error() -> None:
+    text = (
+        "def g(table: f32[4, 2], ids: i64[N]):\n"
+        '    y: f32[N, 2] = embedding(table, ids)\n    return {"y": y}\n'
+    )
+    with pytest.raises(UsageError, match="ids within their table"):
+        running(text).run([torch.randn(4, 2), torch.tensor([1, 9])])
+
+
+def test_a_model_that_does_not_open_names_the_remedy() -> None:
+    with pytest.raises(EngineError, match="backend='eager'"):
+        open_session(b"", {})
+
+
+def test_half_precision_weights() -> None:
+    text = (
+        'def g(x: f16[N, 64]):\n    w: f16[64, 64] = param("w")\n'
+        '    y: f16[N, 64] = linear(x, w)\n    return {"y": y}\n'
+    )
+    running(text, {"w": torch.randn(64, 64).half()}).check([torch.randn(3, 64).half()], 2e-2)
