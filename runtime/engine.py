@@ -96,8 +96,11 @@ class ModuleEngine(RunningEngine):
         """
         signature = self.image.signature
         assert signature is not None
-        outputs = self.runner.run(self._inputs(signature, args, kwargs))
-        own = [self._unshared(tensor) for tensor in outputs.values()]
+        inputs = self._inputs(signature, args, kwargs)
+        # Results are where the inputs are, as the module's would be.
+        device = next((tensor.device for tensor in inputs.values()), self.runner.device)
+        outputs = self.runner.run(inputs)
+        own = [self._unshared(tensor).to(device) for tensor in outputs.values()]
         return rebuild(signature.output, own)
 
     def takes(self, *args: object, **kwargs: object) -> bool:

@@ -359,7 +359,11 @@ def tiny_model(name: str, seed: int = 0) -> PreTrainedModel:
     """
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_config(tiny_config(name), dtype=torch.float32).eval()
+    config = tiny_config(name)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        # transformers before 5.2x picks sdpa, which drops the soft-capping of the configuration.
+        model.set_attn_implementation("eager")
     # crc32, unlike hash(), is the same in each process; the generator takes 32 bits of a seed.
     salted = zlib.crc32(f"{name} {SALTS.get(name, 0)} {seed}".encode())
     generator = torch.Generator().manual_seed(salted)
