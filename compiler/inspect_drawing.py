@@ -101,9 +101,15 @@ def _draw(block: Block, scene: _Scene) -> dict[str, object]:
 
 
 def _widest(key: Hashable, labels: Mapping[Hashable, str]) -> str:
-    second = str(key.types[0]) if isinstance(key, Node) else ""
+    second = _short_type(key) if isinstance(key, Node) else ""
     # The second line is set smaller than the first.
     return max(labels[key], second[: int(len(second) * 0.87)], key=len)
+
+
+def _short_type(node: Node) -> str:
+    """The first result's type, and how many others there are."""
+    more = len(node.types) - 1
+    return f"{node.types[0]} +{more}" if more else str(node.types[0])
 
 
 def _is_shown(source: Node) -> bool:
@@ -136,6 +142,7 @@ def _facts(node: Node, scene: _Scene) -> dict[str, object]:
         "cls": op_class(node.op),
         "name": scene.names[node],
         "type": ", ".join(map(str, node.types)),
+        "short": _short_type(node),
         "attrs": [[name, print_attr(value)] for name, value in node.attrs],
         "operands": [
             [label, _operand_text(arg, scene)]

@@ -173,7 +173,7 @@ def kv_bytes_per_token(image: EngineImage) -> int:
 def pass_rows(image: EngineImage) -> list[dict[str, object]]:
     """The passes in order as the report has them."""
     rows = image.report.get("passes")
-    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    return [dict(row) for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
 def pick_pass(image: EngineImage, wanted: str) -> tuple[str, str]:

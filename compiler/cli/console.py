@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ...errors import TilewrightError
+from ...settings import DEBUG
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,8 +75,9 @@ def print_unexpected(error: Exception) -> None:
 
 def print_traceback() -> None:
     """The traceback of the exception in flight, where TILEWRIGHT_DEBUG asks for it."""
-    if os.environ.get("TILEWRIGHT_DEBUG", "0") not in ("", "0"):
-        traceback.print_exc()
+    with contextlib.suppress(TilewrightError):  # a wrong value of the switch is what is reported
+        if DEBUG.read() > 0:
+            traceback.print_exc()
 
 
 @contextmanager

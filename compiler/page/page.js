@@ -46,7 +46,7 @@ function curve(points, from, to) {
 function nodeMarkup(n, id) {
   const left = n.x - n.w / 2, top = n.y - BOX / 2;
   if (n.cls === "port") return `<g class="node port" data-node="${id}"><rect class="box" x="${left}" y="${n.y - 13}" width="${n.w}" height="26" rx="13"/><text x="${n.x}" y="${n.y + 4}">${esc(n.label)}</text></g>`;
-  return `<g class="node" data-node="${id}"><rect class="box" x="${left}" y="${top}" width="${n.w}" height="${BOX}" rx="7"/><rect class="bar" x="${left}" y="${top}" width="5" height="${BOX}" rx="2.5" style="fill:var(--${n.cls})"/><text x="${n.x}" y="${n.y - 2}">${esc(n.label)}</text><text class="type" x="${n.x}" y="${n.y + 12}">${esc(n.type.split(", (")[0].length > 40 ? n.type.slice(0, 38) + "…" : n.type)}</text></g>`;
+  return `<g class="node" data-node="${id}"><rect class="box" x="${left}" y="${top}" width="${n.w}" height="${BOX}" rx="7"/><rect class="bar" x="${left}" y="${top}" width="5" height="${BOX}" rx="2.5" style="fill:var(--${n.cls})"/><text x="${n.x}" y="${n.y - 2}">${esc(n.label)}</text><text class="type" x="${n.x}" y="${n.y + 12}">${esc(n.short)}</text></g>`;
 }
 
 function layer(block) {
@@ -127,7 +127,11 @@ function mark() {
   document.querySelectorAll(".node.chosen").forEach((n) => n.classList.remove("chosen"));
   document.querySelectorAll(".edge").forEach((p) => p.classList.toggle("near", chosen !== null && (p.dataset.from === chosen || p.dataset.to === chosen)));
   const node = chosen && document.querySelector(`[data-node="${chosen}"]`);
-  if (node) node.classList.add("chosen");
+  if (node) {
+    node.classList.add("chosen");
+    const room = $("drawing").getBoundingClientRect().right - 370 - node.getBoundingClientRect().right;
+    if (room < 0) { view.x += room; place(); }
+  }
   const [i, j] = (chosen || "").split(".");
   const n = chosen ? D.drawing[i].nodes[j] : null;
   $("detail").innerHTML = n && n.cost ? detail(n, D.drawing[i]) : "";
