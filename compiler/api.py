@@ -81,14 +81,17 @@ def compile(
         kv_cache: "auto", "paged", "static", a KVCacheConfig; None compiles a causal LM as a plain
             module. A plain nn.Module becomes a causal LM too if its only example input is token ids
             i64[1, S], dynamic_shapes is None, and it gives logits [1, S, V] over the ids' own
-            vocabulary, tokens mixing in causal attention only. Where "auto" finds otherwise it stays
-            a plain module, and the report's capture notes say why; a form that was named is an error.
-        dtype: "auto" keeps a module's own, and takes float32 for files on a CPU; or "float32", "bfloat16", "float16".
-        max_model_len: longest sequence in tokens, prompt and completion together; by default the model's own limit,
-            at most 8192.
+            vocabulary, tokens mixing in causal attention only. Where "auto" finds otherwise it
+            stays a plain module, and the report's capture notes say why; a form that was named is
+            an error.
+        dtype: "auto" keeps a module's own, and takes float32 for files on a CPU; or "float32",
+            "bfloat16", "float16".
+        max_model_len: longest sequence in tokens, prompt and completion together; by default the
+            model's own limit, at most 8192.
         max_batch_size: most sequences at once, by default 8.
         dynamic_shapes: of a plain module's inputs, as torch.export takes it.
-        verify: "off", "structure", "sample" (numbers before and after each pass on a short input) or "full".
+        verify: "off", "structure", "sample" (numbers before and after each pass on a short input)
+            or "full".
         trust_remote_code: whether a model folder may bring Python code of its own.
         progress: called as phases begin.
 
@@ -97,7 +100,8 @@ def compile(
         another device than this machine's an `Engine` that can only be saved.
 
     Raises:
-        UsageError, CheckpointError, CaptureError, UnsupportedError: what is wrong with the model or an option.
+        UsageError, CheckpointError, CaptureError, UnsupportedError: what is wrong with the model
+            or an option.
         VerificationError: a pass that changed what the model computes.
     """
     options = resolve_options(
@@ -153,7 +157,8 @@ class Inputs:
 
 
 def _may_generate(source: Source, inputs: Inputs, options: CompileOptions) -> bool:
-    """Whether a plain module is tried as a causal LM: one example of token ids i64[1, S], no dynamic_shapes.
+    """Whether a plain module is tried as a causal LM: one example of token ids i64[1, S], no
+    dynamic_shapes.
 
     Raises:
         UnsupportedError: a form of KV cache was named, and the inputs are others.
@@ -165,7 +170,7 @@ def _may_generate(source: Source, inputs: Inputs, options: CompileOptions) -> bo
     if options.cache_named:
         raise UnsupportedError(
             "option kv_cache",
-            expected="token ids i64[1, S] as the only example input, and no dynamic_shapes, for a KV cache",
+            expected="token ids i64[1, S] as the only example input, and no dynamic_shapes",
             found="other inputs",
             remedy="Leave kv_cache out: the module is then compiled as a plain module.",
         )
@@ -218,7 +223,9 @@ def _finish(
     samples: tuple[torch.Tensor, ...],
     limit: int | None,
 ) -> tuple[EngineImage, Graph]:
-    """Passes and codegen: the image without its interface, and the last graph. ``limit`` is a causal LM's context."""
+    """Passes and codegen: the image without its interface, and the last graph. ``limit`` is a
+    causal LM's context.
+    """
     cache = None if limit is None else options.cache
     backend = get_backend(options.backend)
     checks = Checks(source, options, backend, limit)
@@ -251,7 +258,8 @@ def _finish(
 def _open(model: object, options: CompileOptions) -> Source:
     wanted = options.dtype
     if not isinstance(model, nn.Module):
-        # On a CPU bfloat16 checkpoints are computed in float32: faster there, and closer to the truth.
+        # On a CPU bfloat16 checkpoints are computed in float32: faster there, and closer to the
+        # truth.
         return open_source(
             model, dtype=wanted or torch.float32, trust_remote_code=options.trust_remote_code
         )

@@ -1,4 +1,6 @@
-"""Plain modules that are causal LMs: token ids i64[1, S] in, logits [1, S, V] out, over one vocabulary."""
+"""Plain modules that are causal LMs: token ids i64[1, S] in, logits [1, S, V] out, over one
+vocabulary.
+"""
 
 from __future__ import annotations
 

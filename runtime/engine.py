@@ -211,7 +211,7 @@ class CausalLMEngine(RunningEngine):
         ):
             raise UsageError(
                 "token_ids",
-                expected=f"at most {self.config.max_model_len} ids from 0 to {self.config.vocab_size - 1}",
+                expected=f"at most {self.config.max_model_len} ids below {self.config.vocab_size}",
                 found=f"{rows.shape[1]} ids from {int(rows.min())} to {int(rows.max())}",
                 remedy="Shorten the sequence, or compile with a larger max_model_len.",
             )

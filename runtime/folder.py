@@ -160,11 +160,15 @@ def _manifest(image: EngineImage, hashes: Mapping[str, str]) -> dict[str, Json]:
             "arguments": list(signature.arguments),
             "output": to_json(signature.output),
             "paths": list(signature.paths),
-            "ranges": [[*entry] for entry in signature.ranges],
+            "ranges": _ranges(signature),
         },
-        "artifacts": sorted(image.files),
+        "artifacts": [*sorted(image.files)],
         "files": dict(hashes),
     }
+
+
+def _ranges(signature: Signature) -> list[Json]:
+    return [[symbol, least, greatest] for symbol, least, greatest in signature.ranges]
 
 
 def _read_manifest(folder: Path) -> dict[str, Json]:

@@ -83,9 +83,11 @@ class ProgramRunner:
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
 
     def _sizes(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, int]:
-        """``bind_sizes``, remembered for the last shapes: most decode steps have those of the one before."""
+        """``bind_sizes``, remembered for the last shapes: most decode steps have those of the one
+        before.
+        """
         given = [inputs.get(name) for name in self.program.inputs]
-        shapes = [None if t is None else (t.dtype, t.shape) for t in given]
+        shapes: list[object] = [None if t is None else (t.dtype, t.shape) for t in given]
         if shapes != self._bound[0]:
             self._bound = (shapes, bind_sizes(self.program, inputs))
         return self._bound[1]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import NAMED, PROMPTS, greedy, tiny_model
 from torch import nn
 
 import tilewright as tw
+from tiny_models import NAMED, PROMPTS, greedy, tiny_model
 
 pytestmark = pytest.mark.gpu
 
