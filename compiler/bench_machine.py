@@ -35,7 +35,7 @@ class Machine:
 
     @property
     def is_busy(self) -> bool:
-        """Whether others take a good part of the cores: figures are then low, ratios still hold."""
+        """Whether others take a good part of the cores: figures are then rough."""
         return self.load > 0.5 * self.cores
 
 
