@@ -19,7 +19,9 @@ Kind = Literal["causal_lm", "module"]
 class LoadableWeight(Protocol):
     """A weight that can be had as a tensor: an expression, or a tensor of the folder."""
 
-    def load(self) -> torch.Tensor: ...
+    def load(self) -> torch.Tensor:
+        """The tensor, on the CPU."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
