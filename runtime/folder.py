@@ -127,20 +127,27 @@ def _fill(image: EngineImage, folder: Path) -> None:
 
 def _write_weights(image: EngineImage, folder: Path) -> None:
     """Shards of at most SHARD_BYTES, one in memory at a time."""
-    from safetensors.torch import save_file
-
     folder.mkdir()
     shard: dict[str, torch.Tensor] = {}
     size, count = 0, 0
     for name, weight in image.weights.items():
         tensor = weight.load()
         if shard and size + tensor.nbytes > SHARD_BYTES:
-            save_file(shard, folder / f"{count:05d}.safetensors")
+            _write_shard(shard, folder / f"{count:05d}.safetensors")
             shard, size, count = {}, 0, count + 1
         # A copy: safetensors refuses tensors that share memory, as tied and sliced ones may.
         shard[name] = tensor.clone()
         size += tensor.nbytes
-    save_file(shard, folder / f"{count:05d}.safetensors")
+    _write_shard(shard, folder / f"{count:05d}.safetensors")
+
+
+def _write_shard(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path.touch()  # with the mode that the user's umask gives; safetensors alone makes it private
+    mode = path.stat().st_mode
+    save_file(tensors, path)
+    path.chmod(mode)
 
 
 def _manifest(image: EngineImage, hashes: Mapping[str, str]) -> dict[str, Json]:
