@@ -79,7 +79,7 @@ def latency(
     if found.machine.is_busy:
         err().print(
             f"warning: the machine is busy (load {found.machine.load:.1f} on "
-            f"{found.machine.cores} cores): rates and ratios are rough, measure again when it is idle",
+            f"{found.machine.cores} cores): figures are rough, repeat when it is idle",
             style="yellow",
         )
     if as_json:
