@@ -25,7 +25,7 @@ _PROBE = 8
 
 def example_ids(example_inputs: Examples | None) -> torch.Tensor | None:
     """The token ids i64[1, S] if they are the only input, else None."""
-    if example_inputs is None or len(example_inputs) != 1:
+    if not isinstance(example_inputs, tuple | list | Mapping) or len(example_inputs) != 1:
         return None
     named = isinstance(example_inputs, Mapping)
     (ids,) = example_inputs.values() if named else example_inputs  # type: ignore[union-attr]

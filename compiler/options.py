@@ -35,7 +35,7 @@ class KVCacheConfig:
     def __post_init__(self) -> None:
         if self.kind not in CACHE_KINDS:
             raise wrong_option("kv_cache", self.kind, (*CACHE_KINDS, "None", "KVCacheConfig(…)"))
-        if not isinstance(self.page_size, int) or not 1 <= self.page_size <= 256:
+        if type(self.page_size) is not int or not 1 <= self.page_size <= 256:
             raise wrong_option("KVCacheConfig.page_size", self.page_size, ("1 … 256",))
 
 
@@ -93,7 +93,7 @@ def resolve_options(
     if level not in VERIFY_LEVELS:
         raise wrong_option("verify", verify, VERIFY_LEVELS)
     for option, value in (("max_model_len", max_model_len), ("max_batch_size", max_batch_size)):
-        if value is not None and (not isinstance(value, int) or value < 1):
+        if value is not None and (type(value) is not int or value < 1):
             raise wrong_option(option, value, ("an integer of 1 or more",))
     return CompileOptions(
         device,

@@ -197,21 +197,15 @@ class CausalLMEngine(RunningEngine):
         Raises:
             UsageError: ids of another type, out of the vocabulary, or longer than the context.
         """
-        rows = token_ids[None] if token_ids.dim() == 1 else token_ids
-        if rows.dim() != 2 or rows.dtype not in (torch.int64, torch.int32) or rows.numel() == 0:
-            raise UsageError(
-                "token_ids",
-                expected="integers [B, S] or [S], at least one token",
-                found=f"{token_ids.dtype} {list(token_ids.shape)}",
-                remedy="Pass the ids that the tokenizer gives, as a tensor.",
-            )
+        rows = _rows(token_ids)
         if (
             rows.shape[1] > self.config.max_model_len
             or not 0 <= int(rows.min()) <= int(rows.max()) < self.config.vocab_size
         ):
             raise UsageError(
                 "token_ids",
-                expected=f"at most {self.config.max_model_len} ids below {self.config.vocab_size}",
+                expected=f"at most {self.config.max_model_len} ids "
+                f"from 0 to {self.config.vocab_size - 1}",
                 found=f"{rows.shape[1]} ids from {int(rows.min())} to {int(rows.max())}",
                 remedy="Shorten the sequence, or compile with a larger max_model_len.",
             )
@@ -245,15 +239,26 @@ class CausalLMEngine(RunningEngine):
         """Token ids of a conversation in the model's chat template.
 
         Raises:
-            UsageError: the model has no tokenizer or no chat template.
+            UsageError: the model has no tokenizer or no chat template, or messages of another
+                form.
         """
         tokenizer = self._needs_tokenizer()
+        for message in messages:
+            if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+                raise UsageError(
+                    "messages",
+                    expected="a list of {'role': …, 'content': …}",
+                    found=repr(message)[:60],
+                    remedy="Give each message its role (user, assistant, system) and its content.",
+                )
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
         return tokenizer.encode(text, add_special_tokens=False)
 
     def _encode(self, prompt: str | Sequence[int]) -> list[int]:
         if isinstance(prompt, str):
             return self._needs_tokenizer().encode(prompt)
+        if not isinstance(prompt, Sequence):
+            raise _no_prompt(prompt)
         return list(prompt)
 
     def _needs_tokenizer(self) -> Tokenizer:
@@ -349,7 +354,35 @@ def _bound(
 def _listed(prompts: Prompts) -> list[str | Sequence[int]]:
     if isinstance(prompts, str):
         return [prompts]
+    if not isinstance(prompts, Sequence):
+        raise _no_prompt(prompts)
     return list(prompts)
+
+
+def _no_prompt(found: object) -> UsageError:
+    return UsageError(
+        "the prompt",
+        expected="text, or a list of token ids for each prompt",
+        found=repr(found)[:60],
+        remedy="For one prompt of token ids write generate([[1, 2, 3]]).",
+    )
+
+
+def _rows(token_ids: object) -> torch.Tensor:
+    """Token ids as [B, S]; UsageError for all but integer tensors of one or two axes."""
+    if isinstance(token_ids, torch.Tensor):
+        rows = token_ids[None] if token_ids.dim() == 1 else token_ids
+        if rows.dim() == 2 and rows.dtype in (torch.int64, torch.int32) and rows.numel():
+            return rows
+        found = f"{token_ids.dtype} {list(token_ids.shape)}"
+    else:
+        found = repr(token_ids)[:60]
+    raise UsageError(
+        "token_ids",
+        expected="a tensor of integers [B, S] or [S], at least one token",
+        found=found,
+        remedy="Pass the ids that the tokenizer gives, as a tensor.",
+    )
 
 
 def _reader(image: EngineImage) -> Callable[[str], bytes]:
