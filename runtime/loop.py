@@ -168,7 +168,9 @@ class GenerationLoop:
         try:
             self.scheduler.add(request)
             while True:
-                yield from request.take_deltas()
+                # Other calls may have run steps while this one was waiting to go on.
+                while deltas := request.take_deltas():
+                    yield from deltas
                 if request.finished:
                     return
                 self.step()
