@@ -18,7 +18,7 @@ from ..passes.driver import largest_error
 from ..runtime.executor import CACHE_PREFIXES
 from ..runtime.image import EngineImage
 from ..runtime.runner import ProgramRunner
-from .inspect_facts import Setting, bindings, final_graph
+from .inspect.facts import Setting, bindings, final_graph
 
 PROMPT, CONTEXT = 8, 16
 Advance = Callable[[str, float], None]

@@ -20,8 +20,8 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..bench_latency import Latency
-    from ..bench_statistics import Ratio
+    from ..bench.latency import Latency
+    from ..bench.statistics import Ratio
 
 bench_app = typer.Typer(
     help="Measure latency or startup.", no_args_is_help=True, rich_markup_mode="rich"
@@ -55,14 +55,14 @@ def latency(
             remedy="Write --compare eager, or leave it out.",
         )
     loaded = open_causal_lm(engine, backend=backend, max_model_len=max_model_len, max_batch_size=1)
-    from ..bench_latency import measure_latency
+    from ..bench.latency import measure_latency
 
     checkpoint = None
     if compare == "eager":
         checkpoint = _checkpoint(engine, reference, dict(loaded.report()))
 
     def uncompiled() -> object:
-        from ..bench_reference import ReferenceModel
+        from ..bench.reference import ReferenceModel
 
         assert checkpoint is not None
         return ReferenceModel(checkpoint)
@@ -107,7 +107,7 @@ def latency_data(found: Latency) -> dict[str, object]:
     """The figures as plain data."""
     from dataclasses import asdict
 
-    from ..bench_latency import DECODE_BAR, PREFILL_BAR
+    from ..bench.latency import DECODE_BAR, PREFILL_BAR
 
     data = asdict(found)
     for key in ("ours", "eager"):
@@ -124,7 +124,7 @@ def latency_data(found: Latency) -> dict[str, object]:
 
 
 def _print_latency(found: Latency) -> None:
-    from ..bench_latency import DECODE_BAR, PREFILL_BAR
+    from ..bench.latency import DECODE_BAR, PREFILL_BAR
     from .tables import plain_table
 
     machine = found.machine
@@ -186,7 +186,7 @@ def startup(
     as_json: JsonOption = False,
 ) -> None:
     """Measure import, load (or compile) and first token in fresh processes."""
-    from ..bench_startup import measure_startup
+    from ..bench.startup import measure_startup
 
     _check_exists(engine)
     with progress("bench startup") as advance:

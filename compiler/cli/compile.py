@@ -96,7 +96,7 @@ def _facts(image: EngineImage) -> dict[str, object]:
 
 
 def _print_summary(image: EngineImage, output: Path) -> None:
-    from ..inspect_facts import fallback_lines, headline
+    from ..inspect.facts import fallback_lines, headline
     from .tables import facts_table
 
     console = out()

@@ -35,7 +35,7 @@ def inspect_engine(
     as_json: JsonOption = False,
 ) -> None:
     """Show the passes, graphs, calls, sizes and memory plan of ENGINE."""
-    from ..inspect_facts import pick_pass
+    from ..inspect.facts import pick_pass
 
     image = open_image(engine, backend, max_model_len)
     if graph is not None:
@@ -46,7 +46,7 @@ def inspect_engine(
         return
     if html is not None:
         from ...formats.atomic import write_atomic
-        from ..inspect_html import render_page
+        from ..inspect.html import render_page
 
         with progress(f"inspect {Path(engine).name}") as advance:
             advance("drawing", 0.1)
@@ -54,7 +54,7 @@ def inspect_engine(
         write_atomic(html, page)
         note(f"wrote {html} ({len(page.encode()) / 1e6:.1f} MB)")
     if as_json:
-        from ..inspect_text import as_data
+        from ..inspect.text import as_data
 
         print_json(as_data(image))
     elif html is None:
@@ -70,8 +70,8 @@ def _print_diff(before: tuple[str, str], after: tuple[str, str]) -> None:
 
 
 def _print_all(image: EngineImage, console: Console) -> None:
-    from ..inspect_facts import fallback_lines, headline
-    from ..inspect_text import sections
+    from ..inspect.facts import fallback_lines, headline
+    from ..inspect.text import sections
     from .tables import facts_table, plain_table
 
     console.print(facts_table(headline(image)))

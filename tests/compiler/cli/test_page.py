@@ -81,7 +81,7 @@ def test_values_that_are_alive_together_do_not_overlap(page):
 def test_text_of_a_model_cannot_leave_the_data(engine, tmp_path):
     from dataclasses import replace
 
-    from tilewright.compiler.inspect_html import render_page
+    from tilewright.compiler.inspect.html import render_page
     from tilewright.runtime.folder import load_image
 
     image = load_image(engine)
@@ -111,7 +111,7 @@ LAYERS = """def model(token_ids: i64[T]):
 
 @pytest.mark.quick
 def test_layers_alike_are_one_block():
-    from tilewright.compiler.inspect_layers import split_layers
+    from tilewright.compiler.inspect.layers import split_layers
     from tilewright.ir.parser import parse_graph
 
     blocks = split_layers(parse_graph(LAYERS))
@@ -133,7 +133,7 @@ def test_layers_alike_are_one_block():
 
 @given(st.integers(2, 24), st.data())
 def test_layouts_keep_nodes_apart_and_edges_downward(count, data):
-    from tilewright.compiler.inspect_layout import GAP, lay_out
+    from tilewright.compiler.inspect.layout import GAP, lay_out
 
     pairs = st.tuples(st.integers(0, count - 2), st.integers(1, count - 1))
     edges = sorted({(a, b) for a, b in data.draw(st.lists(pairs, max_size=40)) if a < b})

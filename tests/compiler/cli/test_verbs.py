@@ -150,7 +150,7 @@ def test_bench_startup(engine):
 
 @pytest.mark.quick
 def test_the_bootstrap_holds_the_ratio():
-    from tilewright.compiler.bench_statistics import paired_ratio
+    from tilewright.compiler.bench.statistics import paired_ratio
 
     ratio = paired_ratio([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
     assert (ratio.value, ratio.low, ratio.high) == (2.0, 2.0, 2.0) or ratio.low <= 2 <= ratio.high

@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from ..errors import UsageError
-from ..ir.dims import evaluate
-from ..ir.graph import Graph
-from ..ir.node import Node
-from ..ir.parser import parse_graph
-from ..ir.printer import value_names
-from ..ir.schema import schema
-from ..runtime.executor import CACHE_PREFIXES
-from ..runtime.image import EngineImage
-from ..targets import Target
+from ...errors import UsageError
+from ...ir.dims import evaluate
+from ...ir.graph import Graph
+from ...ir.node import Node
+from ...ir.parser import parse_graph
+from ...ir.printer import value_names
+from ...ir.schema import schema
+from ...runtime.executor import CACHE_PREFIXES
+from ...runtime.image import EngineImage
+from ...targets import Target
 
 FREE = frozenset({"reshape", "item"})  # a view, in every backend
 

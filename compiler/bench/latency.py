@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import UsageError
-from ..runtime.engine import CausalLMEngine
-from ..runtime.params import SamplingParams
-from ..settings import current
-from .bench_floor import MatmulFloor, find_linears
-from .bench_machine import Machine, probe_machine
-from .bench_reference import ReferenceModel, Run
-from .bench_statistics import Ratio, paired_ratio
-from .inspect_facts import Setting, bindings, final_graph, kv_bytes_per_token
+from ...errors import UsageError
+from ...runtime.engine import CausalLMEngine
+from ...runtime.params import SamplingParams
+from ...settings import current
+from ..inspect.facts import Setting, bindings, final_graph, kv_bytes_per_token
+from .floor import MatmulFloor, find_linears
+from .machine import Machine, probe_machine
+from .reference import ReferenceModel, Run
+from .statistics import Ratio, paired_ratio
 
 Advance = Callable[[str, float], None]
 DECODE_BAR, PREFILL_BAR = 1.65, 1.0  # shares of Hugging Face eager at float32, on a CPU

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..errors import EngineError
+from ...errors import EngineError
 
 Advance = Callable[[str, float], None]
 PHASES = ("import", "ready", "first_token")
@@ -55,7 +55,7 @@ def measure_startup(
 
 
 def _one(path: str, backend: str) -> dict[str, float]:
-    command = [sys.executable, "-m", f"{__package__}.bench_startup_child", path, backend]
+    command = [sys.executable, "-m", f"{__package__}.startup_child", path, backend]
     started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - started

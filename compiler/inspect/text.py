@@ -6,9 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..runtime.image import EngineImage
-from ..targets import Target
-from .inspect_facts import (
+from ...runtime.image import EngineImage
+from ...targets import Target
+from .facts import (
     DECODE,
     PREFILL,
     CallCost,
@@ -27,7 +27,7 @@ from .inspect_facts import (
     weight_bytes,
     weight_sizes,
 )
-from .inspect_memory import memory_facts
+from .memory import memory_facts
 
 MOST_WEIGHTS = 6
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..ir.graph import Graph, input_name
-from ..ir.node import Node
-from ..ir.printer import print_attr, print_graph, value_names
-from ..ir.schema import schema
-from ..runtime.image import EngineImage
-from ..targets import Target
-from .inspect_facts import CallCost, Setting, bindings, call_costs, op_label
-from .inspect_layers import HIDDEN, Block, split_layers
-from .inspect_layout import lay_out
+from ...ir.graph import Graph, input_name
+from ...ir.node import Node
+from ...ir.printer import print_attr, print_graph, value_names
+from ...ir.schema import schema
+from ...runtime.image import EngineImage
+from ...targets import Target
+from .facts import CallCost, Setting, bindings, call_costs, op_label
+from .layers import HIDDEN, Block, split_layers
+from .layout import lay_out
 
 LETTER, PADDING, LEAST = 7.2, 30.0, 84.0  # widths of a node's text, in the drawing's units
 _CLASSES = {

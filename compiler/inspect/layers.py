@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..ir.graph import Graph, param_name
-from ..ir.node import Node
-from ..ir.printer import print_attr
+from ...ir.graph import Graph, param_name
+from ...ir.node import Node
+from ...ir.printer import print_attr
 
 HIDDEN = frozenset({"input", "param", "const", "item"})
 _INDEX = re.compile(r"(?:^|\.)(\d+)(?=\.)")  # model.layers.7.mlp.…, h.7.attn.…

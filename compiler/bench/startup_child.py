@@ -13,14 +13,14 @@ def main(path: str, backend: str) -> None:
     started = time.perf_counter()
     import torch
 
-    from ..runtime.engine import CausalLMEngine, load
-    from ..runtime.params import SamplingParams
+    from ...runtime.engine import CausalLMEngine, load
+    from ...runtime.params import SamplingParams
 
     imported = time.perf_counter()
     if (Path(path) / "manifest.json").is_file():
         engine = load(path)
     else:
-        from .api import compile
+        from ..api import compile
 
         engine = compile(path, backend=backend, verify="structure")
     ready = time.perf_counter()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from importlib.resources import files
 
-from ..runtime.image import EngineImage
-from ..version import __version__
-from .inspect_drawing import draw_graph, op_class
-from .inspect_facts import (
+from ...runtime.image import EngineImage
+from ...version import __version__
+from .drawing import draw_graph, op_class
+from .facts import (
     Setting,
     fallback_lines,
     final_graph,
@@ -19,8 +19,8 @@ from .inspect_facts import (
     weight_bytes,
     weight_sizes,
 )
-from .inspect_memory import memory_plan
-from .inspect_text import as_data, kernels, settings
+from .memory import memory_plan
+from .text import as_data, kernels, settings
 
 PAGE = "page"
 MOST_WEIGHTS = 12

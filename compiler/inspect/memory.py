@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..codegen.base import get_backend
-from ..codegen.plan import MemoryPlan, plan_buffers
-from ..codegen.program import Program
-from ..runtime.image import EngineImage
-from ..targets import Target
-from .inspect_facts import Setting, bindings, final_graph
+from ...codegen.base import get_backend
+from ...codegen.plan import MemoryPlan, plan_buffers
+from ...codegen.program import Program
+from ...runtime.image import EngineImage
+from ...targets import Target
+from .facts import Setting, bindings, final_graph
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..ir.dims import evaluate
-from ..ir.graph import Graph
-from ..ir.node import Node
-from ..ir.printer import attr_graphs
+from ...ir.dims import evaluate
+from ...ir.graph import Graph
+from ...ir.node import Node
+from ...ir.printer import attr_graphs
 
 if TYPE_CHECKING:
     import onnx

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..targets import Target, available_cores
+from ...targets import Target, available_cores
 
 PROBE_BYTES = 1 << 29
 PROBES = 7

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..errors import UsageError
-from .sources import Source, open_source
+from ...errors import UsageError
+from ..sources import Source, open_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -1,0 +1,1 @@
+"""What `tilewright bench` measures: our engine, the uncompiled model, the floor of the matmuls."""
