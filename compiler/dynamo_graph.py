@@ -100,7 +100,7 @@ def refuse_effects(gm: fx.GraphModule, args: Sequence[object]) -> None:
 
 
 def _storage(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _effect(found: str, expected: str) -> UnsupportedError:
@@ -138,7 +138,7 @@ def freeze(
             assert isinstance(arg, torch.Tensor)
             name = f"weight_{index}"
             module.register_parameter(name, nn.Parameter(arg.detach(), requires_grad=False))
-            _replace(graph, node, lambda name=name: graph.get_attr(name))  # type: ignore[misc]
+            _replace(graph, node, lambda name=name: graph.get_attr(name))
         elif index in sizes:
             source, dim = sizes[index]
             _replace_by_size(graph, node, placeholders, source, dim)
