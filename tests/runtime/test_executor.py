@@ -39,10 +39,13 @@ def oracle(gpt):
     return continued
 
 
-@pytest.fixture(scope="module", params=["paged", "static"])
+@pytest.fixture(
+    scope="module", params=[("eager", "paged"), ("eager", "static"), ("onnxruntime", "static")]
+)
 def engine(request: pytest.FixtureRequest, gpt) -> tw.Engine:
-    config = tw.KVCacheConfig(request.param, page_size=4)
-    return tw.compile(gpt, EXAMPLE, backend="eager", kv_cache=config, max_batch_size=4)
+    backend, kind = request.param
+    config = tw.KVCacheConfig(kind, page_size=4)
+    return tw.compile(gpt, EXAMPLE, backend=backend, kv_cache=config, max_batch_size=4)
 
 
 def prompt_of(length: int) -> list[int]:
@@ -101,8 +104,9 @@ def test_a_pool_too_small_for_all_preempts_and_still_agrees(gpt, oracle) -> None
         loop.generate([prompt_of(40)], params)
 
 
-def test_slots_with_gaps_leave_nothing_behind(gpt, oracle) -> None:
-    engine = tw.compile(gpt, EXAMPLE, backend="eager", kv_cache="static", max_batch_size=4)
+@pytest.mark.parametrize("backend", ["eager", "onnxruntime"])
+def test_slots_with_gaps_leave_nothing_behind(gpt, oracle, backend: str) -> None:
+    engine = tw.compile(gpt, EXAMPLE, backend=backend, kv_cache="static", max_batch_size=4)
     executor, pool = SlotExecutor(engine.runner, 4), SlotPool(4, CONTEXT)
     loop = loop_over(engine, executor, pool)
     for tensor in executor.caches.tensors.values():
