@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -65,6 +66,7 @@ def load_image(path: str | Path) -> EngineImage:
     manifest = _read_manifest(folder)
     try:
         _check_hashes(folder, manifest)
+        _warn_of_versions(folder, manifest)
         return _read_image(folder, manifest)
     except (AssertionError, LookupError, TypeError, ValueError, OSError) as error:
         raise _refused(
@@ -205,6 +207,17 @@ def _read_manifest(folder: Path) -> dict[str, Json]:
         raise _refused(path, "all fields", f"no {sorted(missing)}", "Compile the model again.")
     fields: dict[str, Json] = manifest
     return fields
+
+
+def _warn_of_versions(folder: Path, manifest: Mapping[str, Json]) -> None:
+    """Another torch or Tilewright may compute differently: said once, and not refused."""
+    for name, here in (("torch", torch.__version__), ("tilewright", __version__)):
+        if manifest.get(name) != here:
+            warnings.warn(
+                f"{folder} was compiled with {name} {manifest.get(name)}, and runs with {here}; "
+                "tilewright verify compares its numbers with the reference",
+                stacklevel=4,
+            )
 
 
 def _digest(manifest: Mapping[str, Json]) -> str:

@@ -9,6 +9,7 @@ import torch
 from ...ir.graph import Graph
 from ...ir.interpreter import resolve_attr
 from ...ir.node import Node
+from ...ir.ops.control import resolve_aten
 from ...ir.schema import schema
 from ...targets import Target
 from ..base import Kernel, KVCacheKind, Lowered, ReadFile
@@ -35,6 +36,8 @@ class EagerBackend:
     ) -> Kernel:
         """The op's torch function; ops that write caches do so in place."""
         op = call.kernel.split("/", 1)[1]
+        if op == "aten":
+            resolve_aten(str(call.attrs["target"]))  # a GraphError now, not in the middle of a run
         return _EagerKernel(op, call)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from torch import nn
 
 import tilewright as tw
 from e2e.models import GPT, moved_off_init
+from tilewright.errors import GraphError
 from tilewright.runtime import folder as folder_module
+from tilewright.runtime.folder import save_engine
 
 
 def roundtrip(module: nn.Module, inputs: tuple, path: Path) -> None:
@@ -77,3 +80,33 @@ def test_the_manifest_lists_every_file_with_its_hash(tmp_path) -> None:
     assert manifest["target"] == str(tw.Target.detect())
     for name in ("program.json", "report.json", "graphs/000-captured.txt"):
         assert name in there
+
+
+def test_another_torch_is_said_once_and_not_refused(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = tw.compile(nn.Linear(3, 2), (torch.zeros(1, 3),), backend="eager")
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "__version__", "2.99.0")
+        engine.save(tmp_path / "engine")
+    with pytest.warns(UserWarning, match=r"compiled with torch 2\.99\.0"):
+        tw.load(tmp_path / "engine")
+
+
+def test_an_aten_call_that_this_torch_lacks_is_refused_at_load(tmp_path) -> None:
+    class Sorts(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.sort(-1).values
+
+    engine = tw.compile(Sorts(), (torch.randn(2, 3),), backend="eager")
+    assert engine.report()["aten"] == ["aten.sort.default"]
+    calls = [
+        replace(call, attrs={**call.attrs, "target": "aten.sorted_by_magic.default"})
+        if call.kernel == "eager/aten"
+        else call
+        for call in engine.image.program.calls
+    ]
+    program = replace(engine.image.program, calls=tuple(calls))
+    save_engine(replace(engine.image, program=program), tmp_path / "engine")
+    with pytest.raises(GraphError, match="sorted_by_magic"):
+        tw.load(tmp_path / "engine")
