@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from ..ir.build import const, make
 from ..ir.dtypes import DType
 from ..ir.node import Node
 from ..ir.ops.elementwise import COMMUTATIVE
 from ..ir.schema import all_schemas
 from ..ir.types import TensorType
-from .match import Capture, P, any_node, close, equation, fit, number, scalar, value_of
+from .match import Capture, P, any_node, equation, fit, is_number, number, scalar, value_of
 from .rewrite import Context, Rule
 
 X, Y, C, D = any_node("x"), any_node("y"), scalar("c"), scalar("d")
@@ -104,16 +106,54 @@ def _is_float(x: Node) -> bool:
 
 def _reciprocal(x: Node, c: Node) -> Node | None:
     value = value_of(c)
-    if not _is_float(x) or not value or not math.isfinite(1 / value):
+    if not _is_float(x) or not value or not _is_normal(value, x.dtype):
+        return None
+    exact = abs(math.frexp(value)[0]) == 0.5
+    # 41 * (1 / 41) is below 1 in float32: what floors a quotient of positions would be one off.
+    if not _is_normal(1 / value, x.dtype) or not (exact or not _is_whole(x)):
         return None
     return make("mul", x, const(1 / value, x.dtype))
 
 
+def _is_normal(value: float, dtype: DType) -> bool:
+    """Whether ``dtype`` has ``value`` in full precision: neither overflown nor near to 0."""
+    limits = torch.finfo(dtype.torch)
+    return limits.tiny <= abs(value) <= limits.max
+
+
+def _is_whole(x: Node) -> bool:
+    """Whether a float is an integer by how it was made: a position, a count, a rounded number."""
+    while x.op in ("reshape", "expand", "permute", "slice", "neg", "add", "sub", "mul", "sum"):
+        x = x.operands[0]
+    from_integer = x.op == "cast" and not x.operands[0].dtype.is_float
+    return from_integer or x.op in ("iota", "dim_value", "floor", "ceil", "round")
+
+
+def _multiply_constants(x: Node, c: Node, d: Node) -> Node | None:
+    a, b = value_of(c), value_of(d)
+    if a is None or b is None:
+        return None
+    # x * 1e30 * 1e30 is 0 for x = 0, where x * inf is not a number.
+    if _is_float(x) and a and b and not _is_normal(a * b, x.dtype):
+        return None
+    return make("mul", x, make("mul", c, d))
+
+
+def _is_exact(x: Node) -> bool:
+    """Whether sums may be taken in any order: (x + 1e20) - 1e20 is x for integers alone."""
+    return x.dtype.is_integer
+
+
 def _subtract(x: Node, c: Node) -> Node | None:
     value = value_of(c)
-    if value is None or x.dtype in (DType.U8, DType.BOOL):
+    if value is None or x.dtype in (DType.U8, DType.BOOL) or _lowest(value, x.dtype):
         return None
     return make("add", x, const(-value, x.dtype))
+
+
+def _lowest(value: float, dtype: DType) -> bool:
+    """Whether ``value`` is the integer that has no negative."""
+    return dtype.is_integer and value == torch.iinfo(dtype.torch).min
 
 
 def _power(x: Node, c: Node) -> Node | None:
@@ -131,7 +171,7 @@ def _root(x: Node, exponent: float | int | bool | None) -> Node | None:
 
 
 def _mean(s: Node, x: Node, c: Node) -> Node | None:
-    dims, value, count = s.attr("dims"), value_of(c), 1
+    dims, count = s.attr("dims"), 1
     assert isinstance(dims, tuple)
     for dim in dims:
         assert isinstance(dim, int)
@@ -139,7 +179,7 @@ def _mean(s: Node, x: Node, c: Node) -> Node | None:
         if not isinstance(size, int):
             return None
         count *= size
-    if value is None or not count or not close(value, 1 / count, x.dtype):
+    if not count or not _is_float(x) or not is_number(c, 1 / count):
         return None
     return make("mean", x, **dict(s.attrs))
 
@@ -178,17 +218,17 @@ ELEMENTWISE_RULES: tuple[Rule, ...] = (
     equation(
         "mul_constants",
         P.mul(P.mul(X, C), D),
-        lambda x, c, d: make("mul", x, make("mul", c, d)),
+        _multiply_constants,
     ),
     equation(
         "add_constants",
         P.add(P.add(X, C), D),
-        lambda x, c, d: make("add", x, make("add", c, d)),
+        lambda x, c, d: make("add", x, make("add", c, d)) if _is_exact(x) else None,
     ),
     equation(
         "add_to_difference",
         P.add(P.sub(C, X), D),
-        lambda x, c, d: make("sub", make("add", c, d), x),
+        lambda x, c, d: make("sub", make("add", c, d), x) if _is_exact(x) else None,
     ),
     equation("sum_to_mean", P.mul(Capture("s", P.sum(X)), C), _mean),
 )

@@ -186,10 +186,13 @@ EQUATIONS = {
         make("mul", make("mul", x, c(2.0)), c(3.0)),
         make("mul", x, c(6.0)),
     ),
-    "add_constants": (make("add", make("sub", x, c(2.0)), c(3.0)), make("add", x, c(1.0))),
+    "add_constants": (
+        make("add", make("sub", i, c(2, I64)), c(3, I64)),
+        make("add", i, c(1, I64)),
+    ),
     "add_to_difference": (
-        make("add", make("sub", c(1.0), x), c(3.0)),
-        make("sub", c(4.0), x),
+        make("add", make("sub", c(1, I64), i), c(3, I64)),
+        make("sub", c(4, I64), i),
     ),
     "sum_to_mean": (
         make("div", make("sum", x, dims=(2,), keepdim=True), c(4.0)),
@@ -326,6 +329,14 @@ NEAR_MISSES = {
     "gap between slices": make("concat", slice_(x, 2, 0, 1), slice_(x, 2, 2, 4), dim=2),
     "slices of two": make("concat", slice_(x, 2, 0, 1), slice_(y, 2, 1, 4), dim=2),
     "where of another": make("where", b, make("where", d, x, c(-9.0)), c(-8.0)),
+    "sums of floats have an order": make("add", make("add", x, c(1e20)), c(-1e20)),
+    "differences of floats too": make("add", make("sub", c(1.0), x), c(1e-17)),
+    "a product of constants overflows": make("mul", make("mul", x, c(1e200)), c(1e200)),
+    "a reciprocal overflows": make("div", x, c(1e-310)),
+    "a reciprocal loses digits": make("div", h, c(1e38, BF16)),
+    "a quotient of integers": make("div", cast(i, F64), c(49.0)),
+    "nearly one in bfloat16": make("mul", h, c(0.99609375, BF16)),
+    "the integer without a negative": make("sub", i, c(-(2**63), I64)),
     "gather of elements": make("gather", x, i, dim=1),
 }
 
