@@ -19,7 +19,6 @@ _DIRECT = {
     "sigmoid": "Sigmoid",
     "erf": "Erf",
     "relu": "Relu",
-    "sign": "Sign",
     "sub": "Sub",
     "div": "Div",
     "pow": "Pow",
@@ -64,6 +63,13 @@ def _comparison(e: Emitter, node: Node, a: str, b: str) -> str:
 
 def _rsqrt(e: Emitter, node: Node, x: str) -> str:
     return e.op("Reciprocal", e.op("Sqrt", x))
+
+
+def _sign(e: Emitter, node: Node, x: str) -> str:
+    found = e.op("Sign", x)
+    if not node.dtype.is_float:
+        return found
+    return e.op("Where", e.op("IsNaN", x), e.scalar(0.0, node.dtype), found)  # torch: sign(NaN) = 0
 
 
 def _log1p(e: Emitter, node: Node, x: str) -> str:
@@ -133,6 +139,7 @@ CONVERTERS: dict[str, Converter] = {
     **dict.fromkeys(_ROUNDING, _rounding),
     **dict.fromkeys(_ON_NUMBERS, _arithmetic),
     **dict.fromkeys(_COMPARISONS, _comparison),
+    "sign": _sign,
     "rsqrt": _rsqrt,
     "log1p": _log1p,
     "silu": _silu,

@@ -28,8 +28,22 @@ def _reduce(e: Emitter, node: Node, x: str) -> str | Refusal:
         return Refusal("a reduction of booleans")
     if dims:
         axes = e.ints(*dims)  # type: ignore[arg-type]
-        x = e.op(_REDUCTIONS[node.op], x, axes, keepdims=int(bool(node.attr("keepdim"))))
+        keep = int(bool(node.attr("keepdim")))
+        found = e.op(_REDUCTIONS[node.op], x, axes, keepdims=keep)
+        if node.op in ("amax", "amin") and node.dtype.is_float:
+            found = _or_nan(e, x, axes, keep, found)
+        x = found
     return e.op("Cast", x, to=ELEMENT_TYPES[DType.BOOL]) if test else _own(e, x, dims)
+
+
+def _or_nan(e: Emitter, x: str, axes: str, keep: int, found: str) -> str:
+    """ONNX Runtime's extremes pass over NaN beside an infinity."""
+    bad = e.op("Cast", e.op("IsNaN", x), to=ELEMENT_TYPES[DType.I32])
+    any_bad = e.op(
+        "Cast", e.op("ReduceMax", bad, axes, keepdims=keep), to=ELEMENT_TYPES[DType.BOOL]
+    )
+    # The sum is NaN where anything in it is, and has the element type.
+    return e.op("Where", any_bad, e.op("ReduceSum", x, axes, keepdims=keep), found)
 
 
 def _own(e: Emitter, x: str, dims: tuple[object, ...]) -> str:
@@ -38,7 +52,16 @@ def _own(e: Emitter, x: str, dims: tuple[object, ...]) -> str:
 
 def _arg(e: Emitter, node: Node, x: str) -> str:
     op_type = "ArgMax" if node.op == "argmax" else "ArgMin"
-    return e.op(op_type, x, axis=node.attr("dim"), keepdims=int(bool(node.attr("keepdim"))))
+    how = {"axis": node.attr("dim"), "keepdims": int(bool(node.attr("keepdim")))}
+    found = e.op(op_type, x, **how)
+    if not node.operands[0].dtype.is_float:
+        return found
+    # NaN is both the greatest and the least; ONNX Runtime may pass over it.
+    bad = e.op("Cast", e.op("IsNaN", x), to=ELEMENT_TYPES[DType.I32])
+    axes = e.ints(how["axis"])
+    any_bad = e.op("ReduceMax", bad, axes, keepdims=how["keepdims"])
+    any_bad = e.op("Cast", any_bad, to=ELEMENT_TYPES[DType.BOOL])
+    return e.op("Where", any_bad, e.op("ArgMax", bad, **how), found)
 
 
 def _softmax(e: Emitter, node: Node, x: str) -> str:
