@@ -179,17 +179,26 @@ def _tan(x: Node) -> Node:
     return make("div", make("sin", x), make("cos", x))
 
 
+def _half_exp(x: Node) -> Node:
+    """``exp(x) / 2``, finite also where ``exp(x)`` alone is not."""
+    root = make("exp", make("mul", x, scalar(0.5, x)))
+    return make("mul", make("mul", root, scalar(0.5, x)), root)
+
+
 def _sinh(x: Node) -> Node:
     # (e + e / (e + 1)) / 2 with e = expm1(|x|) keeps small x exact
-    grown = expm1(make("abs", x))
+    size = make("abs", x)
+    grown = expm1(size)
     ratio = make("div", grown, make("add", grown, scalar(1, x)))
-    size = make("mul", make("add", grown, ratio), scalar(0.5, x))
-    return make("mul", make("sign", x), size)
+    small = make("mul", make("add", grown, ratio), scalar(0.5, x))
+    large = make("gt", size, scalar(20, x))  # exp(-20) is nothing beside exp(20), in float64 too
+    return make("mul", make("sign", x), make("where", large, _half_exp(size), small))
 
 
 def _cosh(x: Node) -> Node:
-    total = make("add", make("exp", x), make("exp", make("neg", x)))
-    return make("mul", total, scalar(0.5, x))
+    size = make("abs", x)
+    falling = make("mul", make("exp", make("neg", size)), scalar(0.5, x))
+    return make("add", _half_exp(size), falling)
 
 
 _SAME_NAME = (
