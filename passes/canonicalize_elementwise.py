@@ -18,6 +18,7 @@ from ..ir.schema import all_schemas
 from ..ir.types import TensorType
 from .match import Capture, P, any_node, equation, fit, is_number, number, scalar, value_of
 from .rewrite import Context, Rule
+from .steps import stepped_divisors
 
 X, Y, C, D = any_node("x"), any_node("y"), scalar("c"), scalar("d")
 _MIRRORED = {"lt": "gt", "gt": "lt", "le": "ge", "ge": "le"}
@@ -104,29 +105,32 @@ def _is_float(x: Node) -> bool:
     return x.dtype in _FLOATS
 
 
-def _reciprocal(x: Node, c: Node) -> Node | None:
+def div_constant(node: Node, context: Context) -> Node | None:
+    """``div(x, 4) → mul(x, 0.25)``; not where the quotient is rounded, unless that is exact."""
+    x, c = node.operands
     value = value_of(c)
     if not _is_float(x) or not value or not _is_normal(value, x.dtype):
         return None
     exact = abs(math.frexp(value)[0]) == 0.5
-    # 41 * (1 / 41) is below 1 in float32: what floors a quotient of positions would be one off.
-    if not _is_normal(1 / value, x.dtype) or not (exact or not _is_whole(x)):
+    if not _is_normal(1 / value, x.dtype) or not (exact or value not in _stepped(context)):
         return None
-    return make("mul", x, const(1 / value, x.dtype))
+    return fit(make("mul", x, const(1 / value, x.dtype)), node)
+
+
+def _stepped(context: Context) -> frozenset[float]:
+    if context.graph is None:
+        return frozenset()
+    if "stepped" not in context.memo:
+        context.memo["stepped"] = stepped_divisors(context.graph)
+    found = context.memo["stepped"]
+    assert isinstance(found, frozenset)
+    return found
 
 
 def _is_normal(value: float, dtype: DType) -> bool:
     """Whether ``dtype`` has ``value`` in full precision: neither overflown nor near to 0."""
     limits = torch.finfo(dtype.torch)
     return limits.tiny <= abs(value) <= limits.max
-
-
-def _is_whole(x: Node) -> bool:
-    """Whether a float is an integer by how it was made: a position, a count, a rounded number."""
-    while x.op in ("reshape", "expand", "permute", "slice", "neg", "add", "sub", "mul", "sum"):
-        x = x.operands[0]
-    from_integer = x.op == "cast" and not x.operands[0].dtype.is_float
-    return from_integer or x.op in ("iota", "dim_value", "floor", "ceil", "round")
 
 
 def _multiply_constants(x: Node, c: Node, d: Node) -> Node | None:
@@ -207,7 +211,7 @@ ELEMENTWISE_RULES: tuple[Rule, ...] = (
     equation("mul_neg_const", P.mul(P.neg(X), C), lambda x, c: make("mul", x, make("neg", c))),
     equation("mul_neg_neg", P.mul(P.neg(X), P.neg(Y)), lambda x, y: make("mul", x, y)),
     equation("sub_constant", P.sub(X, C), _subtract),
-    equation("div_constant", P.div(X, C), _reciprocal),
+    Rule("div_constant", ("div",), div_constant),
     equation("div_sqrt", P.div(X, P.sqrt(Y)), lambda x, y: make("mul", x, make("rsqrt", y))),
     equation(
         "div_of_one", P.div(ONE, X), lambda x: make("reciprocal", x) if _is_float(x) else None

@@ -32,10 +32,14 @@ class Context:
         weights: the graph's weights by name, with those that rules added.
         uses: users of each node in the graph that the sweep started from; nodes that rules made
         count as used once.
+        graph: the graph that the sweep started from, None outside of a sweep.
+        memo: what rules found out about that graph.
     """
 
     weights: dict[str, Weight]
     uses: Counter[Node] = field(default_factory=Counter)
+    graph: Graph | None = None
+    memo: dict[str, object] = field(default_factory=dict)
 
     def single_use(self, node: Node) -> bool:
         """Whether at most one node (or output) reads ``node``: replacing that reader makes it
@@ -95,7 +99,7 @@ def rewrite(graph: Graph, rules: Iterable[Rule]) -> Graph:
             table.setdefault(op, []).append(each)
     bodies: dict[Graph, Graph] = {}
     for _ in range(MAX_SWEEPS):
-        sweep = _Sweep(table, Context(dict(graph.weights)), graph, bodies)
+        sweep = _Sweep(table, Context(dict(graph.weights), graph=graph), graph, bodies)
         swept = sweep.run()
         if not sweep.fired:
             return swept

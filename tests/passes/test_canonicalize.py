@@ -334,7 +334,7 @@ NEAR_MISSES = {
     "a product of constants overflows": make("mul", make("mul", x, c(1e200)), c(1e200)),
     "a reciprocal overflows": make("div", x, c(1e-310)),
     "a reciprocal loses digits": make("div", h, c(1e38, BF16)),
-    "a quotient of integers": make("div", cast(i, F64), c(49.0)),
+    "a quotient that is floored": make("floor", make("neg", make("div", x, c(49.0)))),
     "nearly one in bfloat16": make("mul", h, c(0.99609375, BF16)),
     "the integer without a negative": make("sub", i, c(-(2**63), I64)),
     "gather of elements": make("gather", x, i, dim=1),
