@@ -168,7 +168,20 @@ def expm1(x: Node) -> Node:
 
 
 def _log_base(base: float) -> Callable[[Node], Node]:
-    return lambda x: make("mul", make("log", x), scalar(1 / math.log(base), x))
+    """The logarithm to ``base``, exact for its powers as torch's is: they are floored."""
+
+    def log(x: Node) -> Node:
+        near = make("mul", make("log", x), scalar(1 / math.log(base), x))
+        whole = make("round", near)
+        exact = make("eq", make("pow", scalar(base, x), whole), x)
+        return make("where", exact, whole, near)
+
+    return log
+
+
+def _round(c: Call) -> Node | None:
+    decimals = c.args.get("decimals", 0)
+    return make("round", c.tensor("self", c.dtype)) if decimals in (0, None) else None
 
 
 def _exp2(x: Node) -> Node:
@@ -203,7 +216,7 @@ def _cosh(x: Node) -> Node:
 
 _SAME_NAME = (
     *("neg", "abs", "exp", "log", "log1p", "sqrt", "rsqrt", "reciprocal", "sin", "cos"),
-    *("tanh", "sigmoid", "erf", "floor", "ceil", "round", "sign"),
+    *("tanh", "sigmoid", "erf", "floor", "ceil", "sign"),
 )
 
 RULES: dict[str, Rule] = {
@@ -236,6 +249,7 @@ RULES: dict[str, Rule] = {
     "aten.addcmul": _addcmul,
     "aten.addcdiv": _addcdiv,
     "aten.lerp": _lerp,
+    "aten.round": _round,
     "aten.square": _square,
     "aten.sgn": _unary("sign"),
     "aten.trunc": _composed(trunc),
