@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,17 +36,18 @@ def attend(e: Emitter, q: str, k: str, v: str, how: Scores) -> str:
     if how.softcap is not None:
         cap = e.scalar(how.softcap, how.dtype)
         scores = e.op("Mul", e.op("Tanh", e.op("Div", scores, cap)), cap)
-    if how.bias:
-        scores = e.op("Add", scores, how.bias)
+    seen = how.visible
     # The lowest finite number for what is masked: its weight is 0 beside any other, and never NaN.
     lowest = e.scalar(float(np.finfo(numpy_type(how.dtype)).min), how.dtype)
-    if how.visible:
-        scores = e.op("Where", how.visible, scores, lowest)
     if how.bias:
-        scores = e.op("Max", scores, lowest)
+        scores = e.op("Add", scores, how.bias)
+        # A bias of -inf hides; one of the lowest number does not, where there is nothing else.
+        shown = e.op("Not", e.op("Equal", scores, e.scalar(-math.inf, how.dtype)))
+        seen = e.op("And", seen, shown) if seen else shown
+    if seen:
+        scores = e.op("Where", seen, scores, lowest)
     weights = _softmax(e, scores, how)
-    if how.visible or how.bias:
-        seen = e.op("Greater", scores, lowest)
+    if seen:
         weights = e.op("Where", seen, weights, e.scalar(0.0, how.dtype))
     return e.op("MatMul", weights, v)
 

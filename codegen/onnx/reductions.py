@@ -26,6 +26,10 @@ def _reduce(e: Emitter, node: Node, x: str) -> str | Refusal:
         x = e.op("Cast", truth, to=ELEMENT_TYPES[DType.I32])
     elif node.dtype is DType.BOOL:
         return Refusal("a reduction of booleans")
+    elif node.op == "prod" and node.dtype.is_integer:
+        return Refusal("a product of integers, which ONNX Runtime does not wrap")
+    if _may_be_empty(node):
+        return Refusal("a reduction of nothing")
     if dims:
         axes = e.ints(*dims)  # type: ignore[arg-type]
         keep = int(bool(node.attr("keepdim")))
@@ -34,6 +38,13 @@ def _reduce(e: Emitter, node: Node, x: str) -> str | Refusal:
             found = _or_nan(e, x, axes, keep, found)
         x = found
     return e.op("Cast", x, to=ELEMENT_TYPES[DType.BOOL]) if test else _own(e, x, dims)
+
+
+def _may_be_empty(node: Node) -> bool:
+    """Whether a dimension is 0: its mean is NaN, and `all` of it true, unlike in ONNX Runtime."""
+    dims = node.attr("dims")
+    assert isinstance(dims, tuple)
+    return any(node.operands[0].shape[d] == 0 for d in dims if isinstance(d, int))
 
 
 def _or_nan(e: Emitter, x: str, axes: str, keep: int, found: str) -> str:

@@ -8,6 +8,7 @@ from ...ir.node import Node
 from .emitter import ELEMENT_TYPES, Converter, Emitter
 
 _END = 2**31 - 1
+_BEYOND = 2**62  # no dimension is as long
 
 
 def _dim(node: Node) -> int:
@@ -61,7 +62,8 @@ def _tiling(e: Emitter, node: Node) -> list[Node]:
     tiles = all(start == edge for (start, _, _), edge in zip(bounds, edges, strict=False))
     pieces = [part for _, _, part in bounds]
     inside = len(pieces) > 1 and all(part in e.members for part in pieces)
-    return pieces if tiles and inside and edges[-1] == source.shape[dim] else []
+    covers = tiles and edges[-1] == source.shape[dim]
+    return pieces if covers and inside and node in pieces else []
 
 
 def _split(e: Emitter, node: Node, x: str, parts: list[Node]) -> str:
@@ -116,9 +118,21 @@ def _embedding(e: Emitter, node: Node, weight: str, ids: str) -> str:
 
 
 def _index(e: Emitter, node: Node, index: str) -> str:
-    if node.operands[1].dtype in (DType.I32, DType.I64):
+    """The index as i64; below 0, where ONNX counts from the end, out of all bounds: an error."""
+    if node.operands[1].dtype is not DType.I64:
+        index = e.op("Cast", index, to=ELEMENT_TYPES[DType.I64])
+    if _counts_up(node.operands[1]):
         return index
-    return e.op("Cast", index, to=ELEMENT_TYPES[DType.I64])
+    below = e.op("Less", index, e.scalar(0, DType.I64))
+    return e.op("Where", below, e.scalar(_BEYOND, DType.I64), index)
+
+
+def _counts_up(index: Node) -> bool:
+    """Whether an index is a range, moved about: never below 0."""
+    while index.op in ("reshape", "expand", "permute", "slice"):
+        index = index.operands[0]
+    value = index.attr("value")
+    return index.op == "iota" or (index.op == "const" and isinstance(value, int) and value >= 0)
 
 
 def _dim_value(e: Emitter, node: Node) -> str:
