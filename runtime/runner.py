@@ -88,9 +88,10 @@ class ProgramRunner:
         """
         given = [inputs.get(name) for name in self.program.inputs]
         shapes: list[object] = [None if t is None else (t.dtype, t.shape) for t in given]
-        if shapes != self._bound[0]:
-            self._bound = (shapes, bind_sizes(self.program, inputs))
-        return self._bound[1]
+        bound = self._bound  # read once: another thread may set it
+        if shapes != bound[0]:
+            bound = self._bound = (shapes, bind_sizes(self.program, inputs))
+        return bound[1]
 
 
 def bind_sizes(program: Program, inputs: Mapping[str, torch.Tensor]) -> dict[str, int]:

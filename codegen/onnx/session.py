@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import torch
@@ -134,8 +135,15 @@ class RegionKernel:
         self.run_options = ort.RunOptions()
         self.run_options.log_severity_level = 4
         self.bindings: dict[tuple[object, ...], _Binding] = {}
+        self.lock = Lock()  # a binding's buffers hold the operands of one run
 
     def __call__(
+        self, operands: Sequence[torch.Tensor | None], sizes: Mapping[str, int]
+    ) -> Sequence[torch.Tensor]:
+        with self.lock:
+            return self._run(operands, sizes)
+
+    def _run(
         self, operands: Sequence[torch.Tensor | None], sizes: Mapping[str, int]
     ) -> Sequence[torch.Tensor]:
         tensors = [t if t.is_contiguous() else t.contiguous() for t in operands if t is not None]
