@@ -51,7 +51,9 @@ def _elu(c: Call) -> Node:
 def softplus(x: Node, beta: float = 1.0, threshold: float = 20.0) -> Node:
     """``log(1 + exp(beta · x)) / beta``, linear above the threshold as in torch."""
     grown = x if beta == 1 else make("mul", x, scalar(beta, x))
-    bent = make("log1p", make("exp", grown))
+    # exp(grown) itself overflows below the threshold in float16.
+    tail = make("log1p", make("exp", make("neg", make("abs", grown))))
+    bent = make("add", make("relu", grown), tail)
     if beta != 1:
         bent = make("div", bent, scalar(beta, x))
     return make("where", make("gt", grown, scalar(threshold, x)), x, bent)

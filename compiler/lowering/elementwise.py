@@ -204,14 +204,19 @@ def _sinh(x: Node) -> Node:
     grown = expm1(size)
     ratio = make("div", grown, make("add", grown, scalar(1, x)))
     small = make("mul", make("add", grown, ratio), scalar(0.5, x))
-    large = make("gt", size, scalar(20, x))  # exp(-20) is nothing beside exp(20), in float64 too
-    return make("mul", make("sign", x), make("where", large, _half_exp(size), small))
+    # which overflows early in float16; from 4 on little cancels
+    large = make("sub", _half_exp(size), _falling(size))
+    found = make("where", make("gt", size, scalar(4, x)), large, small)
+    return make("mul", make("sign", x), found)
+
+
+def _falling(size: Node) -> Node:
+    return make("mul", make("exp", make("neg", size)), scalar(0.5, size))
 
 
 def _cosh(x: Node) -> Node:
     size = make("abs", x)
-    falling = make("mul", make("exp", make("neg", size)), scalar(0.5, x))
-    return make("add", _half_exp(size), falling)
+    return make("add", _half_exp(size), _falling(size))
 
 
 _SAME_NAME = (

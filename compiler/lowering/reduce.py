@@ -107,16 +107,26 @@ def _spread(c: Call, x: Node) -> tuple[Node, Node]:
     return make("div", reduce_dims("sum", squares, dims, True), divisor), mean
 
 
+def _widened(x: Node) -> Node:
+    """Squares of halves overflow, and their sums lose digits: torch computes both in float32."""
+    return cast(x, DType.F32) if x.dtype in (DType.F16, DType.BF16) else x
+
+
 def _var(c: Call) -> Node | tuple[Node, ...]:
-    variance, mean = _spread(c, c.tensor("self", c.dtype))
+    variance, mean = _spread(c, _widened(c.tensor("self", c.dtype)))
     if c.op in ("aten.std", "aten.std_mean"):
         variance = make("sqrt", variance)
-    shaped = reshape(variance, *c.type.shape)
-    return (shaped, reshape(mean, *c.type.shape)) if c.op.endswith("_mean") else shaped
+    shape = c.type.shape
+    shaped = cast(reshape(variance, *shape), c.dtype)
+    return (shaped, cast(reshape(mean, *shape), c.dtype)) if c.op.endswith("_mean") else shaped
 
 
 def _vector_norm(c: Call) -> Node | None:
-    x = c.tensor("self", c.dtype)
+    found = _norm(c, _widened(c.tensor("self", c.dtype)))
+    return None if found is None else cast(found, c.dtype)
+
+
+def _norm(c: Call, x: Node) -> Node | None:
     order = c.args.get("ord", c.args.get("p"))
     order = 2 if order is None else order
     dims = c.axes("dim", x.type.rank)
