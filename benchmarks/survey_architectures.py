@@ -1,7 +1,10 @@
-"""What becomes of every causal-LM family that the tests know: python benchmarks/survey_architectures.py [NAME …].
+"""What becomes of every causal-LM family that the tests know.
 
-Each tiny random model is compiled, generates greedily from three prompts in one call, and is held against Hugging
-Face's tokens for each prompt alone. A family is "equal", "refused" (with the reason), or "WRONG", which must not be.
+    python benchmarks/survey_architectures.py [NAME …]
+
+Each tiny random model is compiled, generates greedily from three prompts in one call, and is held
+against Hugging Face's tokens for each prompt alone. A family is "equal", "refused" (with the
+reason), or "WRONG", which must not be.
 """
 
 from __future__ import annotations

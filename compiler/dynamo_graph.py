@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import fx, nn
@@ -138,12 +138,14 @@ def freeze(
             assert isinstance(arg, torch.Tensor)
             name = f"weight_{index}"
             module.register_parameter(name, nn.Parameter(arg.detach(), requires_grad=False))
-            _replace(graph, node, lambda name=name: graph.get_attr(name))
+            with graph.inserting_before(node):
+                weight = graph.get_attr(name)
+            _replace(graph, node, weight)
         elif index in sizes:
             source, dim = sizes[index]
             _replace_by_size(graph, node, placeholders, source, dim)
         elif not isinstance(arg, torch.Tensor):
-            node.replace_all_uses_with(arg)  # type: ignore[arg-type]
+            node.replace_all_uses_with(arg)
             graph.erase_node(node)
     graph.lint()
     module.recompile()
@@ -155,12 +157,9 @@ def _replace_by_size(
 ) -> None:
     with graph.inserting_after(placeholders[-1]):
         size = graph.call_function(torch.ops.aten.sym_size.int, (placeholders[source], dim))
-    node.replace_all_uses_with(size)
-    graph.erase_node(node)
+    _replace(graph, node, size)
 
 
-def _replace(graph: fx.Graph, node: fx.Node, make: Callable[[], fx.Node]) -> None:
-    with graph.inserting_before(node):
-        new = make()
+def _replace(graph: fx.Graph, node: fx.Node, new: fx.Node) -> None:
     node.replace_all_uses_with(new)
     graph.erase_node(node)

@@ -257,9 +257,9 @@ class CausalLMEngine(RunningEngine):
     def _encode(self, prompt: str | Sequence[int]) -> list[int]:
         if isinstance(prompt, str):
             return self._needs_tokenizer().encode(prompt)
-        if not isinstance(prompt, Sequence):
-            raise _no_prompt(prompt)
-        return list(prompt)
+        if isinstance(prompt, Sequence):
+            return [*prompt]
+        raise _no_prompt(prompt)
 
     def _needs_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
