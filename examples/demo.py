@@ -19,8 +19,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 import tilewright as tw
-from tilewright.compiler.bench_latency import Latency, measure_latency
-from tilewright.compiler.bench_reference import ReferenceModel
+from tilewright.compiler.bench.latency import Latency, measure_latency
+from tilewright.compiler.bench.reference import ReferenceModel
 
 QUESTION = "What is the capital of France?"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
