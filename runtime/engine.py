@@ -209,7 +209,8 @@ class CausalLMEngine(RunningEngine):
                 found=f"{rows.shape[1]} ids from {int(rows.min())} to {int(rows.max())}",
                 remedy="Shorten the sequence, or compile with a larger max_model_len.",
             )
-        logits = torch.stack([score(self.executor, self.pool, row.long()) for row in rows])
+        with self.loop.lock:
+            logits = torch.stack([score(self.executor, self.pool, row.long()) for row in rows])
         return logits[0] if token_ids.dim() == 1 else logits
 
     def generate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from threading import RLock
 from typing import Protocol
 
 import torch
@@ -35,8 +36,8 @@ class StreamingTokenizer(Protocol):
 class GenerationLoop:
     """Runs any number of requests over one executor, batched at token boundaries.
 
-    Calls may be interleaved in one thread (a `stream` that is half read, then a `generate`): they
-    share the steps. It is not safe to call it from several threads at once.
+    Calls may be interleaved (a `stream` that is half read, then a `generate`), and come from
+    several threads: they share the steps, one at a time.
 
     Args:
         executor: runs the steps; its KV buffers are made here, as large as the pool.
@@ -74,6 +75,7 @@ class GenerationLoop:
         self.executor, self.pool, self.scheduler, self.sampler = executor, pool, scheduler, sampler
         self.max_model_len, self.vocab_size = max_model_len, vocab_size
         self.counters = Counters()
+        self.lock = RLock()  # the books, the KV memory and the executor belong to who holds it
         self._eos = frozenset(eos_token_ids)
         self._decoder: Callable[[], StreamDecoder] | None = (
             None if tokenizer is None else tokenizer.stream
@@ -103,8 +105,9 @@ class GenerationLoop:
         each = params_for(prompts, SamplingParams() if params is None else params)
         requests = [self._request(p, one) for p, one in zip(prompts, each, strict=True)]
         try:
-            for request in requests:
-                self.scheduler.add(request)
+            with self.lock:
+                for request in requests:
+                    self.scheduler.add(request)
             while not all(request.finished for request in requests):
                 self.step()
                 if on_step is not None:
@@ -128,6 +131,10 @@ class GenerationLoop:
         Raises:
             VerificationError: the model gave NaN logits.
         """
+        with self.lock:
+            self._step()
+
+    def _step(self) -> None:
         started = time.perf_counter()
         try:
             plan = self.scheduler.schedule()
@@ -166,10 +173,11 @@ class GenerationLoop:
 
     def _deltas(self, request: Request) -> Iterator[Delta]:
         try:
-            self.scheduler.add(request)
+            with self.lock:
+                self.scheduler.add(request)
             while True:
                 # Other calls may have run steps while this one was waiting to go on.
-                while deltas := request.take_deltas():
+                while deltas := self._take(request):
                     yield from deltas
                 if request.finished:
                     return
@@ -220,7 +228,12 @@ class GenerationLoop:
             self.executor.copy_pages(sources, destinations)
             self.counters.copied_pages += len(copies)
 
+    def _take(self, request: Request) -> list[Delta]:
+        with self.lock:
+            return request.take_deltas()
+
     def _release(self, requests: list[Request]) -> None:
-        for request in requests:
-            for seq in request.sequences:
-                self.scheduler.drop(seq)
+        with self.lock:
+            for request in requests:
+                for seq in request.sequences:
+                    self.scheduler.drop(seq)

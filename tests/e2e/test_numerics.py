@@ -145,6 +145,23 @@ def test_threads_may_share_an_engine(backend: str) -> None:
     assert not wrong
 
 
+def test_threads_may_generate_at_once(lm_engine: tw.Engine) -> None:
+    params = tw.SamplingParams(max_new_tokens=12, ignore_eos=True)
+    prompts = [[3 + i, 5, 7][: 1 + i % 3] for i in range(6)]
+    wanted = [lm_engine.generate([prompt], params)[0].token_ids for prompt in prompts]
+    found: dict[int, object] = {}
+
+    def work(index: int) -> None:
+        found[index] = lm_engine.generate([prompts[index]], params)[0].token_ids
+
+    threads = [Thread(target=work, args=(index,)) for index in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found.get(index) for index in range(6)] == wanted
+
+
 @pytest.mark.parametrize("backend", ["eager", "onnxruntime"])
 def test_calls_share_no_memory(backend: str) -> None:
     module = nn.Sequential(nn.Linear(8, 8), nn.Tanh()).eval()
