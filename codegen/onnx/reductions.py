@@ -63,16 +63,16 @@ def _own(e: Emitter, x: str, dims: tuple[object, ...]) -> str:
 
 def _arg(e: Emitter, node: Node, x: str) -> str:
     op_type = "ArgMax" if node.op == "argmax" else "ArgMin"
-    how = {"axis": node.attr("dim"), "keepdims": int(bool(node.attr("keepdim")))}
-    found = e.op(op_type, x, **how)
+    dim, keep = node.attr("dim"), int(bool(node.attr("keepdim")))
+    assert isinstance(dim, int)
+    found = e.op(op_type, x, axis=dim, keepdims=keep)
     if not node.operands[0].dtype.is_float:
         return found
     # NaN is both the greatest and the least; ONNX Runtime may pass over it.
     bad = e.op("Cast", e.op("IsNaN", x), to=ELEMENT_TYPES[DType.I32])
-    axes = e.ints(how["axis"])
-    any_bad = e.op("ReduceMax", bad, axes, keepdims=how["keepdims"])
+    any_bad = e.op("ReduceMax", bad, e.ints(dim), keepdims=keep)
     any_bad = e.op("Cast", any_bad, to=ELEMENT_TYPES[DType.BOOL])
-    return e.op("Where", any_bad, e.op("ArgMax", bad, **how), found)
+    return e.op("Where", any_bad, e.op("ArgMax", bad, axis=dim, keepdims=keep), found)
 
 
 def _softmax(e: Emitter, node: Node, x: str) -> str:
