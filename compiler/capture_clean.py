@@ -89,6 +89,8 @@ def _is_same_copy(node: fx.Node) -> bool:
 
     It keeps the strides too, so that views behind it stay valid.
     """
+    if node.target is torch.ops.aten.dropout.default and node.args[2] is False:
+        return True
     if node.target not in _COPIES or node.kwargs.get("memory_format"):
         return False
     before, after = (n.meta.get("val") for n in (node.all_input_nodes[0], node))

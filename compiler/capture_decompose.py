@@ -59,12 +59,11 @@ _DIRECT_OPS = frozenset(
         *(_aten.zeros.default, _aten.zeros_like.default, _aten.new_zeros.default),
         *(_aten.ones.default, _aten.ones_like.default, _aten.new_ones.default),
         *(_aten.where.ScalarOther, _aten.where.ScalarSelf, _aten.where.Scalar),
-        *(_aten.masked_fill.Scalar, _aten.__and__.Tensor, _aten.__or__.Tensor),
-        *(_aten.max.other, _aten.min.other, _aten.square.default, _aten.rsub.Scalar),
+        *(_aten.masked_fill.Scalar, _aten.max.other, _aten.min.other),
+        *(_aten.square.default, _aten.rsub.Scalar),
         *(_aten.floor_divide.default, _aten.baddbmm.default, _aten.logsumexp.default),
     ]
 )
-_CONTEXTS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 _IN_PLACE = frozenset(
     f"aten.{op}_"
     for op in ("add", "sub", "mul", "div", "clamp", "masked_fill", "scatter", "relu", "silu")
@@ -89,13 +88,13 @@ def needs_decomposition(program: ExportedProgram) -> str | None:
     for node in _calls(program):
         target = node.target
         if not isinstance(target, OpOverload):
-            if not (_is_python(node) or getattr(target, "__name__", "") in _CONTEXTS):
+            if not (_is_python(node) or _is_idle_context(node)):
                 return op_name(node)
         elif target._schema.is_mutable:
             if target not in SAME and not _is_on_fresh(node):
                 return str(target)
-        elif target is _aten.dropout.default:
-            if node.args[2]:
+        elif target in _CONDITIONAL:
+            if not _CONDITIONAL[target](node):
                 return str(target)
         elif not _is_taken(target) and (_is_composite(target) or target in core):
             return str(target)
@@ -124,6 +123,30 @@ def _calls(program: ExportedProgram) -> Iterator[fx.Node]:
 def _is_python(node: fx.Node) -> bool:
     """Arithmetic of sizes, and the choice of one result among several."""
     return isinstance(node.target, BuiltinFunctionType | FunctionType)
+
+
+def _is_idle_context(node: fx.Node) -> bool:
+    """Whether a block changes nothing: a gradient mode, or autocast that is off."""
+    name = getattr(node.target, "__name__", "")
+    return name == "wrap_with_set_grad_enabled" or (
+        name == "wrap_with_autocast" and not node.args[2]
+    )
+
+
+def _is_logical(node: fx.Node) -> bool:
+    return node.meta["val"].dtype is torch.bool
+
+
+def _is_idle_dropout(node: fx.Node) -> bool:
+    return node.args[2] is False
+
+
+# of the direct ops, those that are only in some uses
+_CONDITIONAL: dict[OpOverload, Callable[[fx.Node], bool]] = {
+    _aten.__and__.Tensor: _is_logical,
+    _aten.__or__.Tensor: _is_logical,
+    _aten.dropout.default: _is_idle_dropout,
+}
 
 
 def _is_taken(target: OpOverload) -> bool:
