@@ -111,7 +111,7 @@ def make_functional(program: ExportedProgram) -> None:
 @cache
 def _core() -> frozenset[OpOverload]:
     """What torch takes apart: its own ops, which stay the same, unlike those that others add."""
-    return frozenset(torch.export.default_decompositions())
+    return frozenset(dict(torch.export.default_decompositions()))
 
 
 def _calls(program: ExportedProgram) -> Iterator[fx.Node]:
