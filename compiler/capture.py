@@ -7,14 +7,13 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any  # what torch.export takes under each name is any tree
 
 import torch
 from torch import SymInt, Tensor, fx, nn
-from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
@@ -22,6 +21,7 @@ from torch.utils import _pytree as pytree
 from ..errors import CaptureError, TilewrightError, UsageError
 from ..runtime.structure import Fixed, Leaf
 from .capture_clean import clean
+from .capture_decompose import decompositions, make_functional, needs_decomposition
 from .capture_errors import explain
 from .capture_structure import structure_of
 from .capture_types import Captured, CapturedInput, Route, Symbol
@@ -30,30 +30,6 @@ DynamicShapes = dict[str, Any] | tuple[object, ...] | list[object] | None
 Examples = tuple[object, ...] | Mapping[str, object]
 
 _UNLIMITED = 2**62
-_aten = torch.ops.aten
-# Ops that lowering takes whole, so that nothing has to be recognised from its decomposition.
-KEPT_OPS = (
-    _aten.scaled_dot_product_attention.default,
-    _aten.linear.default,
-    _aten.matmul.default,
-    _aten.layer_norm.default,
-    _aten.native_layer_norm.default,
-    _aten.rms_norm.default,
-    _aten.group_norm.default,
-    _aten.softmax.int,
-    _aten.log_softmax.int,
-    _aten._softmax.default,
-    _aten._log_softmax.default,
-    _aten.gelu.default,
-    _aten.silu.default,
-    _aten.softplus.default,
-    _aten.embedding.default,
-    _aten.tril.default,
-    _aten.triu.default,
-    _aten.conv1d.default,
-    _aten.conv2d.default,
-    _aten.conv3d.default,
-)
 
 
 def capture_module(
@@ -95,20 +71,16 @@ def capture_module(
                 # a slice [:S] of a buffer of length 16 would otherwise guard on S != 16
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
-            program = program.run_decompositions(_decompositions())
+            if needs_decomposition(program):
+                program = program.run_decompositions(decompositions())
+            else:
+                make_functional(program)
         except TilewrightError:
             raise
         except Exception as error:
             raise explain(label, error) from error
     notes = (*notes, *clean(program))
     return replace(_captured(module, program, args, kwargs), name=label, route=route, notes=notes)
-
-
-def _decompositions() -> dict[OpOverload, Callable[..., object]]:
-    table = torch.export.default_decompositions()
-    for op in KEPT_OPS:
-        table.pop(op, None)
-    return dict(table)
 
 
 def _shapes(dynamic_shapes: DynamicShapes, args: tuple[object, ...]) -> DynamicShapes:

@@ -9,7 +9,7 @@ from torch.export.graph_signature import OutputKind
 
 from ..errors import CaptureError
 
-_CHECKS = frozenset(
+CHECKS = frozenset(
     [
         "_assert_async",
         "_assert_scalar",
@@ -22,11 +22,18 @@ _CHECKS = frozenset(
         "_functional_sym_constrain_range_for_size",
     ]
 )
-_SAME = (
+SAME = (
     torch.ops.aten.alias.default,
     torch.ops.aten.lift_fresh_copy.default,
     torch.ops.aten.detach.default,
     torch.ops.aten.detach_.default,
+)
+_COPIES = (
+    torch.ops.aten.clone.default,
+    torch.ops.aten.to.dtype,
+    torch.ops.aten.to.device,
+    torch.ops.aten.to.dtype_layout,
+    torch.ops.aten.type_as.default,
 )
 
 
@@ -70,21 +77,27 @@ def _drop_idle(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
-        if op_name(node).rpartition(".")[2] in _CHECKS:
+        if op_name(node).rpartition(".")[2] in CHECKS:
             graph.erase_node(node)
-        elif node.target in _SAME or _is_whole_slice(node) or _is_same_clone(node):
+        elif node.target in SAME or _is_whole_slice(node) or _is_same_copy(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
 
 
-def _is_same_clone(node: fx.Node) -> bool:
-    """Whether a clone (of a dropout, say) keeps the strides, so that views behind it stay valid."""
-    if node.target is not torch.ops.aten.clone.default or node.kwargs.get("memory_format"):
+def _is_same_copy(node: fx.Node) -> bool:
+    """Whether a copy (of a dropout, say) or a cast changes nothing.
+
+    It keeps the strides too, so that views behind it stay valid.
+    """
+    if node.target is torch.ops.aten.dropout.default and node.args[2] is False:
+        return True
+    if node.target not in _COPIES or node.kwargs.get("memory_format"):
         return False
     before, after = (n.meta.get("val") for n in (node.all_input_nodes[0], node))
     if not isinstance(before, torch.Tensor) or not isinstance(after, torch.Tensor):
         return False
-    return str(before.stride()) == str(after.stride())
+    same = before.dtype is after.dtype and before.device == after.device
+    return same and str(before.stride()) == str(after.stride())
 
 
 def _is_whole_slice(node: fx.Node) -> bool:

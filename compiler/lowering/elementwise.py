@@ -229,6 +229,7 @@ RULES: dict[str, Rule] = {
     **{f"aten.{op}": _compare(op) for op in ("eq", "ne", "lt", "le", "gt", "ge")},
     **{f"aten.logical_{op}": _logical(f"logical_{op}") for op in ("and", "or", "xor")},
     **{f"aten.bitwise_{op}": _logical(f"logical_{op}") for op in ("and", "or", "xor")},
+    **{f"aten.__{op}__": _logical(f"logical_{op}") for op in ("and", "or")},
     "aten.logical_not": _logical_not,
     "aten.bitwise_not": _logical_not,
     "aten.add": _add,
