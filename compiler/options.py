@@ -86,8 +86,7 @@ def resolve_options(
         UsageError: a value that is not valid; the message lists those that are.
         UnsupportedError: valid values that do not go together.
     """
-    device = Target.detect() if target == "auto" else target
-    device = Target.parse(device) if isinstance(device, str) else device
+    device = _target(target, backend)
     name = _backend(backend, device)
     level = cast(VerifyLevel, current().verify or verify)
     if level not in VERIFY_LEVELS:
@@ -117,6 +116,16 @@ def wrong_option(name: str, found: object, valid: tuple[str, ...]) -> UsageError
         found=repr(found),
         remedy="Choose one of those.",
     )
+
+
+def _target(target: str | Target, backend: str) -> Target:
+    """The device to compile for; "auto" is this machine's, or its CPU for a backend of CPUs."""
+    if isinstance(target, Target):
+        return target
+    if target != "auto":
+        return Target.parse(target)
+    here = Target.detect()
+    return Target.parse("cpu") if backend == "onnxruntime" and not here.is_cpu else here
 
 
 def _backend(backend: str, target: Target) -> str:
