@@ -18,6 +18,7 @@ from torch import fx
 from ..errors import TilewrightError, UnsupportedError, UsageError
 from ..runtime.engine import ModuleEngine
 from .api import compile as compile_engine
+from .compat import EXPORT_KEEPS_AUTOCAST
 from .dynamo_graph import (
     dynamic_dims,
     freeze,
@@ -80,7 +81,7 @@ class CompiledGraph:
 
     def __call__(self, *args: object) -> Outputs:
         """The graph's outputs, as torch has them where gradients are needed or compiling failed."""
-        if self.gave_up or _needs_grad(args):
+        if self.gave_up or _needs_grad(args) or _loses_autocast(args):
             return self._eager(args)
         try:
             return self._run(args)
@@ -196,6 +197,17 @@ def _is_static(arg: object) -> bool:
     """Whether Dynamo passes the same tensor at every call: parameters and buffers of the module."""
     marked = getattr(arg, "_dynamo_static_input_type", None) is not None
     return isinstance(arg, torch.Tensor) and (isinstance(arg, torch.nn.Parameter) or marked)
+
+
+def _loses_autocast(args: Sequence[object]) -> bool:
+    """Whether autocast is active and this torch's export would leave its casts out."""
+    if EXPORT_KEEPS_AUTOCAST:
+        return False
+    devices = {arg.device.type for arg in args if isinstance(arg, torch.Tensor)}
+    active = any(torch.is_autocast_enabled(device) for device in devices)
+    if active:
+        _warn_once("tilewright runs a graph under autocast as torch does, before torch 2.13.")
+    return active
 
 
 def _needs_grad(args: Sequence[object]) -> bool:

@@ -290,3 +290,16 @@ def test_autocast_is_kept(strict) -> None:
         found, expected = on_tilewright(model)(x), model(x)
     assert found.dtype == expected.dtype
     torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)
+
+
+def test_autocast_runs_as_torch_does_where_export_drops_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dynamo, "EXPORT_KEEPS_AUTOCAST", False)
+    monkeypatch.setattr(dynamo, "_warned", set())
+    model = moved_off_init(nn.Linear(8, 8))
+    x = torch.randn(3, 8)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with pytest.warns(UserWarning, match="under autocast"):
+            found = on_tilewright(model)(x)
+        torch.testing.assert_close(found, model(x), atol=0, rtol=0)
