@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..codegen.base import get_backend
+from ..codegen.program import Program
 from ..errors import CaptureError, UnsupportedError, UsageError
 from ..formats.tokenizer import Tokenizer
 from ..formats.weights import Weight, apply_weight
@@ -20,7 +21,7 @@ from ..ir.graph import Graph
 from ..passes.driver import PassRecord, run_passes
 from ..passes.pipeline import pipeline
 from ..runtime.engine import CausalLMEngine, Engine, ModuleEngine, runs_here, start
-from ..runtime.image import EngineImage, LMConfig, Signature
+from ..runtime.image import EngineImage, LMConfig, LoadableWeight, Signature
 from ..runtime.structure import flatten
 from ..targets import Target
 from .capture import DynamicShapes, Examples, capture_module
@@ -246,7 +247,7 @@ def _finish(
         options.backend,
         lowered.program,
         lowered.files,
-        _used_weights(final, lowered.program.weights, lowered.program.calls),
+        _used_weights(final, lowered.program),
         _texts(graph, records),
         make_report(
             source, captured, records, lowered, final, phases.seconds, checks.largest_error
@@ -372,11 +373,10 @@ def _signature(captured: Captured) -> Signature:
     )
 
 
-def _used_weights(
-    graph: Graph, buffers: Mapping[str, str], calls: tuple[object, ...]
-) -> dict[str, Weight]:
-    used = set(buffers.values()) | {name for call in calls for name in call.constants}  # type: ignore[attr-defined]
-    return {name: weight for name, weight in graph.weights.items() if name in used}  # type: ignore[misc]
+def _used_weights(graph: Graph, program: Program) -> dict[str, LoadableWeight]:
+    """The weights that the Program reads, or that its kernels take in at load."""
+    used = {*program.weights.values(), *(name for c in program.calls for name in c.constants)}
+    return {name: weight for name, weight in graph.weights.items() if name in used}
 
 
 def _texts(graph: Graph, records: list[PassRecord]) -> tuple[tuple[str, str], ...]:
