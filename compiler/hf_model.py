@@ -158,7 +158,8 @@ def _located(model: PreTrainedModel, error: CaptureError) -> CaptureError:
         f"{type(model).__name__}: {path}",
         expected="tokens that mix in attention alone, whatever the sequence length",
         found="a recurrence or scan over the tokens",
-        remedy="Run recurrent and hybrid models with Hugging Face itself.",
+        remedy="Give example_inputs={'input_ids': ids, 'use_cache': False} and kv_cache=None: it "
+        "then compiles as a plain module for that length.",
     )
 
 

@@ -196,6 +196,7 @@ class CausalLMEngine(RunningEngine):
 
         Raises:
             UsageError: ids of another type, out of the vocabulary, or longer than the context.
+            CapacityError: requests that are running leave no room in the KV memory.
         """
         rows = _rows(token_ids)
         if (
