@@ -1,8 +1,8 @@
 """Boolean arithmetic, and arithmetic on masks: a mask is ``where(condition, constant, constant)``.
 
 Models spell one mask in many ways (``(1 - mask) * min``, ``masked_fill`` of a ``masked_fill``,
-tests of 0/1 tensors); the
-rules bring them to a condition over comparisons, which passes/visibility.py then understands.
+tests of 0/1 tensors); the rules bring them to a condition over comparisons, which
+passes/visibility.py then understands.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 proven by its values.
 
 Models register a lower triangle or a range for the longest context and slice it; as index
-arithmetic it is recognised
-as a mask or as positions, and takes no memory.
+arithmetic it is recognised as a mask or as positions, and takes no memory.
 """
 
 from __future__ import annotations

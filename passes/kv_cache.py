@@ -2,7 +2,7 @@
 writes a cache.
 
 Two forms of one rewrite: pages for backends that address memory freely, slots for those with
-    static shapes.
+static shapes.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """Attention written out: ``softmax(scale · q·kᵀ + bias, where masked) · v``.
 
 The scores are peeled from the softmax inwards: masks and biases come off until the product of q
-and k is left, in
-whatever order a model applies scale, soft-cap, bias and mask. Causal masks, windows and ALiBi
-become attributes and
-operands of the op; masks and biases of any other kind stay as its ``mask``.
+and k is left, in whatever order a model applies scale, soft-cap, bias and mask. Causal masks,
+windows and ALiBi become attributes and operands of the op; masks and biases of any other kind stay as its ``mask``.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The token-mixing proof: in a decoder every op but attention acts on each token alone.
 
 Abstract interpretation over the captured graph, whose sequence axis is one symbolic size S: each
-    value either
-does not depend on the tokens, or has exactly one token axis, of size S, along which every op acts
-elementwise. ``iota(S)`` and the first S rows of a table are sources (positions), not mixing.
+value either does not depend on the tokens, or has exactly one token axis, of size S, along which
+every op acts elementwise. ``iota(S)`` and the first S rows of a table are sources (positions),
+not mixing.
 Attention must be causal, without a mask that was not recognised. Whatever else reads several
 tokens at once is refused, with its name.
 """
