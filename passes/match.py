@@ -5,7 +5,7 @@
     found = match(RMS, node)          # {"x": Node, "eps": Node} or None
 
 One capture name stands for one node throughout. Commutative ops match in both orders.
-Attributes that a pattern names must be equal; those that it does not name may be anything.
+Attributes that a pattern names must be equal; others may be anything.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 The scores are peeled from the softmax inwards: masks and biases come off until the product of q
 and k is left, in whatever order a model applies scale, soft-cap, bias and mask. Causal masks,
-windows and ALiBi become attributes and operands of the op; masks and biases of any other kind stay as its ``mask``.
+windows and ALiBi become attributes and operands of the op; masks and biases of any other kind stay
+as its ``mask``.
 """
 
 from __future__ import annotations
