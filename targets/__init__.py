@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .detect import available_cores, cpu_isa_flags
+from .detect import available_cores, cpu_isa_flags, gpu_problem
 from .table import TARGETS
 from .target import Target
 
-__all__ = ["TARGETS", "Target", "available_cores", "cpu_isa_flags"]
+__all__ = ["TARGETS", "Target", "available_cores", "cpu_isa_flags", "gpu_problem"]

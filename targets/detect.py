@@ -41,6 +41,22 @@ def detect_target() -> Target:
     )
 
 
+def gpu_problem() -> str | None:
+    """Why this process has no CUDA device, in words; None where it has one.
+
+    A torch without CUDA, a driver that is missing or too old (torch's own words), or no device.
+    """
+    if torch.cuda.is_available():
+        return None
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).strip().splitlines()[0]
+    return "no CUDA device is visible"
+
+
 def match_gpu(name: str, arch: int, sms: int) -> Target:
     """The table's row for a GPU.
 

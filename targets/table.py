@@ -87,6 +87,27 @@ _ROWS = (
         "NVIDIA A100 Tensor Core GPU datasheet, A100 80GB SXM",
     ),
     _gpu(
+        "a10",
+        86,
+        72,
+        (100, 99),
+        6,
+        (24, 600.0),
+        _rates(31.2, 62.5, 125.0, int8=250.0),
+        "NVIDIA A10 Tensor Core GPU datasheet (tensor rates there are also given with sparsity)",
+    ),
+    _gpu(
+        "rtx3090",
+        86,
+        82,
+        (100, 99),
+        6,
+        (24, 936.0),
+        _rates(35.6, 35.6, 71.2, int8=284.7),
+        "NVIDIA Ampere GA102 GPU Architecture whitepaper, table of GeForce RTX 3090 (tensor rates "
+        "with FP32 accumulate)",
+    ),
+    _gpu(
         "l4",
         89,
         58,
@@ -125,6 +146,17 @@ _ROWS = (
         (141, 4800.0),
         _rates(66.9, 494.7, 989.4, 1978.9, 1978.9),
         "NVIDIA H200 Tensor Core GPU datasheet, H200 SXM",
+    ),
+    _gpu(
+        "rtx5090",
+        120,
+        170,
+        (100, 99),
+        96,
+        (32, 1792.0),
+        _rates(104.8, 104.8, 209.5, 419.0, 838.0),
+        "NVIDIA RTX Blackwell GPU Architecture whitepaper, appendix A (tensor rates with FP32 "
+        "accumulate)",
     ),
     _gpu(
         "b200",
