@@ -10,6 +10,7 @@ import torch
 
 from ..errors import CheckpointError, GraphError
 from ..formats.checkpoint import Checkpoint
+from ..formats.random import parameter_weight
 from ..formats.weights import Stored, Weight, apply_weight
 
 if TYPE_CHECKING:
@@ -49,6 +50,26 @@ def checkpoint_weights(
     ignored = (*_COMPUTED, *(model._keys_to_ignore_on_load_unexpected or ()))
     left = [name for name in unknown if not any(re.search(rule, name) for rule in ignored)]
     return fit_weights(model, found, where, left)
+
+
+def random_weights(model: PreTrainedModel, seed: int) -> dict[str, Weight]:
+    """Weight name → expression that needs no file, for each parameter and persistent buffer.
+
+    Norms are ones, everything else is random; tied parameters are one expression. What a parameter
+    gets depends on the seed, its name, shape and dtype alone.
+
+    Args:
+        model: on the meta device.
+        seed: 0 … 2⁶³ - 1.
+    """
+    slots = model.state_dict(keep_vars=True)
+    first: dict[int, Weight] = {}
+    return {
+        name: first.setdefault(
+            id(slot), parameter_weight(name, tuple(slot.shape), slot.dtype, seed)
+        )
+        for name, slot in slots.items()
+    }
 
 
 def fit_weights(

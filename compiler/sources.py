@@ -19,6 +19,8 @@ from .hf_config import max_positions
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+    from ..formats.checkpoint import Checkpoint
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -34,6 +36,7 @@ class Source:
         eos_token_ids: tokens that end a completion.
         max_position_embeddings: longest sequence in tokens; None when the model sets no limit.
         tokenizer: folder with tokenizer.json, or the GGUF file; None when there is none.
+        random_weights: the seed that the weights are drawn from; None when they are real.
     """
 
     kind: Literal["module", "model", "folder", "gguf"]
@@ -44,6 +47,7 @@ class Source:
     eos_token_ids: tuple[int, ...] = ()
     max_position_embeddings: int | None = None
     tokenizer: Path | None = None
+    random_weights: int | None = None
 
     @property
     def is_causal_lm(self) -> bool:
@@ -52,7 +56,11 @@ class Source:
 
 
 def open_source(
-    model: object, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+    model: object,
+    *,
+    dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
+    random_weights: int | None = None,
 ) -> Source:
     """Opens what the user gave; no weight is read.
 
@@ -60,12 +68,22 @@ def open_source(
         model: an nn.Module, a Hugging Face model, or a path to an HF folder or a .gguf file.
         dtype: of the parameters of a folder or file; None takes the folder's own, float32 for GGUF.
         trust_remote_code: whether a folder may bring Python code of its own.
+        random_weights: a seed to draw a folder's weights from, instead of reading them.
 
     Raises:
-        UsageError: another kind of object, or a path to something else.
+        UsageError: another kind of object, a path to something else, or random weights for what is
+            no folder.
         CheckpointError: files that are missing, damaged, or do not fit together.
         CaptureError: an architecture that transformers has no causal LM for.
     """
+    is_folder = isinstance(model, str | Path) and Path(model).is_dir()
+    if random_weights is not None and not is_folder:
+        raise UsageError(
+            "option random_weights",
+            expected="a Hugging Face folder, of which only config.json is then read",
+            found=str(model) if isinstance(model, str | Path) else type(model).__name__,
+            remedy="Pass a folder with config.json, or leave the option out.",
+        )
     if isinstance(model, nn.Module):
         return _from_causal_lm(model) if _is_causal_lm(model) else _from_module(model)
     if not isinstance(model, str | Path):
@@ -76,8 +94,8 @@ def open_source(
             remedy="Pass one of these.",
         )
     path = Path(model)
-    if path.is_dir():
-        return _from_folder(path, dtype, trust_remote_code)
+    if is_folder:
+        return _from_folder(path, dtype, trust_remote_code, random_weights)
     if not path.exists():
         raise CheckpointError(
             str(path),
@@ -172,28 +190,53 @@ def _read_json(path: Path, required: bool) -> dict[str, object]:
     return found
 
 
-def _from_folder(folder: Path, dtype: torch.dtype | None, trust_remote_code: bool) -> Source:
-    from ..formats.checkpoint import open_checkpoint
-    from .hf_checkpoint import checkpoint_weights
+def _from_folder(
+    folder: Path, dtype: torch.dtype | None, trust_remote_code: bool, seed: int | None
+) -> Source:
+    from .hf_checkpoint import checkpoint_weights, random_weights
     from .hf_config import folder_config
     from .hf_model import meta_causal_lm
 
     raw = _read_json(folder / "config.json", required=True)
     config = folder_config(folder, raw, trust_remote_code)
-    checkpoint = open_checkpoint(folder)
+    checkpoint = _checkpoint(folder) if seed is None else None
     own = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     model = meta_causal_lm(config, dtype or own, trust_remote_code=trust_remote_code)
     generation = _read_json(folder / "generation_config.json", required=False)
+    if checkpoint is not None:
+        weights = checkpoint_weights(model, checkpoint, str(folder))
+    else:
+        assert seed is not None
+        weights = random_weights(model, seed)
     return Source(
         "folder",
         str(folder),
         model,
-        checkpoint_weights(model, checkpoint, str(folder)),
+        weights,
         config=config,
         eos_token_ids=_ids(generation.get("eos_token_id", config.eos_token_id)),
         max_position_embeddings=max_positions(config),
         tokenizer=folder if (folder / "tokenizer.json").exists() else None,
+        random_weights=seed,
     )
+
+
+def _checkpoint(folder: Path) -> Checkpoint:
+    """The folder's weights; the error for a folder without any says how to do without."""
+    from ..formats.checkpoint import open_checkpoint
+
+    try:
+        return open_checkpoint(folder)
+    except CheckpointError as error:
+        if any(folder.glob("*.safetensors*")):
+            raise
+        raise CheckpointError(
+            error.culprit,
+            expected=error.expected,
+            found=error.found,
+            remedy=f"{error.remedy} To try the shapes without weights, compile with "
+            "random_weights=SEED (--random-weights SEED).",
+        ) from error
 
 
 def _from_gguf(path: Path, dtype: torch.dtype | None) -> Source:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,8 @@ from pathlib import Path
 import torch
 
 from .checkpoint import unknown_tensor
-from .weights import Random
+from .made import Full, Random, derived_seed
+from .weight_base import Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class RandomCheckpoint:
         std: float = 0.02,
     ) -> None:
         self._tensors = {
-            name: RandomTensor(name, Random(_tensor_seed(seed, name), shape, dtype, std))
+            name: RandomTensor(name, Random(derived_seed(seed, name), shape, dtype, std))
             for name, (shape, dtype) in tensors.items()
         }
         self._metadata: dict[str, object] = {"seed": seed, "std": std}
@@ -77,6 +77,24 @@ class RandomCheckpoint:
         return ()
 
 
-def _tensor_seed(seed: int, name: str) -> int:
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1  # 63 bits: what a torch generator takes
+def parameter_weight(
+    name: str, shape: tuple[int, ...], dtype: torch.dtype, seed: int, std: float = 0.02
+) -> Weight:
+    """What a parameter of a model without a checkpoint is made of.
+
+    Args:
+        name: of the parameter; its numbers depend on it and on the seed alone.
+        shape: its sizes.
+        dtype: its dtype.
+        seed: of the whole model.
+        std: standard deviation of what is random.
+
+    Returns:
+        Ones for a vector that scales (a norm's weight), zeros for integers and flags, and random
+        numbers for all else.
+    """
+    if not dtype.is_floating_point:
+        return Full(0, shape, dtype)
+    if len(shape) == 1 and name.endswith("weight"):
+        return Full(1.0, shape, dtype)
+    return Random(derived_seed(seed, name), shape, dtype, std)

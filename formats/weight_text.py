@@ -6,24 +6,26 @@ The text is walked as a syntax tree; nothing of it is executed.
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 import torch
 
 from ..errors import GraphError
 from .weight_ops import DTYPES, WEIGHT_OPS, AttrValue
-from .weights import Random, Weight, apply_weight
+from .weights import Full, Random, Weight, apply_weight
 
 Resolve = Callable[[str], Weight]
+_Resolvers = Mapping[str, Resolve]
 
 
-def parse_weight(text: str, resolve: Resolve) -> Weight:
+def parse_weight(text: str, resolve: Resolve, held: Resolve | None = None) -> Weight:
     """Read the text that `str(weight)` gives.
 
     Args:
         text: e.g. `concat(stored("q"), stored("k"), dim=0)`.
-        resolve: gives the weight of a tensor name, for each `stored("…")` and `held("…")`.
+        resolve: gives the weight of a tensor name, for each `stored("…")`.
+        held: the same for each `held("…")`; by default it is `resolve`.
 
     Returns:
         The expression, equal to the one that was printed where `resolve` gives equal leaves.
@@ -33,20 +35,24 @@ def parse_weight(text: str, resolve: Resolve) -> Weight:
         CheckpointError: whatever `resolve` raises for a tensor that is not there.
     """
     try:
-        return _weight(ast.parse(text, mode="eval").body, resolve)
+        return _weight(
+            ast.parse(text, mode="eval").body, {"stored": resolve, "held": held or resolve}
+        )
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise _malformed(f"{type(error).__name__}: {error}") from error
 
 
-def _weight(node: ast.expr, resolve: Resolve) -> Weight:
+def _weight(node: ast.expr, resolve: _Resolvers) -> Weight:
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
         _refuse(node)
     op = node.func.id
-    if op in ("stored", "held"):
+    if op in resolve:
         name = _value(node.args[0]) if len(node.args) == 1 and not node.keywords else None
-        return resolve(name) if isinstance(name, str) else _refuse(node)
+        return resolve[op](name) if isinstance(name, str) else _refuse(node)
     if op == "random":
         return _random(node)
+    if op == "full":
+        return _full(node)
     args = tuple(_operand(arg, resolve) for arg in node.args)
     attrs: dict[str, AttrValue] = {}
     for keyword in node.keywords:
@@ -68,7 +74,16 @@ def _random(node: ast.Call) -> Weight:
     return Random(seed, shape, _dtype(dtype), float(std))
 
 
-def _operand(node: ast.expr, resolve: Resolve) -> Weight | int | float:
+def _full(node: ast.Call) -> Weight:
+    if len(node.args) != 3 or node.keywords:
+        _refuse(node)
+    fill, shape, dtype = (_value(arg) for arg in node.args)
+    if not isinstance(fill, int | float) or not isinstance(shape, tuple):
+        _refuse(node)
+    return Full(fill, shape, _dtype(dtype))
+
+
+def _operand(node: ast.expr, resolve: _Resolvers) -> Weight | int | float:
     if isinstance(node, ast.Call):
         return _weight(node, resolve)
     value = _value(node)
@@ -106,7 +121,8 @@ def _refuse(node: ast.AST) -> NoReturn:
 def _malformed(found: str) -> GraphError:
     return GraphError(
         "weight expression",
-        expected='an operation over stored("…"), held("…") and random(seed, shape, dtype, std)',
+        expected='an operation over stored("…"), held("…"), random(seed, shape, dtype, std) and '
+        "full(number, shape, dtype)",
         found=found,
         remedy="Restore the text that Tilewright wrote.",
     )

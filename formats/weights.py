@@ -12,7 +12,6 @@ loaded once, when an engine starts or is saved. Expressions are frozen and compa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -20,38 +19,16 @@ import torch
 
 from ..errors import GraphError
 from .checkpoint import Checkpoint
+from .made import Full, Random
+from .weight_base import HOST, Leaf, Placement, Weight
 from .weight_ops import WEIGHT_OPS, AttrValue, show_value
 
 FOLDABLE: frozenset[str] = frozenset(WEIGHT_OPS)
 """Names of the operations that may be applied to weights ahead of time."""
 
 
-class Weight:
-    """Base of all weight expressions.
-
-    Attributes:
-        shape: sizes of the loaded tensor.
-        dtype: torch dtype of the loaded tensor.
-    """
-
-    __slots__ = ()
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    def value(self) -> torch.Tensor:
-        """Evaluate to a tensor on the CPU that may alias a checkpoint and have any strides."""
-        raise TypeError(f"{type(self).__name__} is abstract")
-
-    def load(self) -> torch.Tensor:
-        """Evaluate to a contiguous CPU tensor of `shape` and `dtype`.
-
-        It may alias a checkpoint's memory: do not write to it.
-        """
-        return self.value().contiguous()
-
-
 @dataclass(frozen=True, slots=True, repr=False)
-class Stored(Weight):
+class Stored(Leaf):
     """A tensor of a checkpoint, read when it is loaded.
 
     Args:
@@ -69,7 +46,7 @@ class Stored(Weight):
         object.__setattr__(self, "shape", tuple(tensor.shape))
         object.__setattr__(self, "dtype", tensor.dtype)
 
-    def value(self) -> torch.Tensor:
+    def read(self) -> torch.Tensor:
         """Read it; CheckpointError where the file is damaged."""
         return self.checkpoint.tensor(self.name).load()
 
@@ -80,7 +57,7 @@ class Stored(Weight):
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
-class Held(Weight):
+class Held(Leaf):
     """A tensor in memory under a name; equal to another of the same tensor object and name."""
 
     tensor: torch.Tensor
@@ -92,7 +69,7 @@ class Held(Weight):
         object.__setattr__(self, "shape", tuple(self.tensor.shape))
         object.__setattr__(self, "dtype", self.tensor.dtype)
 
-    def value(self) -> torch.Tensor:
+    def read(self) -> torch.Tensor:
         """The tensor itself, on the CPU."""
         return self.tensor.detach().cpu()
 
@@ -109,54 +86,6 @@ class Held(Weight):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Random(Weight):
-    """Normally distributed numbers, the same in every process: shapes without a checkpoint.
-
-    Args:
-        seed: 0 … 2⁶³ - 1.
-        shape: sizes of the tensor.
-        dtype: a floating-point dtype; numbers are drawn in float32 and rounded to it.
-        std: standard deviation; the mean is 0.
-    """
-
-    seed: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype = torch.float32
-    std: float = 0.02
-
-    def __post_init__(self) -> None:
-        if not self.dtype.is_floating_point:
-            raise GraphError(
-                "random weight",
-                expected="a floating-point dtype",
-                found=show_value(self.dtype),
-                remedy="Cast the random weight instead.",
-            )
-        if not (
-            0 <= self.seed < 2**63 and math.isfinite(self.std) and min(self.shape, default=0) >= 0
-        ):
-            raise GraphError(
-                "random weight",
-                expected="a seed from 0 to 2**63 - 1, a finite std and sizes of at least 0",
-                found=str(self),
-                remedy="Correct the argument.",
-            )
-
-    def value(self) -> torch.Tensor:
-        """Draw the numbers."""
-        generator = torch.Generator("cpu").manual_seed(self.seed)
-        return (
-            torch.randn(self.shape, generator=generator, device="cpu").mul_(self.std).to(self.dtype)
-        )
-
-    def __str__(self) -> str:
-        values = (self.seed, self.shape, self.dtype, self.std)
-        return f"random({', '.join(show_value(value) for value in values)})"
-
-    __repr__ = __str__
-
-
-@dataclass(frozen=True, slots=True, repr=False)
 class Apply(Weight):
     """One operation of `WEIGHT_OPS`. Make it with `apply_weight`, which checks and infers."""
 
@@ -166,24 +95,44 @@ class Apply(Weight):
     shape: tuple[int, ...]
     dtype: torch.dtype
 
-    def value(self) -> torch.Tensor:
-        """Evaluate the operands, then the operation."""
+    def value(self, place: Placement = HOST) -> torch.Tensor:
+        """Evaluate the operands on `place`, then the operation."""
         if self.op == "concat":
-            return self._concat()
-        operands = [arg.value() if isinstance(arg, Weight) else arg for arg in self.args]
-        return WEIGHT_OPS[self.op].function(*operands, **dict(self.attrs))
+            out = torch.empty(self.shape, dtype=self.dtype, device=place.device)
+            self.write(out, place)
+            return out
+        function, attrs = WEIGHT_OPS[self.op].function, dict(self.attrs)
+        if self.op == "slice" and isinstance(self.args[0], Stored | Held):
+            # Cut on the host, where it is a view: no more is brought than is used.
+            return place.bring(function(self.args[0].read(), **attrs))
+        operands = [arg.value(place) if isinstance(arg, Weight) else arg for arg in self.args]
+        return function(*operands, **attrs)
 
-    def _concat(self) -> torch.Tensor:
-        """Fill the result part by part, so that no two parts are in memory at once."""
-        dim = dict(self.attrs)["dim"]
-        assert isinstance(dim, int)
-        result = torch.empty(self.shape, dtype=self.dtype, device="cpu")
-        start = 0
-        for part in self.args:
-            assert isinstance(part, Weight)
-            result.narrow(dim, start, part.shape[dim]).copy_(part.value())
-            start += part.shape[dim]
-        return result
+    def write(self, out: torch.Tensor, place: Placement = HOST) -> None:
+        """Evaluate into `out`; a concatenation part by part, so that no two are in memory."""
+        for weight, region in self.pieces(out):
+            if weight is self:
+                region.copy_(self.value(place))
+            else:
+                weight.write(region, place)
+
+    def pieces(self, out: torch.Tensor) -> Iterator[tuple[Weight, torch.Tensor]]:
+        """One piece a part of a concatenation; a cast goes along with the writing."""
+        if self.op == "concat":
+            dim, start = dict(self.attrs)["dim"], 0
+            assert isinstance(dim, int)
+            for part in self.args:
+                assert isinstance(part, Weight)
+                size = part.shape[dim]
+                yield from part.pieces(out.narrow(dim, start, size))
+                start += size
+        elif self.op == "cast" and out.dtype == self.dtype:
+            # Into another dtype it would be left out, and its rounding with it.
+            (operand,) = self.args
+            assert isinstance(operand, Weight)
+            yield from operand.pieces(out)
+        else:
+            yield self, out
 
     def __str__(self) -> str:
         parts = [str(arg) if isinstance(arg, Weight) else show_value(arg) for arg in self.args]
@@ -236,10 +185,23 @@ def apply_weight(op: str, args: tuple[Weight | int | float, ...], **attrs: AttrV
 
 
 def weight_leaves(weight: Weight) -> Iterator[Weight]:
-    """Yield the Stored, Held and Random leaves of an expression, left to right, with repeats."""
+    """Yield the leaves of an expression (all but Apply), left to right, with repeats."""
     if not isinstance(weight, Apply):
         yield weight
         return
     for arg in weight.args:
         if isinstance(arg, Weight):
             yield from weight_leaves(arg)
+
+
+__all__ = [
+    "FOLDABLE",
+    "Apply",
+    "Full",
+    "Held",
+    "Random",
+    "Stored",
+    "Weight",
+    "apply_weight",
+    "weight_leaves",
+]

@@ -4,7 +4,9 @@ hash of every file.
     manifest.json                what it is, and the sha256 of every other file
     program.json                 calls and buffers
     graphs/NNN-<pass>.txt        the IR after each pass, for reading
-    weights/NNNNN.safetensors    every weight as the program takes it
+    weights/NNNNN.safetensors    every weight as the program takes it; or
+    weights.json                 every weight as an expression over a checkpoint or seeds, and
+    held.safetensors             beside it what the model's own code computed, if anything
     tokenizer.json, tokenizer_config.json, report.json, and what the backend adds (onnx/…)
 
 Nothing in it is executed: texts are parsed in closed grammars, tensors are mapped.
@@ -23,30 +25,42 @@ from typing import Literal
 import torch
 
 from ..codegen.program import Json, Program
-from ..errors import EngineError
+from ..errors import EngineError, UsageError
 from ..formats.atomic import atomic_folder
-from ..formats.hashing import sha256_file
+from ..formats.hashing import sha256_files
 from ..formats.tokenizer import Tokenizer
+from ..formats.weight_refs import References
 from ..version import __version__
 from .image import FORMAT_VERSION, EngineImage, LMConfig, LoadableWeight, Signature
 from .structure import from_json, to_json
 
 SHARD_BYTES = 2**31
 MANIFEST = "manifest.json"
+REFERENCES = "weights.json"
+HELD = "held.safetensors"
+WEIGHT_FORMS = ("embed", "reference")
 
 
-def save_engine(image: EngineImage, path: str | Path) -> None:
+def save_engine(image: EngineImage, path: str | Path, weights: str = "embed") -> None:
     """Writes an engine folder; an engine that is there already is replaced whole, or stays whole.
 
+    Args:
+        image: the engine.
+        path: of the folder.
+        weights: "embed" copies them; "reference" writes how each is made from the checkpoint's
+            files, which have to stay, or from seeds.
+
     Raises:
-        UsageError: ``path`` is a file.
+        UsageError: ``path`` is a file, or weights that can only be embedded are to be referred to.
         EngineError: it cannot be written (a full disk, no permission).
     """
     from safetensors import SafetensorError  # what its writer makes of an OSError
 
+    check_form(weights)
     try:
+        references = References.of(image.weights) if weights == "reference" else None
         with atomic_folder(path) as folder:
-            _fill(image, folder)
+            _fill(image, folder, references)
     except (OSError, SafetensorError) as error:
         raise EngineError(
             f"engine folder {path}",
@@ -56,18 +70,35 @@ def save_engine(image: EngineImage, path: str | Path) -> None:
         ) from error
 
 
-def load_image(path: str | Path) -> EngineImage:
+def check_form(weights: str) -> None:
+    """UsageError for a way to save weights that does not exist."""
+    if weights not in WEIGHT_FORMS:
+        raise UsageError(
+            "option weights",
+            expected=f"one of {', '.join(WEIGHT_FORMS)}",
+            found=repr(weights),
+            remedy="Choose one of those.",
+        )
+
+
+def load_image(path: str | Path, checkpoint: str | Path | None = None) -> EngineImage:
     """Reads an engine folder back, every file's hash checked.
 
+    Args:
+        path: of the folder.
+        checkpoint: where the checkpoint is that the engine refers to, if it has been moved.
+
     Raises:
-        EngineError: no engine, another format version, or a file that is missing, added or changed.
+        EngineError: no engine, another format version, or a file, be it of the checkpoint, that is
+            missing, added or changed.
+        UsageError: a checkpoint for an engine that refers to none.
     """
     folder = Path(path)
     manifest = _read_manifest(folder)
     try:
         _check_hashes(folder, manifest)
         _warn_of_versions(folder, manifest)
-        return _read_image(folder, manifest)
+        return _read_image(folder, manifest, checkpoint)
     except (AssertionError, LookupError, TypeError, ValueError, OSError) as error:
         raise _refused(
             folder,
@@ -77,7 +108,9 @@ def load_image(path: str | Path) -> EngineImage:
         ) from error
 
 
-def _read_image(folder: Path, manifest: Mapping[str, Json]) -> EngineImage:
+def _read_image(
+    folder: Path, manifest: Mapping[str, Json], checkpoint: str | Path | None
+) -> EngineImage:
     listed = manifest["files"]
     assert isinstance(listed, dict)
     artifacts = _strings(manifest["artifacts"])
@@ -97,7 +130,7 @@ def _read_image(folder: Path, manifest: Mapping[str, Json]) -> EngineImage:
         str(manifest["backend"]),
         Program.from_json(json.loads((folder / "program.json").read_text(encoding="utf-8"))),
         {name: (folder / name).read_bytes() for name in artifacts},
-        dict(_stored_weights(folder)),
+        _read_weights(folder, checkpoint),
         tuple(graphs),
         json.loads((folder / "report.json").read_text(encoding="utf-8")),
         _read_lm(lm) if isinstance(lm, dict) else None,
@@ -106,7 +139,7 @@ def _read_image(folder: Path, manifest: Mapping[str, Json]) -> EngineImage:
     )
 
 
-def _fill(image: EngineImage, folder: Path) -> None:
+def _fill(image: EngineImage, folder: Path, references: References | None) -> None:
     (folder / "program.json").write_text(
         json.dumps(image.program.to_json(), indent=1), encoding="utf-8"
     )
@@ -117,11 +150,14 @@ def _fill(image: EngineImage, folder: Path) -> None:
     for name, content in image.files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-    _write_weights(image, folder / "weights")
+    if references is None:
+        _write_weights(image, folder / "weights")
+    else:
+        _write_references(references, folder)
     if image.tokenizer is not None:
         image.tokenizer.save(folder)
     written = sorted(p for p in folder.rglob("*") if p.is_file())
-    hashes = {p.relative_to(folder).as_posix(): sha256_file(p) for p in written}
+    hashes = {p.relative_to(folder).as_posix(): sha for p, sha in sha256_files(written).items()}
     manifest = _manifest(image, hashes)
     manifest["self"] = _digest(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -141,6 +177,13 @@ def _write_weights(image: EngineImage, folder: Path) -> None:
         shard[name] = tensor.clone()
         size += tensor.nbytes
     _write_shard(shard, folder / f"{count:05d}.safetensors")
+
+
+def _write_references(references: References, folder: Path) -> None:
+    text = json.dumps(references.to_json(), indent=1)
+    (folder / REFERENCES).write_text(text, encoding="utf-8")
+    if references.held:
+        _write_shard({name: t.clone() for name, t in references.held.items()}, folder / HELD)
 
 
 def _write_shard(tensors: dict[str, torch.Tensor], path: Path) -> None:
@@ -236,10 +279,30 @@ def _check_hashes(folder: Path, manifest: Mapping[str, Json]) -> None:
         raise _refused(
             folder / foreign[0], "files that the manifest lists", "another", "Remove it."
         )
+    hashes = sha256_files(folder / name for name in files)
     for name, expected in files.items():
-        found = sha256_file(folder / name)
-        if found != expected:
+        if (found := hashes[folder / name]) != expected:
             raise _refused(folder / name, f"sha256 {expected}", found, remedy)
+
+
+def _read_weights(folder: Path, checkpoint: str | Path | None) -> Mapping[str, LoadableWeight]:
+    from ..formats.safetensors import SafetensorsCheckpoint
+
+    if (folder / REFERENCES).is_file():
+        held: dict[str, torch.Tensor] = {}
+        if (folder / HELD).is_file():
+            kept = SafetensorsCheckpoint(folder / HELD)
+            held = {name: kept.tensor(name).load() for name in kept.names()}
+        data = json.loads((folder / REFERENCES).read_text(encoding="utf-8"))
+        return References.from_json(data, held).weights(checkpoint)
+    if checkpoint is not None:
+        raise UsageError(
+            f"checkpoint {checkpoint}",
+            expected="none: the engine holds its weights",
+            found="one",
+            remedy="Leave it out.",
+        )
+    return dict(_stored_weights(folder))
 
 
 def _stored_weights(folder: Path) -> Iterator[tuple[str, LoadableWeight]]:

@@ -17,8 +17,10 @@ from .options import (
     DtypeOption,
     JsonOption,
     Model,
+    RandomOption,
     TargetOption,
     VerifyOption,
+    WeightsOption,
     compile_in_memory,
 )
 
@@ -41,10 +43,15 @@ def compile_model(
     trust_remote_code: Annotated[
         bool, typer.Option(help="Let the model folder bring Python code of its own.")
     ] = False,
+    weights: WeightsOption = "embed",
+    random_weights: RandomOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compile MODEL into an engine folder."""
+    from ...runtime.folder import check_form, save_engine
+
     _check_place(output)
+    check_form(weights)
     image = compile_in_memory(
         model,
         target=target,
@@ -55,12 +62,12 @@ def compile_model(
         max_batch_size=max_batch_size,
         verify=verify,
         trust_remote_code=trust_remote_code,
+        random_weights=random_weights,
     )
-    from ...runtime.folder import save_engine
 
     with progress(f"save {output.name}") as advance:
         advance("writing weights", 0.0)
-        save_engine(image, output)
+        save_engine(image, output, weights)
     if as_json:
         print_json({"engine": str(output), "report": dict(image.report), **_facts(image)})
     else:

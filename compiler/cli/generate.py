@@ -9,7 +9,14 @@ import typer
 
 from ...errors import UsageError
 from .console import note, print_json
-from .options import BackendOption, ContextOption, EngineOrModel, JsonOption, open_causal_lm
+from .options import (
+    BackendOption,
+    CheckpointOption,
+    ContextOption,
+    EngineOrModel,
+    JsonOption,
+    open_causal_lm,
+)
 
 if TYPE_CHECKING:
     from ...runtime.engine import CausalLMEngine
@@ -49,6 +56,7 @@ def generate(
     ] = None,
     backend: BackendOption = "auto",
     max_model_len: ContextOption = None,
+    checkpoint: CheckpointOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Complete PROMPT with ENGINE, streaming the text."""
@@ -80,7 +88,11 @@ def generate(
             remedy="Write the prompt as the second argument, or - and pipe it in.",
         )
     loaded = open_causal_lm(
-        engine, backend=backend, max_model_len=max_model_len, max_batch_size=max(n, 1)
+        engine,
+        backend=backend,
+        max_model_len=max_model_len,
+        max_batch_size=max(n, 1),
+        checkpoint=checkpoint,
     )
     token_ids = _encode(loaded, text, chat, system)
     if as_json:

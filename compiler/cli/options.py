@@ -30,6 +30,29 @@ BatchOption = Annotated[int | None, typer.Option(help="Most sequences at once; b
 VerifyOption = Annotated[
     str, typer.Option(help="How passes are checked: off, structure, sample or full.")
 ]
+WeightsOption = Annotated[
+    str,
+    typer.Option(
+        help="embed copies the weights into the engine; reference leaves them in MODEL's files, "
+        "which must then stay as they are."
+    ),
+]
+RandomOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="SEED",
+        help="Draw the weights from this seed, to measure a shape that only config.json gives.",
+        show_default=False,
+    ),
+]
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PATH",
+        help="Where the weights are that ENGINE refers to, if they have been moved.",
+        show_default=False,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, nothing else.")]
 
 
@@ -44,6 +67,7 @@ def open_engine(
     backend: str = "auto",
     max_model_len: int | None = None,
     max_batch_size: int | None = None,
+    checkpoint: Path | None = None,
 ) -> Engine:
     """Loads an engine folder, or compiles a model in memory, with a progress bar.
 
@@ -53,7 +77,7 @@ def open_engine(
     """
     from ...runtime.engine import start
 
-    image = open_image(path, backend, max_model_len, max_batch_size)
+    image = open_image(path, backend, max_model_len, max_batch_size, checkpoint=checkpoint)
     with progress(f"start {Path(path).name}") as advance:
         advance("loading weights", 0.0)
         return start(image)
@@ -65,6 +89,7 @@ def open_image(
     max_model_len: int | None = None,
     max_batch_size: int | None = None,
     verify: str = "structure",
+    checkpoint: Path | None = None,
 ) -> EngineImage:
     """As ``open_engine``, not yet started."""
     if is_engine(path):
@@ -73,7 +98,14 @@ def open_image(
 
         with progress(f"load {Path(path).name}") as advance:
             advance("checking hashes", 0.0)
-            return load_image(path)
+            return load_image(path, checkpoint)
+    if checkpoint is not None:
+        raise UsageError(
+            f"option --checkpoint {checkpoint}",
+            expected="an engine folder that refers to a checkpoint",
+            found=f"the model {path}",
+            remedy="Leave it out.",
+        )
     return compile_in_memory(
         path,
         backend=backend,
@@ -89,12 +121,17 @@ def open_causal_lm(
     backend: str = "auto",
     max_model_len: int | None = None,
     max_batch_size: int | None = None,
+    checkpoint: Path | None = None,
 ) -> CausalLMEngine:
     """As ``open_engine``, for verbs that generate; UsageError for an engine of a plain module."""
     from ...runtime.engine import CausalLMEngine
 
     engine = open_engine(
-        path, backend=backend, max_model_len=max_model_len, max_batch_size=max_batch_size
+        path,
+        backend=backend,
+        max_model_len=max_model_len,
+        max_batch_size=max_batch_size,
+        checkpoint=checkpoint,
     )
     if not isinstance(engine, CausalLMEngine):
         raise UsageError(
@@ -117,6 +154,7 @@ def compile_in_memory(
     max_batch_size: int | None = None,
     verify: str = "sample",
     trust_remote_code: bool = False,
+    random_weights: int | None = None,
 ) -> EngineImage:
     """Compiles a model, with a progress bar; nothing is written."""
     from ..options import resolve_options
@@ -130,6 +168,7 @@ def compile_in_memory(
         max_batch_size=max_batch_size,
         verify=verify,
         trust_remote_code=trust_remote_code,
+        random_weights=random_weights,
     )
     if not Path(path).exists():
         raise UsageError(

@@ -8,7 +8,7 @@ import typer
 
 from ...errors import VerificationError
 from .console import out, print_json, progress
-from .options import JsonOption
+from .options import CheckpointOption, JsonOption
 
 if TYPE_CHECKING:
     from ..engine_checks import Check
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 def verify_engine(
     engine: Annotated[str, typer.Argument(help="An engine folder.", show_default=False)],
+    checkpoint: CheckpointOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check every hash of ENGINE, its graphs, and its numbers against the reference."""
@@ -27,7 +28,7 @@ def verify_engine(
     failure: VerificationError | None = None
     with progress("verify") as advance:
         advance("hashes", 0.0)
-        image = load_image(engine)
+        image = load_image(engine, checkpoint)
         check_device(image)
         from ..engine_checks import Check, verify_image
 
