@@ -9,6 +9,7 @@ from .canonicalize import CANONICALIZE
 from .fold_buffers import FOLD_BUFFERS
 from .fold_weights import FOLD_WEIGHTS
 from .fuse import FUSE
+from .fuse_append import FUSE_APPEND
 from .kv_cache import PAGED_CACHE, SLOT_CACHE
 from .merge_projections import MERGE_PROJECTIONS
 from .recognize_attention import RECOGNIZE_ATTENTION
@@ -52,5 +53,6 @@ def pipeline(cache: Literal["paged", "slot"] | None, fuses: bool = False) -> tup
         CANONICALIZE,
         FOLD_WEIGHTS,
         # What can share a kernel.
+        *((FUSE_APPEND,) if fuses and cache == "paged" else ()),
         *((FUSE,) if fuses else ()),
     )

@@ -32,7 +32,12 @@ class EagerBackend:
         return Lowered(assemble(graph, buffers, calls))
 
     def load(
-        self, call: Call, program: Program, weights: Mapping[str, torch.Tensor], read: ReadFile
+        self,
+        call: Call,
+        program: Program,
+        weights: Mapping[str, torch.Tensor],
+        read: ReadFile,
+        device: torch.device,
     ) -> Kernel:
         """The op's torch function; ops that write caches do so in place."""
         op = call.kernel.split("/", 1)[1]

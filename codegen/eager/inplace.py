@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ...ir.ops.append_kv import append_rows
 from ...ir.ops.cache import attend_slots, write_rows
 from ...ir.schema import Tensors
 
 IN_PLACE: dict[str, Callable[..., Tensors]] = {
+    "append_kv": append_rows,
     "kv_write": write_rows,
     "slot_attention": attend_slots,
 }

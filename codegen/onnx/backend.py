@@ -62,7 +62,12 @@ class OnnxBackend:
         return Lowered(assemble(graph, buffers, calls), files, tuple(notes))
 
     def load(
-        self, call: Call, program: Program, weights: Mapping[str, torch.Tensor], read: ReadFile
+        self,
+        call: Call,
+        program: Program,
+        weights: Mapping[str, torch.Tensor],
+        read: ReadFile,
+        device: torch.device,
     ) -> Kernel:
         """A session of the call's model over the engine's own weights."""
         given = {

@@ -1,6 +1,7 @@
 """The op families. Importing this package registers every op."""
 
 from . import (
+    append_kv,
     attention,
     cache,
     control,
@@ -14,6 +15,7 @@ from . import (
 )
 
 __all__ = [
+    "append_kv",
     "attention",
     "cache",
     "control",
