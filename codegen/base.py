@@ -62,13 +62,22 @@ class Backend(Protocol):
         ...
 
     def load(
-        self, call: Call, program: Program, weights: Mapping[str, torch.Tensor], read: ReadFile
+        self,
+        call: Call,
+        program: Program,
+        weights: Mapping[str, torch.Tensor],
+        read: ReadFile,
+        device: torch.device,
     ) -> Kernel:
-        """The kernel of one of its calls."""
+        """The kernel of one of its calls, for operands on ``device``."""
         ...
 
 
-_BACKENDS = {"eager": ".eager.backend", "onnxruntime": ".onnx.backend"}
+_BACKENDS = {
+    "eager": ".eager.backend",
+    "onnxruntime": ".onnx.backend",
+    "triton": ".triton.backend",
+}
 
 
 def backend_names() -> tuple[str, ...]:

@@ -53,6 +53,16 @@ class Call:
         """The backend that loads the kernel."""
         return self.kernel.split("/", 1)[0]
 
+    @property
+    def kind(self) -> str:
+        """What computes it, for reports: "generated", "template" or "library" with Triton, "aten"
+        where torch runs a foreign op, else the loader.
+        """
+        loader, kind = self.kernel.split("/")[:2]
+        if kind == "aten":
+            return kind
+        return kind if loader == "triton" else loader
+
 
 @dataclass(frozen=True, slots=True)
 class Program:

@@ -1,0 +1,198 @@
+"""Ahead-of-time compilation: kernel sources to packages, in parallel processes, cached by content.
+
+No GPU is needed, and this process never imports Triton's compiler: the workers do. A result is
+kept under TILEWRIGHT_CACHE for as long as text, types, constants, target and Triton stay the same.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ...errors import UnsupportedError
+from ...settings import current
+from ...targets import available_cores
+from .interpreted import SWITCH
+from .package import Binary, KernelPackage, Resources, argument_type, launch_key
+from .source import KernelSource, Launch
+
+ARCHS = (80, 86, 89, 90, 100, 120)
+_JOBS_A_WORKER = 4  # a worker takes a second to start, a kernel 0.1 to 1 s
+
+Job = Mapping[str, Any]
+Answer = Mapping[str, Any]
+
+
+def compile_sources(sources: Sequence[KernelSource], arch: int) -> list[KernelPackage]:
+    """Compiles every launch of every source for one architecture.
+
+    Args:
+        sources: what to compile; equal launches are compiled once.
+        arch: compute capability, 90 for sm_90.
+
+    Raises:
+        UnsupportedError: Triton is not installed, does not know the architecture, or refuses a
+            kernel, which is named.
+    """
+    _check_arch(arch)
+    jobs: dict[str, Job] = {}
+    wanted: list[dict[str, str]] = []  # of each source: launch key → job key
+    for source in sources:
+        keys = {}
+        for launch in _launches(source):
+            job = _job(source, launch, arch)
+            key = _content_key(job)
+            jobs[key] = job
+            keys[launch_key(launch)] = key
+        wanted.append(keys)
+    answers = _answers(jobs)
+    return [
+        KernelPackage(
+            source, {key: _binary(source, answers[job], arch) for key, job in keys.items()}
+        )
+        for source, keys in zip(sources, wanted, strict=True)
+    ]
+
+
+def _launches(source: KernelSource) -> list[Launch]:
+    return [launch for variant in source.variants for launch in variant.launches]
+
+
+def _check_arch(arch: int) -> None:
+    if arch not in ARCHS:
+        raise UnsupportedError(
+            f"architecture sm_{arch}",
+            expected=f"one of {', '.join(f'sm_{known}' for known in ARCHS)}",
+            found=f"sm_{arch}",
+            remedy="Use backend='eager' on this device.",
+        )
+
+
+def _job(source: KernelSource, launch: Launch, arch: int) -> Job:
+    return {
+        "text": source.text,
+        "function": launch.function,
+        "types": [argument_type(argument) for argument in launch.arguments],
+        "constexprs": dict(launch.constexprs),
+        "arch": arch,
+        "num_warps": launch.num_warps,
+        "num_stages": launch.num_stages,
+    }
+
+
+def triton_version() -> str:
+    """The installed Triton's version, without importing it.
+
+    Raises:
+        UnsupportedError: there is none.
+    """
+    try:
+        return metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        raise UnsupportedError(
+            "the Triton backend",
+            expected="the package triton, to compile kernels",
+            found="none",
+            remedy="Run pip install triton (Linux), or use backend='eager'.",
+        ) from None
+
+
+def _content_key(job: Job) -> str:
+    content = json.dumps([job, triton_version()], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _answers(jobs: Mapping[str, Job]) -> Mapping[str, Answer]:
+    cache = current().cache / "kernels"
+    answers = {key: known for key in jobs if (known := _cached(cache / f"{key}.json")) is not None}
+    missing = [key for key in jobs if key not in answers]
+    if missing:
+        count = min(available_cores(), -(-len(missing) // _JOBS_A_WORKER))
+        shares = [missing[i::count] for i in range(count)]
+        with ThreadPoolExecutor(count) as pool:
+            for share, found in zip(
+                shares,
+                pool.map(lambda keys: _run_worker([jobs[k] for k in keys]), shares),
+                strict=True,
+            ):
+                answers.update(zip(share, found, strict=True))
+        for key in missing:
+            if "error" not in answers[key]:
+                _keep(cache / f"{key}.json", answers[key])
+    return answers
+
+
+def _run_worker(jobs: Sequence[Job]) -> list[Answer]:
+    """One process for a share of the jobs."""
+    environment = {k: v for k, v in os.environ.items() if k != SWITCH}
+    environment["TRITON_DISABLE_LINE_INFO"] = "1"  # equal text, equal bytes, wherever it lay
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    command = [sys.executable, "-m", f"{__package__}.worker"]
+    text = "".join(json.dumps(job) + "\n" for job in jobs)
+    with tempfile.TemporaryDirectory(prefix="tilewright-") as own_cache:
+        environment["TRITON_CACHE_DIR"] = own_cache  # ours is by content; theirs by file names
+        done = subprocess.run(
+            command, input=text, capture_output=True, text=True, env=environment, check=False
+        )
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    if len(answers) < len(jobs):  # killed, or it could not start
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        answers += [{"error": last, "trace": done.stderr}] * (len(jobs) - len(answers))
+    return answers
+
+
+def _binary(source: KernelSource, answer: Answer, arch: int) -> Binary:
+    if "error" in answer:
+        raise UnsupportedError(
+            f"kernel {source.name}",
+            expected=f"a kernel that Triton {triton_version()} compiles for sm_{arch}",
+            found=str(answer["error"])[:300],
+            remedy="Report it with the kernel's source (TILEWRIGHT_DEBUG=4); backend='eager' runs "
+            "without.",
+        )
+    resources = Resources(
+        answer["registers"], answer["local_bytes"], answer["shared"], answer["threads"]
+    )
+    return Binary(
+        answer["entry"],
+        arch,
+        base64.b64decode(answer["cubin"]),
+        resources,
+        tuple(answer["parameters"]),
+        answer["scratch_bytes"],
+        answer["scratch_align"],
+        answer["cluster"],
+        answer["pdl"],
+        answer["cooperative"],
+    )
+
+
+def _cached(path: Path) -> Answer | None:
+    try:
+        found: Answer = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # absent or damaged: compile anew
+        return None
+    return found
+
+
+def _keep(path: Path, answer: Answer) -> None:
+    """Writes a cache entry whole or not at all; a cache that cannot be written is no error."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8"
+        ) as file:
+            json.dump(answer, file)
+        os.replace(file.name, path)
+    except OSError:
+        return

@@ -1,0 +1,27 @@
+"""What may compute an op, in the order of preference until a tuner measures: ours, or a library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .generate import emit_fused
+from .kernels.append_kv import emit_append_kv
+from .kernels.paged_attention import emit_paged_attention
+from .moves import emit_copy, emit_kv_write, emit_rope
+from .source import Emit
+
+KERNELS: Mapping[str, tuple[Emit, ...]] = {
+    "fused": (emit_fused,),
+    "append_kv": (emit_append_kv,),
+    "paged_attention": (emit_paged_attention,),
+    "rope": (emit_rope,),
+    "kv_write": (emit_kv_write,),
+    "concat": (emit_copy,),
+    "permute": (emit_copy,),
+    "expand": (emit_copy,),
+    "slice": (emit_copy,),
+    "reshape": (emit_copy,),
+}
+"""Kernels of ours by op. Products and dense attention go to the libraries (library.py); what
+neither takes runs as torch defines it, and is reported.
+"""

@@ -1,0 +1,84 @@
+"""What differs between the releases of Triton that we support, 3.6 and 3.7, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def compile_ahead_of_time(
+    function: Any,
+    types: Sequence[str],
+    constexprs: Mapping[str, object],
+    *,
+    arch: int,
+    num_warps: int,
+    num_stages: int,
+) -> Any:
+    """Compiles a ``@triton.jit`` function without a device.
+
+    Args:
+        function: the function; its first parameters are the run-time ones.
+        types: of the run-time parameters, in order, as Triton spells them. Pointers are taken to
+            be divisible by 16.
+        constexprs: value of each of the other parameters.
+        arch: compute capability, 90 for sm_90.
+
+    Returns:
+        Triton's compiled kernel: ``asm`` by kind, ``metadata``.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = list(function.arg_names)
+    signature = dict(zip(names, types, strict=False))
+    signature.update(dict.fromkeys(names[len(types) :], "constexpr"))
+    constants = {(names.index(name),): value for name, value in constexprs.items()}
+    pointers = {
+        (index,): [["tt.divisibility", 16]]
+        for index, type_ in enumerate(types)
+        if type_.startswith("*")
+    }
+    source = ASTSource(function, signature, constants, pointers)
+    options = {"num_warps": num_warps, "num_stages": num_stages}
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+
+def repair_interpreter() -> None:
+    """Lets Triton's interpreter compute with bfloat16 as devices do.
+
+    Both releases cut float32 off where hardware rounds to nearest even, take other types' bits for
+    bfloat16's, and multiply matrices of bfloat16 as if their bits were integers.
+    """
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    builder = interpreter.InterpreterBuilder
+    if getattr(builder, "tilewright_repaired", False):
+        return
+    convert, cast, dot = interpreter._convert_float, builder.cast_impl, builder.create_dot
+
+    def rounded(data: Any, source: Any, target: Any, mode: Any) -> Any:
+        if (source, target) != (tl.float32, tl.bfloat16):
+            return convert(data, source, target, mode)
+        bits = np.ascontiguousarray(data, dtype=np.float32).view(np.uint32)
+        nearest = (bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)) >> 16
+        quiet = (bits >> 16) | 0x40
+        return np.where(np.isnan(data), quiet, nearest).astype(np.uint16)
+
+    def through_float32(self: Any, value: Any, type_: Any) -> Any:
+        source, target = value.dtype.scalar, type_.scalar
+        if tl.bfloat16 in (source, target) and tl.float32 not in (source, target):
+            value = cast(self, value, tl.float32)
+        return cast(self, value, type_)
+
+    def wide_dot(self: Any, a: Any, b: Any, d: Any, *options: Any) -> Any:
+        wide = [cast(self, x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b)]
+        return dot(self, *wide, d, *options)
+
+    interpreter._convert_float = rounded
+    builder.create_dot = wide_dot
+    builder.cast_impl = through_float32
+    builder.tilewright_repaired = True

@@ -1,0 +1,72 @@
+"""Kernels run on a CPU by Triton's interpreter: for tests, and to check a Program without a GPU.
+
+The interpreter has to be switched on (``TRITON_INTERPRET=1``) before a process imports Triton.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ...errors import UnsupportedError
+from ...ir.node import Node
+from ...ir.schema import schema
+from .compat import repair_interpreter
+from .invocation import Invocation
+from .loading import module_of
+from .source import KernelSource, Launch
+
+SWITCH = "TRITON_INTERPRET"
+
+
+class InterpretedKernel(Invocation):
+    """One call's kernel on CPU tensors.
+
+    Raises:
+        UnsupportedError: the interpreter is not switched on in this process.
+    """
+
+    @classmethod
+    def of(cls, source: KernelSource, node: Node) -> InterpretedKernel:
+        """The kernel of a node, for tests."""
+        return cls(source, node.types, schema(node.op).aliases, torch.device("cpu"))
+
+    def launch(
+        self,
+        launch: Launch,
+        grid: tuple[int, int, int],
+        arguments: Sequence[torch.Tensor | int | None],
+    ) -> None:
+        function = getattr(_module(self.source.text), launch.function)
+        run: Callable[..., Any] = function[grid]
+        run(*arguments, **launch.constexprs)
+
+
+def can_interpret() -> bool:
+    """Whether this process can run kernels in the interpreter."""
+    return os.environ.get(SWITCH) == "1"
+
+
+@cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="tilewright-")  # removed when the process ends
+
+
+@cache
+def _module(text: str) -> ModuleType:
+    if not can_interpret():
+        raise UnsupportedError(
+            "a Triton kernel on a CPU",
+            expected=f"{SWITCH}=1 in the environment before triton is imported",
+            found=f"{SWITCH}={os.environ.get(SWITCH, '')!r}",
+            remedy=f"Start Python with {SWITCH}=1.",
+        )
+    repair_interpreter()
+    return module_of(text, Path(_folder().name))

@@ -1,0 +1,120 @@
+"""A call's launches over tensors: which variant, how large the grids, where results go.
+
+What is common to running a kernel on a device (launch.py) and in the interpreter (interpreted.py).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ...ir.dims import evaluate
+from ...ir.types import TensorType
+from .source import KernelSource, Launch, Pointer, Scalar
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A call at given sizes.
+
+    Attributes:
+        results: shape of each result.
+        workspaces: (dtype, elements) of each workspace.
+        launches: with their grids, and the value of each Scalar by position; those without
+            programs are left out.
+    """
+
+    results: tuple[tuple[int, ...], ...]
+    workspaces: tuple[tuple[torch.dtype, int], ...]
+    launches: tuple[tuple[Launch, tuple[int, int, int], tuple[int | None, ...]], ...]
+
+
+class Invocation(ABC):
+    """A loaded kernel: tensors in, tensors out (the ``Kernel`` of codegen/base.py).
+
+    Args:
+        source: variants and their arguments.
+        results: type of each result.
+        aliases: (result, operand) pairs written in place.
+        device: where the operands are.
+    """
+
+    def __init__(
+        self,
+        source: KernelSource,
+        results: Sequence[TensorType],
+        aliases: Sequence[tuple[int, int]],
+        device: torch.device,
+    ) -> None:
+        self.source, self.result_types, self.device = source, tuple(results), device
+        self.aliases = dict(aliases)
+        self._planned: tuple[Mapping[str, int], Planned] | None = None
+
+    def __call__(
+        self, operands: Sequence[torch.Tensor | None], sizes: Mapping[str, int]
+    ) -> Sequence[torch.Tensor]:
+        plan = self._plan(sizes)
+        results = [self._result(i, shape, operands) for i, shape in enumerate(plan.results)]
+        spaces = [torch.empty(n, dtype=dtype, device=self.device) for dtype, n in plan.workspaces]
+        memory = {"operand": operands, "result": results, "workspace": spaces}
+        for launch, grid, values in plan.launches:
+            arguments = [
+                memory[argument.role][argument.index] if isinstance(argument, Pointer) else value
+                for argument, value in zip(launch.arguments, values, strict=True)
+            ]
+            self.launch(launch, grid, arguments)
+        return results
+
+    @abstractmethod
+    def launch(
+        self,
+        launch: Launch,
+        grid: tuple[int, int, int],
+        arguments: Sequence[torch.Tensor | int | None],
+    ) -> None:
+        """Runs one launch; pointers are given as the tensors that they point to."""
+
+    def _result(
+        self, index: int, shape: tuple[int, ...], operands: Sequence[torch.Tensor | None]
+    ) -> torch.Tensor:
+        if index in self.aliases:
+            operand = operands[self.aliases[index]]
+            assert operand is not None
+            return operand
+        dtype = self.result_types[index].dtype.torch
+        return torch.empty(shape, dtype=dtype, device=self.device)
+
+    def _plan(self, sizes: Mapping[str, int]) -> Planned:
+        """The plan for these sizes, remembered: most steps have those of the one before."""
+        known = self._planned
+        if known is not None and (known[0] is sizes or known[0] == sizes):
+            return known[1]
+        plan = plan_call(self.source, self.result_types, sizes)
+        self._planned = (dict(sizes), plan)
+        return plan
+
+
+def plan_call(
+    source: KernelSource, results: Sequence[TensorType], sizes: Mapping[str, int]
+) -> Planned:
+    """A source's first variant whose guard holds, with every size evaluated."""
+    variant = next(
+        v for v in source.variants if all(evaluate(size, sizes) >= 0 for size in v.guard)
+    )
+    launches = []
+    for launch in variant.launches:
+        x, y, z = (evaluate(size, sizes) for size in launch.grid)
+        values = tuple(
+            evaluate(argument.value, sizes) if isinstance(argument, Scalar) else None
+            for argument in launch.arguments
+        )
+        if x > 0 and y > 0 and z > 0:
+            launches.append((launch, (x, y, z), values))
+    return Planned(
+        tuple(tuple(evaluate(size, sizes) for size in type_.shape) for type_ in results),
+        tuple((dtype.torch, evaluate(count, sizes)) for dtype, count in variant.workspaces),
+        tuple(launches),
+    )

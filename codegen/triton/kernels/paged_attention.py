@@ -1,0 +1,194 @@
+"""Attention over a paged KV cache: decode with split keys, and ragged prefill, in Triton.
+
+Two variants: where sequences bring a token each (T <= B), each one's keys are split over programs
+and a second launch merges the parts (Flash-Decoding); else one launch does it all. Both run the
+same kernel (paged_attention_kernel.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from ....ir.dims import Size, call, is_nonnegative
+from ....ir.dtypes import DType
+from ....ir.node import Node
+from ....targets import Target
+from ..layout import Layout
+from ..source import HEADER, Constexpr, KernelSource, Launch, Pointer, Scalar, Variant, jit_text
+from . import paged_attention_kernel
+from .paged_attention_tiles import (
+    DECODE,
+    MAX_SPLITS,
+    PREFILL,
+    Problem,
+    Tiles,
+    block,
+    default_tiles,
+    num_splits,
+)
+
+_OPERANDS = (
+    "q",
+    "k_cache",
+    "v_cache",
+    "block_tables",
+    "seq_lens",
+    "query_start",
+    "sinks",
+    "alibi",
+)
+_PARTS = ("partial_acc", "partial_max", "partial_sum")
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A launch, and the text of its function: a call of a shared one with constants filled in."""
+
+    launch: Launch
+    text: str
+
+
+def emit_paged_attention(
+    node: Node, layouts: tuple[Layout | None, ...], target: Target
+) -> KernelSource | None:
+    """Kernels for a ``paged_attention`` in float32, float16 or bfloat16.
+
+    None where the element type is another, an operand but q is a strided view, a number of heads
+    or a head dim is symbolic, or no tile fits the target's shared memory.
+    """
+    problem = Problem.of(node, layouts)
+    if problem is None:
+        return None
+    decode = default_tiles(problem, target, DECODE)
+    prefill = default_tiles(problem, target, PREFILL)
+    if decode is None or prefill is None:
+        return None
+    return paged_attention_source(problem, decode, prefill, num_splits(problem, target))
+
+
+def paged_attention_source(
+    problem: Problem, decode: Tiles, prefill: Tiles, splits: Size
+) -> KernelSource:
+    """The kernel of a problem with these tiles; ``splits`` (1 to 32) share a sequence in decode."""
+    spare = problem.num_seqs - problem.num_tokens
+    entries: list[_Entry] = []
+    variants: list[Variant] = []
+    if not is_nonnegative(-1 - spare):  # else T > B always
+        split, variant = _split(problem, decode, splits)
+        entries += split
+        variants.append(replace(variant, guard=() if is_nonnegative(spare) else (spare,)))
+    if not is_nonnegative(spare):
+        whole = _attend(problem, "prefill", prefill, 1, ())
+        entries.append(whole)
+        variants.append(Variant((whole.launch,)))
+    functions = ("_sequence_of", "_tanh", "_attend", "_merge")
+    texts = [HEADER, _described(problem.node), jit_text(paged_attention_kernel, functions)]
+    texts += [entry.text for entry in entries]
+    return KernelSource("paged_attention", "template", "".join(texts), tuple(variants))
+
+
+def _described(node: Node) -> str:
+    """What is attended over, for readers of the kernel's text."""
+    pairs = zip(_OPERANDS, node.args, strict=False)
+    lines = [f"# {name}: {arg.type}\n" for name, arg in pairs if arg is not None]
+    return "".join(["\n", *lines, f"# out: {node.type}\n"])
+
+
+def _split(problem: Problem, tiles: Tiles, splits: Size) -> tuple[list[_Entry], Variant]:
+    if splits == 1:
+        whole = _attend(problem, "decode", tiles, 1, ())
+        return [whole], Variant((whole.launch,))
+    parts = tuple(Pointer(name, DType.F32, "workspace", i) for i, name in enumerate(_PARTS))
+    # One split writes the result itself: nothing is kept, and the merge has no programs.
+    several = call("min", 1, splits - 1)
+    count = problem.num_tokens * problem.heads * splits * several
+    spaces = ((DType.F32, count * problem.value_dim), (DType.F32, count), (DType.F32, count))
+    split = _attend(problem, "decode", tiles, splits, parts)
+    merge = _merge(problem, splits, several, parts)
+    return [split, merge], Variant((split.launch, merge.launch), spaces)
+
+
+def _attend(
+    problem: Problem, name: str, tiles: Tiles, splits: Size, parts: tuple[Pointer, ...]
+) -> _Entry:
+    node = problem.node
+    operands = tuple(
+        Pointer(operand, arg.dtype, "operand", index)
+        for index, (operand, arg) in enumerate(zip(_OPERANDS, node.args, strict=False))
+        if arg is not None
+    )
+    pointers = (*operands, Pointer("out", node.dtype, "result", 0), *parts)
+    constants: dict[str, Constexpr | None] = {
+        "KV_HEADS": problem.kv_heads,
+        "GROUP": problem.heads // problem.kv_heads,
+        "HEAD_CHUNKS": problem.head_chunks,
+        "HEAD_DIM": problem.head_dim,
+        "VALUE_DIM": problem.value_dim,
+        "BLOCK_D": block(problem.head_dim),
+        "BLOCK_E": block(problem.value_dim),
+        "SCALE": problem.scale,
+        "SOFTCAP": problem.softcap,
+        "CAUSAL": bool(node.attr("causal")),
+        "WINDOW": problem.window,
+    }
+    absent = dict.fromkeys(_OPERANDS + _PARTS)
+    tiling = {"BLOCK_M": tiles.block_m, "BLOCK_N": tiles.block_n}
+    # Each sequence starts a tile of its own, so there are B more than T rows fill; one more for the
+    # rows behind the last sequence, one for those before the first.
+    count = problem.num_tokens // (tiles.block_m // problem.chunk_heads) + problem.num_seqs + 2
+    grid = (count, problem.kv_heads * problem.head_chunks, splits)
+    sizes = (*_sizes(problem), Scalar("splits", splits))
+    launch = Launch(name, pointers, grid, tiling, tiles.num_warps, tiles.num_stages)
+    return _entry(launch, "_attend", sizes, absent | constants)
+
+
+def _merge(problem: Problem, splits: Size, several: Size, parts: tuple[Pointer, ...]) -> _Entry:
+    pointers = (*parts, Pointer("out", problem.node.dtype, "result", 0))
+    constants: dict[str, Constexpr | None] = {
+        "HEADS": problem.heads,
+        "VALUE_DIM": problem.value_dim,
+        "BLOCK_E": block(problem.value_dim),
+        "BLOCK_S": MAX_SPLITS,
+    }
+    grid = (problem.num_tokens * several, problem.heads, 1)
+    launch = Launch("merge", pointers, grid)
+    return _entry(launch, "_merge", (Scalar("splits", splits),), constants)
+
+
+def _sizes(problem: Problem) -> tuple[Scalar, ...]:
+    _, k_cache, _, block_tables = problem.node.operands[:4]
+    stride_t, stride_h, stride_d = problem.q.strides
+    return (
+        Scalar("q_offset", problem.q.offset, "i64"),
+        Scalar("q_stride_t", stride_t, "i64"),
+        Scalar("q_stride_h", stride_h, "i64"),
+        Scalar("q_stride_d", stride_d, "i64"),
+        Scalar("num_tokens", problem.num_tokens),
+        Scalar("num_seqs", problem.num_seqs),
+        Scalar("num_pages", k_cache.shape[0]),
+        Scalar("table_width", block_tables.shape[1]),
+        Scalar("page_size", k_cache.shape[1]),
+    )
+
+
+def _entry(
+    launch: Launch,
+    inner: str,
+    sizes: tuple[Scalar, ...],
+    constants: Mapping[str, Constexpr | None],
+) -> _Entry:
+    """A function of the launch's name that calls ``inner``: sizes that are known stand in its text,
+    where Triton folds them, and the others become arguments of the launch.
+    """
+    arguments = (*launch.arguments, *(s for s in sizes if not isinstance(s.value, int)))
+    passed = {name: repr(value) for name, value in constants.items()}
+    passed |= {size.name: str(size.value) for size in sizes}
+    passed |= {argument.name: argument.name for argument in arguments}
+    passed |= {name: name for name in launch.constexprs}
+    parameters = [argument.name for argument in arguments]
+    parameters += [f"{name}: tl.constexpr" for name in launch.constexprs]
+    call_lines = "".join(f"        {name}={text},\n" for name, text in passed.items())
+    text = f"\n\n@triton.jit\ndef {launch.function}({', '.join(parameters)}):\n"
+    text += f"    {inner}(\n{call_lines}    )\n"
+    return _Entry(replace(launch, arguments=arguments), text)

@@ -1,0 +1,173 @@
+"""Cubins on a device: loaded and launched through the driver. No Triton, no compiler.
+
+Arguments are packed into memory that lives as long as the kernel: one 8-byte cell a parameter, in
+the order of the kernel's PTX, and an array of their addresses, as ``cuLaunchKernelEx`` takes them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ...errors import CapacityError, EngineError
+from ...ir.types import TensorType
+from .invocation import Invocation
+from .package import Binary, KernelPackage, launch_key
+from .source import Launch
+
+_STATIC_SHARED = 48 << 10  # bytes of shared memory that a block may use without asking
+
+
+class LaunchedKernel(Invocation):
+    """One call's kernels on a GPU.
+
+    Args:
+        package: the source's variants, with a binary of each launch.
+        results, aliases, device: as `Invocation` takes them.
+
+    Raises:
+        EngineError: the driver does not take a binary.
+    """
+
+    def __init__(
+        self,
+        package: KernelPackage,
+        results: Sequence[TensorType],
+        aliases: Sequence[tuple[int, int]],
+        device: torch.device,
+    ) -> None:
+        super().__init__(package.source, results, aliases, device)
+        functions = {key: LoadedFunction.of(b, device) for key, b in package.binaries.items()}
+        self.functions: Mapping[int, tuple[Launch, LoadedFunction]] = {
+            id(launch): (launch, functions[launch_key(launch)])
+            for variant in package.source.variants
+            for launch in variant.launches
+        }
+
+    def launch(
+        self,
+        launch: Launch,
+        grid: tuple[int, int, int],
+        arguments: Sequence[torch.Tensor | int | None],
+    ) -> None:
+        values = [a.data_ptr() if isinstance(a, torch.Tensor) else a or 0 for a in arguments]
+        self.functions[id(launch)][1](grid, values)
+
+
+class LoadedFunction:
+    """A kernel in the driver's hands, with the memory that its arguments are packed in."""
+
+    _loaded: dict[tuple[bytes, int], Any] = {}  # noqa: RUF012  layers share their kernels
+
+    def __init__(self, binary: Binary, kernel: Any, device: torch.device) -> None:
+        driver = cuda_driver()
+        self.binary, self.kernel, self.device = binary, kernel, device
+        count = len(binary.parameters)
+        self.cells = (ctypes.c_uint64 * count)()
+        start = ctypes.addressof(self.cells)
+        self.addresses = (ctypes.c_uint64 * count)(*(start + 8 * i for i in range(count)))
+        self.packed = ctypes.addressof(self.addresses)
+        self.config = driver.CUlaunchConfig()
+        self.config.blockDimX, self.config.blockDimY, self.config.blockDimZ = (
+            binary.resources.threads,
+            1,
+            1,
+        )
+        self.config.sharedMemBytes = binary.resources.shared
+        self.launch_kernel = driver.cuLaunchKernelEx
+        self.stream_type = driver.CUstream
+        self.lock = threading.Lock()  # threads may share an engine, and so these cells
+
+    @classmethod
+    def of(cls, binary: Binary, device: torch.device) -> LoadedFunction:
+        """The function of a binary; equal binaries are loaded once a device."""
+        index = device.index if device.index is not None else torch.cuda.current_device()
+        key = (binary.cubin, index)
+        if key not in cls._loaded:
+            cls._loaded[key] = _load(binary, index)
+        return cls(binary, cls._loaded[key], device)
+
+    def __call__(self, grid: tuple[int, int, int], values: Sequence[int]) -> None:
+        """Launches on torch's current stream."""
+        with self.lock:
+            self._launch(grid, values)
+
+    def _launch(self, grid: tuple[int, int, int], values: Sequence[int]) -> None:
+        cells, config = self.cells, self.config
+        for index, value in enumerate(values):
+            cells[index] = value & 0xFFFFFFFFFFFFFFFF
+        scratch = None
+        if self.binary.scratch_bytes:
+            blocks = grid[0] * grid[1] * grid[2]
+            scratch = torch.empty(
+                blocks * self.binary.scratch_bytes, dtype=torch.uint8, device=self.device
+            )
+            cells[len(values)] = scratch.data_ptr()
+        config.gridDimX, config.gridDimY, config.gridDimZ = grid
+        config.hStream = self.stream_type(torch.cuda.current_stream(self.device).cuda_stream)
+        (status,) = self.launch_kernel(config, self.kernel, self.packed, 0)
+        if status:
+            raise _failed(f"launch of {self.binary.function} with grid {grid}", status)
+
+
+def cuda_driver() -> Any:
+    """The module ``cuda.bindings.driver``.
+
+    Raises:
+        EngineError: it is not installed.
+    """
+    try:
+        from cuda.bindings import driver
+    except ImportError as error:
+        raise EngineError(
+            "kernels of this engine",
+            expected="the package cuda-bindings, to launch them",
+            found=f"{type(error).__name__}: {error}",
+            remedy="Run pip install 'tilewright[cuda]'.",
+        ) from error
+    return driver
+
+
+def _load(binary: Binary, device: int) -> Any:
+    driver = cuda_driver()
+    torch.cuda.synchronize(device)  # torch's context is made and current from here on
+    status, library = driver.cuLibraryLoadData(binary.cubin, [], [], 0, [], [], 0)
+    if status:
+        raise _failed(f"cubin of {binary.function} for sm_{binary.arch}", status)
+    status, kernel = driver.cuLibraryGetKernel(library, binary.function.encode())
+    if status:
+        raise _failed(f"entry point {binary.function}", status)
+    if binary.resources.shared > _STATIC_SHARED:
+        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        (status,) = driver.cuKernelSetAttribute(
+            attribute, binary.resources.shared, kernel, driver.CUdevice(device)
+        )
+        if status:
+            raise _failed(f"{binary.resources.shared} bytes of shared memory", status)
+    return kernel
+
+
+def _failed(what: str, status: Any) -> EngineError | CapacityError:
+    name = getattr(status, "name", str(status))
+    if name == "CUDA_ERROR_OUT_OF_MEMORY":
+        return CapacityError(
+            what,
+            expected="device memory for it",
+            found=name,
+            remedy="Lower memory_fraction, max_batch_size or max_model_len.",
+        )
+    remedies = {
+        "CUDA_ERROR_NO_BINARY_FOR_GPU": "Compile the model for this device's architecture.",
+        "CUDA_ERROR_INVALID_IMAGE": "Update the NVIDIA driver, or compile on this machine.",
+        "CUDA_ERROR_UNSUPPORTED_PTX_VERSION": "Update the NVIDIA driver.",
+    }
+    return EngineError(
+        what,
+        expected="the driver to take it",
+        found=name,
+        remedy=remedies.get(name, "Run tilewright verify on the engine; see the driver's log."),
+    )

@@ -1,0 +1,116 @@
+"""Calls of the libraries that torch brings: cuBLAS for products, cuDNN or flash for attention.
+
+They are candidates like any kernel of ours. Operands are taken where they lie (`Layout`), as
+strided views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+
+from ...ir.interpreter import resolve_attr
+from ...ir.node import Attr, Node
+from ...ir.ops.attention import alibi_bias, visibility
+from ...ir.schema import schema
+from ..program import Call
+from .layout import located
+
+PREFIX = "triton/library/"
+
+
+def takes(node: Node) -> bool:
+    """Whether a library computes the node."""
+    if node.op not in LIBRARY:
+        return False
+    if node.op == "attention":
+        q, _, v = node.operands[:3]
+        plain = node.args[4] is None and node.attr("softcap") is None
+        return plain and q.dtype.bytes <= 4 and q.shape[3] == v.shape[3]
+    return node.dtype.is_float
+
+
+def views_of(node: Node) -> Attr:
+    """(shape, offset, strides) of each operand that is not a buffer of its own, else None."""
+    found: list[Attr] = []
+    for operand in node.args:
+        base, layout = (None, None) if operand is None else located(operand)
+        if operand is base or operand is None or layout is None:
+            found.append(None)
+        else:
+            found.append((operand.shape, layout.offset, layout.strides))
+    return tuple(found)
+
+
+class LibraryKernel:
+    """One library call. ``attrs`` are the op's, with ``views`` beside them."""
+
+    def __init__(self, call: Call) -> None:
+        self.function = LIBRARY[call.kernel.removeprefix(PREFIX)]
+        self.attrs = {name: value for name, value in call.attrs.items() if name != "views"}
+        self.views = cast(tuple[Any, ...], call.attrs["views"])
+        self._known: tuple[Mapping[str, int], Sequence[Any], dict[str, Any]] | None = None
+
+    def __call__(
+        self, operands: Sequence[torch.Tensor | None], sizes: Mapping[str, int]
+    ) -> Sequence[torch.Tensor]:
+        known = self._known
+        if known is None or known[0] != sizes:
+            views = [None if v is None else resolve_attr(v, sizes) for v in self.views]
+            attrs = {name: resolve_attr(value, sizes) for name, value in self.attrs.items()}
+            known = self._known = (dict(sizes), views, attrs)
+        seen = [
+            x if view is None or x is None else torch.as_strided(x, view[0], view[2], view[1])
+            for x, view in zip(operands, known[1], strict=True)
+        ]
+        return (self.function(*seen, **known[2]),)
+
+
+def _attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    sinks: None = None,
+    alibi: torch.Tensor | None = None,
+    *,
+    scale: float,
+    causal: bool = False,
+    window: int | None = None,
+) -> torch.Tensor:
+    queries, keys = q.shape[2], k.shape[2]
+    grouped = q.shape[1] != k.shape[1]
+    if mask is None and alibi is None and window is None and (not causal or queries == keys):
+        # torch's is_causal counts from the first key: the same where there are as many queries.
+        return F.scaled_dot_product_attention(
+            q, k, v, is_causal=causal and queries > 1, scale=scale, enable_gqa=grouped
+        )
+    query_positions = torch.arange(keys - queries, keys, device=q.device)
+    key_positions = torch.arange(keys, device=q.device)
+    visible = visibility(query_positions, key_positions, causal, window)
+    bias = alibi_bias(alibi, query_positions, key_positions)
+    if mask is not None and mask.dtype == torch.bool:
+        visible = mask if visible is None else visible & mask
+    elif mask is not None:
+        bias = mask if bias is None else bias + mask
+    if bias is not None:
+        bias = bias.to(q.dtype)
+        merged = bias if visible is None else bias.masked_fill(~visible, -torch.inf)
+    else:
+        assert visible is not None
+        merged = visible
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=merged, scale=scale, enable_gqa=grouped)
+    # A row that sees nothing gives 0 by our definition, NaN or anything by the libraries'.
+    return out if visible is None else out.masked_fill(~visible.any(-1, keepdim=True), 0.0)
+
+
+LIBRARY: Mapping[str, Callable[..., torch.Tensor]] = {
+    "linear": cast("Callable[..., torch.Tensor]", schema("linear").reference),
+    "matmul": cast("Callable[..., torch.Tensor]", schema("matmul").reference),
+    "conv": cast("Callable[..., torch.Tensor]", schema("conv").reference),
+    "attention": _attention,
+}
+"""By op: the function with the signature of the op's reference."""

@@ -1,0 +1,112 @@
+"""From a graph to calls of kernels, libraries and torch, in that order of preference.
+
+Views are no calls: kernels and libraries read through them. Where torch itself computes a node, its
+operands are dense buffers, made by a copy kernel if need be.
+"""
+
+from __future__ import annotations
+
+from ...ir.graph import Graph
+from ...ir.node import Attr, Node
+from ...ir.schema import schema
+from ...targets import Target
+from ..eager.backend import eager_call, is_call
+from ..lowering import Buffers, assemble
+from ..program import Call, Program
+from .candidates import KERNELS
+from .layout import VIEWS, Layout, located
+from .library import PREFIX, takes, views_of
+from .package import kernel_id
+from .source import KernelSource
+
+
+def lower_graph(
+    graph: Graph, target: Target
+) -> tuple[Program, tuple[KernelSource, ...], tuple[str, ...]]:
+    """A Program, the sources of its kernels (each once), and what fell back to torch, in words."""
+    lowering = _Lowering(graph, target)
+    for node in graph.nodes:
+        if is_call(node) and node.op not in VIEWS:
+            lowering.compute(node)
+    for output in graph.outputs:
+        if output.op in VIEWS:
+            lowering.dense(output)
+    program = assemble(graph, lowering.buffers, lowering.calls)
+    return program, tuple(lowering.sources.values()), tuple(dict.fromkeys(lowering.notes))
+
+
+class _Lowering:
+    def __init__(self, graph: Graph, target: Target) -> None:
+        self.target, self.buffers = target, Buffers(graph)
+        self.calls: list[Call] = []
+        self.sources: dict[str, KernelSource] = {}
+        self.notes: list[str] = []
+        self._dense: set[Node] = set()
+
+    def compute(self, node: Node) -> None:
+        """Appends the call of a node that is no view."""
+        operands = [None if arg is None else self._base(arg) for arg in node.args]
+        layouts = tuple(None if pair is None else pair[1] for pair in operands)
+        bases = tuple(None if pair is None else self.buffers.one(pair[0]) for pair in operands)
+        source = self._source(node, layouts)
+        if source is not None:
+            self.calls.append(self._kernel_call(node, source, bases))
+        elif takes(node):
+            attrs: dict[str, Attr] = {**dict(node.attrs), "views": views_of(node)}
+            self.calls.append(
+                Call(PREFIX + node.op, bases, self.buffers.of(node), attrs, origin=(node.op,))
+            )
+        else:
+            self._in_torch(node)
+
+    def dense(self, node: Node) -> None:
+        """Appends the copy of a view into a buffer of its own, once."""
+        if node in self._dense or node.op not in VIEWS:
+            return
+        self._dense.add(node)
+        base, layout = self._base(node.operands[0])
+        source = self._source(node, (layout,))
+        if source is not None:
+            name = self.buffers.one(base)
+            self.calls.append(self._kernel_call(node, source, (name,)))
+        else:
+            self.dense(node.operands[0])
+            self.calls.append(eager_call(node, self.buffers))
+
+    def _base(self, node: Node) -> tuple[Node, Layout]:
+        """The buffer that a value lies in, and where; a reshape that must copy is one of them."""
+        base, layout = located(node)
+        self.dense(base)
+        return base, layout
+
+    def _source(self, node: Node, layouts: tuple[Layout | None, ...]) -> KernelSource | None:
+        for emit in KERNELS.get(node.op, ()):
+            source = emit(node, layouts, self.target)
+            if source is not None:
+                return self.sources.setdefault(kernel_id(source), source)
+        return None
+
+    def _kernel_call(self, node: Node, source: KernelSource, bases: tuple[str | None, ...]) -> Call:
+        return Call(
+            f"triton/{source.kind}/{kernel_id(source)}",
+            bases,
+            self.buffers.of(node),
+            aliases=schema(node.op).aliases,
+            origin=_origin(node),
+        )
+
+    def _in_torch(self, node: Node) -> None:
+        for operand in node.operands:
+            self.dense(operand)
+        self.calls.append(eager_call(node, self.buffers))
+        if node.op not in _FREE:
+            what = node.attr("target") if node.op == "aten" else node.op
+            self.notes.append(f"{what}: runs in torch, no kernel takes {node.value_type}")
+
+
+_FREE = frozenset({"const", "iota", "dim_value"})
+
+
+def _origin(node: Node) -> tuple[str, ...]:
+    body = node.attr("body")
+    return tuple(n.op for n in body.calls()) if isinstance(body, Graph) else (node.op,)

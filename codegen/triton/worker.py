@@ -1,0 +1,73 @@
+"""A process that compiles kernels: jobs come as JSON lines, results go back as JSON lines.
+
+It imports neither torch nor the rest of Tilewright's compiler, and never touches a GPU. Run as
+``python -m tilewright.codegen.triton.worker``.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Any, TextIO
+
+from .compat import compile_ahead_of_time
+from .loading import module_of
+from .sass import resource_usage
+
+_PARAMETER = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.([a-z]\d+)")
+
+
+def main(jobs: TextIO, results: TextIO) -> None:
+    """Answers every job; one that fails is answered with its error."""
+    with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
+        for line in jobs:
+            try:
+                answer = _compiled(json.loads(line), Path(folder))
+            except Exception as error:  # a bad kernel must not take the others with it
+                trace = traceback.format_exc(limit=-3)
+                answer = {"error": f"{type(error).__name__}: {error}", "trace": trace}
+            results.write(json.dumps(answer) + "\n")
+            results.flush()
+
+
+def _compiled(job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    function = getattr(module_of(job["text"], folder), job["function"])
+    compiled = compile_ahead_of_time(
+        function,
+        job["types"],
+        job["constexprs"],
+        arch=job["arch"],
+        num_warps=job["num_warps"],
+        num_stages=job["num_stages"],
+    )
+    cubin, metadata = compiled.asm["cubin"], compiled.metadata
+    registers, local = resource_usage(cubin, folder)
+    return {
+        "cubin": base64.b64encode(cubin).decode(),
+        "entry": metadata.name,
+        "registers": registers,
+        "local_bytes": local,
+        "shared": metadata.shared,
+        "threads": metadata.num_warps * 32,
+        "parameters": ptx_parameters(compiled.asm["ptx"], metadata.name),
+        "scratch_bytes": metadata.global_scratch_size or 0,
+        "scratch_align": metadata.global_scratch_align or 1,
+        "cluster": getattr(metadata, "num_ctas", 1),
+        "pdl": bool(getattr(metadata, "launch_pdl", False)),
+        "cooperative": bool(getattr(metadata, "launch_cooperative_grid", False)),
+    }
+
+
+def ptx_parameters(ptx: str, entry: str) -> list[str]:
+    """Types of an entry point's parameters, in order: "u64", "u32", …"""
+    head = ptx.split(f".entry {entry}(", 1)[1].split(")", 1)[0]
+    return _PARAMETER.findall(head)
+
+
+if __name__ == "__main__":
+    main(sys.stdin, sys.stdout)
