@@ -12,7 +12,7 @@ import torch
 from ..codegen.program import Json
 from ..errors import EngineError, UsageError
 from ..formats.tokenizer import Tokenizer
-from ..targets import Target
+from ..targets import Target, gpu_problem
 from .counters import Counters
 from .executor import PagedExecutor, SlotExecutor
 from .folder import load_image, save_engine
@@ -21,11 +21,13 @@ from .loop import GenerationLoop
 from .output import Completion, Delta
 from .params import SamplingParams
 from .pool import KVPool, PagedPool, SlotPool
+from .refit import refit
 from .runner import ProgramRunner, bind_sizes
 from .sampling import Sampler
 from .scheduler import Scheduler
 from .step import Step, StepExecutor
 from .structure import Branch, flatten, rebuild
+from .weights import LoadReport, place_weights
 
 Prompts: TypeAlias = "str | Sequence[str] | Sequence[Sequence[int]]"
 
@@ -53,13 +55,19 @@ class Engine:
         """The device that it was compiled for."""
         return Target.parse(self.image.target)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, weights: str = "embed") -> None:
         """Writes the engine folder; one that is there already is replaced whole, or stays whole.
+
+        Args:
+            path: of the folder.
+            weights: "embed" copies them into it; "reference" refers to the checkpoint that the
+                model was compiled from, whose files have to stay as they are.
 
         Raises:
             EngineError: the folder cannot be written.
+            UsageError: weights that are to be referred to, and that no file or seed backs.
         """
-        save_engine(self.image, path)
+        save_engine(self.image, path, weights)
 
     def report(self) -> Mapping[str, Json]:
         """What compiling found: passes, calls by backend, what fell back and why."""
@@ -69,19 +77,24 @@ class Engine:
 class RunningEngine(Engine):
     """An engine with its weights and kernels loaded.
 
+    Attributes:
+        weight_load: what loading the weights took.
+
     Raises:
         EngineError: this machine does not have the device that it was compiled for.
+        CapacityError: the weights do not fit the device.
     """
 
     def __init__(self, image: EngineImage) -> None:
         super().__init__(image)
         check_device(image)
         device = torch.device(self.target.device_type)
-        weights = {name: weight.load().to(device) for name, weight in image.weights.items()}
+        loaded = place_weights(image.weights, device)
+        self.weight_load: LoadReport = loaded.report
         # A module's results are the user's, to write to and to differentiate behind.
         inside = image.kind == "causal_lm"
         self.runner = ProgramRunner(
-            image.program, weights, _reader(image), device=device, inference=inside
+            image.program, loaded.tensors, _reader(image), device=device, inference=inside
         )
 
 
@@ -284,9 +297,9 @@ def score(executor: StepExecutor, pool: KVPool, token_ids: torch.Tensor) -> torc
         lens = torch.tensor([count], dtype=torch.int32)
         starts = torch.tensor([0, count], dtype=torch.int32)
         tables = pool.block_tables([_SCORED])
-        return executor.run(
-            Step(token_ids, positions, starts, lens, torch.tensor(slots), tables, positions)
-        )
+        step = Step(token_ids, positions, starts, lens, torch.tensor(slots), tables, positions)
+        # A copy: an executor may write the next step's logits to the same memory.
+        return executor.run(step).to("cpu", copy=True)
     finally:
         pool.free(_SCORED)
 
@@ -294,17 +307,26 @@ def score(executor: StepExecutor, pool: KVPool, token_ids: torch.Tensor) -> torc
 _SCORED = -1  # requests number their sequences from 0
 
 
-def load(path: str | Path) -> Engine:
+def load(path: str | Path, checkpoint: str | Path | None = None) -> Engine:
     """An engine from its folder, every file's hash checked. Runs no code from the folder.
 
+    Args:
+        path: of the folder.
+        checkpoint: where the checkpoint is that the engine refers to (``save(…,
+            weights="reference")``), if it has been moved; its files' hashes are checked too.
+
     Raises:
-        EngineError: no engine, a damaged one, or one made for another version or device.
+        EngineError: no engine, a damaged one, one made for another version or device, or a
+            checkpoint that is missing or has changed.
+        UsageError: a checkpoint for an engine that refers to none.
+        CapacityError: the weights do not fit the device.
     """
-    return start(load_image(path))
+    return start(load_image(path, checkpoint))
 
 
 def start(image: EngineImage) -> Engine:
     """Loads weights and kernels of an image; EngineError when this machine cannot run it."""
+    image = refit(image)
     return CausalLMEngine(image) if image.kind == "causal_lm" else ModuleEngine(image)
 
 
@@ -318,10 +340,11 @@ def check_device(image: EngineImage) -> None:
     target = Target.parse(image.target)
     if not runs_here(target):
         here = Target.detect()
+        problem = gpu_problem()
         raise EngineError(
             f"engine {image.name}",
             expected=f"a {target.sm} device, which it was compiled for ({target.name})",
-            found=f"{here.name} ({here.sm})",
+            found=f"{here.name} ({here.sm})" + (f": {problem}" if problem else ""),
             remedy=f"Run it on such a device, or compile with target={here.name!r}.",
         )
 
@@ -331,7 +354,8 @@ def _memory(config: LMConfig, runner: ProgramRunner) -> tuple[PagedExecutor | Sl
         pool = SlotPool(config.max_batch_size, config.max_model_len)
         return SlotExecutor(runner, config.max_batch_size), pool
     pages = -(-config.max_model_len // config.page_size) * config.max_batch_size
-    return PagedExecutor(runner), PagedPool(pages + 1, config.page_size)
+    executor = PagedExecutor(runner, config.max_batch_size, config.max_model_len)
+    return executor, PagedPool(pages + 1, config.page_size)
 
 
 def _bound(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,8 +10,10 @@ import torch
 from ..errors import CapacityError
 from ..ir.dims import evaluate
 from ..ir.types import TensorType
+from .decode_graphs import DecodeGraphs, obstacles
 from .runner import ProgramRunner
 from .step import Capabilities, Step
+from .step_buffer import FIELDS, StepBuffer, StepShape
 
 CACHE_PREFIXES = ("k_cache_", "v_cache_")
 
@@ -38,11 +41,14 @@ class _Caches:
                 self.tensors[name] = torch.zeros(shape, dtype=dtype, device=self.device)
         except RuntimeError as error:
             self.tensors = {}
+            needed = sum(
+                math.prod(shape) * self.types[name].dtype.bytes for name, shape in shapes.items()
+            )
             raise CapacityError(
                 "KV cache",
-                expected=f"room for {len(shapes)} buffers with {sizes}",
-                found=str(error).splitlines()[0],
-                remedy="Lower max_batch_size, max_model_len or memory_fraction.",
+                expected=f"{needed / 1e9:.2f} GB for {len(shapes)} buffers with {sizes}",
+                found=f"{_free_memory(self.device)}: {str(error).splitlines()[0]}",
+                remedy="Compile with a lower max_batch_size or max_model_len.",
             ) from error
 
     def copy_pages(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
@@ -61,13 +67,30 @@ class _Caches:
         return total
 
 
+def _free_memory(device: torch.device) -> str:
+    if device.type != "cuda":
+        return "too little"
+    free, total = torch.cuda.mem_get_info(device)
+    return f"{free / 1e9:.2f} GB free of {total / 1e9:.2f}"
+
+
 class PagedExecutor:
-    """Any mix of prefill and decode in one run, over pages."""
+    """Any mix of prefill and decode in one run, over pages; on a GPU a decode step is one replay of
+    a CUDA graph.
+
+    Args:
+        runner: of the Program.
+        max_sequences, max_model_len: what decode steps are captured for.
+    """
 
     capabilities = Capabilities(mixes=True, pages=True, shares=True, max_slots=None)
 
-    def __init__(self, runner: ProgramRunner) -> None:
+    def __init__(
+        self, runner: ProgramRunner, max_sequences: int = 1, max_model_len: int = 1
+    ) -> None:
         self.runner, self.caches = runner, _Caches(runner)
+        self.max_sequences, self.max_model_len = max_sequences, max_model_len
+        self.graphs: DecodeGraphs | None = None
 
     @property
     def bytes_per_token(self) -> int:
@@ -75,26 +98,30 @@ class PagedExecutor:
         return self.caches.bytes_per_token
 
     def allocate(self, num_pages: int, page_size: int) -> None:
-        """(Re)creates the KV buffers."""
+        """(Re)creates the KV buffers, and forgets the graphs that hold their addresses."""
+        self.graphs = None
         self.caches.allocate({"N": num_pages, "P": page_size})
+        if self.runner.device.type == "cuda" and not obstacles(self.runner.program):
+            pages = -(-self.max_model_len // page_size)
+            self.graphs = DecodeGraphs(self.runner, self.caches.tensors, self.max_sequences, pages)
 
     def copy_pages(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
         """Copies pages, for forks that write."""
         self.caches.copy_pages(sources, destinations)
 
     def run(self, step: Step) -> torch.Tensor:
-        """Logits f32[R, V] of the step's wanted rows."""
-        inputs = {
-            "token_ids": step.token_ids,
-            "positions": step.positions,
-            "query_start": step.query_start,
-            "seq_lens": step.seq_lens,
-            "slot_mapping": step.slot_mapping,
-            "block_tables": step.block_tables,
-            "logits_indices": step.logits_indices,
-            **self.caches.tensors,
-        }
-        return self.runner.run(inputs)["logits"].float().cpu()
+        """Logits f32[R, V] of the step's wanted rows, on the Program's device."""
+        if self.graphs is not None:
+            replayed = self.graphs.run(step)
+            if replayed is not None:
+                return replayed
+        inputs = {name: getattr(step, name) for name in FIELDS} | self.caches.tensors
+        if self.runner.device.type == "cuda":
+            shape = StepShape.of(step)
+            metadata = StepBuffer(shape.nbytes, self.runner.device)
+            metadata.fill(step, shape)
+            inputs |= metadata.views(shape)
+        return self.runner.run(inputs)["logits"].float()
 
 
 class SlotExecutor:

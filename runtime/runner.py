@@ -14,6 +14,7 @@ from ..ir.dims import Dim, evaluate, symbols_of
 from ..ir.types import TensorType
 
 _NOTHING = object()
+ALIGNMENT = 16  # bytes: what a kernel may load at once
 
 
 class ProgramRunner:
@@ -44,7 +45,7 @@ class ProgramRunner:
         self._bound: tuple[list[object], dict[str, int]] = ([_NOTHING], {})
         self.steps: list[tuple[Call, Kernel]] = []
         for call in program.calls:
-            kernel = get_backend(call.loader).load(call, program, weights, read)
+            kernel = get_backend(call.loader).load(call, program, weights, read, self.device)
             if _is_constant(call):
                 with self._scope():
                     self.constants.update(zip(call.results, kernel((), {}), strict=True))
@@ -80,7 +81,7 @@ class ProgramRunner:
     def _brought(self, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         if self.device.type == "cpu":
             return inputs
-        return {name: tensor.to(self.device) for name, tensor in inputs.items()}
+        return {name: _aligned(tensor.to(self.device)) for name, tensor in inputs.items()}
 
     def _sizes(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, int]:
         """``bind_sizes``, remembered for the last shapes: most decode steps have those of the one
@@ -142,6 +143,12 @@ def _difference(type_: TensorType, tensor: torch.Tensor, sizes: Mapping[str, int
         if size != actual and evaluate(size, sizes) != actual:
             return f"dimension {dim} of {actual}: {found}"
     return None
+
+
+def _aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor dense and 16-byte aligned, as kernels take it: itself, or a copy."""
+    dense = tensor.contiguous()
+    return dense if dense.data_ptr() % ALIGNMENT == 0 else dense.clone()
 
 
 def _is_constant(call: Call) -> bool:

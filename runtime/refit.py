@@ -1,0 +1,35 @@
+"""Engines on another GPU than they were compiled for: kernels made anew from the graph's text.
+
+Nothing of the folder is executed: the graph is parsed, and our own code generator writes its
+kernels again.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from importlib.util import find_spec
+
+from ..codegen.base import get_backend
+from ..ir.parser import parse_graph
+from ..targets import Target
+from .image import EngineImage
+
+
+def refit(image: EngineImage) -> EngineImage:
+    """The image itself where it fits this machine, or cannot be made to; else one with kernels
+    compiled here, with a warning that says so.
+    """
+    target, here = Target.parse(image.target), Target.detect()
+    fits = target.is_cpu or here.is_cpu or target.arch == here.arch
+    if fits or image.backend != "triton" or find_spec("triton") is None:
+        return image
+    graph = parse_graph(image.graphs[-1][1])
+    limit = None if image.lm is None else image.lm.max_model_len
+    lowered = get_backend(image.backend).lower(graph, here, limit)
+    warnings.warn(
+        f"{image.name} was compiled for {target.name} ({target.sm}); its kernels were compiled "
+        f"anew for {here.name} ({here.sm}). Compile with target={here.name!r} to keep them.",
+        stacklevel=3,
+    )
+    return replace(image, target=str(here), program=lowered.program, files=lowered.files)
