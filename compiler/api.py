@@ -70,6 +70,7 @@ def compile(
     dynamic_shapes: DynamicShapes = None,
     verify: str = "sample",
     trust_remote_code: bool = False,
+    random_weights: int | None = None,
     progress: Progress | None = None,
 ) -> Engine:
     """Compiles a model into an engine.
@@ -94,6 +95,8 @@ def compile(
         verify: "off", "structure", "sample" (numbers before and after each pass on a short input)
             or "full".
         trust_remote_code: whether a model folder may bring Python code of its own.
+        random_weights: a seed: the weights of a model folder are not read, but random (norms are
+            ones), the same in every process; to measure shapes without their checkpoint.
         progress: called as phases begin.
 
     Returns:
@@ -114,6 +117,7 @@ def compile(
         max_batch_size=max_batch_size,
         verify=verify,
         trust_remote_code=trust_remote_code,
+        random_weights=random_weights,
     )
     phases = Phases(progress)
     image = phases.run(
@@ -262,9 +266,12 @@ def _open(model: object, options: CompileOptions) -> Source:
         # On a CPU bfloat16 checkpoints are computed in float32: faster there, and closer to the
         # truth.
         return open_source(
-            model, dtype=wanted or torch.float32, trust_remote_code=options.trust_remote_code
+            model,
+            dtype=wanted or torch.float32,
+            trust_remote_code=options.trust_remote_code,
+            random_weights=options.random_weights,
         )
-    source = open_source(model)
+    source = open_source(model, random_weights=options.random_weights)
     own = next((p.dtype for p in model.parameters() if p.is_floating_point()), wanted)
     if wanted is None or wanted == own:
         return source

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 import torch
 
 from ..codegen.base import Backend, Lowered
+from ..codegen.triton.interpreted import can_interpret
 from ..ir.graph import Graph, param_name
 from ..ir.interpreter import interpret
 from ..passes.cache_samples import adapt_to_pages, adapt_to_slots
 from ..passes.driver import largest_error, run_passes
 from ..passes.pipeline import pipeline
 from ..runtime.runner import ProgramRunner
+from ..targets import Target
 from .hf_model import capture_causal_lm
 from .lowering import lower
 from .options import CompileOptions
@@ -92,13 +94,32 @@ class Checks:
     def _program_error(
         self, graph: Graph, lowered: Lowered, inputs: Sequence[torch.Tensor]
     ) -> float:
+        device = self._device()
+        if device is None:
+            from .trial import program_error
+
+            return program_error(graph, lowered, inputs)
         weights = {
             param_name(node): graph.weights[param_name(node)].load() for node in graph.params
         }
         with torch.no_grad():
             expected = interpret(graph, inputs, weights)
-        runner = ProgramRunner(lowered.program, weights, lowered.files.__getitem__)
+        placed = {name: weight.to(device) for name, weight in weights.items()}
+        read = lowered.files.__getitem__
+        runner = ProgramRunner(lowered.program, placed, read, device=device)
         # The Program writes its state in place: it gets copies.
         copies = [tensor.clone() for tensor in inputs]
         found = runner.run(dict(zip(lowered.program.inputs, copies, strict=True)))
-        return largest_error(f"backend {self.backend.name}", expected, list(found.values()))
+        here = [tensor.cpu() for tensor in found.values()]
+        return largest_error(f"backend {self.backend.name}", expected, here)
+
+    def _device(self) -> torch.device | None:
+        """Where the Program can run in this process; None where its kernels need another one, with
+        Triton's interpreter.
+        """
+        target = self.options.target
+        if not target.is_cpu and Target.detect().arch == target.arch:
+            return torch.device("cuda")
+        if self.backend.name == "triton" and not can_interpret():
+            return None
+        return torch.device("cpu")

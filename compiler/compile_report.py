@@ -27,30 +27,38 @@ def make_report(
 
     Keys: ``model``, ``capture`` (route, notes), ``seconds`` by phase, ``passes``, ``ops`` (calls
         of the final graph by
-    op), ``calls`` (kernel calls by loader), ``fallbacks`` (notes of the backend), ``aten`` (calls
+    op), ``calls`` (kernel calls by what computes them), ``fallbacks`` (notes of the backend), ``aten`` (calls
     that run as torch defines them), ``largest_error`` (relative, of a pass or the Program),
     ``parameters`` and ``weight_bytes``.
     """
     weights = [graph.weights[param_name(node)] for node in graph.params]
     sizes = [_numel(weight.shape) for weight in weights]
-    loaders = Counter(call.loader for call in lowered.program.calls)
+    kinds = Counter(call.kind for call in lowered.program.calls)
     fallbacks: list[Json] = list(lowered.notes)
     notes: list[Json] = list(captured.notes)
     passes: list[Json] = [_pass(record) for record in records]
     foreign: list[Json] = [*sorted(foreign_ops(graph))]
     return {
-        "model": {"name": source.name, "kind": source.kind},
+        "model": _model(source),
         "capture": {"route": captured.route, "notes": notes},
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "passes": passes,
         "ops": dict(Counter(node.op for node in graph.calls())),
-        "calls": dict(loaders),
+        "calls": dict(kinds),
         "fallbacks": fallbacks,
         "aten": foreign,
         "largest_error": largest_error,
         "parameters": sum(sizes),
         "weight_bytes": sum(n * w.dtype.itemsize for n, w in zip(sizes, weights, strict=True)),
     }
+
+
+def _model(source: Source) -> Json:
+    """Its name and kind; the seed too, where the weights are random."""
+    model: dict[str, Json] = {"name": source.name, "kind": source.kind}
+    if source.random_weights is not None:
+        model["random_weights"] = source.random_weights
+    return model
 
 
 def _pass(record: PassRecord) -> Json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal, cast
 
 import torch
@@ -55,6 +56,7 @@ class CompileOptions:
         max_batch_size: most sequences at once.
         verify: how passes are checked.
         trust_remote_code: whether a model folder may bring Python code.
+        random_weights: seed of the weights of a model folder that has none, None to read them.
     """
 
     target: Target
@@ -67,6 +69,7 @@ class CompileOptions:
     max_batch_size: int
     verify: VerifyLevel
     trust_remote_code: bool
+    random_weights: int | None = None
 
 
 def resolve_options(
@@ -79,6 +82,7 @@ def resolve_options(
     max_batch_size: int | None,
     verify: str,
     trust_remote_code: bool,
+    random_weights: int | None = None,
 ) -> CompileOptions:
     """Checks the options that a user gave, and fills in what "auto" means here.
 
@@ -94,6 +98,8 @@ def resolve_options(
     for option, value in (("max_model_len", max_model_len), ("max_batch_size", max_batch_size)):
         if value is not None and (type(value) is not int or value < 1):
             raise wrong_option(option, value, ("an integer of 1 or more",))
+    if random_weights is not None and not _is_seed(random_weights):
+        raise wrong_option("random_weights", random_weights, ("a seed from 0 to 2**63 - 1", "None"))
     return CompileOptions(
         device,
         name,
@@ -105,7 +111,12 @@ def resolve_options(
         max_batch_size or 8,
         level,
         trust_remote_code,
+        random_weights,
     )
+
+
+def _is_seed(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**63
 
 
 def wrong_option(name: str, found: object, valid: tuple[str, ...]) -> UsageError:
@@ -129,16 +140,18 @@ def _target(target: str | Target, backend: str) -> Target:
 
 
 def _backend(backend: str, target: Target) -> str:
-    """The backend to use: onnxruntime on CPUs; eager is the one that runs on other devices."""
+    """The backend to use: onnxruntime on CPUs, Triton on GPUs; eager runs on every device."""
     if backend == "auto":
-        return "onnxruntime" if target.is_cpu else "eager"
+        if target.is_cpu:
+            return "onnxruntime"
+        return "triton" if find_spec("triton") is not None else "eager"
     get_backend(backend)
     if backend == "onnxruntime" and not target.is_cpu:
         raise UnsupportedError(
             f"backend {backend!r} for target {target.name}",
-            expected="a backend that runs on that device: eager",
+            expected="a backend that runs on that device: triton or eager",
             found=f"{backend}, which runs on CPUs",
-            remedy="Use backend='eager', or target='cpu'.",
+            remedy="Use backend='triton', or target='cpu'.",
         )
     return backend
 
@@ -154,9 +167,9 @@ def _cache(kv_cache: str | KVCacheConfig | None, backend: str) -> KVCacheKind | 
     if wanted == "paged" and preferred != "paged":
         raise UnsupportedError(
             f"kv_cache='paged' with backend {backend!r}",
-            expected="a backend that addresses pages: eager",
+            expected="a backend that addresses pages: triton or eager",
             found=f"{backend}, which has static shapes",
-            remedy="Use kv_cache='static' (or 'auto'), or backend='eager'.",
+            remedy="Use kv_cache='static' (or 'auto'), or another backend.",
         )
     return wanted
 

@@ -28,7 +28,7 @@ def resolved(target: str, backend: str) -> CompileOptions:
     [
         ("cpu", "auto", "cpu", "onnxruntime"),
         ("cpu", "eager", "cpu", "eager"),
-        ("h100", "auto", "h100", "eager"),
+        ("h100", "auto", "h100", "triton"),
         ("h100", "eager", "h100", "eager"),
         ("h100", "onnxruntime", "cpu", "onnxruntime"),
     ],
@@ -42,5 +42,5 @@ def test_auto(
 
 
 def test_a_backend_of_cpus_does_not_compile_for_a_gpu() -> None:
-    with pytest.raises(UnsupportedError, match="runs on that device: eager"):
+    with pytest.raises(UnsupportedError, match="runs on that device: triton or eager"):
         resolved("h100", "onnxruntime")
