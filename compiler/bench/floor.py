@@ -1,10 +1,13 @@
-"""The floor of decode and prefill: the model's matmuls alone, in onnxruntime, of its shapes."""
+"""The floor of decode and prefill: the model's matmuls alone. On a CPU onnxruntime runs them; on a
+GPU bytes and FLOPs over the rates that the device has just reached.
+"""
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +16,9 @@ from ...ir.dims import evaluate
 from ...ir.graph import Graph
 from ...ir.node import Node
 from ...ir.printer import attr_graphs
+from ...runtime.engine import CausalLMEngine
+from ..inspect.facts import Setting, bindings, final_graph, kv_bytes_per_token
+from .machine import Machine
 
 if TYPE_CHECKING:
     import onnx
@@ -20,11 +26,68 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """One matmul of the model: x [rows, k] times weight [n, k] transposed."""
+    """One matmul of the model: x [rows, k] times weight [n, k] transposed.
+
+    Attributes:
+        rows, n, k: sizes.
+        weight_bytes: that reading the weight takes.
+    """
 
     rows: int
     n: int
     k: int
+    weight_bytes: int
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions."""
+        return 2 * self.rows * self.n * self.k
+
+
+@dataclass(slots=True)
+class Floor:
+    """No step can be faster than its matmuls, nor than what it must read.
+
+    Attributes:
+        bytes_per_token: that a decode step must read: the weights of its linears, and the KV cache
+            of half the new tokens.
+        decode, prefill: tokens a second, None where the model has no linear.
+    """
+
+    bytes_per_token: int
+    decode: float | None
+    prefill: float | None
+
+    def measure(self) -> None:
+        """Called once in each round of runs."""
+
+
+def make_floor(
+    engine: CausalLMEngine, machine: Machine, prompt_tokens: int, new_tokens: int
+) -> Floor:
+    """The floor of an engine on the machine that was probed."""
+    graph = final_graph(engine.image)
+    length = prompt_tokens + new_tokens
+    steps = {
+        name: bindings(graph, engine.image, Setting(name, tokens, length))
+        for name, tokens in (("decode", 1), ("prefill", prompt_tokens))
+    }
+    linears = find_linears(graph, steps["decode"])
+    context = prompt_tokens + new_tokens // 2
+    read = sum(one.weight_bytes for one in linears)
+    read += kv_bytes_per_token(engine.image) * context
+    floor = Floor(read, None, None)
+    if linears and machine.matmul_flops_per_second is not None:
+        bytes_rate, flops_rate = machine.read_bytes_per_second, machine.matmul_flops_per_second
+        floor.decode = bytes_rate / read
+        floor.prefill = prompt_tokens / sum(
+            max(one.flops / flops_rate, one.weight_bytes / bytes_rate)
+            for one in find_linears(graph, steps["prefill"])
+        )
+    elif linears:
+        matmuls = MatmulFloor(graph, steps, machine.threads)
+        return MeasuredFloor(read, None, None, matmuls, prompt_tokens)
+    return floor
 
 
 class MatmulFloor:
@@ -71,13 +134,34 @@ class MatmulFloor:
         return (time.perf_counter() - started) / repeat
 
 
+@dataclass(slots=True)
+class MeasuredFloor(Floor):
+    """A floor that runs in turn with the contenders: medians over the rounds.
+
+    Attributes:
+        matmuls: what runs.
+        prompt_tokens: rows of its "prefill".
+        rounds: (decode, prefill) tokens a second, one pair a round.
+    """
+
+    matmuls: MatmulFloor
+    prompt_tokens: int
+    rounds: list[tuple[float, float]] = field(default_factory=list)
+
+    def measure(self) -> None:
+        decode, prefill = self.matmuls.seconds("decode", 16), self.matmuls.seconds("prefill")
+        self.rounds.append((1 / decode, self.prompt_tokens / prefill))
+        self.decode, self.prefill = map(statistics.median, zip(*self.rounds, strict=True))
+
+
 def find_linears(graph: Graph, sizes: Mapping[str, int]) -> list[Linear]:
     """Every linear of a graph in its order, those of nested bodies once a call."""
     found = []
     for node in _linear_nodes(graph):
         x, weight = node.operands[:2]
         n, k = (evaluate(size, sizes) for size in weight.shape)
-        found.append(Linear(evaluate(x.type.numel, sizes) // k, n, k))
+        size = n * k * weight.dtype.bytes
+        found.append(Linear(evaluate(x.type.numel, sizes) // k, n, k, size))
     return found
 
 

@@ -1,8 +1,7 @@
-"""Latency of one request: an engine beside the uncompiled model and the floor."""
+"""Latency of one request: an engine beside the uncompiled model, torch.compile, and the floor."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,35 +12,60 @@ from ...errors import UsageError
 from ...runtime.engine import CausalLMEngine
 from ...runtime.params import SamplingParams
 from ...settings import current
-from ..inspect.facts import Setting, bindings, final_graph, kv_bytes_per_token
-from .floor import MatmulFloor, find_linears
+from .contenders import Run, synchronize
+from .entrants import Entrant, Series, enter_all
+from .floor import make_floor
 from .machine import Machine, probe_machine
-from .reference import ReferenceModel, Run
+from .reference import ReferenceModel
 from .statistics import Ratio, paired_ratio
+from .trace import Trace, trace_decode
 
 Advance = Callable[[str, float], None]
-DECODE_BAR, PREFILL_BAR = 1.65, 1.0  # shares of Hugging Face eager at float32, on a CPU
+TRACED_STEPS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
-    """One contender's runs, all of the same prompt and length.
+class Bar:
+    """A ratio that ours has to reach.
 
     Attributes:
-        name: "tilewright" or "eager".
-        prefill: prompt tokens a second, one figure a run.
-        decode: new tokens a second after the first, one figure a run.
-        ttft: median seconds to the first token.
-        itl: median seconds between tokens, over all runs.
-        token_ids: of the last run.
+        phase: "decode" or "prefill".
+        against: the contender.
+        value: ours over theirs, in tokens a second.
+    """
+
+    phase: str
+    against: str
+    value: float
+
+
+BARS = {
+    "cpu": (Bar("decode", "eager", 1.65), Bar("prefill", "eager", 1.0)),
+    "cuda": (Bar("decode", "torch.compile", 1.0),),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """A contender's figures, and ours over them.
+
+    Attributes:
+        name, label: for options and for reading.
+        series: its runs; None where it failed.
+        error: why it failed.
+        first_steps: seconds of the first decode steps, which compile and capture; not measured.
+        decode, prefill: ours over its, tokens a second.
+        agreeing_tokens: how many of the first tokens are the same; None with random weights.
     """
 
     name: str
-    prefill: tuple[float, ...]
-    decode: tuple[float, ...]
-    ttft: float
-    itl: float
-    token_ids: tuple[int, ...]
+    label: str
+    series: Series | None
+    error: str | None = None
+    first_steps: tuple[float, ...] = ()
+    decode: Ratio | None = None
+    prefill: Ratio | None = None
+    agreeing_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,40 +73,64 @@ class Latency:
     """What ``bench latency`` found.
 
     Attributes:
-        machine: load and read rate.
+        machine: load and rates.
+        dtype: of the engine's weights, and of the contenders.
         prompt_tokens, new_tokens, repeat: what was run.
-        ours, eager: the contenders; eager where it was asked for.
-        decode_ratio, prefill_ratio: ours over eager's.
-        agreeing_tokens: how many of the first tokens are the same, of new_tokens.
-        floor_decode, floor_prefill: tokens a second of the matmuls alone in onnxruntime; None
-            where the model has none.
+        random_weights: whether the contenders have weights of their own, so that tokens differ.
+        ours: the engine's runs.
+        rivals: what it was compared with.
+        floor_decode, floor_prefill: tokens a second of the matmuls alone: on a CPU run by
+            onnxruntime, on a GPU by its read and matmul rates; None where the model has none.
         bytes_per_token: that a decode step must read: the weights of its linears, and the KV
             cache as it is half way.
+        trace: kernels and gaps of a decode step, on a GPU; a text says why there is none.
     """
 
     machine: Machine
+    dtype: str
     prompt_tokens: int
     new_tokens: int
     repeat: int
+    random_weights: bool
     ours: Series
-    eager: Series | None
-    decode_ratio: Ratio | None
-    prefill_ratio: Ratio | None
-    agreeing_tokens: int | None
+    rivals: tuple[Rival, ...]
     floor_decode: float | None
     floor_prefill: float | None
     bytes_per_token: int
+    trace: Trace | str | None
 
     @property
     def mbu(self) -> float:
         """Model bandwidth utilisation of decode: bytes that must be read over the most readable."""
         return self.bytes_per_token / self.ours.itl / self.machine.read_bytes_per_second
 
+    @property
+    def eager(self) -> Series | None:
+        """The uncompiled model's runs, where it was asked for and did not fail."""
+        return next((rival.series for rival in self.rivals if rival.name == "eager"), None)
+
+    @property
+    def agreeing_tokens(self) -> int | None:
+        """How many of the first tokens are the uncompiled model's; None without it."""
+        return next((r.agreeing_tokens for r in self.rivals if r.name == "eager"), None)
+
+    def bars(self) -> list[tuple[Bar, Ratio, bool]]:
+        """The bars of this device whose contender was measured: (bar, ratio, whether it is met)."""
+        kind = "cpu" if self.machine.device == "cpu" else "cuda"
+        rivals = {rival.name: rival for rival in self.rivals}
+        found = []
+        for bar in BARS[kind]:
+            ratio = getattr(rivals.get(bar.against), bar.phase, None)
+            if ratio is not None:
+                found.append((bar, ratio, ratio.value >= bar.value))
+        return found
+
 
 def measure_latency(
     engine: CausalLMEngine,
     reference: Callable[[], ReferenceModel] | None,
     *,
+    compare: Sequence[str] = ("eager",),
     prompt_tokens: int = 512,
     new_tokens: int = 64,
     repeat: int = 5,
@@ -90,12 +138,13 @@ def measure_latency(
 ) -> Latency:
     """Measures greedy decoding of one random prompt, batch 1.
 
-    With a reference, runs alternate (ours, eager, ours, eager, …), so that drift of the machine
-    hits both alike; the first run of each is not counted.
+    Runs alternate (ours, torch.compile, eager, ours, …), so that drift of the machine hits all
+    alike; the first run of each is not counted. A contender that fails is reported, not raised.
 
     Args:
         engine: what to measure.
-        reference: makes the uncompiled model, None to measure ours alone.
+        reference: makes the uncompiled model that all contenders run; None to measure ours alone.
+        compare: names of contenders (``contenders.NAMES``).
         prompt_tokens, new_tokens: lengths; together within the engine's context.
         repeat: measured runs of each.
         advance: told what runs, and the share that is done.
@@ -104,47 +153,51 @@ def measure_latency(
         UsageError: lengths that do not fit, or are too small to measure.
     """
     _check(engine, prompt_tokens, new_tokens, repeat)
+    device = torch.device(engine.target.device_type)
     with bench_threads():
-        advance("probing memory", 0.0)
-        machine = probe_machine()
+        advance("measuring the machine", 0.0)
+        machine = probe_machine(str(engine.target), device)
+        floor = make_floor(engine, machine, prompt_tokens, new_tokens)
         generator = torch.Generator().manual_seed(0)
-        prompt = torch.randint(engine.config.vocab_size, (prompt_tokens,), generator=generator)
-        contenders = [_ours(engine)]
-        if reference is not None:
-            advance("loading the uncompiled model", 0.02)
-            contenders.append(reference().run)
-        runs: list[list[Run]] = [[] for _ in contenders]
-        floor = _floor(engine, prompt_tokens, new_tokens, machine.threads)
-        floors: list[tuple[float, float]] = []
+        prompt = torch.randint(
+            engine.config.vocab_size, (prompt_tokens,), generator=generator
+        ).tolist()
+        ours = Entrant("tilewright", "tilewright", _ours(engine, device))
+        advance("warming up", 0.02)
+        ours.go(prompt, new_tokens)  # before the others take memory
+        ours.runs.clear()
+        advance("preparing the contenders", 0.03)
+        model, rivals = enter_all(reference, compare, prompt, new_tokens)
         for index in range(repeat + 1):
-            for which, run in enumerate(contenders):
-                share = (index + which / len(contenders)) / (repeat + 1)
-                advance(("ours", "eager")[which], 0.05 + 0.95 * share)
-                runs[which].append(run(prompt.tolist(), new_tokens))
-            if floor is not None:
-                floors.append((floor.seconds("decode", 16), floor.seconds("prefill")))
-        ours = _series("tilewright", runs[0][1:], prompt_tokens)
-        eager = _series("eager", runs[1][1:], prompt_tokens) if reference is not None else None
-    context = prompt_tokens + new_tokens // 2
+            for which, entrant in enumerate((ours, *rivals)):
+                share = (index + which / (1 + len(rivals))) / (repeat + 1)
+                advance(entrant.name, 0.1 + 0.9 * share)
+                entrant.go(prompt, new_tokens)
+            floor.measure()
+        steps = min(TRACED_STEPS, new_tokens - 1)
+        trace = trace_decode(engine, prompt, steps) if device.type == "cuda" else None
+    mine = ours.series(prompt_tokens)
+    assert mine is not None
+    is_random = model is not None and model.has_random_weights
     return Latency(
         machine,
+        str(engine_dtype(engine)).removeprefix("torch."),
         prompt_tokens,
         new_tokens,
         repeat,
-        ours,
-        eager,
-        None if eager is None else paired_ratio(ours.decode, eager.decode),
-        None if eager is None else paired_ratio(ours.prefill, eager.prefill),
-        None if eager is None else _agreeing(ours.token_ids, eager.token_ids),
-        statistics.median(1 / decode for decode, _ in floors) if floors else None,
-        statistics.median(prompt_tokens / prefill for _, prefill in floors) if floors else None,
-        _bytes_per_token(engine, context),
+        is_random,
+        mine,
+        tuple(_rival(mine, rival, prompt_tokens, is_random) for rival in rivals),
+        floor.decode,
+        floor.prefill,
+        floor.bytes_per_token,
+        trace,
     )
 
 
 @contextmanager
 def bench_threads() -> Iterator[None]:
-    """As many torch threads as TILEWRIGHT_THREADS says, for both contenders."""
+    """As many torch threads as TILEWRIGHT_THREADS says, for all contenders."""
     before, wanted = torch.get_num_threads(), current().threads
     if wanted is not None:
         torch.set_num_threads(wanted)
@@ -152,6 +205,20 @@ def bench_threads() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def engine_dtype(engine: CausalLMEngine) -> torch.dtype:
+    """The element type that most of the engine's weights have, of those that models compute in;
+    bfloat16 where they are all quantized.
+    """
+    counts: dict[torch.dtype, int] = {}
+    for buffer in engine.image.program.weights:
+        type_ = engine.image.program.buffers[buffer]
+        if type_.dtype.is_float and not type_.dtype.is_float8:
+            numel = type_.numel
+            count = numel if isinstance(numel, int) else 0
+            counts[type_.dtype.torch] = counts.get(type_.dtype.torch, 0) + count
+    return max(counts, key=lambda dtype: counts[dtype], default=torch.bfloat16)
 
 
 def _check(engine: CausalLMEngine, prompt_tokens: int, new_tokens: int, repeat: int) -> None:
@@ -177,48 +244,33 @@ def _check(engine: CausalLMEngine, prompt_tokens: int, new_tokens: int, repeat: 
         )
 
 
-def _ours(engine: CausalLMEngine) -> Callable[[list[int], int], Run]:
+def _ours(engine: CausalLMEngine, device: torch.device) -> Callable[[list[int], int], Run]:
     def run(prompt: list[int], new_tokens: int) -> Run:
         params = SamplingParams(max_new_tokens=new_tokens, ignore_eos=True)
+        synchronize(device)  # what a contender left behind is not ours
         completion = engine.generate([prompt], params)[0]
         return Run(completion.token_ids, completion.timings.ttft, completion.timings.itl)
 
     return run
 
 
-def _series(name: str, runs: Sequence[Run], prompt_tokens: int) -> Series:
-    return Series(
-        name,
-        tuple(prompt_tokens / run.ttft for run in runs),
-        tuple(len(run.itl) / sum(run.itl) for run in runs),
-        statistics.median(run.ttft for run in runs),
-        statistics.median(seconds for run in runs for seconds in run.itl),
-        tuple(runs[-1].token_ids),
+def _rival(ours: Series, entrant: Entrant, prompt_tokens: int, random_weights: bool) -> Rival:
+    series = entrant.series(prompt_tokens)
+    if series is None:
+        error = entrant.error or "it did not run"
+        return Rival(entrant.name, entrant.label, None, error, entrant.first_steps)
+    return Rival(
+        entrant.name,
+        entrant.label,
+        series,
+        None,
+        entrant.first_steps,
+        paired_ratio(ours.decode, series.decode),
+        paired_ratio(ours.prefill, series.prefill),
+        None if random_weights else _agreeing(ours.token_ids, series.token_ids),
     )
 
 
-def _agreeing(ours: Sequence[int], eager: Sequence[int]) -> int:
-    pairs = list(zip(ours, eager, strict=True))
+def _agreeing(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    pairs = list(zip(ours, theirs, strict=True))
     return next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
-
-
-def _floor(
-    engine: CausalLMEngine, prompt_tokens: int, new_tokens: int, threads: int
-) -> MatmulFloor | None:
-    """The matmuls alone, None for a model without any."""
-    graph = final_graph(engine.image)
-    steps = {
-        name: bindings(graph, engine.image, Setting(name, tokens, prompt_tokens + new_tokens))
-        for name, tokens in (("decode", 1), ("prefill", prompt_tokens))
-    }
-    if not find_linears(graph, steps["decode"]):
-        return None
-    return MatmulFloor(graph, steps, threads)
-
-
-def _bytes_per_token(engine: CausalLMEngine, context: int) -> int:
-    graph = final_graph(engine.image)
-    sizes = bindings(graph, engine.image, Setting("decode", 1, context))
-    element = next(iter(graph.params)).dtype.bytes if graph.params else 4
-    linears = sum(one.n * one.k * element for one in find_linears(graph, sizes))
-    return linears + kv_bytes_per_token(engine.image) * context

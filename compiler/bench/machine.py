@@ -1,18 +1,24 @@
-"""What this machine gives at this moment: its load, and the rate at which it reads memory."""
+"""What this machine gives at this moment: its load, and the rates of its memory and its matmuls."""
 
 from __future__ import annotations
 
 import os
 import statistics
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from ...targets import Target, available_cores
+from ...targets import available_cores
 
 PROBE_BYTES = 1 << 29
 PROBES = 7
+GPU_PROBE_ELEMENTS = 1 << 30  # 2 GiB of bfloat16, far beyond any L2
+GPU_PROBES = 20
+MATMUL_SIZE = 8192
+PACKAGES = ("torch", "triton", "transformers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,17 +27,25 @@ class Machine:
 
     Attributes:
         target: what it is.
+        device: "cpu", or the GPU's name as the driver gives it.
         cores: that this process may use.
         threads: that torch uses.
         load: processes that want a core, over the last minute, before the measurement.
-        read_bytes_per_second: of a large sum with these threads, median.
+        read_bytes_per_second: of a large sum, median.
+        copy_bytes_per_second: of a large copy, bytes read and written; None on a CPU.
+        matmul_flops_per_second: of a square bfloat16 matmul; None on a CPU.
+        versions: of the packages that matter, by name.
     """
 
     target: str
+    device: str
     cores: int
     threads: int
     load: float
     read_bytes_per_second: float
+    copy_bytes_per_second: float | None
+    matmul_flops_per_second: float | None
+    versions: Mapping[str, str]
 
     @property
     def is_busy(self) -> bool:
@@ -39,11 +53,31 @@ class Machine:
         return self.load > 0.5 * self.cores
 
 
-def probe_machine() -> Machine:
-    """Looks at the load, then measures the read rate (half a second)."""
+def probe_machine(target: str, device: torch.device) -> Machine:
+    """Looks at the load, then measures the device's rates (half a second).
+
+    Args:
+        target: the device's name, as the engine has it.
+        device: whose memory is read.
+    """
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        read, copy = _gpu_memory_rates(device)
+        matmul = _gpu_matmul_rate(device)
+        torch.cuda.empty_cache()  # the contenders need it
+    else:
+        name, read, copy, matmul = "cpu", _read_rate(), None, None
     return Machine(
-        str(Target.detect()), available_cores(), torch.get_num_threads(), load, _read_rate()
+        target,
+        name,
+        available_cores(),
+        torch.get_num_threads(),
+        load,
+        read,
+        copy,
+        matmul,
+        _versions(),
     )
 
 
@@ -57,3 +91,44 @@ def _read_rate() -> float:
         tensor.sum()
         times.append(time.perf_counter() - started)
     return PROBE_BYTES / statistics.median(times)
+
+
+def _gpu_memory_rates(device: torch.device) -> tuple[float, float]:
+    """Bytes per second that a sum reads, and that a copy reads and writes."""
+    free, _ = torch.cuda.mem_get_info(device)
+    elements = min(GPU_PROBE_ELEMENTS, free // 8)  # two tensors in half of what is free
+    source = torch.empty(elements, dtype=torch.bfloat16, device=device).normal_()
+    target = torch.empty_like(source)
+    read = _event_seconds(lambda: source.sum())
+    copy = _event_seconds(lambda: target.copy_(source))
+    return 2 * elements / read, 4 * elements / copy
+
+
+def _gpu_matmul_rate(device: torch.device) -> float:
+    """FLOP per second of a square bfloat16 matmul."""
+    shape = (MATMUL_SIZE, MATMUL_SIZE)
+    a, b = (torch.randn(shape, dtype=torch.bfloat16, device=device) for _ in range(2))
+    return 2 * MATMUL_SIZE**3 / _event_seconds(lambda: a @ b)
+
+
+def _event_seconds(work: Callable[[], object]) -> float:
+    """Median device time of ``work`` on the current stream, after three that are not counted."""
+    pairs = []
+    for _ in range(3 + GPU_PROBES):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        work()
+        end.record()
+        pairs.append((begin, end))
+    torch.cuda.synchronize()
+    return statistics.median(float(a.elapsed_time(b)) for a, b in pairs[3:]) / 1e3
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,103 +1,91 @@
-"""The uncompiled model: Hugging Face's own, from the same checkpoint, with its KV cache."""
+"""The uncompiled model: Hugging Face's own, from the same checkpoint or with random weights."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 
 from ...errors import UsageError
-from ..sources import Source, open_source
+from ..sources import open_source
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One generation.
-
-    Attributes:
-        token_ids: what came out.
-        ttft: seconds from the prompt to the first token.
-        itl: seconds of each token after it.
-    """
-
-    token_ids: list[int]
-    ttft: float
-    itl: list[float]
+    from ...formats.weights import Weight
 
 
 class ReferenceModel:
-    """A causal LM as transformers runs it, in float32.
+    """A causal LM as transformers builds it, which eager and torch.compile run alike.
 
     Args:
         path: a Hugging Face folder or a .gguf file.
+        dtype: of its parameters.
+        device: where they are.
+        random_weights: a seed: a folder's config.json is enough, and the weights are transformers'
+            own initialisation (normal, std ``initializer_range``), drawn on the device.
 
     Raises:
         UsageError: not a causal LM.
         CheckpointError: files that are missing or damaged.
     """
 
-    def __init__(self, path: str) -> None:
-        source = open_source(path, dtype=torch.float32)
-        if not source.is_causal_lm:
+    def __init__(
+        self,
+        path: str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+        random_weights: int | None = None,
+    ) -> None:
+        self.dtype, self.device = dtype, device or torch.device("cpu")
+        self.has_random_weights = random_weights is not None
+        source = open_source(path, dtype=dtype, random_weights=random_weights)
+        if source.config is None:
             raise UsageError(
                 path,
                 expected="a causal language model to compare with",
                 found=source.kind,
                 remedy="Name a Hugging Face folder or a .gguf file.",
             )
-        self.model = materialize(source)
-
-    def run(self, token_ids: list[int], new_tokens: int) -> Run:
-        """Decodes greedily, past any end of sequence, timing each token.
-
-        Of the prompt's logits only the last row is computed, as ``generate`` does it.
-        """
-        ids = torch.tensor([token_ids])
-        with torch.inference_mode():
-            started = time.perf_counter()
-            result = self.model(input_ids=ids, use_cache=True, logits_to_keep=1)
-            tokens = [int(result.logits[0, -1].argmax())]
-            last = time.perf_counter()
-            ttft, itl = last - started, []
-            while len(tokens) < new_tokens:
-                result = self.model(
-                    input_ids=torch.tensor([[tokens[-1]]]),
-                    past_key_values=result.past_key_values,
-                    use_cache=True,
-                    logits_to_keep=1,
-                )
-                tokens.append(int(result.logits[0, -1].argmax()))
-                now = time.perf_counter()
-                itl.append(now - last)
-                last = now
-        return Run(tokens, ttft, itl)
+        if random_weights is not None:
+            torch.manual_seed(random_weights)
+        self.model = build_model(source.config, dtype, self.device)
+        if random_weights is None:
+            fill_parameters(self.model, source.weights, path)
 
 
-def materialize(source: Source) -> PreTrainedModel:
-    """The source's module with its weights in memory, on the CPU."""
+def build_model(
+    config: PretrainedConfig, dtype: torch.dtype, device: torch.device
+) -> PreTrainedModel:
+    """The causal LM of a configuration, initialised on the device as transformers does it."""
     from transformers import AutoModelForCausalLM
 
-    assert source.config is not None
-    # A new module: the source's is on the meta device and hooked for capture.
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(
-        source.config, dtype=torch.float32, attn_implementation="sdpa"
-    )
+    # A new module: that of a Source is on the meta device and hooked for capture.
+    with torch.device(device):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation="sdpa"
+        )
+    return model.eval()
+
+
+def fill_parameters(model: PreTrainedModel, weights: Mapping[str, Weight], name: str) -> None:
+    """Copies a checkpoint's weights into the model, tensor by tensor, cast to its dtype.
+
+    Raises:
+        UsageError: a parameter that the checkpoint lacks.
+    """
     slots = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    missing = [name for name, _ in model.named_parameters() if name not in source.weights]
+    missing = [each for each, _ in model.named_parameters() if each not in weights]
     if missing:
         raise UsageError(
-            source.name,
+            name,
             expected="a weight for every parameter of the model",
             found=f"none for {missing[0]}",
             remedy="Compare with another checkpoint of this model.",
         )
     with torch.no_grad():
-        for name, weight in source.weights.items():
-            if name in slots:
-                slots[name].copy_(weight.load())
-    return model.eval()
+        for each, weight in weights.items():
+            if each in slots:
+                slots[each].copy_(weight.load())

@@ -9,11 +9,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from ...errors import EngineError
 
 Advance = Callable[[str, float], None]
-PHASES = ("import", "ready", "first_token")
+PHASES = ("import", "ready", "weights", "first_token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,26 +24,51 @@ class Startup:
     Attributes:
         imports: of tilewright and torch.
         ready: of loading the engine, or of compiling the model and starting it.
+        weights: of that, bringing the weights to the device: reading, laying out.
         first_token: of the first request, prompt of a few tokens.
         process: the whole process, the interpreter's own start included.
     """
 
     imports: tuple[float, ...]
     ready: tuple[float, ...]
+    weights: tuple[float, ...]
     first_token: tuple[float, ...]
     process: tuple[float, ...]
 
+    @property
+    def beyond_weights(self) -> tuple[float, ...]:
+        """Of the whole process without bringing the weights to the device."""
+        pairs = zip(self.process, self.weights, strict=True)
+        return tuple(process - weights for process, weights in pairs)
+
     def medians(self) -> dict[str, float]:
         """The median of each phase, in seconds."""
-        phases = (self.imports, self.ready, self.first_token, self.process)
-        names = ("import", "ready", "first_token", "process")
-        return dict(zip(names, map(statistics.median, phases), strict=True))
+        phases = {
+            "import": self.imports,
+            "ready": self.ready,
+            "weights": self.weights,
+            "first_token": self.first_token,
+            "process": self.process,
+            "beyond_weights": self.beyond_weights,
+        }
+        return {name: statistics.median(runs) for name, runs in phases.items()}
 
 
 def measure_startup(
-    path: str, backend: str, repeat: int, advance: Advance = lambda phase, share: None
+    path: str,
+    backend: str,
+    repeat: int,
+    advance: Advance = lambda phase, share: None,
+    checkpoint: Path | None = None,
 ) -> Startup:
     """Starts ``repeat`` processes one after the other; files are cached after the first.
+
+    Args:
+        path: an engine, or a model, which each process compiles.
+        backend: for a model.
+        repeat: processes.
+        advance: told which process runs, and the share that is done.
+        checkpoint: where the weights are that the engine refers to, if not where they were.
 
     Raises:
         EngineError: a process that fails; what it said is in the message.
@@ -50,12 +76,14 @@ def measure_startup(
     found: list[dict[str, float]] = []
     for index in range(repeat):
         advance(f"process {index + 1} of {repeat}", index / repeat)
-        found.append(_one(path, backend))
+        found.append(_one(path, backend, checkpoint))
     return Startup(*(tuple(run[name] for run in found) for name in (*PHASES, "process")))
 
 
-def _one(path: str, backend: str) -> dict[str, float]:
+def _one(path: str, backend: str, checkpoint: Path | None) -> dict[str, float]:
     command = [sys.executable, "-m", f"{__package__}.startup_child", path, backend]
+    if checkpoint is not None:
+        command.append(str(checkpoint))
     started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - started

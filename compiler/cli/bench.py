@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +12,7 @@ from ...errors import UsageError
 from .console import err, out, print_json, progress
 from .options import (
     BackendOption,
+    CheckpointOption,
     ContextOption,
     EngineOrModel,
     JsonOption,
@@ -20,8 +21,8 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..bench.latency import Latency
-    from ..bench.statistics import Ratio
+    from ...runtime.engine import CausalLMEngine
+    from ..bench.reference import ReferenceModel
 
 bench_app = typer.Typer(
     help="Measure latency or startup.", no_args_is_help=True, rich_markup_mode="rich"
@@ -33,7 +34,7 @@ def latency(
     engine: EngineOrModel,
     compare: Annotated[
         str | None,
-        typer.Option(help="eager: measure the uncompiled model too, run by run in turn."),
+        typer.Option(help="torch.compile,eager or one of them: measured too, run by run in turn."),
     ] = None,
     reference: Annotated[
         str | None,
@@ -44,33 +45,29 @@ def latency(
     repeat: Annotated[int, typer.Option(help="Measured runs of each.")] = 5,
     backend: BackendOption = "auto",
     max_model_len: ContextOption = None,
+    checkpoint: CheckpointOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure prefill and decode of one request."""
-    if compare not in (None, "eager"):
-        raise UsageError(
-            "option --compare",
-            expected="one of eager",
-            found=repr(compare),
-            remedy="Write --compare eager, or leave it out.",
-        )
-    loaded = open_causal_lm(engine, backend=backend, max_model_len=max_model_len, max_batch_size=1)
+    from ..bench.contenders import parse_names
+
+    names = () if compare is None else parse_names(compare)
+    loaded = open_causal_lm(
+        engine,
+        backend=backend,
+        max_model_len=max_model_len,
+        max_batch_size=1,
+        checkpoint=checkpoint,
+    )
     from ..bench.latency import measure_latency
+    from .bench_view import latency_data, print_latency
 
-    checkpoint = None
-    if compare == "eager":
-        checkpoint = _checkpoint(engine, reference, dict(loaded.report()))
-
-    def uncompiled() -> object:
-        from ..bench.reference import ReferenceModel
-
-        assert checkpoint is not None
-        return ReferenceModel(checkpoint)
-
+    uncompiled = _uncompiled(loaded, engine, reference or checkpoint) if names else None
     with progress("bench latency") as advance:
         found = measure_latency(
             loaded,
-            uncompiled if checkpoint is not None else None,  # type: ignore[arg-type]
+            uncompiled,
+            compare=names,
             prompt_tokens=prompt_tokens,
             new_tokens=new_tokens,
             repeat=repeat,
@@ -85,14 +82,42 @@ def latency(
     if as_json:
         print_json(latency_data(found))
     else:
-        _print_latency(found)
+        print_latency(found)
+    if any(rival.error for rival in found.rivals):
+        raise typer.Exit(1)
 
 
-def _checkpoint(engine: str, reference: str | None, report: dict[str, object]) -> str:
+def _uncompiled(
+    loaded: CausalLMEngine, engine: str, reference: str | Path | None
+) -> Callable[[], ReferenceModel]:
+    """Makes the model that the contenders run: on the engine's device, in its element type; where
+    the engine's weights are random, with random ones too.
+    """
+    import torch
+
+    from ..bench.latency import engine_dtype
+    from ..bench.reference import ReferenceModel
+
+    report = loaded.report()
+    path, seed = _checkpoint(engine, reference, report), random_seed(report)
+    device = torch.device(loaded.target.device_type)
+    # A CPU computes in float32 at its best, whatever the engine does.
+    dtype = torch.float32 if device.type == "cpu" else engine_dtype(loaded)
+    return lambda: ReferenceModel(path, dtype=dtype, device=device, random_weights=seed)
+
+
+def random_seed(report: Mapping[str, object]) -> int | None:
+    """The seed of an engine whose weights are random; None for one from a checkpoint."""
+    model = report.get("model")
+    seed = model.get("random_weights") if isinstance(model, dict) else None
+    return seed if isinstance(seed, int) else None
+
+
+def _checkpoint(engine: str, reference: str | Path | None, report: Mapping[str, object]) -> str:
     """Where the uncompiled model is."""
     model = report.get("model")
     named = model.get("name") if isinstance(model, dict) else None
-    path = reference or (str(named) if is_engine(engine) else engine)
+    path = str(reference or (named if is_engine(engine) else engine))
     if not Path(path).exists():
         raise UsageError(
             "option --reference",
@@ -103,86 +128,12 @@ def _checkpoint(engine: str, reference: str | None, report: dict[str, object]) -
     return path
 
 
-def latency_data(found: Latency) -> dict[str, object]:
-    """The figures as plain data."""
-    from dataclasses import asdict
-
-    from ..bench.latency import DECODE_BAR, PREFILL_BAR
-
-    data = asdict(found)
-    for key in ("ours", "eager"):
-        if data[key] is not None:
-            for phase in ("prefill", "decode"):
-                data[key][f"{phase}_tokens_per_second"] = statistics.median(data[key][phase])
-    data["mbu"] = found.mbu
-    if found.decode_ratio is not None and found.prefill_ratio is not None:
-        data["bars"] = {
-            "decode": {"bar": DECODE_BAR, "met": found.decode_ratio.value >= DECODE_BAR},
-            "prefill": {"bar": PREFILL_BAR, "met": found.prefill_ratio.value >= PREFILL_BAR},
-        }
-    return data
-
-
-def _print_latency(found: Latency) -> None:
-    from ..bench.latency import DECODE_BAR, PREFILL_BAR
-    from .tables import plain_table
-
-    machine = found.machine
-    title = (
-        f"{found.prompt_tokens} prompt tokens, {found.new_tokens} new tokens, batch 1, "
-        f"greedy, median of {found.repeat}"
-    )
-    columns = ("", "TTFT", "prefill", "ITL", "decode")
-    table = plain_table(columns, title)
-    for series in (found.ours, found.eager):
-        if series is not None:
-            table.add_row(
-                series.name if series.name != "eager" else "Hugging Face eager, float32",
-                f"{series.ttft * 1e3:.0f} ms",
-                f"{statistics.median(series.prefill):.0f} tok/s",
-                f"{series.itl * 1e3:.2f} ms",
-                f"{statistics.median(series.decode):.1f} tok/s",
-            )
-    if found.floor_decode is not None and found.floor_prefill is not None:
-        table.add_row(
-            "onnxruntime, the matmuls alone",
-            f"{found.prompt_tokens / found.floor_prefill * 1e3:.0f} ms",
-            f"{found.floor_prefill:.0f} tok/s",
-            f"{1e3 / found.floor_decode:.2f} ms",
-            f"{found.floor_decode:.1f} tok/s",
-            style="dim",
-        )
-    console = out()
-    console.print(table)
-    console.print()
-    if found.decode_ratio is not None and found.prefill_ratio is not None:
-        console.print(_ratio_line("decode", found.decode_ratio, DECODE_BAR))
-        console.print(_ratio_line("prefill", found.prefill_ratio, PREFILL_BAR))
-        console.print(f"tokens equal to eager's: {found.agreeing_tokens} of {found.new_tokens}")
-    console.print(
-        f"MBU {found.mbu:.0%}: {found.bytes_per_token / 1e6:.0f} MB a token, "
-        f"memory reads {machine.read_bytes_per_second / 1e9:.1f} GB/s"
-    )
-    console.print(
-        f"{machine.target}, {machine.threads} threads of {machine.cores} cores, "
-        f"load {machine.load:.1f}",
-        style="dim",
-    )
-
-
-def _ratio_line(name: str, ratio: Ratio, bar: float) -> str:
-    met = "met" if ratio.value >= bar else "not met"
-    return (
-        f"{name} {ratio.value:.2f}× eager (95% interval {ratio.low:.2f} to {ratio.high:.2f}); "
-        f"bar {bar:g}×: {met}"
-    )
-
-
 @bench_app.command("startup")
 def startup(
     engine: EngineOrModel,
     repeat: Annotated[int, typer.Option(help="Processes to start.", min=1)] = 3,
     backend: BackendOption = "auto",
+    checkpoint: CheckpointOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure import, load (or compile) and first token in fresh processes."""
@@ -190,7 +141,7 @@ def startup(
 
     _check_exists(engine)
     with progress("bench startup") as advance:
-        found = measure_startup(engine, backend, repeat, advance)
+        found = measure_startup(engine, backend, repeat, advance, checkpoint)
     medians = found.medians()
     if as_json:
         from dataclasses import asdict
@@ -202,8 +153,22 @@ def startup(
     ready = "load engine" if is_engine(engine) else "compile and start"
     table = plain_table(("phase", "median", "runs"), f"{repeat} fresh processes")
     rows = zip(
-        ("import", ready, "first token", "whole process"),
-        (found.imports, found.ready, found.first_token, found.process),
+        (
+            "import",
+            ready,
+            "  of that, weights to the device",
+            "first token",
+            "whole process",
+            "  without the weights",
+        ),
+        (
+            found.imports,
+            found.ready,
+            found.weights,
+            found.first_token,
+            found.process,
+            found.beyond_weights,
+        ),
         medians.values(),
         strict=True,
     )

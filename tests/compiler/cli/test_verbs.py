@@ -124,11 +124,16 @@ def test_verify_a_module_engine(tmp_path):
 def test_bench_latency_beside_eager(engine, gguf):
     sizes = ("--prompt-tokens", 24, "--new-tokens", 8, "--repeat", 2)
     found = data(run("bench", "latency", engine, "--compare", "eager", *sizes, "--json"))
-    assert found["agreeing_tokens"] == 8  # the oracle: Hugging Face's own tokens
-    assert found["decode_ratio"]["low"] <= found["decode_ratio"]["value"]
-    assert found["decode_ratio"]["value"] <= found["decode_ratio"]["high"]
+    eager = found["contenders"]["eager"]
+    assert eager["agreeing_tokens"] == 8  # the oracle: Hugging Face's own tokens
+    ratio = eager["decode_ratio"]
+    assert ratio["low"] <= ratio["value"] <= ratio["high"] and eager["error"] is None
     assert found["floor_decode"] > 0 and found["floor_prefill"] > 0 and found["mbu"] > 0
-    assert set(found["bars"]) == {"decode", "prefill"}
+    assert {name: bar["against"] for name, bar in found["bars"].items()} == {
+        "decode": "eager",
+        "prefill": "eager",
+    }
+    assert found["machine"]["device"] == "cpu" and found["trace"] is None
     # Weights of the linears in float32 (7 a layer, 2 layers, and the lm_head), and the KV cache.
     linears = 2 * (64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 96) + 320 * 64
     assert found["bytes_per_token"] == 4 * linears + 28 * 2 * 2 * 2 * 16 * 4
@@ -141,11 +146,18 @@ def test_bench_latency_as_a_table(engine):
     assert "matmuls alone" in result.stdout and "MBU" in result.stdout
 
 
+def test_bench_latency_of_contenders_that_there_are_not(engine):
+    result = run("bench", "latency", engine, "--compare", "eager,vllm")
+    assert result.exit_code == 2 and "torch.compile, eager" in result.stderr
+
+
 def test_bench_startup(engine):
     found = data(run("bench", "startup", engine, "--repeat", 1, "--json"))
     medians = found["median"]
-    assert set(medians) == {"import", "ready", "first_token", "process"}
-    assert 0 < medians["ready"] < medians["process"]
+    phases = {"import", "ready", "weights", "first_token", "process", "beyond_weights"}
+    assert set(medians) == phases
+    assert 0 < medians["weights"] < medians["ready"] < medians["process"]
+    assert medians["beyond_weights"] == medians["process"] - medians["weights"]
 
 
 @pytest.mark.quick
