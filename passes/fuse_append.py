@@ -92,10 +92,10 @@ def _appended(graph: Graph, attention: Node) -> dict[Node, Node] | None:
     k = _path(new_k)
     q = _query_path(value, k)
     operands = (k.x, new_v, k_cache, v_cache, slots)
-    weights = (q and q.weight, k.weight)
-    eps = next((path.eps for path in (k, q) if path and path.weight), None)
+    x, weight, eps = (None, None, None) if q is None else (q.x, q.weight, q.eps)
     cos, sin, layout = k.tables or (None, None, None)
-    call = make("append_kv", *operands, q and q.x, cos, sin, *weights, layout=layout, eps=eps)
+    attrs = {"layout": layout, "eps": k.eps if eps is None else eps}
+    call = make("append_kv", *operands, x, cos, sin, weight, k.weight, **attrs)
     found = {k_write: item(call, 0), v_write: item(call, 1)}
     if q is not None:
         found[attention] = make(

@@ -67,9 +67,7 @@ def run(
     sizes: Mapping[str, int],
 ) -> tuple[torch.Tensor, ...]:
     """The results of a kernel in the interpreter; guards must stay intact."""
-    kernel = GuardedKernel(
-        source, node.types, schema(node.op).aliases, torch.device("cpu")
-    )
+    kernel = GuardedKernel(source, node.types, schema(node.op).aliases, torch.device("cpu"))
     with torch.no_grad():
         results = tuple(kernel(operands, sizes))
     fresh = [r for i, r in enumerate(results) if i not in kernel.aliases]

@@ -27,6 +27,7 @@ from .package import Binary, KernelPackage, Resources, argument_type, launch_key
 from .source import KernelSource, Launch
 
 ARCHS = (80, 86, 89, 90, 100, 120)
+_ANSWERS = 2  # counts up when workers answer with other fields
 _JOBS_A_WORKER = 4  # a worker takes a second to start, a kernel 0.1 to 1 s
 
 Job = Mapping[str, Any]
@@ -108,7 +109,7 @@ def triton_version() -> str:
 
 
 def _content_key(job: Job) -> str:
-    content = json.dumps([job, triton_version()], sort_keys=True)
+    content = json.dumps([_ANSWERS, job, triton_version()], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -161,7 +162,11 @@ def _binary(source: KernelSource, answer: Answer, arch: int) -> Binary:
             "without.",
         )
     resources = Resources(
-        answer["registers"], answer["local_bytes"], answer["shared"], answer["threads"]
+        answer["registers"],
+        answer["local_bytes"],
+        answer["spilled_bytes"],
+        answer["shared"],
+        answer["threads"],
     )
     return Binary(
         answer["entry"],

@@ -3,8 +3,8 @@
 NATIVE asks for the device's own exponential and division: exact in float64, and good to 2 units in
 the last place of float32 otherwise, which does for what is rounded to 16 bits.
 """
-# ruff: noqa: ANN001, ANN202
-# mypy: disable-error-code="misc, no-untyped-def, no-untyped-call"
+# ruff: noqa: ANN001, ANN202, SIM108
+# mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call"
 
 import triton
 import triton.language as tl
@@ -75,13 +75,14 @@ def _two_over_pi(index):
 
 @triton.jit
 def _circular(x, QUARTERS: tl.constexpr):
-    # The sine of x + QUARTERS * pi / 2. Device libraries keep an array for large x, in local memory;
-    # here |x| * 2 / pi is had in fixed point for all x (Payne, Hanek), and no array is needed.
+    # The sine of x + QUARTERS * pi / 2. Device libraries keep an array in local memory for large x;
+    # here |x| * 2 / pi is had in fixed point for all x (Payne, Hanek), without one.
     size = tl.abs(x)
     bits = size.to(tl.int32, bitcast=True)
     mantissa = ((bits & 0x7FFFFF) | 0x800000).to(tl.int64)
-    first = tl.maximum((bits >> 23) - 120, 0)  # |x| = mantissa 2^e: bits before e - 1 are multiples
-    index, shift = first >> 5, (first & 31).to(tl.int64)  # of 4 quarters
+    # |x| = mantissa 2^e, so the bits of 2 / pi before the one of 2^(1 - e) give whole turns.
+    first = tl.maximum((bits >> 23) - 120, 0)
+    index, shift = first >> 5, (first & 31).to(tl.int64)
     a, b = _two_over_pi(index), _two_over_pi(index + 1)
     c, d = _two_over_pi(index + 2), _two_over_pi(index + 3)
     high = (((a << 32) | b) << shift) | (c >> (32 - shift))

@@ -26,19 +26,17 @@ from ...ir.ops.control import body_of
 from ...ir.printer import value_names
 from ...targets import Target
 from .generate_index import Indexer, tile_for
-from .generate_ops import TRITON_NAMES, elementwise, held, operand
+from .generate_ops import TRITON_NAMES, constant_of, elementwise, held, operand
 from .generate_reads import Read, Reads, members_of, picks_rows, resolve
 from .generate_rows import Row, Value, point, row_steps
 from .generate_space import INT32_ELEMENTS, ROW_OPS, Access, Space, dense_access, space_of
 from .generate_steps import Step, in_chunks, in_one_tile
 from .generate_text import function_text, load_text
 from .layout import Layout
-from .source import KernelSource, Launch, Pointer, Variant
+from .source import Argument, KernelSource, Launch, Pointer, Variant
 
 # Names that a kernel's text gives a meaning of its own.
-_TAKEN = frozenset(
-    ["row", "cols", "in_rows", "in_cols", "start", "range", "float", "tl", "triton", "T_"]
-)
+_TAKEN = frozenset(["row", "cols", "in_rows", "in_cols", "start", "range", "float", "tl", "triton"])
 _MANY_OPERANDS = 4
 
 
@@ -100,15 +98,10 @@ class _Kernel:
                     self._store(member, self.body.output_names[number])
         name, tile = self.body.name, self.index.tile
         lines = self._lines()
-        pointers = self._pointers()
-        scalars = self.index.arguments()
+        arguments: tuple[Argument, ...] = (*self._pointers(), *self.index.arguments())
         constants = {"ROWS": tile.rows, "COLUMNS": tile.columns}
-        text = function_text(
-            name, str(self.body), [argument.name for argument in (*pointers, *scalars)], lines
-        )
-        launch = Launch(
-            name, (*pointers, *scalars), self.index.grid, constants, num_warps=tile.num_warps
-        )
+        text = function_text(name, str(self.body), [a.name for a in arguments], lines)
+        launch = Launch(name, arguments, self.index.grid, constants, num_warps=tile.num_warps)
         return KernelSource(name, "generated", text, (Variant((launch,)),))
 
     def _lines(self) -> list[str]:
@@ -159,7 +152,8 @@ class _Kernel:
         self.steps.append(step)
 
     def _row(self) -> Row:
-        return Row(self.index.size(self.space.width, "width"), self.space.width, self.index.masks_cols)
+        width = self.space.width
+        return Row(self.index.size(width, "width"), width, self.index.masks_cols)
 
     def _variable(self, node: Node, position: int) -> Value | None:
         """The variable that holds an operand, loaded if need be; None for an absent operand."""
@@ -176,12 +170,8 @@ class _Kernel:
         return self.loaded[key]
 
     def _constant(self, const: Node) -> Value:
-        from .generate_ops import constant
-
-        value = const.attr("value")
-        assert isinstance(value, int | float)
         name = f"const_{len(self.steps)}"
-        step, made = point(name, constant(value, const.dtype), const.dtype, ())
+        step, made = point(name, constant_of(const), const.dtype, ())
         self.steps.append(step)
         return made
 

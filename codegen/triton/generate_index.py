@@ -110,7 +110,7 @@ class Indexer:
     def element(self, found: Access, cols: str = "cols") -> str:
         """The index of an access's elements in their buffer, as a sum to stand behind a pointer."""
         reach = extent(found, self.space)
-        far = reach is None or reach >= INT32_ELEMENTS
+        far = not isinstance(reach, int) or reach >= INT32_ELEMENTS
         self._wide_rows |= far
         terms = [self._scaled(name, stride) for name, stride in self._row_terms(found)]
         if found.offset != 0:
@@ -152,8 +152,8 @@ class Indexer:
         start = f"{row}{' * ROWS' if self.tile.rows > 1 else ''} + " if row else ""
         if row or self._reads_row:
             yield f"row = {start}tl.arange(0, ROWS)[:, None]"
-        for (start, stop), name in self._axes.items():
-            yield f"{name} = {self._axis(start, stop)}"
+        for (first, stop), name in self._axes.items():
+            yield f"{name} = {self._axis(first, stop)}"
         if self.masks_rows:
             yield f"in_rows = row < {self.size(self.space.rows, 'rows')}"
         if not self.tile.chunked:

@@ -132,8 +132,8 @@ def elementwise(node: Node, args: Sequence[str]) -> str | None:
     if node.op == "cast":
         return _cast(args[0], node.operands[0].dtype, node.dtype)
     if node.op == "gated":
-        text = activation(str(node.attr("activation")), args[0], node.dtype)
-        return rounded(f"{text} * {args[1]}", node.dtype)
+        gate = activation(str(node.attr("activation")), args[0], node.dtype)
+        return rounded(f"{gate} * {args[1]}", node.dtype)
     text = _text(node, args)
     return text if text is None or node.op in _EXACT else rounded(text, node.dtype)
 
@@ -141,13 +141,18 @@ def elementwise(node: Node, args: Sequence[str]) -> str | None:
 def operand(node: Node, const: Node) -> str:
     """A constant operand of ``node``, as text."""
     alone = all(other.op == "const" for other in node.operands)
+    return constant_of(const, plain=node.op in _PLAIN and not alone)
+
+
+def constant_of(const: Node, *, plain: bool = False) -> str:
+    """A ``const`` node as text, as ``constant`` has it."""
     value = const.attr("value")
     assert isinstance(value, int | float)
-    return constant(value, const.dtype, plain=node.op in _PLAIN and not alone)
+    return constant(value, const.dtype, plain=plain)
 
 
 def constant(value: float, dtype: DType, *, plain: bool = False) -> str:
-    """A constant as ``dtype`` has it; ``plain`` for a literal where Triton would read it rightly."""
+    """A constant as ``dtype`` has it; ``plain`` for a literal where Triton reads it rightly."""
     exact = float(torch.tensor(value, dtype=dtype.torch).item()) if dtype.is_float else value
     if dtype is DType.F32 and math.isfinite(exact):
         exact = value  # its digits are fewer, and Triton rounds in the same way

@@ -1,4 +1,4 @@
-"""Where the members of a fused body find their operands: in memory, in a variable, in a constant."""
+"""Where the members of a fused body find their operands: in memory, variables, constants."""
 
 from __future__ import annotations
 

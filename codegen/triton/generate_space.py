@@ -142,7 +142,7 @@ def ceil_div(a: Size, b: int) -> Size:
     return call("floordiv", a + b - 1, b)
 
 
-def extent(found: Access, space: Space) -> Size | None:
+def extent(found: Access, space: Space) -> int | None:
     """The largest element index it reaches, None where that depends on a symbol."""
     pairs = [*zip(space.lead, found.lead, strict=True), (space.width, found.stride)]
     total = found.offset

@@ -1,4 +1,4 @@
-"""The lines of a generated kernel: one a value, in one tile or in passes over chunks of a wide row."""
+"""The lines of a generated kernel: one a value, in one tile or in passes over chunks of a row."""
 
 from __future__ import annotations
 

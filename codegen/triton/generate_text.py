@@ -31,8 +31,10 @@ def function_text(
         lines: its body, not indented.
         constants: names of its constexpr parameters.
     """
-    return HEADER + helper_text(lines := list(lines)) + kernel_text(
-        name, about, arguments, lines, constants
+    return (
+        HEADER
+        + helper_text(lines := list(lines))
+        + kernel_text(name, about, arguments, lines, constants)
     )
 
 
@@ -80,7 +82,8 @@ def _calls() -> Mapping[str, frozenset[str]]:
     from . import functions
 
     defined = [
-        node for node in ast.parse(inspect.getsource(functions)).body
+        node
+        for node in ast.parse(inspect.getsource(functions)).body
         if isinstance(node, ast.FunctionDef)
     ]
     names = {node.name for node in defined}

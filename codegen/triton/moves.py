@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...ir.dims import Size, total
+from ...ir.dtypes import DType
 from ...ir.node import Node
 from ...targets import Target
 from .generate_index import Indexer, tile_for
@@ -19,6 +20,7 @@ from .source import (
     KernelSource,
     Launch,
     Pointer,
+    Role,
     Variant,
 )
 
@@ -64,7 +66,7 @@ def emit_rope(
 def emit_kv_write(
     node: Node, layouts: tuple[Layout | None, ...], target: Target
 ) -> KernelSource | None:
-    """The kernel of a ``kv_write``: rows [T, G, D] into the slots of a cache [N, P, G, D], in place.
+    """The kernel of a ``kv_write``: rows [T, G, D] into slots of a cache [N, P, G, D], in place.
 
     Rows whose slot is not in the cache are not written. None for a cache whose slots are not
     evenly spaced.
@@ -82,7 +84,9 @@ def emit_kv_write(
     written = " + ".join(
         filter(None, (f"slot * {index.size(place.strides[1])}", index.element(target_row)))
     )
-    slot_text = load_text("slot_mapping_ptr", index.element(slot), index.mask(slot.rows, False), slots.dtype)
+    slot_text = load_text(
+        "slot_mapping_ptr", index.element(slot), index.mask(slot.rows, False), slots.dtype
+    )
     found = index.element(picked(rows.offset, rows.strides, new.shape))
     lines = [
         *_as_bytes(new, "cache_ptr", "new_ptr"),
@@ -91,7 +95,7 @@ def emit_kv_write(
         _store("cache_ptr", written, "new", " & ".join(filter(None, (mask, inside)))),
     ]
     pointers = tuple(
-        Pointer(f"{name}_ptr", operand.dtype, "operand", position)
+        _pointer(name, operand, "operand", position)
         for position, (name, operand) in enumerate(
             zip(("cache", "new", "slot_mapping"), node.operands, strict=True)
         )
@@ -118,8 +122,8 @@ def emit_copy(
         name = f"{node.op}_copy" + (f"_{position}" if len(parts) > 1 else "")
         index = _indexer(shape)
         pointers = (
-            Pointer("x_ptr", node.dtype, "operand", position),
-            Pointer("out_ptr", node.dtype, "result", 0),
+            _pointer("x", node, "operand", position),
+            _pointer("out", node, "result", 0),
         )
         mask = index.mask(True, True)
         lines = [
@@ -155,7 +159,7 @@ def _copied(
         strides = dense(node.shape).strides
     else:
         shape, moved = node.shape, viewed(node, layout)
-        if moved is None:  # a reshape keeps the order of elements, so it may walk its operand's shape
+        if moved is None:  # a reshape keeps the order of elements: it may walk its operand's shape
             shape, moved = operand.shape, layout
         strides = dense(shape).strides
     if not shape:
@@ -206,7 +210,9 @@ def _narrowed(node: Node) -> str:
 
 
 def _as_bytes(node: Node, *pointers: str) -> list[str]:
-    """The lines that let 8-bit floats move on targets that lack their type."""
+    """The lines that make pointers to 8-bit floats pointers to bytes: older targets lack the type.
+    Compiled kernels are given such pointers already, the interpreter has the tensors' own.
+    """
     if not node.dtype.is_float8:
         return []
     return [f"{name} = {name}.to(tl.pointer_type(tl.uint8))" for name in pointers]
@@ -222,6 +228,11 @@ def _store(pointer: str, element: str, value: str, mask: str) -> str:
     return f"tl.store({pointer} + {element}, {value}{masked})"
 
 
+def _pointer(name: str, node: Node, role: Role, position: int) -> Pointer:
+    dtype = DType.U8 if node.dtype.is_float8 else node.dtype
+    return Pointer(f"{name}_ptr", dtype, role, position)
+
+
 def _given(layout: Layout | None) -> Layout:
     assert layout is not None
     return layout
@@ -235,10 +246,10 @@ def _about(node: Node) -> str:
 
 def _pointers(node: Node, names: Sequence[str]) -> tuple[Pointer, ...]:
     operands = (
-        Pointer(f"{name}_ptr", operand.dtype, "operand", position)
+        _pointer(name, operand, "operand", position)
         for position, (name, operand) in enumerate(zip(names, node.operands, strict=True))
     )
-    return (*operands, Pointer("out_ptr", node.dtype, "result", 0))
+    return (*operands, _pointer("out", node, "result", 0))
 
 
 def _function(

@@ -27,20 +27,17 @@ class Resources:
     Attributes:
         registers: 32-bit registers a thread.
         local_bytes: local memory a thread: spilled registers, and arrays that are indexed at run
-            time; 0 in a healthy kernel.
+            time.
+        spills: bytes that a thread stores to or loads from spilled registers; 0 in a healthy kernel.
         shared: bytes of shared memory a block.
         threads: of a block.
     """
 
     registers: int
     local_bytes: int
+    spills: int
     shared: int
     threads: int
-
-    @property
-    def spills(self) -> int:
-        """Bytes of local memory a thread."""
-        return self.local_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a cubin tells of itself, read with the disassembler that Triton brings."""
+"""What compiled kernels take, read with the tools that Triton brings."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import subprocess
 from pathlib import Path
 
 _USAGE = re.compile(r"REG:(\d+)\s+STACK:(\d+)\s+SHARED:\d+\s+LOCAL:(\d+)")
+_SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
+_TARGET = re.compile(r"^\.target\s+(\w+)", re.MULTILINE)
+_BLACKWELL = 100
 
 
 def resource_usage(cubin: bytes, folder: Path) -> tuple[int, int]:
@@ -22,8 +25,24 @@ def resource_usage(cubin: bytes, folder: Path) -> tuple[int, int]:
     return registers, stack + local
 
 
+def spilled_bytes(ptx: str, arch: int, folder: Path) -> int:
+    """Bytes of registers that a thread keeps in local memory, as the assembler reports them.
+
+    Local memory alone does not tell: an array that is indexed at run time lies there too, such as
+    the bits of 2 / pi with which sin and cos reduce large arguments.
+    """
+    path = folder / "spills.ptx"
+    path.write_text(ptx, encoding="utf-8")
+    target = _TARGET.search(ptx)
+    assert target is not None, "PTX names its target"
+    tool = _tool("ptxas-blackwell" if arch >= _BLACKWELL else "ptxas")
+    command = [tool, "-v", f"--gpu-name={target[1]}", str(path), "-o", "/dev/null"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return sum(int(stores) + int(loads) for stores, loads in _SPILLS.findall(text))
+
+
 def _tool(name: str) -> str:
     import triton
 
     own = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-    return str(own) if own.is_file() else name
+    return str(own) if own.is_file() else name.removesuffix("-blackwell")

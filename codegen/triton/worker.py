@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from .compat import compile_ahead_of_time
 from .loading import module_of
-from .sass import resource_usage
+from .sass import resource_usage, spilled_bytes
 
 _PARAMETER = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.([a-z]\d+)")
 
@@ -52,6 +52,7 @@ def _compiled(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         "entry": metadata.name,
         "registers": registers,
         "local_bytes": local,
+        "spilled_bytes": spilled_bytes(compiled.asm["ptx"], job["arch"], folder) if local else 0,
         "shared": metadata.shared,
         "threads": metadata.num_warps * 32,
         "parameters": ptx_parameters(compiled.asm["ptx"], metadata.name),

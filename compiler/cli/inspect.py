@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .console import note, out, print_json, progress
-from .options import BackendOption, ContextOption, EngineOrModel, JsonOption, open_image
+from .options import (
+    BackendOption,
+    CheckpointOption,
+    ContextOption,
+    EngineOrModel,
+    JsonOption,
+    open_image,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,19 +37,27 @@ def inspect_engine(
         tuple[str, str] | None,
         typer.Option(help="Print what changed between two passes.", show_default=False),
     ] = None,
+    kernel: Annotated[
+        str | None,
+        typer.Option(help="Print the source and facts of this kernel.", show_default=False),
+    ] = None,
     backend: BackendOption = "auto",
     max_model_len: ContextOption = None,
+    checkpoint: CheckpointOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the passes, graphs, calls, sizes and memory plan of ENGINE."""
+    """Show the passes, graphs, kernels, sizes and memory plan of ENGINE."""
     from ..inspect.facts import pick_pass
 
-    image = open_image(engine, backend, max_model_len)
+    image = open_image(engine, backend, max_model_len, checkpoint=checkpoint)
     if graph is not None:
         print(pick_pass(image, graph)[1], end="")
         return
     if diff is not None:
         _print_diff(pick_pass(image, diff[0]), pick_pass(image, diff[1]))
+        return
+    if kernel is not None:
+        _print_kernel(image, kernel, as_json)
         return
     if html is not None:
         from ...formats.atomic import write_atomic
@@ -69,6 +84,26 @@ def _print_diff(before: tuple[str, str], after: tuple[str, str]) -> None:
         print(line)
 
 
+def _print_kernel(image: EngineImage, wanted: str, as_json: bool) -> None:
+    from ...targets import Target
+    from ..inspect.kernel_view import kernel_data, kernel_lines
+    from ..inspect.kernels import kernel_report, pick_kernel
+    from ..inspect.text import settings
+    from .tables import facts_table
+
+    chosen, target = settings(image), Target.parse(image.target)
+    found = pick_kernel(kernel_report(image, chosen).kernels, wanted)
+    if as_json:
+        print_json(kernel_data(found, target))
+        return
+    out().print(facts_table(kernel_lines(found, target, chosen)))
+    print()
+    if found.package is not None:
+        print(found.package.source.text, end="")
+    else:
+        print("No source: the kernel is a library's, or torch's.")
+
+
 def _print_all(image: EngineImage, console: Console) -> None:
     from ..inspect.facts import fallback_lines, headline
     from ..inspect.text import sections
@@ -78,6 +113,7 @@ def _print_all(image: EngineImage, console: Console) -> None:
     for section in sections(image):
         console.print()
         table = plain_table(section.columns, section.title, section.left)
+        table.columns[0].overflow = "fold"  # names are shown whole: --kernel takes them
         for row in section.rows:
             table.add_row(*row)
         console.print(table)

@@ -20,7 +20,7 @@ _CLASSES = {
     "matmul": ("linear", "matmul", "conv", "moe_experts"),
     "attention": ("attention", "paged_attention", "slot_attention"),
     "norm": ("rms_norm", "layer_norm", "softmax", "rope", "gated"),
-    "cache": ("kv_write",),
+    "cache": ("kv_write", "append_kv"),
     "move": (
         *("embedding", "gather", "index_select", "reshape", "slice", "concat", "permute"),
         *("expand", "pad", "flip", "cast"),

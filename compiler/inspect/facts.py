@@ -92,9 +92,18 @@ def call_costs(
         cost = schema(node.op).cost(node)
         flops = evaluate(cost.flops, sizes)
         moved = 0 if node.op in FREE else evaluate(cost.bytes, sizes)
-        seconds = target.roofline_seconds(flops, moved, "float32")
+        seconds = target.roofline_seconds(flops, moved, compute_dtype(node, target))
         found.append(CallCost(node, names[node], flops, moved, seconds))
     return found
+
+
+def compute_dtype(node: Node, target: Target) -> str:
+    """torch's name of the element type that a node computes in, as the target's rates have it: its
+    first result's own, float32 for integers and for types that the device has no rate of.
+    """
+    dtype = node.types[0].dtype
+    name = str(dtype.torch).removeprefix("torch.")
+    return name if dtype.is_float and name in dict(target.tflops) else "float32"
 
 
 def op_label(node: Node) -> str:

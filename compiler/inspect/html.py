@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from importlib.resources import files
 
+from ...codegen.program import Call
 from ...runtime.image import EngineImage
 from ...version import __version__
 from .drawing import draw_graph, op_class
@@ -19,8 +20,9 @@ from .facts import (
     weight_bytes,
     weight_sizes,
 )
+from .kernels import kernel_name
 from .memory import memory_plan
-from .text import as_data, kernels, settings
+from .text import as_data, settings
 
 PAGE = "page"
 MOST_WEIGHTS = 12
@@ -53,7 +55,11 @@ def render_page(image: EngineImage) -> str:
 def page_data(image: EngineImage) -> dict[str, object]:
     """All that the page shows, as plain data."""
     chosen, graph = settings(image), final_graph(image)
-    costs = as_data(image)["costs"]
+    data = as_data(image)
+    labels = [_call_label(call) for call in image.program.calls]
+    classes = {
+        name: op_class(node.op) for node in graph.calls() for name in (node.op, op_label(node))
+    }
     return {
         "version": __version__,
         "name": image.name,
@@ -63,11 +69,10 @@ def page_data(image: EngineImage) -> dict[str, object]:
         "graphs": [{"name": name, "text": text} for name, text in image.graphs],
         "drawing": draw_graph(graph, image, chosen),
         "state": list(graph.state),
-        "costs": costs,
-        "classes": {
-            name: op_class(node.op) for node in graph.calls() for name in (node.op, op_label(node))
-        },
-        "kernels": [[kernel, ops, count] for (kernel, ops), count in kernels(image)],
+        "costs": data["costs"],
+        "classes": {**{label: op_class(op) for label, op in labels}, **classes},
+        "kernels": data["kernels"],
+        "steps": data.get("steps"),
         "memory": {setting.name: _memory(image, setting) for setting in chosen},
         "weights": weight_sizes(image)[:MOST_WEIGHTS],
         "weight_count": len(image.weights),
@@ -78,12 +83,21 @@ def page_data(image: EngineImage) -> dict[str, object]:
     }
 
 
+def _call_label(call: Call) -> tuple[str, str]:
+    """What a call is named in the memory plan, and the op that gives it its colour."""
+    if call.loader != "triton":
+        name = call.kernel.split("/", 1)[1]
+        return name, name
+    fused = call.kind == "generated" and len(call.origin) != 1
+    return kernel_name(call), "fused" if fused else "".join(call.origin[:1])
+
+
 def _memory(image: EngineImage, setting: Setting) -> dict[str, object]:
     arena = memory_plan(image, setting)
     plan, buffers = arena.plan, arena.program.buffers
     return {
         "of_graph": arena.of_graph,
-        "calls": [call.kernel.split("/", 1)[1] for call in arena.program.calls],
+        "calls": [_call_label(call)[0] for call in arena.program.calls],
         "peak": plan.peak,
         "lower_bound": plan.lower_bound,
         "sum": plan.bytes_of("temporary"),

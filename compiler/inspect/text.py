@@ -27,6 +27,17 @@ from .facts import (
     weight_bytes,
     weight_sizes,
 )
+from .kernel_view import (
+    FOOTNOTE,
+    has_kernels,
+    kernel_columns,
+    kernel_data,
+    kernel_rows,
+    origin_text,
+    sum_lines,
+    sums_data,
+)
+from .kernels import kernel_report
 from .memory import memory_facts
 
 MOST_WEIGHTS = 6
@@ -65,7 +76,7 @@ def as_data(image: EngineImage) -> dict[str, object]:
         "kind": image.kind,
         "passes": pass_rows(image),
         "costs": costs,
-        "kernels": [{"kernel": k, "ops": o, "calls": n} for (k, o), n in kernels(image)],
+        **kernels_data(image),
         "weight_bytes": weight_bytes(image),
         "kv_bytes_per_token": kv_bytes_per_token(image),
         "memory": {setting.name: memory_facts(image, setting) for setting in settings(image)},
@@ -97,14 +108,18 @@ def by_op(costs: Sequence[CallCost]) -> list[tuple[str, int, int, int, float]]:
 
 def kernels(image: EngineImage) -> list[tuple[tuple[str, str], int]]:
     """((kernel, the ops it computes), calls), most calls first."""
-    counts = Counter((call.kernel, _origin(call.origin)) for call in image.program.calls)
+    counts = Counter((call.kernel, origin_text(call.origin)) for call in image.program.calls)
     return counts.most_common()
 
 
-def _origin(ops: Sequence[str]) -> str:
-    if len(ops) <= 1:
-        return "".join(ops)
-    return ", ".join(f"{n} {op}" if n > 1 else op for op, n in Counter(ops).most_common())
+def kernels_data(image: EngineImage) -> dict[str, object]:
+    """Each kernel (``kernels``), and of a Triton engine what a step comes to (``steps``)."""
+    if not has_kernels(image):
+        rows = [{"kernel": k, "ops": o, "calls": n} for (k, o), n in kernels(image)]
+        return {"kernels": rows}
+    target, report = Target.parse(image.target), kernel_report(image, settings(image))
+    rows = [kernel_data(kernel, target) for kernel in report.kernels]
+    return {"kernels": rows, "steps": sums_data(report)}
 
 
 def _passes(image: EngineImage) -> Section:
@@ -151,8 +166,20 @@ def _ops(image: EngineImage) -> list[Section]:
 
 
 def _kernels(image: EngineImage) -> Section:
+    if has_kernels(image):
+        return _compiled_kernels(image)
     rows = [(kernel, ops, str(count)) for (kernel, ops), count in kernels(image)]
     return Section("Kernel calls of the Program", ("kernel", "computes", "calls"), rows, 2)
+
+
+def _compiled_kernels(image: EngineImage) -> Section:
+    chosen = settings(image)
+    report = kernel_report(image, chosen)
+    rows = kernel_rows(report, Target.parse(image.target), chosen)
+    names = " and ".join(setting.name for setting in chosen)
+    title = f"Kernels: launches at {names}; FLOP, bytes and roofline at {chosen[0].name}"
+    foot = "\n".join((*sum_lines(report, chosen), FOOTNOTE))
+    return Section(title, kernel_columns(chosen), rows, 2, foot)
 
 
 def _weights(image: EngineImage) -> Section:

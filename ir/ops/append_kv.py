@@ -4,6 +4,8 @@ embedding, and the rows of this step written into a paged cache.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ..dims import Size
@@ -98,13 +100,12 @@ def _append(
     v: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
-    slot_mapping: torch.Tensor,
-    *rest: torch.Tensor | None,
-    layout: str = "half",
-    eps: float | None = None,
+    *rest: Any,
+    **attrs: Any,
 ) -> tuple[torch.Tensor, ...]:
-    copies = (x.clone(memory_format=torch.contiguous_format) for x in (k_cache, v_cache))
-    return append_rows(k, v, *copies, slot_mapping, *rest, layout=layout, eps=eps)
+    contiguous = torch.contiguous_format
+    k_new, v_new = (cache.clone(memory_format=contiguous) for cache in (k_cache, v_cache))
+    return append_rows(k, v, k_new, v_new, *rest, **attrs)
 
 
 def _flops(node: Node) -> Size:

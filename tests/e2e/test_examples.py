@@ -15,6 +15,12 @@ PROMISES = {
     "02_hand_written_gpt.py": ["equal to the module's own: True"],
     "03_encoder_and_mlp.py": ["MLP, batch 512", "another shape is refused: input"],
     "04_torch_compile.py": ["weights were changed", "gradient of the first layer: (256, 64)"],
+    "05_cross_compile.py": [
+        "compiled for h100",
+        "paged_attention",
+        "b200: at least",
+        "@triton.jit",
+    ],
 }
 
 

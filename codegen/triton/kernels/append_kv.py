@@ -64,8 +64,8 @@ def append_kv_source(problem: Problem, tiles: Tiles) -> KernelSource:
 def default_tiles(problem: Problem) -> Tiles:
     """1024 elements in four warps.
 
-    On an H100, for 32 + 8 heads of 128: 1.4 µs for one token, 81% of the memory's rate for 4096. A
-    quarter of it doubles the time of large steps, four times as much costs a small one 0.1 µs.
+    For 32 + 8 heads of 128 in bfloat16 on an H100: 1.4 µs for one token, and 38 µs for 4096, 81% of
+    the memory's rate. With 2 heads and one warp that was 61 µs; with 32 heads, one token took 1.5.
     """
     width = _block(max(problem.head_dim, problem.value_dim))
     most = _block(max(problem.heads, problem.kv_heads))
@@ -165,7 +165,7 @@ def _entry(problem: Problem) -> tuple[tuple[Argument, ...], str]:
     calls the shared one with all sizes filled in.
     """
     node, sizes = problem.node, _Sizes()
-    pointers = [
+    pointers: list[Argument] = [
         Pointer(name, arg.dtype, "operand", index)
         for index, (name, arg) in enumerate(zip(_NAMES, node.args, strict=True))
         if arg is not None

@@ -2,7 +2,7 @@
 const D = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 const esc = (s) => String(s).replace(/[&<>"]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c]);
-const plural = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
+const plural = (n, word) => `${n} ${word}${n === 1 ? "" : word.endsWith("ch") ? "es" : "s"}`;
 const scaled = (v, steps) => { for (const [k, u] of steps) if (Math.abs(v) >= k) return `${(v / k).toFixed(k === 1 ? 0 : 1)} ${u}`; return `${+v.toPrecision(2)} ${steps[steps.length - 1][1]}`; };
 const bytes = (v) => scaled(v, [[1e9, "GB"], [1e6, "MB"], [1e3, "kB"], [1, "B"]]);
 const count = (v) => scaled(v, [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"], [1, ""]]).trim();
@@ -223,7 +223,44 @@ function calls() {
   const rows = D.costs[setting], whole = rows.reduce((t, r) => t + r.roofline_seconds, 0) || 1, s = D.settings.find((one) => one[0] === setting);
   $("calls-lead").textContent = `${s[0]}: T = ${s[1]}, context ${s[2]}. ${count(rows.reduce((t, r) => t + r.flops, 0))}FLOP, ${bytes(rows.reduce((t, r) => t + r.bytes, 0))}, at least ${time(whole)}.`;
   $("ops").innerHTML = "<tr><th>op</th><th>calls</th><th>FLOPs</th><th>bytes</th><th>roofline</th><th>share</th><th></th></tr>" + rows.map((r) => `<tr><td><i style="background:var(--${D.classes[r.op]})"></i>${esc(r.op)}</td><td>${r.calls}</td><td>${count(r.flops)}</td><td>${bytes(r.bytes)}</td><td>${time(r.roofline_seconds)}</td><td>${(100 * r.roofline_seconds / whole).toFixed(1)} %</td><td style="text-align:left;width:110px"><span class="share" style="background:var(--${D.classes[r.op]});width:${(100 * r.roofline_seconds / whole).toFixed(1)}px"></span></td></tr>`).join("");
-  $("kernels").innerHTML = "<tr><th>kernel</th><th style='text-align:left'>computes</th><th>calls</th></tr>" + D.kernels.map(([k, o, n]) => `<tr><td>${esc(k)}</td><td class="wide">${esc(o)}</td><td>${n}</td></tr>`).join("");
+  D.steps ? compiled() : plain();
+}
+
+function plain() {
+  $("kernels").innerHTML = "<tr><th>kernel</th><th style='text-align:left'>computes</th><th>calls</th></tr>" + D.kernels.map((k) => `<tr><td>${esc(k.kernel)}</td><td class="wide">${esc(k.ops)}</td><td>${k.calls}</td></tr>`).join("");
+}
+
+/* Kernels of ours: a row each, and its source below it when it is clicked. */
+const unfolded = new Set();
+const HEADS = [["kernel", ""], ["kind", ""], ["launches", "a step"], ["registers", "a thread"], ["spills", "bytes a thread"], ["shared", "memory a block"], ["threads", "a block"], ["blocks", "an SM holds at once"], ["occupancy", "warps an SM holds, of those it could"], ["FLOPs", "a step"], ["bytes", "a step"], ["roofline", "least time a step"]];
+
+function compiled() {
+  const s = D.steps[setting], layer = s.launches_a_layer === null ? "" : `, ${+s.launches_a_layer.toFixed(2)} a layer (${plural(s.layers, "layer")})`;
+  $("call-tables").classList.add("stacked");
+  $("kernels-lead").textContent = `${plural(s.launches, "launch")} a step${layer}; ${count(s.flops)}FLOP, ${bytes(s.bytes)}, at least ${time(s.roofline_seconds)}. A call of a library or of torch counts as one launch. Click a kernel for its source.`;
+  $("kernels").innerHTML = `<tr>${HEADS.map(([h, t]) => `<th title="${t}">${h}</th>`).join("")}</tr>` + D.kernels.map(kernelRow).join("");
+}
+
+function kernelRow(k, i) {
+  const ran = k.binaries.filter((b) => b.runs_at.includes(setting)), shown = ran.length ? ran : k.binaries, c = k.costs[setting];
+  const each = (f) => shown.length ? [...new Set(shown.map(f))].join(" / ") : "–";
+  const cells = [esc(k.kernel), esc(k.kind), k.launches[setting], each((b) => b.registers), each((b) => b.spilled_bytes ? `<span class="hot">${b.spilled_bytes}</span>` : 0), each((b) => bytes(b.shared_bytes)), each((b) => b.threads), each((b) => b.blocks_per_sm ?? "–"), each((b) => b.occupancy === null ? "–" : `${Math.round(100 * b.occupancy)} %`), count(c.flops), bytes(c.bytes), time(c.roofline_seconds)];
+  const open = unfolded.has(i);
+  const row = `<tr ${k.source === null ? "" : `class="kernel" data-kernel="${i}" tabindex="0" aria-expanded="${open}"`}>${cells.map((one) => `<td>${one}</td>`).join("")}</tr>`;
+  return open ? `${row}<tr class="source"><td colspan="${cells.length}"><p>${esc(kernelNote(k))}</p><pre>${esc(k.source)}</pre></td></tr>` : row;
+}
+
+function kernelNote(k) {
+  const limits = k.binaries.filter((b) => b.limited_by).map((b) => `${b.function}: ${plural(b.blocks_per_sm, "block")} an SM, limited by ${b.limited_by}`);
+  return [`computes ${k.ops}, ${plural(k.calls, "call")}`, ...limits].join("; ");
+}
+
+function unfold(e) {
+  const row = e.target.closest("[data-kernel]");
+  if (!row || (e.type === "keydown" && e.key !== "Enter")) return;
+  const i = +row.dataset.kernel;
+  unfolded.has(i) ? unfolded.delete(i) : unfolded.add(i);
+  compiled();
 }
 
 function memory() {
@@ -255,6 +292,8 @@ function extras() {
     const m = D.memory[setting], [name, type, a, b, o, s] = m.boxes[i];
     tip(e, `${name}: ${type}\n${bytes(s)} at ${bytes(o)}\nmade by call ${a} (${m.calls[a]}), last used by ${b} (${m.calls[b] || "the caller"})`);
   });
+  $("kernels").addEventListener("click", unfold);
+  $("kernels").addEventListener("keydown", unfold);
   $("arena").addEventListener("mouseleave", (e) => tip(e, ""));
 }
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+from functools import cache
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewriting import parse
-from tiny_models import tiny_model
-from triton_bodies import call_of, drawn, emitted, guarded, placed, run
-from triton_running import compile_for
-
 import tilewright as tw
-from tilewright.codegen.triton.layout import dense
+from rewriting import parse
+from tilewright.codegen.triton.aot import compile_sources
+from tilewright.codegen.triton.layout import Layout
+from tilewright.codegen.triton.sass import _tool
 from tilewright.ir.build import cast, const, input_node, make
-from tilewright.ir.dims import Size, evaluate, symbol
+from tilewright.ir.dims import Size, symbol
 from tilewright.ir.dtypes import DType
 from tilewright.ir.graph import Graph
 from tilewright.ir.interpreter import interpret
@@ -23,6 +25,8 @@ from tilewright.ir.node import Node
 from tilewright.ir.ops.control import body_of
 from tilewright.ir.parser import parse_graph
 from tilewright.ir.types import TensorType
+from tiny_models import tiny_model
+from triton_bodies import call_of, drawn, emitted, guarded, placed, run
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, in the interpreter
 T = symbol("T")
@@ -50,7 +54,11 @@ def compare(body: Graph, values: list[torch.Tensor], sizes: dict[str, int], spot
             continue
         off = CLOSE[DType.from_torch(ours.dtype)]
         torch.testing.assert_close(
-            ours.double(), wanted.double(), rtol=off, atol=off, equal_nan=True,
+            ours.double(),
+            wanted.double(),
+            rtol=off,
+            atol=off,
+            equal_nan=True,
             msg=lambda text: f"{text}\n{source.text}",
         )
 
@@ -411,9 +419,7 @@ def body(x: f32[{rows}, 4096]):
     small, large = (emitted(parse(text.format(rows=n))).text for n in (2**19 - 1, 2**19 + 1))
     assert "tl.int64" not in small and "tl.program_id(0).to(tl.int64)" in large
     assert "tl.int64" in emitted(parse(text.format(rows="T"))).text
-    far = emitted(
-        parse(text.format(rows=2)), [dense((4096, 2**20)).__class__(0, (1, 2**20))]
-    )
+    far = emitted(parse(text.format(rows=2)), [Layout(0, (1, 2**20))])
     assert "cols.to(tl.int64) * 1048576" in far.text
 
 
@@ -429,6 +435,7 @@ def body(x: f32[{rows}, {width}]):
     assert "in_cols" in emitted(parse(text.format(rows="T", width=4100))).text
 
 
+@cache
 def fused_nodes(model: str, dtype: torch.dtype) -> dict[Graph, Node]:
     """The distinct fused bodies of a tiny model, as its engine's last graph has them."""
     engine = tw.compile(tiny_model(model).to(dtype), backend="eager", verify="off")
@@ -443,7 +450,69 @@ SIZES = {"T": 5, "R": 3, "B": 2, "M": 2, "N": 4, "P": 4}
 @pytest.mark.parametrize("model", ["llama", "gemma2", "qwen3", "gpt2", "mixtral"])
 def test_every_group_of_a_model_is_a_kernel(model, dtype):
     bodies = fused_nodes(model, dtype)
-    assert len(bodies) > 4
+    assert len(bodies) > 3
     for body in bodies:
         values = [drawn(node.type, SIZES) for node in body.inputs]
         compare(body, values, SIZES)
+
+
+def test_the_kernels_of_a_model_compile_without_spills():
+    bodies = {**fused_nodes("gemma2", torch.bfloat16), **fused_nodes("gpt2", torch.bfloat16)}
+    for package in compile_sources([emitted(body) for body in bodies], 90):
+        assert [r.spills for r in package.resources] == [0], package.source.text
+
+
+ADD_NORM = """
+def add_rms_norm(a: bf16[T, {d}], b: bf16[T, {d}], w: bf16[{d}]):
+    add_0: bf16[T, {d}] = add(a, b)
+    rms_norm_0: bf16[T, {d}] = rms_norm(add_0, w, eps=1e-06)
+    return {{"out0": add_0, "out1": rms_norm_0}}
+"""
+GATED = """
+def gated(x: bf16[T, 28672]):
+    slice_0: bf16[T, 14336] = slice(x, dim=1, start=0, step=1, stop=14336)
+    slice_1: bf16[T, 14336] = slice(x, dim=1, start=14336, step=1, stop=28672)
+    gated_0: bf16[T, 14336] = gated(slice_0, slice_1, activation="silu")
+    return {"out0": gated_0}
+"""
+ANGLES = """
+def mul_cos_sin(x: f32[T, 1], b: f32[64]):
+    mul_0: f32[T, 64] = mul(x, b)
+    cos_0: f32[T, 64] = cos(mul_0)
+    sin_0: f32[T, 64] = sin(mul_0)
+    return {"out0": cos_0, "out1": sin_0}
+"""
+SOFTMAX = """
+def softmax(x: f32[T, 128256]):
+    softmax_0: f32[T, 128256] = softmax(x, dim=1)
+    return {"out0": softmax_0}
+"""
+LAYER_NORM = """
+def add_layer_norm(a: f32[T, 16384], b: f32[T, 16384], c: f32[T, 16384], w: f32[16384]):
+    add_0: f32[T, 16384] = add(a, b)
+    add_1: f32[T, 16384] = add(add_0, c)
+    layer_norm_0: f32[T, 16384] = layer_norm(add_1, w, w, eps=1e-05)
+    return {"out0": layer_norm_0, "out1": add_1}
+"""
+
+
+@pytest.mark.parametrize("arch", [80, 86, 89, 90, 100, 120])
+def test_kernels_of_true_widths_compile_without_spills(arch):
+    texts = [ADD_NORM.format(d=4096), GATED]
+    if arch == 90:
+        texts += [ADD_NORM.format(d=16384), ANGLES, SOFTMAX, LAYER_NORM]
+    sources = [emitted(parse(text)) for text in texts]
+    for package in compile_sources(sources, arch):
+        assert [r.spills for r in package.resources] == [0], package.source.name
+
+
+def test_rows_are_read_and_written_16_bytes_at_a_time(tmp_path):
+    sources = [emitted(parse(text)) for text in (ADD_NORM.format(d=4096), GATED)]
+    for package in compile_sources(sources, 90):
+        (binary,) = package.binaries.values()
+        path = tmp_path / "kernel.cubin"
+        path.write_bytes(binary.cubin)
+        command = [_tool("cuobjdump"), "-sass", str(path)]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        moves = re.findall(r"\b((?:LDG|STG)\.E\S*)", text)
+        assert moves and all(".128" in move for move in moves), moves

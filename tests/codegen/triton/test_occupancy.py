@@ -16,7 +16,7 @@ GPUS = [target for target in TARGETS.values() if not target.is_cpu]
 
 
 def held(name: str, registers: int, shared: int, threads: int) -> Occupancy:
-    found = occupancy(Resources(registers, 0, shared, threads), TARGETS[name])
+    found = occupancy(Resources(registers, 0, 0, shared, threads), TARGETS[name])
     assert found is not None
     return found
 
@@ -63,7 +63,7 @@ def test_every_architecture_that_kernels_are_compiled_for_has_limits():
 
 
 def test_a_device_without_limits_has_no_occupancy():
-    assert occupancy(Resources(32, 0, 0, 128), TARGETS["cpu"]) is None
+    assert occupancy(Resources(32, 0, 0, 0, 128), TARGETS["cpu"]) is None
 
 
 @given(
@@ -75,12 +75,12 @@ def test_a_device_without_limits_has_no_occupancy():
 def test_what_is_resident_fits_and_one_more_does_not_once_less_is_taken(
     target, registers, shared, threads
 ):
-    found = occupancy(Resources(registers, 0, shared, threads), target)
+    found = occupancy(Resources(registers, 0, 0, shared, threads), target)
     assert 0 <= found.share <= 1 and found.warps == found.blocks * threads // 32
     assert found.blocks * threads * registers <= target.registers_per_sm
     assert found.blocks * (shared + 1024) <= target.shared_memory_per_sm
     for less in (
-        Resources(registers // 2, 0, shared, threads),
-        Resources(registers, 0, 0, threads),
+        Resources(registers // 2, 0, 0, shared, threads),
+        Resources(registers, 0, 0, 0, threads),
     ):
         assert occupancy(less, target).blocks >= found.blocks

@@ -1,0 +1,221 @@
+"""The kernels of an engine: what each one is, takes, costs, and how often a step launches it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ...codegen.lowering import Buffers
+from ...codegen.program import Call, Program
+from ...codegen.triton.invocation import plan_call
+from ...codegen.triton.library import PREFIX as LIBRARY_PREFIX
+from ...codegen.triton.package import KernelPackage, launch_key, read_package
+from ...errors import UsageError
+from ...ir.dims import evaluate
+from ...ir.graph import Graph
+from ...ir.node import Node
+from ...ir.schema import schema
+from ...runtime.executor import CACHE_PREFIXES
+from ...runtime.image import EngineImage
+from ...targets import Target
+from .facts import FREE, Setting, bindings, compute_dtype, final_graph
+from .layers import split_layers
+
+VIEWS = FREE | {"const", "permute", "slice", "expand", "dim_value"}
+"""Ops that torch answers without a kernel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Calls within one run of the Program, at one setting.
+
+    Attributes:
+        launches: on the device; a library or torch call counts as one, whatever it launches.
+        flops, bytes: of the nodes that they compute, by their schemas.
+        seconds: the least time that the target's peak rates allow.
+        binaries: launch keys of the package that run.
+    """
+
+    launches: int = 0
+    flops: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    binaries: tuple[str, ...] = ()
+
+    def __add__(self, other: Step) -> Step:
+        return Step(
+            self.launches + other.launches,
+            self.flops + other.flops,
+            self.bytes + other.bytes,
+            self.seconds + other.seconds,
+            tuple(dict.fromkeys((*self.binaries, *other.binaries))),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class KernelFacts:
+    """One kernel of the Program.
+
+    Attributes:
+        name: a package's id, the op of a library call, else as the Program names it.
+        kind: as ``Call.kind``.
+        origin: the ops that its first call computes.
+        calls: how many the Program has.
+        steps: all of them together, by the names of the settings.
+        package: text, launch facts and binaries of a kernel of ours.
+    """
+
+    name: str
+    kind: str
+    origin: tuple[str, ...]
+    calls: int
+    steps: Mapping[str, Step]
+    package: KernelPackage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KernelReport:
+    """Every kernel of an engine.
+
+    Attributes:
+        kernels: the one with most roofline time at the first setting first.
+        whole: all calls together, by setting.
+        layers: of a causal LM, by its caches; 0 for a module.
+        a_layer: launches of one layer by setting, the mean where layers differ.
+    """
+
+    kernels: tuple[KernelFacts, ...]
+    whole: Mapping[str, Step]
+    layers: int
+    a_layer: Mapping[str, float]
+
+
+def kernel_report(image: EngineImage, settings: Sequence[Setting]) -> KernelReport:
+    """What the engine's Program consists of.
+
+    Raises:
+        EngineError: a kernel's files are missing or damaged.
+    """
+    graph, packages = final_graph(image), _packages(image)
+    made = nodes_of_calls(graph, image.program)
+    steps: dict[str, list[Step]] = {}
+    for setting in settings:
+        one = _At(image, bindings(graph, image, setting))
+        steps[setting.name] = [
+            one.step(call, nodes, packages.get(kernel_name(call)))
+            for call, nodes in zip(image.program.calls, made, strict=True)
+        ]
+    kernels = _grouped(image.program, packages, steps)
+    first = settings[0].name
+    layers = sum(name.startswith(CACHE_PREFIXES[0]) for name in image.program.inputs)
+    return KernelReport(
+        tuple(sorted(kernels, key=lambda k: (-k.steps[first].seconds, -k.calls, k.name))),
+        {name: sum(found, Step()) for name, found in steps.items()},
+        layers,
+        {name: _a_layer(graph, made, found, layers) for name, found in steps.items() if layers},
+    )
+
+
+def kernel_name(call: Call) -> str:
+    """What a report calls the kernel of a call: a package's id, or the op of a library."""
+    return call.kernel.rsplit("/", 1)[-1] if call.loader == "triton" else call.kernel
+
+
+def pick_kernel(kernels: Sequence[KernelFacts], wanted: str) -> KernelFacts:
+    """A kernel by its name, or by how it begins, hashes left out, if only one begins so.
+
+    Raises:
+        UsageError: no such kernel, or several; the message lists the names.
+    """
+    exact = [kernel for kernel in kernels if kernel.name == wanted]
+    alike = [kernel for kernel in kernels if kernel.name.startswith((f"{wanted}-", f"{wanted}_"))]
+    for found in (exact, alike):
+        if len(found) == 1:
+            return found[0]
+    raise UsageError(
+        f"kernel {wanted!r}",
+        expected=f"one of {', '.join(kernel.name for kernel in kernels)}",
+        found=f"{len(alike)} that begin so" if alike else "no kernel of that name",
+        remedy="Choose one of those.",
+    )
+
+
+def nodes_of_calls(graph: Graph, program: Program) -> list[tuple[Node, ...]]:
+    """The nodes whose results each call writes: backends name buffers after the graph's values
+    (`Buffers`). Of a call that computes more than it returns, as a session does, the last ones.
+    """
+    buffers = Buffers(graph)
+    maker = {name: node for node in graph.calls() for name in buffers.of(node)}
+    return [
+        tuple(dict.fromkeys(maker[name] for name in call.results if name in maker))
+        for call in program.calls
+    ]
+
+
+def _packages(image: EngineImage) -> dict[str, KernelPackage]:
+    kernels = {call.kernel for call in image.program.calls if call.loader == "triton"}
+    ids = sorted(k.rsplit("/", 1)[1] for k in kernels if not k.startswith(LIBRARY_PREFIX))
+    return {id: read_package(image.files.__getitem__, id) for id in ids}
+
+
+def _grouped(
+    program: Program, packages: Mapping[str, KernelPackage], steps: Mapping[str, Sequence[Step]]
+) -> list[KernelFacts]:
+    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for index, call in enumerate(program.calls):
+        groups[kernel_name(call), call.kind].append(index)
+    return [
+        KernelFacts(
+            name,
+            kind,
+            program.calls[indices[0]].origin,
+            len(indices),
+            {setting: sum((of[i] for i in indices), Step()) for setting, of in steps.items()},
+            packages.get(name),
+        )
+        for (name, kind), indices in groups.items()
+    ]
+
+
+def _a_layer(
+    graph: Graph, made: Sequence[Sequence[Node]], steps: Sequence[Step], layers: int
+) -> float:
+    """Launches of one layer, by the layers of the graph; where their number is another than that
+    of the caches, every launch of the step is shared out.
+    """
+    launches = {n: step.launches for nodes, step in zip(made, steps, strict=True) for n in nodes}
+    blocks = [block for block in split_layers(graph) if block.title.startswith("layer")]
+    if sum(block.repeat for block in blocks) != layers:
+        return sum(step.launches for step in steps) / layers
+    return sum(b.repeat * sum(launches.get(n, 0) for n in b.nodes) for b in blocks) / layers
+
+
+class _At:
+    """Steps of single calls at given sizes."""
+
+    def __init__(self, image: EngineImage, sizes: Mapping[str, int]) -> None:
+        self.program, self.target = image.program, Target.parse(image.target)
+        self.sizes = sizes
+
+    def step(self, call: Call, nodes: Sequence[Node], package: KernelPackage | None) -> Step:
+        launches, binaries = self._launches(call, package)
+        found = Step(launches, binaries=binaries)
+        for node in nodes:
+            cost = schema(node.op).cost(node)
+            flops = evaluate(cost.flops, self.sizes)
+            # What is a view to torch is a copy where a kernel of ours makes it.
+            free = package is None and node.op in VIEWS
+            moved = 0 if free else evaluate(cost.bytes, self.sizes)
+            dtype = compute_dtype(node, self.target)
+            seconds = self.target.roofline_seconds(flops, moved, dtype)
+            found += Step(0, flops, moved, seconds)
+        return found
+
+    def _launches(self, call: Call, package: KernelPackage | None) -> tuple[int, tuple[str, ...]]:
+        """How many launches the call makes, and of which binaries."""
+        if package is None:
+            return int(call.kernel.split("/", 1)[1] not in VIEWS), ()
+        results = [self.program.buffers[name] for name in call.results]
+        planned = plan_call(package.source, results, self.sizes).launches
+        return len(planned), tuple(dict.fromkeys(launch_key(launch) for launch, _, _ in planned))
