@@ -70,18 +70,17 @@ class DecodeGraphs:
         return captured.logits[:count]
 
     def _capture(self, shape: StepShape) -> _Captured:
-        """Runs the step once, for libraries to set themselves up, then records it."""
+        """Runs the step once, for libraries to set themselves up, then records it on a stream that
+        no library has worked on: what cuBLAS keeps for a stream is then made in the graph's own
+        pool. Elsewhere it would be freed under us, as torch.compile frees it for its own graphs.
+        """
         inputs = {**self.metadata.views(shape), **self.caches}
         device = self.runner.device
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
-            self.runner.run(inputs)
-        torch.cuda.current_stream(device).wait_stream(side)
+        self.runner.run(inputs)
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_reserved(device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=side):
+        with torch.cuda.graph(graph, pool=self._pool, stream=torch.cuda.Stream(device)):
             logits = self.runner.run(inputs)["logits"].float()
         self._pool = graph.pool()
         self.bytes += torch.cuda.memory_reserved(device) - before

@@ -46,13 +46,9 @@ QUESTIONS = (
     "What is the difference between weather and climate?",
 )
 ALONE = """
-import importlib.abc, json, sys, time
+import json, sys, time
 BLOCKED = ("triton", "transformers", "tilewright.compiler", "tilewright.passes")
-class Block(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if any(name == blocked or name.startswith(blocked + ".") for blocked in BLOCKED):
-            raise ImportError(f"{name} is blocked")
-sys.meta_path.insert(0, Block())
+sys.modules.update(dict.fromkeys(BLOCKED))  # importing one raises ModuleNotFoundError
 import tilewright as tw
 questions, tokens = json.loads(sys.argv[3]), int(sys.argv[4])
 started = time.perf_counter()
@@ -69,7 +65,7 @@ print(json.dumps({
     "calls": dict(engine.report()["calls"]), "graphs": sorted(graphs.captured) if graphs else [],
     "graph_bytes": graphs.bytes if graphs else 0,
     "itl_ms": 1e3 * sorted(found[-1].timings.itl)[tokens // 2],
-    "blocked": sorted(m for m in sys.modules if m.split(".")[0] in ("triton", "transformers")),
+    "imported_though_blocked": [m for m in BLOCKED if sys.modules.get(m) is not None],
 }))
 """
 
@@ -111,7 +107,7 @@ def main() -> int:
         "different": wrong,
         "batch_of_8_equal_to_alone": batched,
         "text": ours["texts"][0],
-        **{k: ours[k] for k in ("calls", "graphs", "graph_bytes", "itl_ms", "loaded_seconds", "blocked")},
+        **{k: ours[k] for k in ("calls", "graphs", "graph_bytes", "itl_ms", "loaded_seconds", "imported_though_blocked")},
     }
     print(json.dumps(result))
     return 1 if wrong else 0

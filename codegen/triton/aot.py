@@ -88,6 +88,7 @@ def _job(source: KernelSource, launch: Launch, arch: int) -> Job:
         "arch": arch,
         "num_warps": launch.num_warps,
         "num_stages": launch.num_stages,
+        "contracts": source.contracts,
     }
 
 

@@ -14,6 +14,7 @@ def compile_ahead_of_time(
     arch: int,
     num_warps: int,
     num_stages: int,
+    contracts: bool,
 ) -> Any:
     """Compiles a ``@triton.jit`` function without a device.
 
@@ -23,6 +24,7 @@ def compile_ahead_of_time(
             be divisible by 16.
         constexprs: value of each of the other parameters.
         arch: compute capability, 90 for sm_90.
+        contracts: whether a product and a sum may become one instruction that rounds once.
 
     Returns:
         Triton's compiled kernel: ``asm`` by kind, ``metadata``.
@@ -41,15 +43,19 @@ def compile_ahead_of_time(
         if type_.startswith("*")
     }
     source = ASTSource(function, signature, constants, pointers)
-    options = {"num_warps": num_warps, "num_stages": num_stages}
+    options = {
+        "num_warps": num_warps,
+        "num_stages": num_stages,
+        "enable_fp_fusion": contracts,
+    }
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
 def repair_interpreter() -> None:
     """Lets Triton's interpreter compute with bfloat16 as devices do.
 
-    Both releases cut float32 off where hardware rounds to nearest even, take other types' bits for
-    bfloat16's, and multiply matrices of bfloat16 as if their bits were integers.
+    Both releases cut float32 off where hardware rounds to nearest even, lose subnormal numbers, take
+    other types' bits for bfloat16's, and multiply its matrices as if the bits were integers.
     """
     import numpy as np
     import triton.language as tl
@@ -61,6 +67,8 @@ def repair_interpreter() -> None:
     convert, cast, dot = interpreter._convert_float, builder.cast_impl, builder.create_dot
 
     def rounded(data: Any, source: Any, target: Any, mode: Any) -> Any:
+        if (source, target) == (tl.bfloat16, tl.float32):
+            return data.astype(np.uint32) << 16
         if (source, target) != (tl.float32, tl.bfloat16):
             return convert(data, source, target, mode)
         bits = np.ascontiguousarray(data, dtype=np.float32).view(np.uint32)

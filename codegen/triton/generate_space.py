@@ -89,7 +89,7 @@ def space_of(members: Iterable[Node]) -> Space | None:
 
 def viewed(node: Node, layout: Layout) -> Layout | None:
     """Where a view (slice, expand, permute, reshape) of a value lies; None when it must copy."""
-    return layouts._VIEWED[node.op](node, layout)
+    return layouts.VIEWED[node.op](node, layout)
 
 
 def access(layout: Layout, shape: Sequence[Size], walked: Sequence[Size]) -> Access:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...ir.dims import Size, divide, product
 from ...ir.node import Node
-
-VIEWS = frozenset({"slice", "expand", "permute", "reshape"})
-
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -43,7 +40,7 @@ def located(node: Node) -> tuple[Node, Layout]:
     if node.op not in VIEWS:
         return node, dense(node.shape)
     base, layout = located(node.operands[0])
-    moved = _VIEWED[node.op](node, layout)
+    moved = VIEWED[node.op](node, layout)
     return (node, dense(node.shape)) if moved is None else (base, moved)
 
 
@@ -103,4 +100,11 @@ def _runs(dims: Sequence[tuple[Size, Size]]) -> list[tuple[Size, Size]]:
     return runs
 
 
-_VIEWED = {"slice": _slice, "permute": _permute, "expand": _expand, "reshape": _reshape}
+VIEWED: Mapping[str, Callable[[Node, Layout], Layout | None]] = {
+    "slice": _slice,
+    "permute": _permute,
+    "expand": _expand,
+    "reshape": _reshape,
+}
+"""By op: from where its operand lies to where its result does; None where it has to copy."""
+VIEWS = frozenset(VIEWED)

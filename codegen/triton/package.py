@@ -105,6 +105,7 @@ class KernelPackage:
         meta = {
             "name": self.source.name,
             "kind": self.source.kind,
+            "contracts": self.source.contracts,
             "variants": [_variant_to_json(variant) for variant in self.source.variants],
             "binaries": described,
         }
@@ -123,7 +124,9 @@ def read_package(read: Callable[[str], bytes], id: str) -> KernelPackage:
         meta = json.loads(read(f"{folder}/meta.json"))
         variants = tuple(_read_variant(variant) for variant in meta["variants"])
         text = read(f"{folder}/kernel.py").decode()
-        source = KernelSource(meta["name"], meta["kind"], text, variants)
+        source = KernelSource(
+            meta["name"], meta["kind"], text, variants, bool(meta["contracts"])
+        )
         binaries = {
             key: _read_binary(facts, read(f"{folder}/{facts['file']}"))
             for key, facts in meta["binaries"].items()

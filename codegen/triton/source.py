@@ -120,17 +120,20 @@ class KernelSource:
         kind: "generated" from a fused group, or a "template" written by hand.
         text: Python: ``HEADER`` and every function that its launches need, nothing else.
         variants: tried in order; the last one has no guard.
+        contracts: whether the compiler may make one rounding of a product and a sum. Not where each
+            value has to be rounded as the graph declares it.
     """
 
     name: str
     kind: Kind
     text: str
     variants: tuple[Variant, ...]
+    contracts: bool = False
 
     @property
     def digest(self) -> str:
-        """A hash of all that makes the kernel: text, arguments, constants, grids."""
-        return hashlib.sha256(repr((self.text, self.variants)).encode()).hexdigest()
+        """A hash of all that makes the kernel: text, arguments, constants, grids, contraction."""
+        return hashlib.sha256(repr((self.text, self.variants, self.contracts)).encode()).hexdigest()
 
 
 Emit: TypeAlias = Callable[[Node, tuple[Layout | None, ...], Target], KernelSource | None]

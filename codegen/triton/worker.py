@@ -44,6 +44,7 @@ def _compiled(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         arch=job["arch"],
         num_warps=job["num_warps"],
         num_stages=job["num_stages"],
+        contracts=job["contracts"],
     )
     cubin, metadata = compiled.asm["cubin"], compiled.metadata
     registers, local = resource_usage(cubin, folder)

@@ -85,7 +85,9 @@ def paged_attention_source(
     functions = ("_sequence_of", "_tanh", "_attend", "_merge")
     texts = [HEADER, _described(problem.node), jit_text(paged_attention_kernel, functions)]
     texts += [entry.text for entry in entries]
-    return KernelSource("paged_attention", "template", "".join(texts), tuple(variants))
+    return KernelSource(
+        "paged_attention", "template", "".join(texts), tuple(variants), contracts=True
+    )
 
 
 def _described(node: Node) -> str:

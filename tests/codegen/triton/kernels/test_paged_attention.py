@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -132,26 +131,6 @@ def truth(shape: Shape, node: Node, operands: Sequence[torch.Tensor | None]) -> 
     if shape.strided:
         wide[0] = wide[0][:, :, 2 : shape.heads + 2].transpose(1, 2)
     return REFERENCE(*wide, **dict(node.attrs))
-
-
-@pytest.fixture(autouse=True)
-def _dots_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton's interpreter multiplies the bits of bfloat16 numbers: give it float32 instead."""
-    from triton.language import bfloat16, float32
-    from triton.runtime import interpreter
-
-    create_dot = interpreter.InterpreterBuilder.create_dot
-
-    def widened(handle):
-        if handle.dtype.scalar != bfloat16:
-            return handle
-        bits = handle.data.view(np.uint16).astype(np.uint32) << 16
-        return interpreter.TensorHandle(bits.view(np.float32), float32)
-
-    def dot(self, a, b, *rest):
-        return create_dot(self, widened(a), widened(b), *rest)
-
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", dot)
 
 
 def run(
