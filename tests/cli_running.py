@@ -29,3 +29,11 @@ def spawn(*args: object, **options: object) -> subprocess.Popen:
         env=environment,
         **options,
     )
+
+
+def refused(result, *parts: str, code: int = 2) -> None:
+    """The message has its four labels and these parts, and no traceback."""
+    assert result.exit_code == code, result.output
+    for part in ("error:", "expected:", "found:", "remedy:", *parts):
+        assert part in result.stderr, (part, result.stderr)
+    assert "Traceback" not in result.output

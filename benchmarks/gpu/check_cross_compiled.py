@@ -87,7 +87,9 @@ def main() -> int:
     wrong = []
     for index, (prompt, tokens) in enumerate(zip(ours["prompts"], ours["tokens"], strict=True)):
         expected, gaps = _greedy(model, prompt, options.tokens)
-        first = next((i for i, (a, b) in enumerate(zip(tokens, expected, strict=True)) if a != b), None)
+        first = next(
+            (i for i, (a, b) in enumerate(zip(tokens, expected, strict=True)) if a != b), None
+        )
         if first is None:
             exact += 1
         elif dtype is torch.bfloat16 and gaps[first] < NEAR_TIE:
@@ -107,7 +109,17 @@ def main() -> int:
         "different": wrong,
         "batch_of_8_equal_to_alone": batched,
         "text": ours["texts"][0],
-        **{k: ours[k] for k in ("calls", "graphs", "graph_bytes", "itl_ms", "loaded_seconds", "imported_though_blocked")},
+        **{
+            k: ours[k]
+            for k in (
+                "calls",
+                "graphs",
+                "graph_bytes",
+                "itl_ms",
+                "loaded_seconds",
+                "imported_though_blocked",
+            )
+        },
     }
     print(json.dumps(result))
     return 1 if wrong else 0

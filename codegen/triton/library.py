@@ -66,7 +66,8 @@ class LibraryKernel:
             x if view is None or x is None else torch.as_strided(x, view[0], view[2], view[1])
             for x, view in zip(operands, known[1], strict=True)
         ]
-        return (self.function(*seen, **known[2]),)
+        # Attention answers in its operands' order of axes, convolutions in one they like.
+        return (self.function(*seen, **known[2]).contiguous(),)
 
 
 def _attention(
@@ -81,6 +82,8 @@ def _attention(
     causal: bool = False,
     window: int | None = None,
 ) -> torch.Tensor:
+    if scale <= 0:  # torch masks before it scales: minus infinity would change its sign
+        q, scale = q * scale, 1.0
     queries, keys = q.shape[2], k.shape[2]
     grouped = q.shape[1] != k.shape[1]
     if mask is None and alibi is None and window is None and (not causal or queries == keys):

@@ -6,6 +6,8 @@ operands are dense buffers, made by a copy kernel if need be.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ...ir.graph import Graph
 from ...ir.node import Attr, Node
 from ...ir.schema import schema
@@ -14,7 +16,7 @@ from ..eager.backend import eager_call, is_call
 from ..lowering import Buffers, assemble
 from ..program import Call, Program
 from .candidates import KERNELS
-from .layout import VIEWS, Layout, located
+from .layout import VIEWS, Layout, is_dense, located
 from .library import PREFIX, takes, views_of
 from .package import kernel_id
 from .source import KernelSource
@@ -64,6 +66,15 @@ class _Lowering:
         if node in self._dense or node.op not in VIEWS:
             return
         self._dense.add(node)
+        base, layout = located(node)
+        if base is not node and is_dense(layout, node.shape):
+            self.dense(base)
+            viewed = eager_call(node, self.buffers)  # torch makes a view of it, not a copy
+            name, attrs = self.buffers.one(base), {"shape": node.shape}
+            self.calls.append(
+                replace(viewed, kernel="eager/reshape", operands=(name,), attrs=attrs)
+            )
+            return
         base, layout = self._base(node.operands[0])
         source = self._source(node, (layout,))
         if source is not None:

@@ -162,13 +162,20 @@ class Random(nn.Module):
         return self.last(out), out, out.argmax(-1), out > 0.1, out.sum(-1)
 
 
-def _check(seed: int, depth: int, backend: str, dynamic: bool) -> None:
+def check(seed: int, depth: int, backend: str, dynamic: bool) -> None:
     module = Random(seed, depth).eval()
     example = torch.randn(BATCH, LENGTH, WIDTH)
     shapes = ({0: torch.export.Dim("batch", min=1, max=64)},) if dynamic else None
+    # Without a GPU Triton's kernels run in its interpreter.
+    target = "auto" if torch.cuda.is_available() else "cpu"
     try:
         engine = tw.compile(
-            module, (example,), backend=backend, verify="off", dynamic_shapes=shapes
+            module,
+            (example,),
+            backend=backend,
+            target=target,
+            verify="off",
+            dynamic_shapes=shapes,
         )
     except CaptureError:
         assert dynamic  # the module itself fixed its batch
@@ -199,8 +206,8 @@ def _agree(got: Tensor, want: Tensor, ideal: Tensor) -> None:
     assert bool((close | (got == want) | (got.isnan() & want.isnan())).all()), (got, want)
 
 
-@pytest.mark.parametrize("backend", ["eager", "onnxruntime"])
+@pytest.mark.parametrize("backend", ["eager", "onnxruntime", "triton"])
 @given(seed=st.integers(0, 10**9), depth=st.integers(1, 6), dynamic=st.booleans())
 @settings(max_examples=10)
 def test_random_modules(backend: str, seed: int, depth: int, dynamic: bool) -> None:
-    _check(seed, depth, backend, dynamic)
+    check(seed, depth, backend, dynamic)

@@ -1,0 +1,106 @@
+"""What can be wrong with a GPU: said in one message, with exit code 2, before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+import tilewright as tw
+from cli_running import COMPILE, refused, run
+from tilewright.errors import CapacityError, EngineError, UnsupportedError
+from tilewright.runtime import refit as refitting
+from tilewright.runtime.refit import refit
+from tilewright.targets import TARGETS, Target, gpu_problem
+from tiny_models import tiny_model
+
+
+@pytest.fixture(scope="module")
+def cross_compiled():
+    return tw.compile(tiny_model("llama"), target="h100", verify="off", max_model_len=64)
+
+
+def test_an_engine_for_a_gpu_on_a_machine_without(cross_compiled, tmp_path) -> None:
+    cross_compiled.save(tmp_path / "engine")
+    result = run("generate", tmp_path / "engine", "hello")
+    refused(result, "a sm_90 device, which it was compiled for (h100)", "cpu")
+    if torch.version.cuda is None:
+        assert "is a build without CUDA" in result.stderr
+
+
+def test_a_driver_that_is_too_old_is_told_in_torchs_words(monkeypatch) -> None:
+    def init() -> None:
+        raise RuntimeError(
+            "The NVIDIA driver on your system is too old (found version 11040).\nMore"
+        )
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "init", init)
+    assert gpu_problem() == "The NVIDIA driver on your system is too old (found version 11040)."
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    assert gpu_problem() == "no CUDA device is visible"
+
+
+def test_an_engine_for_another_gpu_is_compiled_there_with_a_note(
+    cross_compiled, monkeypatch
+) -> None:
+    monkeypatch.setattr(Target, "detect", lambda: TARGETS["a100"])
+    with pytest.warns(UserWarning, match=r"compiled for h100 \(sm_90\).*anew for a100 \(sm_80\)"):
+        image = refit(cross_compiled.image)
+    assert image.target == "a100" and image.weights is cross_compiled.image.weights
+    assert [call.kernel for call in image.program.calls if "linear" in call.kernel]
+    binaries = [name for name in image.files if name.endswith(".cubin")]
+    assert binaries and all(name.endswith("sm_80.cubin") for name in binaries)
+
+
+def test_an_engine_for_another_gpu_without_triton_is_refused(cross_compiled, monkeypatch) -> None:
+    monkeypatch.setattr(Target, "detect", lambda: TARGETS["a100"])
+    monkeypatch.setattr(refitting, "find_spec", lambda name: None)
+    assert refit(cross_compiled.image) is cross_compiled.image
+    with pytest.raises(EngineError, match=r"expected a sm_90 device.*compile with target='a100'"):
+        cross_compiled(torch.tensor([1, 2]))
+
+
+def test_a_device_of_the_same_architecture_takes_the_engine_as_it_is(
+    cross_compiled, monkeypatch
+) -> None:
+    monkeypatch.setattr(Target, "detect", lambda: TARGETS["h200"])
+    assert refit(cross_compiled.image) is cross_compiled.image
+
+
+def test_a_target_that_triton_does_not_know(gguf, tmp_path, monkeypatch) -> None:
+    old = dataclasses.replace(TARGETS["a100"], name="v100", arch=70)
+    with pytest.raises(UnsupportedError, match=r"sm_70: expected one of sm_80, .*found sm_70"):
+        tw.compile(torch.nn.LayerNorm(4), (torch.randn(2, 4),), target=old, verify="off")
+    monkeypatch.setattr("tilewright.targets.table.TARGETS", {**TARGETS, "v100": old})
+    result = run(
+        "compile", gguf, "-o", tmp_path / "e", *COMPILE, "--target", "v100", "--backend", "triton"
+    )
+    refused(result, "sm_70", "backend='eager'")
+    assert not (tmp_path / "e").exists()
+
+
+def test_triton_that_is_not_installed(monkeypatch) -> None:
+    from importlib import metadata
+
+    def version(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("tilewright.codegen.triton.aot.metadata.version", version)
+    with pytest.raises(UnsupportedError, match="the package triton.*pip install triton"):
+        tw.compile(torch.nn.LayerNorm(4), (torch.randn(2, 4),), target="h100", backend="triton")
+
+
+def test_too_little_memory_for_the_cache_says_how_much_it_needs() -> None:
+    engine = tw.compile(tiny_model("llama"), backend="eager", target="cpu", verify="off")
+    with pytest.raises(CapacityError, match=r"KV cache: expected .* GB for 4 buffers.*max_model"):
+        engine.executor.allocate(1 << 50, 16)
+
+
+def test_targets_says_why_there_is_no_gpu() -> None:
+    if torch.cuda.is_available():
+        return
+    assert json.loads(run("targets", "--json").stdout)["gpu_problem"] == gpu_problem()
