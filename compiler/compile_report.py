@@ -25,10 +25,10 @@ def make_report(
 ) -> dict[str, Json]:
     """The report that `Engine.report()` gives and ``report.json`` holds.
 
-    Keys: ``model``, ``capture`` (route, notes), ``seconds`` by phase, ``passes``, ``ops`` (calls
-        of the final graph by
-    op), ``calls`` (kernel calls by what computes them), ``fallbacks`` (notes of the backend), ``aten`` (calls
-    that run as torch defines them), ``largest_error`` (relative, of a pass or the Program),
+    Keys: ``model``, ``capture`` (route, notes), ``seconds`` by phase, ``passes``, ``ops`` (calls of
+    the final graph by op), ``calls`` (of the Program by what computes them: generated, template or
+    library with Triton, aten, else the backend), ``fallbacks`` (notes of the backend), ``aten``
+    (calls that run as torch defines them), ``largest_error`` (relative, of a pass or the Program),
     ``parameters`` and ``weight_bytes``.
     """
     weights = [graph.weights[param_name(node)] for node in graph.params]

@@ -35,6 +35,7 @@ class TritonBackend:
         from .aot import compile_sources
         from .lowering import lower_graph
         from .package import KernelPackage
+        from .show import show_packages
 
         tuned_for = TARGETS["h100"] if target.is_cpu else target
         program, sources, notes = lower_graph(graph, tuned_for)
@@ -42,6 +43,7 @@ class TritonBackend:
             packages = [KernelPackage(source, {}) for source in sources]
         else:
             packages = compile_sources(sources, target.arch)
+        show_packages(packages)
         files = {
             name: OwnBytes(content)
             for package in packages

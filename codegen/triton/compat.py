@@ -54,8 +54,8 @@ def compile_ahead_of_time(
 def repair_interpreter() -> None:
     """Lets Triton's interpreter compute with bfloat16 as devices do.
 
-    Both releases cut float32 off where hardware rounds to nearest even, lose subnormal numbers, take
-    other types' bits for bfloat16's, and multiply its matrices as if the bits were integers.
+    Both releases cut float32 off where hardware rounds to nearest even, lose subnormal numbers,
+    take other types' bits for bfloat16's, and multiply its matrices as if they were integers.
     """
     import numpy as np
     import triton.language as tl

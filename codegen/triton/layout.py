@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ...ir.dims import Size, divide, product
 from ...ir.node import Node
 
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Element ``[i, j, …]`` of the value is element ``offset + i * strides[0] + …`` of its buffer.

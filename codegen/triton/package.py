@@ -28,7 +28,7 @@ class Resources:
         registers: 32-bit registers a thread.
         local_bytes: local memory a thread: spilled registers, and arrays that are indexed at run
             time.
-        spills: bytes that a thread stores to or loads from spilled registers; 0 in a healthy kernel.
+        spills: bytes that a thread moves to or from spilled registers; 0 in a healthy kernel.
         shared: bytes of shared memory a block.
         threads: of a block.
     """

@@ -140,3 +140,17 @@ def test_dense_attention_of_a_module_is_the_librarys() -> None:
         engine = tw.compile(module, (q, k, v), backend="triton", target="cpu")
         assert engine.report()["calls"] == {"library": 1}
         torch.testing.assert_close(engine(q, k, v), module(q, k, v), rtol=1e-5, atol=1e-5)
+
+
+def test_the_debug_ladder_shows_kernels_configs_and_sources(monkeypatch, capsys, tmp_path) -> None:
+    graph = fuse(parse_graph("def g(x: f32[T, 8]):\n    y: f32[T, 8] = silu(x)\n    return {'y': y}\n"))
+    shown = []
+    for rung in ("1", "2", "3", "4"):
+        monkeypatch.setenv("TILEWRIGHT_DEBUG", rung)
+        BACKEND.lower(graph, H100)
+        shown.append(capsys.readouterr().err)
+    assert shown[0] == "" and "registers, 0 B spilled" in shown[1]
+    assert "COLUMNS" in shown[2] and "@triton.jit" not in shown[2] and "@triton.jit" in shown[3]
+    monkeypatch.setenv("TILEWRIGHT_DUMP", str(tmp_path))
+    BACKEND.lower(graph, H100)
+    assert {path.name for path in tmp_path.glob("kernels/*/*")} >= {"kernel.py", "meta.json"}
