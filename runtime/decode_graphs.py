@@ -35,8 +35,12 @@ class DecodeGraphs:
     Args:
         runner: of the Program; its weights are on a CUDA device.
         caches: the KV buffers by input name; the graphs hold their addresses.
-        max_sequences: the largest bucket.
+        max_sequences: the most sequences of a step.
         max_pages: pages of the longest sequence.
+
+    Attributes:
+        captured: by bucket.
+        bytes: device memory that the captures took, beside weights and caches.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class DecodeGraphs:
         device = self.runner.device
         self.runner.run(inputs)
         torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()  # as the capture does: what it frees is not the graph's
         before = torch.cuda.memory_reserved(device)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=torch.cuda.Stream(device)):
