@@ -16,7 +16,7 @@ from ..ir.node import Attr, Node
 from .base import Pass
 from .rewrite import rebuild
 
-_Tables: TypeAlias = "tuple[Node, Node, Attr] | None"  # cos and sin [T, R/2], layout
+_Tables: TypeAlias = "tuple[Node, Node, Attr, Attr] | None"  # cos, sin [T, R/2], layout, stepwise
 
 
 def fuse_append(graph: Graph) -> Graph:
@@ -41,8 +41,8 @@ def fuse_append(graph: Graph) -> Graph:
         paged_attention_0: f32[T, 4, 8] = paged_attention(item_2, item_0, item_1, …)
 
     What does not fit stays in front of it: a norm over more than one head or without a weight, a
-    second epsilon, a q that is turned by other tables than k. Where nothing is done to q, it is
-    no operand.
+    second epsilon, a norm and a rope of which one is stepwise, a q that is turned by other tables
+    than k. Where nothing is done to q, it is no operand.
     """
     replacements: dict[Node, Node] = {}
     for node in graph.nodes:
@@ -60,7 +60,7 @@ class _Path:
 
     Attributes:
         x: [T, heads, D], before everything.
-        weight, eps: of the norm.
+        weight, eps, stepwise: of the norm.
         normed: what the norm gives, [T, heads, D]; ``x`` without one.
         tables: of the rotation.
     """
@@ -68,12 +68,17 @@ class _Path:
     x: Node
     weight: Node | None
     eps: Attr
+    stepwise: Attr
     normed: Node
     tables: _Tables
 
     def without_norm(self) -> _Path:
         """The same with the norm left in front of it."""
-        return replace(self, x=self.normed, weight=None, eps=None)
+        return replace(self, x=self.normed, weight=None, eps=None, stepwise=None)
+
+    def rounding(self) -> Attr:
+        """The ``stepwise`` of the rope, of the norm where there is none."""
+        return self.stepwise if self.tables is None else self.tables[3]
 
 
 def _appended(graph: Graph, attention: Node) -> dict[Node, Node] | None:
@@ -93,8 +98,9 @@ def _appended(graph: Graph, attention: Node) -> dict[Node, Node] | None:
     q = _query_path(value, k)
     operands = (k.x, new_v, k_cache, v_cache, slots)
     x, weight, eps = (None, None, None) if q is None else (q.x, q.weight, q.eps)
-    cos, sin, layout = k.tables or (None, None, None)
-    attrs = {"layout": layout, "eps": k.eps if eps is None else eps}
+    cos, sin, layout, _ = k.tables or (None, None, None, None)
+    rounding = k.rounding() if q is None or q.weight is None else q.rounding()
+    attrs = {"layout": layout, "eps": k.eps if eps is None else eps, "stepwise": rounding}
     call = make("append_kv", *operands, x, cos, sin, weight, k.weight, **attrs)
     found = {k_write: item(call, 0), v_write: item(call, 1)}
     if q is not None:
@@ -107,7 +113,7 @@ def _appended(graph: Graph, attention: Node) -> dict[Node, Node] | None:
 def _query_path(value: Node, k: _Path) -> _Path | None:
     """The path of q as far as it can be taken together with k's, None where that is not at all."""
     q = _path(value)
-    if k.weight is not None and q.weight is not None and k.eps != q.eps:
+    if k.weight is not None and q.weight is not None and (k.eps, k.stepwise) != (q.eps, q.stepwise):
         q = q.without_norm()
     changed = q.tables is not None or q.weight is not None
     fits = q.tables == k.tables and q.x.shape[0] == k.x.shape[0]
@@ -119,9 +125,10 @@ def _path(value: Node) -> _Path:
     normed, tables = _rotation(value) or (value, None)
     norm = _below_reshape(normed)
     if norm.op != "rms_norm" or norm.args[1] is None or norm.shape[-1] != value.shape[-1]:
-        return _Path(normed, None, None, normed, tables)
-    x = _reshaped(norm.operands[0], *value.shape)
-    return _Path(x, norm.args[1], norm.attr("eps"), normed, tables)
+        return _Path(normed, None, None, None, normed, tables)
+    x, stepwise = _reshaped(norm.operands[0], *value.shape), norm.attr("stepwise")
+    path = _Path(x, norm.args[1], norm.attr("eps"), stepwise, normed, tables)
+    return path if path.rounding() == stepwise else path.without_norm()
 
 
 def _rotation(value: Node) -> tuple[Node, _Tables] | None:
@@ -141,7 +148,7 @@ def _rotation(value: Node) -> tuple[Node, _Tables] | None:
             return None
         source = source.operands[0]
     cos, sin = (_reshaped(table, rows, half) for table in tables)
-    return _reshaped(source, *value.shape), (cos, sin, rope.attr("layout"))
+    return _reshaped(source, *value.shape), (cos, sin, rope.attr("layout"), rope.attr("stepwise"))
 
 
 def _widened(value: Node) -> Node:

@@ -168,6 +168,13 @@ def is_number(node: Node, value: float) -> bool:
     return torch.tensor(found, dtype=dtype).item() == torch.tensor(value, dtype=dtype).item()
 
 
+def steps_round(node: Node) -> bool | None:
+    """The ``stepwise`` of a formula of several ops in the element type of its result: True where
+    each of them rounds, in 16 bits; None in float32, in which kernels compute anyway.
+    """
+    return True if node.dtype in (DType.BF16, DType.F16) else None
+
+
 def close(found: float, value: float, dtype: DType) -> bool:
     """Whether two numbers agree as constants of ``dtype``; exactly, for 0, infinities and
     integers.

@@ -6,20 +6,22 @@ from ..ir.build import make
 from ..ir.graph import Graph
 from ..ir.node import Node
 from .base import Pass
+from .match import steps_round
 from .rewrite import Context, Rule, rewrite
 
 _ACTIVATIONS = ("silu", "gelu", "relu", "sigmoid")
 
 
 def gate_and_up(node: Node, context: Context) -> Node | None:
-    """``mul(silu(gate), up) → gated(gate, up, activation="silu")``."""
+    """``mul(silu(gate), up) → gated(gate, up, activation="silu")``, ``stepwise`` in 16 bits."""
     for active, up in (node.operands, node.operands[::-1]):
         if active.op not in _ACTIVATIONS or not context.single_use(active):
             continue
         gate = active.operands[0]
         if up not in (gate, active) and gate.type == up.type:
             tanh = active.attr("approximate") == "tanh"
-            return make("gated", gate, up, activation="gelu_tanh" if tanh else active.op)
+            name = "gelu_tanh" if tanh else active.op
+            return make("gated", gate, up, activation=name, stepwise=steps_round(node))
     return None
 
 

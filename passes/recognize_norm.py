@@ -2,16 +2,16 @@
 arithmetic.
 
 The core is found first; then the casts around it, the weight and the bias join it, in whatever
-order they stand.
+order they stand. A weight that joins in 16 bits makes it ``stepwise``: the model rounds before it.
 """
 
 from __future__ import annotations
 
 from ..ir.build import make
 from ..ir.graph import Graph
-from ..ir.node import Node
+from ..ir.node import Attr, Node
 from .base import Pass
-from .match import Capture, P, any_node, equation, scalar, value_of
+from .match import Capture, P, any_node, equation, scalar, steps_round, value_of
 from .rewrite import Context, Rule, rewrite
 
 X, EPS = any_node("x"), scalar("eps")
@@ -42,11 +42,17 @@ def centred(node: Node, context: Context) -> Node | None:
 
 
 def weighted(node: Node, context: Context) -> Node | None:
-    """``mul(rms_norm(x), w [D]) → rms_norm(x, w)``; the same for ``layer_norm``."""
+    """``mul(rms_norm(x), w [D]) → rms_norm(x, w)``; the same for ``layer_norm``.
+
+    The Llama family multiplies what it has rounded to 16 bits, Gemma before it rounds.
+    """
     for norm, weight in (node.operands, node.operands[::-1]):
         plain = norm.op in NORMS and len(norm.operands) == 1
         if plain and weight.shape == norm.shape[-1:] and context.single_use(norm):
-            return make(norm.op, norm.operands[0], weight, eps=norm.attr("eps"))
+            attrs: dict[str, Attr] = {"eps": norm.attr("eps")}
+            if norm.op == "rms_norm":
+                attrs["stepwise"] = steps_round(node)
+            return make(norm.op, norm.operands[0], weight, **attrs)
     return None
 
 
@@ -66,6 +72,8 @@ def narrow(node: Node, context: Context) -> Node | None:
     """
     norm = node.operands[0]
     if norm.op not in NORMS or norm.operands[0].op != "cast" or not context.single_use(norm):
+        return None
+    if norm.attr("stepwise"):  # it rounds to a type that the whole does not have
         return None
     x = norm.operands[0].operands[0]
     if x.dtype is not node.dtype or not x.dtype.is_float or x.dtype.bytes > norm.dtype.bytes:

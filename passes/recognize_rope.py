@@ -3,7 +3,7 @@
 ``half`` turns the pairs (x[i], x[i + R/2]), ``interleaved`` the pairs (x[2i], x[2i + 1]). The
 op takes one angle a pair,
 so cos and sin that models repeat to R entries must be proven to repeat: both parts have to be
-the same node.
+the same node. In 16 bits, where the products and their sum round, it is ``stepwise``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from ..ir.build import make, reshape
 from ..ir.graph import Graph
 from ..ir.node import Node
 from .base import Pass
+from .match import steps_round
 from .push import cut, sliced
 from .rewrite import Context, Rule, rewrite
 
@@ -88,7 +89,7 @@ def rotated_by_parts(node: Node, context: Context) -> Node | None:
         a, b, cos, sin = found
         x = _whole(a, b, layout)
         if x is not None and x.type == node.type:
-            return make("rope", x, *_alike(cos, sin), layout=layout.name)
+            return _call(x, cos, sin, layout)
     return None
 
 
@@ -118,7 +119,7 @@ def partial(node: Node, context: Context) -> Node | None:
     if not adjacent or not along:
         return None
     whole = make("slice", *x.operands, dim=dim, start=x.attr("start"), stop=rest.attr("stop"))
-    return make("rope", whole, cos, sin, layout=rope.attr("layout"))
+    return make("rope", whole, cos, sin, **dict(rope.attrs))
 
 
 def _turned(quarter: Node, straight: Node, layout: _Layout) -> tuple[Node | None, bool]:
@@ -140,13 +141,13 @@ def _turned(quarter: Node, straight: Node, layout: _Layout) -> tuple[Node | None
 def _rope(x: Node, cos: Node, sin: Node, layout: _Layout) -> Node | None:
     if any(t.type.rank == 0 or t.shape[-1] != x.shape[-1] for t in (cos, sin)):
         return None
-    halves = []
-    for table in (cos, sin):
-        first, second = layout.parts(table, deep=True)
-        if first is not second:
-            return None
-        halves.append(first)
-    return make("rope", x, *_alike(*halves), layout=layout.name)
+    (cos, cos_again), (sin, sin_again) = (layout.parts(table, deep=True) for table in (cos, sin))
+    repeat = cos is cos_again and sin is sin_again
+    return _call(x, cos, sin, layout) if repeat else None
+
+
+def _call(x: Node, cos: Node, sin: Node, layout: _Layout) -> Node:
+    return make("rope", x, *_alike(cos, sin), layout=layout.name, stepwise=steps_round(x))
 
 
 def _alike(cos: Node, sin: Node) -> tuple[Node, Node]:

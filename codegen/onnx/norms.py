@@ -44,11 +44,15 @@ def _norm_of(e: Emitter, node: Node) -> Node | None:
 
 
 def _rms_norm(e: Emitter, node: Node, x: str, weight: str = "") -> str | Refusal:
-    scale = weight or _ones(e, node)
+    steps = bool(node.attr("stepwise"))
+    scale = _ones(e, node) if steps or not weight else weight
     if isinstance(scale, Refusal):
         return scale
-    scale = _as(e, scale, node.args[1], node.dtype)
-    return e.op("SimplifiedLayerNormalization", x, scale, axis=-1, epsilon=node.attr("eps"))
+    scale = scale if steps else _as(e, scale, node.args[1], node.dtype)
+    normed = e.op("SimplifiedLayerNormalization", x, scale, axis=-1, epsilon=node.attr("eps"))
+    if not steps:
+        return normed
+    return _narrow(e, node, e.op("Mul", _wide(e, node, normed), _wide(e, node, weight)))
 
 
 def _layer_norm(e: Emitter, node: Node, x: str, weight: str = "", bias: str = "") -> str | Refusal:
@@ -84,7 +88,30 @@ def activate(e: Emitter, activation: str, x: str) -> str:
 
 
 def _gated(e: Emitter, node: Node, gate: str, up: str) -> str:
-    return e.op("Mul", activate(e, str(node.attr("activation")), gate), up)
+    activation = str(node.attr("activation"))
+    if not node.attr("stepwise"):
+        return e.op("Mul", activate(e, activation, gate), up)
+    active = _step(e, node, activate(e, activation, _wide(e, node, gate)))
+    return _narrow(e, node, e.op("Mul", active, _wide(e, node, up)))
+
+
+def _wide(e: Emitter, node: Node, x: str) -> str:
+    """A 16-bit value in float32: ONNX Runtime has few ops that round to 16 bits by themselves."""
+    return e.op("Cast", x, to=ELEMENT_TYPES[DType.F32]) if _is_narrow(node) else x
+
+
+def _narrow(e: Emitter, node: Node, x: str) -> str:
+    """What was computed wide, in the node's element type."""
+    return e.op("Cast", x, to=ELEMENT_TYPES[node.dtype]) if _is_narrow(node) else x
+
+
+def _step(e: Emitter, node: Node, x: str) -> str:
+    """A wide value where the model rounds, wide again."""
+    return _wide(e, node, _narrow(e, node, x))
+
+
+def _is_narrow(node: Node) -> bool:
+    return node.dtype in (DType.F16, DType.BF16)
 
 
 def _rope(e: Emitter, node: Node, x: str, cos: str, sin: str) -> str:
@@ -124,8 +151,16 @@ def _rotate(e: Emitter, node: Node, x: str, cos: str, sin: str) -> str:
         a, b = _cut(e, rotated, 0, half), _cut(e, rotated, half, 2 * half)
     else:
         a, b = _cut(e, rotated, 0, 2 * half, 2), _cut(e, rotated, 1, 2 * half, 2)
-    first = e.op("Sub", e.op("Mul", a, cos), e.op("Mul", b, sin))
-    second = e.op("Add", e.op("Mul", b, cos), e.op("Mul", a, sin))
+    steps = bool(node.attr("stepwise"))
+    if steps:
+        a, b, cos, sin = (_wide(e, node, value) for value in (a, b, cos, sin))
+    a_cos, a_sin, b_cos, b_sin = (
+        _step(e, node, product) if steps else product
+        for product in (e.op("Mul", part, table) for part in (a, b) for table in (cos, sin))
+    )
+    first, second = e.op("Sub", a_cos, b_sin), e.op("Add", b_cos, a_sin)
+    if steps:
+        first, second = _narrow(e, node, first), _narrow(e, node, second)
     if node.attr("layout") == "interleaved":
         axis = e.ints(node.type.rank)
         pairs = [e.op("Unsqueeze", part, axis) for part in (first, second)]

@@ -17,6 +17,7 @@ Values are rounded to their declared type after each op, so that fusing them cha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from ...ir.dims import Dim
@@ -36,7 +37,10 @@ from .layout import Layout
 from .source import Argument, KernelSource, Launch, Pointer, Variant
 
 # Names that a kernel's text gives a meaning of its own.
-_TAKEN = frozenset(["row", "cols", "in_rows", "in_cols", "start", "range", "float", "tl", "triton"])
+_TAKEN = re.compile(
+    "row|cols|in_rows|in_cols|start|range|float|tl|triton|rows|width|blocks"
+    r"|size_\d+|axis_\d+|axes_\d+_\d+|const_\d+|out\d+"
+)
 _MANY_OPERANDS = 4
 
 
@@ -84,7 +88,8 @@ class _Kernel:
         tile = tile_for(space, self.reduces, 16 if self.reduces and few else 8)
         self.index = Indexer(space, tile)
         self.names = {
-            node: f"{name}_" if name in _TAKEN else name for node, name in value_names(body).items()
+            node: f"{name}_" if _TAKEN.fullmatch(name) else name
+            for node, name in value_names(body).items()
         }
         self.steps: list[Step] = []
         self.values: dict[Node, Value] = {}
@@ -95,7 +100,7 @@ class _Kernel:
             self._compute(member)
             for number, output in enumerate(self.body.outputs):
                 if output is member:
-                    self._store(member, self.body.output_names[number])
+                    self._store(member, f"out{number}")
         name, tile = self.body.name, self.index.tile
         lines = self._lines()
         arguments: tuple[Argument, ...] = (*self._pointers(), *self.index.arguments())
@@ -117,10 +122,9 @@ class _Kernel:
             Pointer(f"{self.names[node]}_ptr", node.dtype, "operand", position)
             for position, node in enumerate(self.body.inputs)
         )
-        outputs = zip(self.body.output_names, self.body.outputs, strict=True)
         results = (
-            Pointer(f"{name}_ptr", node.dtype, "result", position)
-            for position, (name, node) in enumerate(outputs)
+            Pointer(f"out{position}_ptr", node.dtype, "result", position)
+            for position, node in enumerate(self.body.outputs)
         )
         return (*operands, *results)
 

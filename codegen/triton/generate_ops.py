@@ -133,6 +133,8 @@ def elementwise(node: Node, args: Sequence[str]) -> str | None:
         return _cast(args[0], node.operands[0].dtype, node.dtype)
     if node.op == "gated":
         gate = activation(str(node.attr("activation")), args[0], node.dtype)
+        if node.attr("stepwise"):
+            gate = rounded(gate, node.dtype)
         return rounded(f"{gate} * {args[1]}", node.dtype)
     text = _text(node, args)
     return text if text is None or node.op in _EXACT else rounded(text, node.dtype)

@@ -93,8 +93,14 @@ def _rms_norm(node: Node, name: str, args: Args, row: Row) -> Iterator[Step]:
     yield row.reduce(f"{name}_squares", "sum", f"{x.name} * {x.name}", (x,), node.dtype)
     step, scale = _scale(node, name, row)
     yield step
-    text = f"{x.name} * {scale.name}" + (f" * {weight.like(node.dtype)}" if weight else "")
-    yield point(name, rounded(text, node.dtype), node.dtype, (x, scale, weight))[0]
+    text = f"{x.name} * {scale.name}"
+    of: tuple[Value, ...] = (x, scale)
+    if node.attr("stepwise"):
+        step, normed = point(f"{name}_normed", rounded(text, node.dtype), node.dtype, of)
+        yield step
+        text, of = normed.name, (normed,)
+    text += f" * {weight.like(node.dtype)}" if weight else ""
+    yield point(name, rounded(text, node.dtype), node.dtype, (*of, weight))[0]
 
 
 def _layer_norm(node: Node, name: str, args: Args, row: Row) -> Iterator[Step]:

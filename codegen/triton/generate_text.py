@@ -63,8 +63,6 @@ def load_text(pointer: str, element: str, mask: str, dtype: DType) -> str:
 
 def helper_text(lines: Iterable[str]) -> str:
     """The text of the functions (functions.py) that lines call, and of those that these call."""
-    from . import functions  # imports triton, which a process that generates nothing can lack
-
     calls = _calls()
     wanted: set[str] = set()
     pending = [name for line in lines for name in _HELPER.findall(line)]
@@ -73,7 +71,14 @@ def helper_text(lines: Iterable[str]) -> str:
         if name not in wanted:
             wanted.add(name)
             pending.extend(calls[name])
-    return jit_text(functions, wanted)
+    return _text_of(frozenset(wanted))
+
+
+@cache
+def _text_of(names: frozenset[str]) -> str:
+    from . import functions  # imports triton, which a process that generates nothing can lack
+
+    return jit_text(functions, names)
 
 
 @cache

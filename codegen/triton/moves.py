@@ -9,7 +9,7 @@ from ...ir.dtypes import DType
 from ...ir.node import Node
 from ...targets import Target
 from .generate_index import Indexer, tile_for
-from .generate_ops import held
+from .generate_ops import held, rounded
 from .generate_space import Access, Space, access, picked, viewed, wide
 from .generate_text import kernel_text, load_text
 from .layout import Layout, dense
@@ -56,11 +56,20 @@ def emit_rope(
     turned = [_part(result, walked, number * step[1], step[0]) for number in range(2)]
     for name, found in zip("ab", pair, strict=True):
         lines.append(f"{name} = {load_text('x_ptr', index.element(found), mask, x.dtype)}")
-    for text, found in zip(("a * cos - b * sin", "b * cos + a * sin"), turned, strict=True):
+    for text, found in zip(_turned(node), turned, strict=True):
         lines.append(_store("out_ptr", index.block(found), f"({text}){_narrowed(x)}", mask))
     lines += _rest(index, source, result, walked, 2 * half, width)
     pointers = _pointers(node, ("x", "cos", "sin"))
     return _source("rope", _about(node), index, pointers, lines)
+
+
+def _turned(node: Node) -> tuple[str, str]:
+    """Both members of a pair (a, b) after the turn, the last rounding left out."""
+    products = [f"{part} * {table}" for part in "ab" for table in ("cos", "sin")]
+    if node.attr("stepwise"):
+        products = [rounded(product, node.dtype) for product in products]
+    a_cos, a_sin, b_cos, b_sin = products
+    return f"{a_cos} - {b_sin}", f"{b_cos} + {a_sin}"
 
 
 def emit_kv_write(

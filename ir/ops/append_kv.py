@@ -30,6 +30,7 @@ def _append_type(
     *,
     layout: str = "half",
     eps: float | None = None,
+    stepwise: bool | None = None,
 ) -> TupleType:
     for cache, new in ((k_cache, k), (v_cache, v)):
         KV_WRITE.infer(cache, new, slot_mapping)
@@ -42,15 +43,18 @@ def _append_type(
     tables = None if cos is None and sin is None else (cos, sin)
     if tables is None and layout != "half":  # one spelling of a call that turns nothing
         raise ill_typed("append_kv", "layout where there are cos and sin", k)
+    if stepwise is not None and tables is None and eps is None:
+        raise ill_typed("append_kv", "a norm or rope where it is stepwise", k)
     for x, weight in ((k, k_weight), (q, q_weight)):
         if x is None:
             continue
         if x.rank != 3 or (x.shape[0], x.shape[2]) != (k.shape[0], k.shape[2]):
             raise ill_typed("append_kv", "q [T, H, D] and k [T, G, D]", x, k)
         if weight is not None:
-            RMS_NORM.infer(x, weight, eps=eps)
+            RMS_NORM.infer(x, weight, eps=eps, stepwise=stepwise)
         if tables is not None:
-            ROPE.infer(x, *(_table_type(table, k) for table in tables), layout=layout)
+            rows = (_table_type(table, k) for table in tables)
+            ROPE.infer(x, *rows, layout=layout, stepwise=stepwise)
     return (k_cache, v_cache) if q is None else (k_cache, v_cache, q)
 
 
@@ -75,14 +79,15 @@ def append_rows(
     *,
     layout: str = "half",
     eps: float | None = None,
+    stepwise: bool | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """``append_kv`` into the contiguous caches it is given, which it returns."""
 
     def turned(x: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
-        y = x if weight is None else _one(RMS_NORM, x, weight, eps=eps)
+        y = x if weight is None else _one(RMS_NORM, x, weight, eps=eps, stepwise=stepwise)
         if cos is None or sin is None:
             return y
-        return _one(ROPE, y, cos[:, None], sin[:, None], layout=layout)
+        return _one(ROPE, y, cos[:, None], sin[:, None], layout=layout, stepwise=stepwise)
 
     write_rows(k_cache, turned(k, k_weight), slot_mapping)
     write_rows(v_cache, v, slot_mapping)
@@ -145,6 +150,7 @@ def _samples(g: torch.Generator) -> list[Sample]:
         Sample((*new, q, *whole, *weights), {"eps": 1e-5}),
         Sample((*new, q, *part, None, weights[1]), {"eps": 1e-5, "layout": "interleaved"}),
         Sample((*new, q, None, None, *weights), {"eps": 1e-5}),
+        Sample((*new, q, *whole, *weights), {"eps": 1e-5, "stepwise": True}),
     ]
 
 
@@ -157,7 +163,7 @@ APPEND_KV = register(
         ),
         _append_type,
         _append,
-        ("layout", "eps"),
+        ("layout", "eps", "stepwise"),
         _flops,
         _samples,
         aliases=((0, 2), (1, 3)),
@@ -165,5 +171,6 @@ APPEND_KV = register(
     )
 )
 """``k_cache, v_cache[, q]``: rows ``rope(rms_norm(k))`` and ``v`` at ``slot_mapping``, and
-``rope(rms_norm(q))``; without a weight no norm, without cos and sin no rope.
+``rope(rms_norm(q))``; without a weight no norm, without cos and sin no rope; ``stepwise`` is that
+of both.
 """

@@ -1,6 +1,7 @@
 """Normalisations, rotary embedding, gated activations: what the recognisers find in transformers.
 
-Their references compute in float32 at least and round once, as the kernels do.
+Their references compute in float32 at least and round once, as the kernels do. With ``stepwise``
+they round where models do that write the formula in 16 bits: after each step.
 """
 
 from __future__ import annotations
@@ -34,6 +35,16 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+def check_stepwise(op: str, stepwise: bool | None, x: TensorType, *others: TensorType) -> None:
+    """GraphError for a ``stepwise`` that is neither True nor None, or where the steps are not all
+    in one element type that torch computes in.
+    """
+    if stepwise is None:
+        return
+    if stepwise is not True or x.dtype.is_float8 or any(o.dtype is not x.dtype for o in others):
+        raise ill_typed(op, "stepwise True or None, and then one element type", x, *others)
+
+
 def _norm_type(x: TensorType, *affine: TensorType | None, eps: float) -> TensorType:
     given = [a for a in affine if a is not None]
     if not x.rank or not x.dtype.is_float or any(not a.dtype.is_float for a in given):
@@ -43,10 +54,29 @@ def _norm_type(x: TensorType, *affine: TensorType | None, eps: float) -> TensorT
     return x
 
 
-def _rms_norm(x: torch.Tensor, weight: torch.Tensor | None = None, *, eps: float) -> torch.Tensor:
+def _rms_norm_type(
+    x: TensorType, weight: TensorType | None = None, *, eps: float, stepwise: bool | None = None
+) -> TensorType:
+    if weight is None:  # a single step: one spelling
+        if stepwise is not None:
+            raise ill_typed("rms_norm", "a weight where it is stepwise", x)
+        return _norm_type(x, eps=eps)
+    check_stepwise("rms_norm", stepwise, x, weight)
+    return _norm_type(x, weight, eps=eps)
+
+
+def _rms_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    *,
+    eps: float,
+    stepwise: bool | None = None,
+) -> torch.Tensor:
     wide = widened(x)
     y = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return (y if weight is None else y * weight.to(y.dtype)).to(x.dtype)
+    if stepwise:
+        y = y.to(x.dtype)
+    return (y if weight is None else widened(y) * weight.to(wide.dtype)).to(x.dtype)
 
 
 def _layer_norm(
@@ -62,8 +92,14 @@ def _layer_norm(
 
 
 def _rope_type(
-    x: TensorType, cos: TensorType, sin: TensorType, *, layout: str = "half"
+    x: TensorType,
+    cos: TensorType,
+    sin: TensorType,
+    *,
+    layout: str = "half",
+    stepwise: bool | None = None,
 ) -> TensorType:
+    check_stepwise("rope", stepwise, x, cos, sin)
     half, width = cos.shape[-1], x.shape[-1]
     if cos.shape != sin.shape or layout not in ("half", "interleaved"):
         raise ill_typed("rope", "cos and sin of one shape, layout half or interleaved", x, cos, sin)
@@ -78,10 +114,15 @@ def _rope_type(
 
 
 def _rope(
-    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, layout: str = "half"
+    x: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    *,
+    layout: str = "half",
+    stepwise: bool | None = None,
 ) -> torch.Tensor:
     half = cos.shape[-1]
-    wide = widened(x)
+    wide = x if stepwise else widened(x)  # torch rounds each product and sum to its element type
     cos, sin = cos.to(wide.dtype), sin.to(wide.dtype)
     rotated, rest = wide[..., : 2 * half], wide[..., 2 * half :]
     if layout == "half":
@@ -93,14 +134,22 @@ def _rope(
     return torch.cat((turned, rest), -1).to(x.dtype)
 
 
-def _gated_type(gate: TensorType, up: TensorType, *, activation: str) -> TensorType:
+def _gated_type(
+    gate: TensorType, up: TensorType, *, activation: str, stepwise: bool | None = None
+) -> TensorType:
+    check_stepwise("gated", stepwise, gate, up)
     if gate != up or activation not in ACTIVATIONS or not gate.dtype.is_float:
         raise ill_typed("gated", f"equal types, activation among {sorted(ACTIVATIONS)}", gate, up)
     return gate
 
 
-def _gated(gate: torch.Tensor, up: torch.Tensor, *, activation: str) -> torch.Tensor:
-    return (ACTIVATIONS[activation](widened(gate)) * widened(up)).to(gate.dtype)
+def _gated(
+    gate: torch.Tensor, up: torch.Tensor, *, activation: str, stepwise: bool | None = None
+) -> torch.Tensor:
+    active = ACTIVATIONS[activation](widened(gate))
+    if stepwise:
+        active = active.to(gate.dtype)
+    return (active * widened(up)).to(gate.dtype)
 
 
 def _flops_norm(node: Node) -> Size:
@@ -119,13 +168,14 @@ RMS_NORM = register(
     OpSchema(
         "rms_norm",
         ("x", "weight?"),
-        _norm_type,
+        _rms_norm_type,
         _rms_norm,
-        ("eps",),
+        ("eps", "stepwise"),
         _flops_norm,
         lambda g: [
             Sample((_x(g, 3, 8), _x(g, 8)), {"eps": 1e-5}),
             Sample((_x(g, 3, 8),), {"eps": 1e-6}),
+            Sample((_x(g, 3, 8), _x(g, 8)), {"eps": 1e-5, "stepwise": True}),
         ],
     )
 )
@@ -150,11 +200,12 @@ ROPE = register(
         ("x", "cos", "sin"),
         _rope_type,
         _rope,
-        ("layout",),
+        ("layout", "stepwise"),
         _flops_rope,
         lambda g: [
             Sample((_x(g, 3, 2, 8), _x(g, 3, 1, 4), _x(g, 3, 1, 4)), {"layout": "half"}),
             Sample((_x(g, 3, 2, 8), _x(g, 3, 1, 2), _x(g, 3, 1, 2)), {"layout": "interleaved"}),
+            Sample((_x(g, 3, 2, 8), _x(g, 3, 1, 4), _x(g, 3, 1, 4)), {"stepwise": True}),
         ],
     )
 )
@@ -164,10 +215,12 @@ GATED = register(
         ("gate", "up"),
         _gated_type,
         _gated,
-        ("activation",),
+        ("activation", "stepwise"),
         lambda node: node.type.numel * 10,
         lambda g: [
-            Sample((_x(g, 3, 8), _x(g, 3, 8)), {"activation": name}) for name in ACTIVATIONS
+            Sample((_x(g, 3, 8), _x(g, 3, 8)), {"activation": name, "stepwise": stepwise})
+            for name in ACTIVATIONS
+            for stepwise in (None, True)
         ],
     )
 )

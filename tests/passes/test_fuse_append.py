@@ -155,6 +155,63 @@ def test_a_second_epsilon_stays_out():
     check(before(*lines, q="qr", k="kr"), after(norm, call=call))
 
 
+def stepwise(text: str, *names: str) -> str:
+    """The text with ``stepwise=True`` in the lines that set these names."""
+    lines = text.splitlines(keepends=True)
+    for number, line in enumerate(lines):
+        if line.split(":")[0].strip() in names:
+            lines[number] = line.replace(")\n", ", stepwise=True)\n")
+    return "".join(lines)
+
+
+def in_halves(text: str) -> str:
+    """The text in bfloat16."""
+    return text.replace("f32", "bf16")
+
+
+NORMED = before(
+    *(*TABLES, Q_NORM, K_NORM, Q_ROPE.format(x="qn"), K_ROPE.format(x="knorm")), q="qr", k="kr"
+)
+
+
+def test_stepwise_norms_and_ropes_are_taken_in():
+    call = "append_kv(k, v, k_cache, v_cache, slots, q, cos, sin, qw, kw, eps=1e-06, stepwise=True)"
+    steps = stepwise(in_halves(NORMED), "qn", "knorm", "qr", "kr")
+    check(steps, in_halves(after(call=call)))
+    call = "append_kv(k, v, k_cache, v_cache, slots, q, None, None, qw, kw, eps=1e-06, "
+    steps = stepwise(in_halves(before(Q_NORM, K_NORM, q="qn", k="knorm")), "qn", "knorm")
+    check(steps, in_halves(after(call=f"{call}stepwise=True)")))
+
+
+@pytest.mark.parametrize(
+    ("names", "left"),
+    [
+        (("qr", "kr"), {"rms_norm": 2}),  # Gemma's
+        (("qn", "knorm"), {"rms_norm": 2}),
+        (("qr", "kr", "qn"), {"rms_norm": 1}),
+        (("qr", "kr", "knorm"), {"rms_norm": 1}),
+        (("qr", "qn"), {"rms_norm": 1, "rope": 1}),
+        (("kr", "knorm"), {"rms_norm": 1, "rope": 1}),
+    ],
+    ids=["ropes", "norms", "ropes and q norm", "ropes and k norm", "q", "k"],
+)
+def test_norms_that_round_unlike_the_rope_stay_out(names: tuple[str, ...], left: dict[str, int]):
+    new = fused(stepwise(in_halves(NORMED), *names))
+    ops = [node.op for node in new.calls()]
+    assert ops.count("append_kv") == 1
+    assert {op: ops.count(op) for op in ("rms_norm", "rope") if op in ops} == left
+
+
+def test_without_rope_norms_that_round_alike_are_taken_in():
+    text = in_halves(before(Q_NORM, K_NORM, q="qn", k="knorm"))
+    new = fused(stepwise(text, "knorm"))
+    (call,) = (node for node in new.nodes if node.op == "append_kv")
+    assert call.args[5] is None and call.args[9] is not None and call.attr("stepwise") is True
+    new = fused(stepwise(text, "qn"))
+    (call,) = (node for node in new.nodes if node.op == "append_kv")
+    assert call.args[5] is None and call.args[9] is not None and call.attr("stepwise") is None
+
+
 @pytest.mark.parametrize(
     "lines",
     [

@@ -22,7 +22,7 @@ _NAMES = (
     *("q", "cos", "sin", "q_weight", "k_weight"),
 )
 _ELEMENTS = 1024
-_FUNCTIONS = ("_inside", "_scaled", "_turn", "_append_kv")
+_FUNCTIONS = ("_inside", "_step", "_scaled", "_turn", "_append_kv")
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +217,7 @@ def _constants(problem: Problem) -> dict[str, str]:
         "BLOCK_REST": problem.block_rest,
         "BLOCK_VALUE": problem.block_value,
         "INTERLEAVED": problem.node.attr("layout") == "interleaved",
+        "STEPWISE": problem.node.attr("stepwise") is True,
         "EPS": problem.node.attr("eps") or 0.0,
     }
     return {name: repr(value) for name, value in constants.items()}

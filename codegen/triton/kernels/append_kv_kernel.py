@@ -26,9 +26,15 @@ def _inside(
 
 
 @triton.jit
-def _scaled(x, scale, weight, T: tl.constexpr):
+def _step(x, T: tl.constexpr, STEPWISE: tl.constexpr):
+    """A step within an op: rounded to the element type where the model rounds there too."""
+    return x.to(T).to(x.dtype) if STEPWISE else x
+
+
+@triton.jit
+def _scaled(x, scale, weight, T: tl.constexpr, STEPWISE: tl.constexpr):
     """An element of ``rms_norm``, rounded to its type before what follows."""
-    return (x * scale * weight.to(x.dtype)).to(T).to(x.dtype)
+    return (_step(x * scale, T, STEPWISE) * weight.to(x.dtype)).to(T).to(x.dtype)
 
 
 @triton.jit
@@ -51,6 +57,7 @@ def _turn(
     BLOCK_HALF: tl.constexpr,
     BLOCK_REST: tl.constexpr,
     INTERLEAVED: tl.constexpr,
+    STEPWISE: tl.constexpr,
     EPS: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
 ):
@@ -96,13 +103,16 @@ def _turn(
         if HALF > 0:
             a_weight = tl.load(weights + first * weight_dim, mask=paired, other=0.0)
             b_weight = tl.load(weights + second * weight_dim, mask=paired, other=0.0)
-            a, b = _scaled(a, scale, a_weight, ELEMENT), _scaled(b, scale, b_weight, ELEMENT)
+            a = _scaled(a, scale, a_weight, ELEMENT, STEPWISE)
+            b = _scaled(b, scale, b_weight, ELEMENT, STEPWISE)
         if REST > 0:
             rest_weight = tl.load(weights + (2 * HALF + others) * weight_dim, mask=other, other=0.0)
-            rest = _scaled(wide, scale, rest_weight, ELEMENT).to(ELEMENT)
+            rest = _scaled(wide, scale, rest_weight, ELEMENT, STEPWISE).to(ELEMENT)
 
     if HALF > 0:
-        low, high = (a * c - b * s).to(ELEMENT), (b * c + a * s).to(ELEMENT)
+        a_cos, a_sin = _step(a * c, ELEMENT, STEPWISE), _step(a * s, ELEMENT, STEPWISE)
+        b_cos, b_sin = _step(b * c, ELEMENT, STEPWISE), _step(b * s, ELEMENT, STEPWISE)
+        low, high = (a_cos - b_sin).to(ELEMENT), (b_cos + a_sin).to(ELEMENT)
         if INTERLEAVED:
             turned = tl.reshape(tl.join(low, high), (BLOCK_HEADS, 2 * BLOCK_HALF))
             written = _inside(heads, both, live, HEADS, 2 * HALF, BLOCK_HEADS, 2 * BLOCK_HALF)
@@ -149,6 +159,7 @@ def _append_kv(
     BLOCK_REST: tl.constexpr,
     BLOCK_VALUE: tl.constexpr,
     INTERLEAVED: tl.constexpr,
+    STEPWISE: tl.constexpr,
     EPS: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
 ):
@@ -177,6 +188,7 @@ def _append_kv(
                 BLOCK_HALF,
                 BLOCK_REST,
                 INTERLEAVED,
+                STEPWISE,
                 EPS,
                 BLOCK_HEADS,
             )
@@ -205,6 +217,7 @@ def _append_kv(
                 BLOCK_HALF,
                 BLOCK_REST,
                 INTERLEAVED,
+                STEPWISE,
                 EPS,
                 BLOCK_HEADS,
             )
@@ -227,6 +240,7 @@ def _append_kv(
                 0,
                 1,
                 BLOCK_VALUE,
+                False,
                 False,
                 EPS,
                 BLOCK_HEADS,

@@ -335,6 +335,19 @@ def body(x: bf16[T, 40], w: f32[40], b: f64[40]):
     )
 
 
+def test_names_of_a_body_do_not_meet_those_of_its_kernel():
+    check(
+        """
+def body(row: f32[T, 3, 20], cols: f32[20], out0: f32[T, 1, 1], tl: f32[3, 1]):
+    add_0: f32[T, 3, 20] = add(row, cols)
+    mul_0: f32[T, 3, 20] = mul(add_0, out0)
+    add_1: f32[T, 3, 20] = add(mul_0, tl)
+    return {"a result": add_1, "in_rows": mul_0}
+""",
+        {"T": 5},
+    )
+
+
 def test_no_rows_are_no_programs():
     check(
         """

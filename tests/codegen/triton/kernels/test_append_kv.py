@@ -59,10 +59,18 @@ class Form:
     k_norm: bool = False
     rows: str = "merged"
     slots: DType = DType.I64
+    steps: bool = False
 
     @property
     def has_q(self) -> bool:
         return self.half > 0 or self.q_norm
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether the op can be: it does something, in one element type."""
+        alike = self.tables is self.dtype or not self.half
+        alike = alike and (self.weights is self.dtype or not (self.q_norm or self.k_norm))
+        return self.steps and alike and (self.half > 0 or self.q_norm or self.k_norm)
 
 
 def tensor(name: str, dtype: DType, *shape: Size) -> Node:
@@ -119,6 +127,7 @@ def call(form: Form) -> Node:
         weights[1] if form.k_norm else None,
         layout=form.layout if form.half else "half",
         eps=1e-5 if form.k_norm or (form.has_q and form.q_norm) else None,
+        stepwise=True if form.stepwise else None,
     )
 
 
@@ -201,6 +210,7 @@ FLOATS = (DType.F32, DType.BF16, DType.F16)
 @st.composite
 def forms(draw: st.DrawFn) -> Form:
     dim = draw(st.sampled_from([1, 2, 6, 16, 20, 64, 80]))
+    dtype = draw(st.sampled_from([*FLOATS, DType.F64]))
     return Form(
         heads=draw(st.integers(1, 9)),
         kv_heads=draw(st.integers(1, 5)),
@@ -208,13 +218,14 @@ def forms(draw: st.DrawFn) -> Form:
         value_dim=draw(st.sampled_from([dim, 24])),
         half=draw(st.integers(0, dim // 2)),
         layout=draw(st.sampled_from(["half", "interleaved"])),
-        dtype=draw(st.sampled_from([*FLOATS, DType.F64])),
-        tables=draw(st.sampled_from(FLOATS)),
-        weights=draw(st.sampled_from(FLOATS)),
+        dtype=dtype,
+        tables=draw(st.sampled_from([dtype, *FLOATS])),
+        weights=draw(st.sampled_from([dtype, *FLOATS])),
         q_norm=draw(st.booleans()),
         k_norm=draw(st.booleans()),
         rows=draw(st.sampled_from(["merged", "own", "heads first", "by head"])),
         slots=draw(st.sampled_from([DType.I64, DType.I32])),
+        steps=draw(st.booleans()),
     )
 
 
@@ -239,8 +250,13 @@ def test_any_number_of_heads_a_program(form: Form, block_heads: int) -> None:
 
 
 MODELS = {
-    "llama": Form(dtype=DType.BF16, tables=DType.BF16),
-    "qwen3": Form(dtype=DType.BF16, weights=DType.BF16, q_norm=True, k_norm=True),
+    "llama": Form(dtype=DType.BF16, tables=DType.BF16, steps=True),
+    "llama in half the heads": Form(
+        half=4, dtype=DType.F16, tables=DType.F16, layout="interleaved", steps=True
+    ),
+    "qwen3": Form(
+        *(4, 2, 16, 16, 8, "half", DType.BF16, DType.BF16, DType.BF16, True, True), steps=True
+    ),
     "gemma3": Form(dtype=DType.BF16, q_norm=True, k_norm=True),
     "gpt_neox": Form(half=2, rows="by head"),
     "gptj": Form(half=4, layout="interleaved", dtype=DType.F16),
@@ -267,9 +283,11 @@ def test_a_nan_stays_in_its_head() -> None:
     assert k_cache.flatten(0, 1)[2].isnan().any(1).tolist() == [True, False]
 
 
-def test_the_norm_rounds_before_the_rotation() -> None:
+@pytest.mark.parametrize("steps", [True, False])
+def test_the_norm_rounds_before_the_rotation(steps: bool) -> None:
     """As when they are two kernels: a sum in another order moves a last bit here and there only."""
-    node = call(replace(MODELS["qwen3"], rows="own"))
+    node = call(replace(MODELS["qwen3"], rows="own", steps=steps))
+    assert node.attr("stepwise") is (True if steps else None)
     buffers = buffers_of(node, [5, 1, 3])
     operands = [buffers[located(arg)[0]] for arg in node.operands]
     tables = [operands[6][:, :8], operands[6][:, 8:]]
@@ -321,8 +339,10 @@ def test_symbolic_heads_are_declined() -> None:
 
 
 LARGE = {
-    "llama 8b": Form(32, 8, 128, 128, 64, dtype=DType.BF16),
-    "qwen3 8b": Form(32, 8, 128, 128, 64, dtype=DType.BF16, q_norm=True, k_norm=True),
+    "llama 8b": Form(32, 8, 128, 128, 64, "half", DType.BF16, DType.BF16, steps=True),
+    "qwen3 8b": Form(
+        *(32, 8, 128, 128, 64, "half", DType.BF16, DType.BF16, DType.BF16, True, True), steps=True
+    ),
     "gemma3 4b": Form(8, 4, 256, 256, 128, dtype=DType.BF16, q_norm=True, k_norm=True),
     "gptj 6b": Form(16, 16, 256, 256, 32, "interleaved", DType.F16),
     "phi 2": Form(32, 32, 80, 80, 16, dtype=DType.F32, rows="by head"),
