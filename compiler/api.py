@@ -17,6 +17,7 @@ from ..codegen.program import Program
 from ..errors import CaptureError, UnsupportedError, UsageError
 from ..formats.tokenizer import Tokenizer
 from ..formats.weights import Weight, apply_weight
+from ..ir.dims import is_name
 from ..ir.graph import Graph
 from ..passes.driver import PassRecord, run_passes
 from ..passes.pipeline import pipeline
@@ -392,7 +393,7 @@ def _texts(graph: Graph, records: list[PassRecord]) -> tuple[tuple[str, str], ..
 
 def _identifier(name: str) -> str:
     text = re.sub(r"\W+", "_", Path(name).stem).strip("_").lower()
-    return text if text.isidentifier() else f"model_{text}"
+    return text if is_name(text) else f"model_{text}"
 
 
 __all__ = ["CausalLMEngine", "Engine", "ModuleEngine", "compile", "compile_image"]

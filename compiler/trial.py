@@ -45,9 +45,13 @@ def program_error(graph: Graph, lowered: Lowered, inputs: Sequence[torch.Tensor]
     with tempfile.TemporaryDirectory(prefix="tilewright-") as name:
         write_trial(Path(name), graph, lowered, inputs)
         environment = {**os.environ, SWITCH: "1"}
-        environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        environment["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, sys.path))
         command = [sys.executable, "-m", __name__, name]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        work = Path(name) / "work"  # empty, see aot.py
+        work.mkdir()
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, cwd=work, check=False
+        )
     if done.returncode == 0:
         return float(json.loads(done.stdout.splitlines()[-1]))
     last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
@@ -70,11 +74,12 @@ def write_trial(
     for name, content in lowered.files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-    tensors = {f"input:{i}": tensor.clone() for i, tensor in enumerate(inputs)}  # none shared
+    dense = torch.contiguous_format  # safetensors takes no other, and none that share memory
+    tensors = {f"input:{i}": x.clone(memory_format=dense) for i, x in enumerate(inputs)}
     for node in graph.params:
         weight = graph.weights[param_name(node)]
         if torch.Size(weight.shape).numel() <= LARGE:
-            tensors[f"weight:{param_name(node)}"] = weight.load().clone()
+            tensors[f"weight:{param_name(node)}"] = weight.load().clone(memory_format=dense)
     save_file(tensors, folder / "tensors.safetensors")
 
 
@@ -87,10 +92,11 @@ def run_trial(folder: Path) -> float:
     tensors = load_file(folder / "tensors.safetensors")
     inputs = [tensors[f"input:{i}"] for i in range(len(graph.inputs))]
     weights = {
-        param_name(node): tensors.get(
-            f"weight:{param_name(node)}", _drawn(node.shape, node.dtype.torch)
-        )
+        name: tensors[f"weight:{name}"]
+        if f"weight:{name}" in tensors
+        else _drawn(node.shape, node.dtype.torch)
         for node in graph.params
+        for name in (param_name(node),)
     }
     with torch.no_grad():
         expected = interpret(graph, inputs, weights)

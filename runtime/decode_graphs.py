@@ -85,7 +85,11 @@ class DecodeGraphs:
         torch.cuda.empty_cache()  # as the capture does: what it frees is not the graph's
         before = torch.cuda.memory_reserved(device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=torch.cuda.Stream(device)):
+        # Other threads may allocate meanwhile: only this one is held to what a capture allows.
+        stream = torch.cuda.Stream(device)
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
+        ):
             logits = self.runner.run(inputs)["logits"].float()
         self._pool = graph.pool()
         self.bytes += torch.cuda.memory_reserved(device) - before

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
@@ -89,6 +89,8 @@ class RunningEngine(Engine):
         super().__init__(image)
         check_device(image)
         device = torch.device(self.target.device_type)
+        if device.type == "cuda":  # the current one is another in each thread
+            device = torch.device("cuda", torch.cuda.current_device())
         loaded = place_weights(image.weights, device)
         self.weight_load: LoadReport = loaded.report
         # A module's results are the user's, to write to and to differentiate behind.
@@ -113,8 +115,7 @@ class ModuleEngine(RunningEngine):
         # Results are where the inputs are, as the module's would be.
         device = next((tensor.device for tensor in inputs.values()), self.runner.device)
         outputs = self.runner.run(inputs)
-        own = [self._unshared(tensor).to(device) for tensor in outputs.values()]
-        return rebuild(signature.output, own)
+        return rebuild(signature.output, self._unshared(inputs, outputs.values(), device))
 
     def takes(self, *args: object, **kwargs: object) -> bool:
         """Whether these arguments have the structure, shapes and element types that the engine was
@@ -160,11 +161,24 @@ class ModuleEngine(RunningEngine):
             remedy="Pass another size, or compile with a wider range in dynamic_shapes.",
         )
 
-    def _unshared(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor, copied if it lies in the engine's own memory, which nobody else may write
-        to.
+    def _unshared(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        outputs: Iterable[torch.Tensor],
+        device: torch.device,
+    ) -> list[torch.Tensor]:
+        """The outputs on ``device``, copied where they lie in memory of the engine, of an input or
+        of another output: whoever gets a result may write to it.
         """
-        return tensor.clone() if tensor.untyped_storage().data_ptr() in self._constants else tensor
+        taken = set(self._constants) | {x.untyped_storage().data_ptr() for x in inputs.values()}
+        own = []
+        for output in outputs:
+            result = output.to(device)
+            if result.untyped_storage().data_ptr() in taken:
+                result = result.clone()
+            taken.add(result.untyped_storage().data_ptr())
+            own.append(result)
+        return own
 
     @cached_property
     def _constants(self) -> frozenset[int]:

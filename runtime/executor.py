@@ -110,7 +110,22 @@ class PagedExecutor:
         self.caches.copy_pages(sources, destinations)
 
     def run(self, step: Step) -> torch.Tensor:
-        """Logits f32[R, V] of the step's wanted rows, on the Program's device."""
+        """Logits f32[R, V] of the step's wanted rows, on the Program's device.
+
+        Raises:
+            CapacityError: the device lacks memory for the step's temporaries.
+        """
+        try:
+            return self._run(step)
+        except torch.OutOfMemoryError as error:
+            raise CapacityError(
+                f"a step of {len(step.token_ids)} tokens",
+                expected="device memory for its temporaries",
+                found=f"{_free_memory(self.runner.device)}: {str(error).splitlines()[0]}",
+                remedy="Compile with a lower max_batch_size or max_model_len, or free memory.",
+            ) from error
+
+    def _run(self, step: Step) -> torch.Tensor:
         if self.graphs is not None:
             replayed = self.graphs.run(step)
             if replayed is not None:

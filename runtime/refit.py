@@ -20,9 +20,11 @@ def refit(image: EngineImage) -> EngineImage:
     """The image itself where it fits this machine, or cannot be made to; else one with kernels
     compiled here, with a warning that says so.
     """
-    target, here = Target.parse(image.target), Target.detect()
-    fits = target.is_cpu or here.is_cpu or target.arch == here.arch
-    if fits or image.backend != "triton" or find_spec("triton") is None:
+    target = Target.parse(image.target)
+    if target.is_cpu or image.backend != "triton" or find_spec("triton") is None:
+        return image
+    here = Target.detect()  # an unknown GPU is no error for what does not run on it
+    if here.is_cpu or target.arch == here.arch:
         return image
     graph = parse_graph(image.graphs[-1][1])
     limit = None if image.lm is None else image.lm.max_model_len

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 import torch
 
@@ -43,6 +43,7 @@ class ProgramRunner:
         self.mode = torch.inference_mode if inference else torch.no_grad
         self.constants = {buffer: weights[name] for buffer, name in program.weights.items()}
         self._bound: tuple[list[object], dict[str, int]] = ([_NOTHING], {})
+        self._takes_dense = any(call.loader == "triton" for call in program.calls)
         self.steps: list[tuple[Call, Kernel]] = []
         for call in program.calls:
             kernel = get_backend(call.loader).load(call, program, weights, read, self.device)
@@ -76,11 +77,18 @@ class ProgramRunner:
 
     def _scope(self) -> AbstractContextManager[object]:
         """Inside, tensors that kernels make (ranges, constants) are on the Program's device."""
-        return nullcontext() if self.device.type == "cpu" else self.device
+        if self.device.type == "cpu":
+            return nullcontext()
+        stack = ExitStack()
+        stack.enter_context(torch.cuda.device(self.device))  # kernels launch on the current one
+        stack.enter_context(self.device)
+        return stack
 
     def _brought(self, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         if self.device.type == "cpu":
-            return inputs
+            if not self._takes_dense:
+                return inputs
+            return {name: tensor.contiguous() for name, tensor in inputs.items()}
         return {name: _aligned(tensor.to(self.device)) for name, tensor in inputs.items()}
 
     def _sizes(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, int]:

@@ -6,6 +6,9 @@ The engine runs in a process of its own, where triton, transformers and Tilewrig
 passes cannot be imported and no C compiler is on the PATH. Its greedy tokens are compared with
 Hugging Face's in the engine's element type: float32 has to give the same ones; bfloat16 the same up
 to the first near-tie, a top-2 gap of Hugging Face's logits below 0.05. Exit code 1 if it does not.
+
+With --control Hugging Face is held to itself by the same rule, its eager attention to its sdpa; and
+the logits of all prompts, ours and both of theirs, to those of the float32 model.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 NEAR_TIE = 0.05
+LOGITS = str(Path(tempfile.gettempdir()) / "logits.safetensors")
 QUESTIONS = (
     "What is the capital of France?",
     "Explain photosynthesis in one sentence.",
@@ -49,6 +53,8 @@ ALONE = """
 import json, sys, time
 BLOCKED = ("triton", "transformers", "tilewright.compiler", "tilewright.passes")
 sys.modules.update(dict.fromkeys(BLOCKED))  # importing one raises ModuleNotFoundError
+import torch
+torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = not sys.argv[6]
 import tilewright as tw
 questions, tokens = json.loads(sys.argv[3]), int(sys.argv[4])
 started = time.perf_counter()
@@ -58,6 +64,9 @@ prompts = [engine.chat_prompt([{"role": "user", "content": q}]) for q in questio
 params = tw.SamplingParams(max_new_tokens=tokens, ignore_eos=True)
 found = [engine.generate([prompt], params)[0] for prompt in prompts]
 together = engine.generate(prompts[:8], params)
+if sys.argv[5]:
+    from safetensors.torch import save_file
+    save_file({str(i): engine(torch.tensor(p)) for i, p in enumerate(prompts)}, sys.argv[5])
 graphs = engine.executor.graphs
 print(json.dumps({
     "prompts": prompts, "tokens": [c.token_ids for c in found], "texts": [c.text for c in found],
@@ -76,28 +85,19 @@ def main() -> int:
     parser.add_argument("engine")
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--control", action="store_true")
+    parser.add_argument("--full-reductions", action="store_true", help="in cuBLAS, for both")
     options = parser.parse_args()
+    matmul = torch.backends.cuda.matmul
+    matmul.allow_bf16_reduced_precision_reduction = not options.full_reductions
     ours = _run_alone(options)
     manifest = json.loads((Path(options.engine) / "program.json").read_text())
     dtype = torch.bfloat16 if "bf16" in manifest["buffers"]["k_cache_0"] else torch.float32
     from e2e.smollm2 import hugging_face_model
 
-    model = hugging_face_model(Path(options.checkpoint)).to(dtype).cuda()
-    exact = ties = 0
-    wrong = []
-    for index, (prompt, tokens) in enumerate(zip(ours["prompts"], ours["tokens"], strict=True)):
-        expected, gaps = _greedy(model, prompt, options.tokens)
-        pairs = enumerate(zip(tokens, expected, strict=True))
-        first = next((i for i, (a, b) in pairs if a != b), None)
-        tie = next((i for i, gap in enumerate(gaps) if gap < NEAR_TIE), None)
-        if first is None:
-            exact += 1
-        elif dtype is torch.bfloat16 and tie is not None and tie <= first:
-            ties += 1
-            print(f"prompt {index}: differs at token {first}, first near-tie at {tie}")
-        else:
-            wrong.append((index, first, gaps[first]))
-            print(f"prompt {index}: DIFFERS at token {first}, gap {gaps[first]:.4f}, tie at {tie}")
+    model = _in(hugging_face_model(Path(options.checkpoint)), dtype).cuda()
+    expected = [_greedy(model, prompt, options.tokens) for prompt in ours["prompts"]]
+    exact, ties, wrong = _compared(ours["tokens"], expected, dtype is torch.bfloat16)
     batched = sum(a == b for a, b in zip(ours["together"], ours["tokens"], strict=False))
     kept = ("calls", "graphs", "graph_bytes", "itl_ms", "loaded_seconds", "imported_though_blocked")
     result = {
@@ -112,8 +112,81 @@ def main() -> int:
         "text": ours["texts"][0],
         **{name: ours[name] for name in kept},
     }
+    if options.control:
+        result["control"] = _control(model, ours["prompts"], expected, options)
     print(json.dumps(result))
     return 1 if wrong else 0
+
+
+def _compared(
+    found: list[list[int]], expected: list[tuple[list[int], list[float]]], ties_allowed: bool
+) -> tuple[int, int, list[tuple[int, int, float]]]:
+    """How many are equal, how many up to the first near-tie, and (prompt, token, gap) of others."""
+    exact = ties = 0
+    wrong = []
+    for index, (tokens, (wanted, gaps)) in enumerate(zip(found, expected, strict=True)):
+        pairs = enumerate(zip(tokens, wanted, strict=True))
+        first = next((i for i, (a, b) in pairs if a != b), None)
+        tie = next((i for i, gap in enumerate(gaps) if gap < NEAR_TIE), None)
+        if first is None:
+            exact += 1
+        elif ties_allowed and tie is not None and tie <= first:
+            ties += 1
+        else:
+            wrong.append((index, first, gaps[first]))
+            print(f"prompt {index}: DIFFERS at token {first}, gap {gaps[first]:.4f}, tie at {tie}")
+    return exact, ties, wrong
+
+
+@torch.inference_mode()
+def _control(model, prompts, expected, options) -> dict:
+    """Hugging Face beside itself, and everybody's distance from float32."""
+    from e2e.smollm2 import hugging_face_model
+    from safetensors.torch import load_file
+
+    ids = [torch.tensor([prompt], device="cuda") for prompt in prompts]
+    sdpa = [model(one).logits[0].float() for one in ids]
+    model.set_attn_implementation("eager")
+    print("control: Hugging Face's eager attention beside its sdpa")
+    again = [_greedy(model, prompt, options.tokens)[0] for prompt in prompts]
+    exact, ties, wrong = _compared(again, expected, True)
+    eager = [model(one).logits[0].float() for one in ids]
+    truth_model = hugging_face_model(Path(options.checkpoint)).cuda()
+    truth = [truth_model(one).logits[0] for one in ids]
+    saved = load_file(LOGITS)
+    ours = [saved[str(index)].cuda() for index in range(len(ids))]
+    distances = {}
+    for name, logits in (("tilewright", ours), ("sdpa", sdpa), ("eager", eager)):
+        off = torch.cat([(a - b).flatten() for a, b in zip(logits, truth, strict=True)]).double()
+        same = [a.argmax(-1) == b.argmax(-1) for a, b in zip(logits, truth, strict=True)]
+        distances[name] = {
+            "rms_error": float(off.square().mean().sqrt()),
+            "largest_error": float(off.abs().max()),
+            "first_choice_of_float32": float(torch.cat(same).float().mean()),
+        }
+    return {
+        "eager_equal_to_sdpa": exact,
+        "up_to_the_first_near_tie": ties,
+        "different": wrong,
+        "to_float32": distances,
+        "rms_ours_to_sdpa": _rms(ours, sdpa),
+        "rms_eager_to_sdpa": _rms(eager, sdpa),
+    }
+
+
+def _rms(some: list[torch.Tensor], others: list[torch.Tensor]) -> float:
+    apart = torch.cat([(a - b).flatten() for a, b in zip(some, others, strict=True)])
+    return float(apart.double().square().mean().sqrt())
+
+
+def _in(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """The model as from_pretrained(dtype=…) makes it: ``model.to`` would round the rotary
+    frequencies too, which transformers keeps in float32.
+    """
+    fresh = type(model)._from_config(model.config, dtype=dtype)
+    fresh.load_state_dict(model.state_dict())
+    assert fresh.model.rotary_emb.inv_freq.dtype is torch.float32
+    return fresh.eval()
 
 
 def _run_alone(options: argparse.Namespace) -> dict:
@@ -127,7 +200,8 @@ def _run_alone(options: argparse.Namespace) -> dict:
         started = time.perf_counter()
         done = subprocess.run(
             [sys.executable, "-c", ALONE, options.engine, options.checkpoint]
-            + [json.dumps(QUESTIONS), str(options.tokens)],
+            + [json.dumps(QUESTIONS), str(options.tokens), LOGITS if options.control else ""]
+            + ["yes" if options.full_reductions else ""],
             capture_output=True,
             text=True,
             env=environment,

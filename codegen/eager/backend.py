@@ -43,7 +43,9 @@ class EagerBackend:
         op = call.kernel.split("/", 1)[1]
         if op == "aten":
             resolve_aten(str(call.attrs["target"]))  # a GraphError now, not in the middle of a run
-        return _EagerKernel(op, call)
+        # Kernels of other loaders take buffers as dense; torch may answer in strides it likes.
+        mixed = any(other.loader == "triton" for other in program.calls)
+        return _EagerKernel(op, call, dense=mixed)
 
 
 def is_call(node: Node) -> bool:
@@ -68,20 +70,28 @@ class _EagerKernel:
     change.
     """
 
-    def __init__(self, op: str, call: Call) -> None:
+    def __init__(self, op: str, call: Call, dense: bool = False) -> None:
+        self.dense = dense
         self.function = IN_PLACE.get(op) or schema(op).reference
         self.attrs = dict(call.attrs)
-        self.sizes: Mapping[str, int] | None = None
-        self.resolved: dict[str, object] = {}
+        self._known: tuple[Mapping[str, int], dict[str, object]] | None = None
 
     def __call__(
         self, operands: Sequence[torch.Tensor | None], sizes: Mapping[str, int]
     ) -> Sequence[torch.Tensor]:
-        if self.sizes != sizes:
-            self.resolved = {n: resolve_attr(value, sizes) for n, value in self.attrs.items()}
-            self.sizes = dict(sizes)
-        result = self.function(*operands, **self.resolved)
-        return result if isinstance(result, tuple) else (result,)
+        known = self._known  # read once: another thread may set it
+        if known is None or known[0] != sizes:
+            resolved = {n: resolve_attr(value, sizes) for n, value in self.attrs.items()}
+            known = self._known = (dict(sizes), resolved)
+        result = self.function(*operands, **known[1])
+        results = result if isinstance(result, tuple) else (result,)
+        return tuple(map(_aligned, results)) if self.dense else results
+
+
+def _aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """Dense and 16-byte aligned: itself, or a copy. Caches are both, and stay in place."""
+    dense = tensor.contiguous()
+    return dense if dense.data_ptr() % 16 == 0 else dense.clone()
 
 
 BACKEND = EagerBackend()

@@ -22,11 +22,11 @@ from typing import Any
 from ...errors import UnsupportedError
 from ...settings import current
 from ...targets import available_cores
-from .interpreted import SWITCH
 from .package import Binary, KernelPackage, Resources, argument_type, launch_key
 from .source import KernelSource, Launch
 
 ARCHS = (80, 86, 89, 90, 100, 120)
+_FIELDS = frozenset({"cubin", "entry", "parameters", "registers", "spilled_bytes"})
 _ANSWERS = 2  # counts up when workers answer with other fields
 _JOBS_A_WORKER = 4  # a worker takes a second to start, a kernel 0.1 to 1 s
 
@@ -121,35 +121,63 @@ def _answers(jobs: Mapping[str, Job]) -> Mapping[str, Answer]:
     if missing:
         count = min(available_cores(), -(-len(missing) // _JOBS_A_WORKER))
         shares = [missing[i::count] for i in range(count)]
-        with ThreadPoolExecutor(count) as pool:
-            for share, found in zip(
-                shares,
-                pool.map(lambda keys: _run_worker([jobs[k] for k in keys]), shares),
-                strict=True,
-            ):
-                answers.update(zip(share, found, strict=True))
+        found = _in_processes([[jobs[key] for key in share] for share in shares])
+        for share, some in zip(shares, found, strict=True):
+            answers.update(zip(share, some, strict=True))
         for key in missing:
             if "error" not in answers[key]:
                 _keep(cache / f"{key}.json", answers[key])
     return answers
 
 
-def _run_worker(jobs: Sequence[Job]) -> list[Answer]:
-    """One process for a share of the jobs."""
-    environment = {k: v for k, v in os.environ.items() if k != SWITCH}
+def _in_processes(shares: Sequence[Sequence[Job]]) -> list[list[Answer]]:
+    """The answers of each share, a process each; none outlives an interrupt."""
+    running: list[subprocess.Popen[str]] = []
+    with ThreadPoolExecutor(len(shares)) as pool:
+        try:
+            return list(pool.map(lambda jobs: _run_worker(jobs, running), shares))
+        except BaseException:
+            for worker in running:
+                worker.kill()
+            raise
+
+
+def _run_worker(jobs: Sequence[Job], running: list[subprocess.Popen[str]]) -> list[Answer]:
+    """One process for a share of the jobs, entered into ``running``."""
+    # Triton's own switches would change what it makes, and the key does not know them.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
     environment["TRITON_DISABLE_LINE_INFO"] = "1"  # equal text, equal bytes, wherever it lay
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    # Where the worker starts is first on its path: an empty folder, lest files of the user's
+    # working directory stand for modules.
+    environment["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, sys.path))
+    if not sys.executable:
+        raise UnsupportedError(
+            "compiling kernels",
+            expected="a Python to start workers with (sys.executable)",
+            found="none: Python is embedded in another program",
+            remedy="Compile with the tilewright command, and load the engine here.",
+        )
     command = [sys.executable, "-m", f"{__package__}.worker"]
     text = "".join(json.dumps(job) + "\n" for job in jobs)
     with tempfile.TemporaryDirectory(prefix="tilewright-") as own_cache:
         environment["TRITON_CACHE_DIR"] = own_cache  # ours is by content; theirs by file names
-        done = subprocess.run(
-            command, input=text, capture_output=True, text=True, env=environment, check=False
+        worker = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=own_cache,
         )
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
+        running.append(worker)
+        written, said = worker.communicate(text)
+    # A last line without its end is of a worker that was killed as it wrote.
+    lines = written.splitlines(keepends=True)
+    answers = [json.loads(line) for line in lines if line.endswith("\n")]
     if len(answers) < len(jobs):  # killed, or it could not start
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        answers += [{"error": last, "trace": done.stderr}] * (len(jobs) - len(answers))
+        last = (said.strip().splitlines() or [f"exit code {worker.returncode}"])[-1]
+        answers += [{"error": last, "trace": said}] * (len(jobs) - len(answers))
     return answers
 
 
@@ -185,10 +213,10 @@ def _binary(source: KernelSource, answer: Answer, arch: int) -> Binary:
 
 def _cached(path: Path) -> Answer | None:
     try:
-        found: Answer = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # absent or damaged: compile anew
         return None
-    return found
+    return found if isinstance(found, dict) and set(found) >= _FIELDS else None
 
 
 def _keep(path: Path, answer: Answer) -> None:

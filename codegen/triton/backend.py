@@ -14,7 +14,8 @@ from ..program import Call, Program
 from .interpreted import InterpretedKernel
 from .library import PREFIX as LIBRARY_PREFIX
 from .library import LibraryKernel
-from .package import FOLDER, read_package
+from .package import FOLDER, KernelPackage, read_package
+from .source import Pointer
 
 
 class OwnBytes(bytes):
@@ -34,7 +35,6 @@ class TritonBackend:
         """
         from .aot import compile_sources
         from .lowering import lower_graph
-        from .package import KernelPackage
         from .show import show_packages
 
         tuned_for = TARGETS["h100"] if target.is_cpu else target
@@ -65,11 +65,17 @@ class TritonBackend:
             EngineError: a kernel's files are damaged, or no GPU is there to run it.
         """
         if call.kernel.startswith(LIBRARY_PREFIX):
-            return LibraryKernel(call)
-        id = call.kernel.rsplit("/", 1)[1]
+            try:
+                return LibraryKernel(call)
+            except KeyError as error:
+                raise _unknown(call) from error
+        id = call.kernel.rpartition("/")[2]
         package = read_package(read, id)
+        _check_arguments(package, call, program)
         results = [program.buffers[name] for name in call.results]
         if device.type == "cuda":
+            if not package.binaries:
+                raise _unknown(call)
             from .launch import LaunchedKernel
 
             return LaunchedKernel(package, results, call.aliases, device)
@@ -81,6 +87,33 @@ class TritonBackend:
                 remedy="Run the engine on a machine with the GPU it was compiled for.",
             )
         return InterpretedKernel(package.source, results, call.aliases, device)
+
+
+def _check_arguments(package: KernelPackage, call: Call, program: Program) -> None:
+    """EngineError for a kernel that reads or writes what its call does not give it."""
+    given = {"operand": call.operands, "result": call.results}
+    for variant in package.source.variants:
+        for launch in variant.launches:
+            for argument in launch.arguments:
+                if not isinstance(argument, Pointer):
+                    continue
+                if argument.role == "workspace":
+                    if argument.index >= len(variant.workspaces):
+                        raise _unknown(call)
+                    continue
+                names = given[argument.role]
+                name = names[argument.index] if argument.index < len(names) else None
+                if name is None or program.buffers[name].dtype is not argument.dtype:
+                    raise _unknown(call)
+
+
+def _unknown(call: Call) -> EngineError:
+    return EngineError(
+        f"call of {call.kernel}",
+        expected="a kernel of this version, whose arguments are those of the call",
+        found=f"operands {call.operands}, results {call.results}",
+        remedy="Compile the model again with this version.",
+    )
 
 
 BACKEND = TritonBackend()

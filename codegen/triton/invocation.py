@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
+from ...errors import CapacityError
 from ...ir.dims import evaluate
 from ...ir.types import TensorType
-from .source import KernelSource, Launch, Pointer, Scalar
+from .source import Argument, KernelSource, Launch, Pointer
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,21 @@ class Invocation(ABC):
         return plan
 
 
+def _value(argument: Argument, sizes: Mapping[str, int]) -> int | None:
+    """A Scalar's value; None for a pointer, whose tensor comes with the call."""
+    if isinstance(argument, Pointer):
+        return None
+    value = evaluate(argument.value, sizes)
+    if argument.type == "i32" and not -(1 << 31) <= value < 1 << 31:
+        raise CapacityError(
+            f"size {argument.value}",
+            expected="less than 2^31, which the kernel was compiled for",
+            found=str(value),
+            remedy="Split the input.",
+        )
+    return value
+
+
 def plan_call(
     source: KernelSource, results: Sequence[TensorType], sizes: Mapping[str, int]
 ) -> Planned:
@@ -107,10 +123,7 @@ def plan_call(
     launches = []
     for launch in variant.launches:
         x, y, z = (evaluate(size, sizes) for size in launch.grid)
-        values = tuple(
-            evaluate(argument.value, sizes) if isinstance(argument, Scalar) else None
-            for argument in launch.arguments
-        )
+        values = tuple(_value(argument, sizes) for argument in launch.arguments)
         if x > 0 and y > 0 and z > 0:
             launches.append((launch, (x, y, z), values))
     return Planned(

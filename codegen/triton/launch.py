@@ -141,6 +141,10 @@ def _load(binary: Binary, device: int) -> Any:
     status, kernel = driver.cuLibraryGetKernel(library, binary.function.encode())
     if status:
         raise _failed(f"entry point {binary.function}", status)
+    count = len(binary.parameters)
+    status, *_ = driver.cuKernelGetParamInfo(kernel, count)  # of one more there must be none
+    if not status:
+        raise _failed(f"{binary.function}, which takes more than {count} parameters", status)
     if binary.resources.shared > _STATIC_SHARED:
         attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         (status,) = driver.cuKernelSetAttribute(

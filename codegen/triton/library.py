@@ -63,7 +63,10 @@ class LibraryKernel:
             attrs = {name: resolve_attr(value, sizes) for name, value in self.attrs.items()}
             known = self._known = (dict(sizes), views, attrs)
         seen = [
-            x if view is None or x is None else torch.as_strided(x, view[0], view[2], view[1])
+            # as_strided counts from the storage's start, the layout from the buffer's.
+            x
+            if view is None or x is None
+            else torch.as_strided(x, view[0], view[2], x.storage_offset() + view[1])
             for x, view in zip(operands, known[1], strict=True)
         ]
         # Attention answers in its operands' order of axes, convolutions in one they like.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ...ir.dims import product
 from ...ir.graph import Graph
 from ...ir.node import Attr, Node
 from ...ir.schema import schema
@@ -67,7 +68,9 @@ class _Lowering:
             return
         self._dense.add(node)
         base, layout = located(node)
-        if base is not node and is_dense(layout, node.shape):
+        # A dense prefix of a larger buffer is dense too, but no reshape of it.
+        whole = product(base.shape) == product(node.shape)
+        if base is not node and whole and is_dense(layout, node.shape):
             self.dense(base)
             viewed = eager_call(node, self.buffers)  # torch makes a view of it, not a copy
             name, attrs = self.buffers.one(base), {"shape": node.shape}

@@ -124,14 +124,13 @@ def read_package(read: Callable[[str], bytes], id: str) -> KernelPackage:
         meta = json.loads(read(f"{folder}/meta.json"))
         variants = tuple(_read_variant(variant) for variant in meta["variants"])
         text = read(f"{folder}/kernel.py").decode()
-        source = KernelSource(
-            meta["name"], meta["kind"], text, variants, bool(meta["contracts"])
-        )
+        source = KernelSource(meta["name"], meta["kind"], text, variants, bool(meta["contracts"]))
         binaries = {
             key: _read_binary(facts, read(f"{folder}/{facts['file']}"))
             for key, facts in meta["binaries"].items()
         }
-    except (KeyError, TypeError, ValueError, GraphError) as error:
+        _check(variants, binaries)
+    except _MALFORMED as error:
         raise EngineError(
             f"kernel {id}",
             expected="its kernel.py, meta.json and binaries as this version writes them",
@@ -139,6 +138,37 @@ def read_package(read: Callable[[str], bytes], id: str) -> KernelPackage:
             remedy="Compile the model again with this version.",
         ) from error
     return KernelPackage(source, binaries)
+
+
+_MALFORMED = (
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    RecursionError,
+    GraphError,
+)
+
+
+def _check(variants: tuple[Variant, ...], binaries: Mapping[str, Binary]) -> None:
+    """ValueError for what no launch could follow without leaving its memory."""
+    if not variants or variants[-1].guard:
+        raise ValueError("no variant for all sizes")
+    for variant in variants:
+        for launch in variant.launches:
+            pointers = [a for a in launch.arguments if isinstance(a, Pointer)]
+            if any(a.index < 0 for a in pointers):
+                raise ValueError("an argument of a negative index")
+            if not binaries:  # what the interpreter runs
+                continue
+            binary = binaries[launch_key(launch)]  # LookupError: refused too
+            declared = ["u32" if argument_type(a) == "i32" else "u64" for a in launch.arguments]
+            given = list(binary.parameters)
+            if given[: len(declared)] != declared or given[len(declared) :] != ["u64"] * 2:
+                raise ValueError(f"{launch.function} takes {given}")
+            if binary.scratch_bytes < 0 or binary.cluster != 1 or binary.cooperative:
+                raise ValueError(f"{launch.function}: scratch, cluster or cooperative launch")
 
 
 def kernel_id(source: KernelSource) -> str:

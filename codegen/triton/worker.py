@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import sys
 import tempfile
@@ -72,4 +73,6 @@ def ptx_parameters(ptx: str, entry: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    main(sys.stdin, sys.stdout)
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # Triton's dumps (NVPTX_ENABLE_DUMP, …) and whatever else prints
+    main(sys.stdin, answers)

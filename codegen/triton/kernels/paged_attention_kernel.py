@@ -79,6 +79,10 @@ def _attend(
     # q: [T, H, D] strided; caches: [N, P, G, D], [N, P, G, E]; out: [T, H, E]
     # partial_acc: f32 [T, H, splits, E]; partial_max, partial_sum: f32 [T, H, splits]
     LOG2E: tl.constexpr = 1.4426950408889634
+    # Scores whose order scaling keeps are scaled within the exponent, by one rounding with the
+    # maximum, as flash attention does: its very bits, and a product less.
+    PLAIN: tl.constexpr = SOFTCAP is None and sinks is None and alibi is None and SCALE > 0
+    FACTOR: tl.constexpr = SCALE * LOG2E if PLAIN else 1.0
     HEADS: tl.constexpr = (GROUP + HEAD_CHUNKS - 1) // HEAD_CHUNKS
     BLOCK_Q: tl.constexpr = BLOCK_M // HEADS
     block = tl.program_id(0)
@@ -155,7 +159,8 @@ def _attend(
 
         scores = tl.dot(query, tl.trans(key), input_precision="ieee")
         if SOFTCAP is None:
-            scores = scores * (SCALE * LOG2E)
+            if not PLAIN:
+                scores = scores * (SCALE * LOG2E)
         else:
             scores = _tanh(scores * (SCALE / SOFTCAP)) * (SOFTCAP * LOG2E)
         distance = query_pos[:, None] - key_pos[None, :]
@@ -170,8 +175,8 @@ def _attend(
 
         new_max = tl.maximum(row_max, tl.max(scores, 1))
         finite_max = tl.where(new_max == float("-inf"), 0.0, new_max)
-        weights = tl.exp2(scores - finite_max[:, None])
-        decay = tl.exp2(row_max - finite_max)
+        weights = tl.exp2(scores * FACTOR - (finite_max * FACTOR)[:, None])
+        decay = tl.exp2((row_max - finite_max) * FACTOR)
         row_sum = row_sum * decay + tl.sum(weights, 1)
         acc = acc * decay[:, None]
         acc = tl.dot(weights.to(value.dtype), value, acc, input_precision="ieee")
@@ -182,12 +187,12 @@ def _attend(
     if VALUE_DIM != BLOCK_E:
         out_mask = out_mask & (e < VALUE_DIM)[None, :]
     if splits == 1:
-        result = acc / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]
+        result = acc * (1.0 / tl.where(row_sum == 0.0, 1.0, row_sum))[:, None]
         out_cells = out + (row * VALUE_DIM)[:, None] + e[None, :]
         tl.store(out_cells, result.to(out.dtype.element_ty), mask=out_mask)
     else:
         part = row * splits + split
-        tl.store(partial_max + part, row_max, mask=row_ok)
+        tl.store(partial_max + part, row_max * FACTOR, mask=row_ok)
         tl.store(partial_sum + part, row_sum, mask=row_ok)
         # What saw no key is not read again either; a NaN sum is.
         part_cells = partial_acc + (part * VALUE_DIM)[:, None] + e[None, :]
@@ -220,5 +225,5 @@ def _merge(
     top = tl.where(top == float("-inf"), 0.0, top)
     weights = tl.exp2(tops - top)
     total = tl.sum(sums * weights, 0)
-    result = tl.sum(acc * weights[:, None], 0) / tl.where(total == 0.0, 1.0, total)
+    result = tl.sum(acc * weights[:, None], 0) * (1.0 / tl.where(total == 0.0, 1.0, total))
     tl.store(out + row * VALUE_DIM + e, result.to(out.dtype.element_ty), mask=e < VALUE_DIM)
