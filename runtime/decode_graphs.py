@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -54,7 +55,7 @@ class DecodeGraphs:
         self.max_sequences, self.max_pages = max_sequences, max_pages
         self.captured: dict[int, _Captured] = {}
         self.bytes = 0
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None  # torch names no public type for it
         largest = bucket_of(max_sequences)
         nbytes = StepShape(largest, largest, max_pages, largest).nbytes
         self.metadata = StepBuffer(nbytes, runner.device)

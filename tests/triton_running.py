@@ -11,7 +11,6 @@ from tilewright.codegen.triton.interpreted import InterpretedKernel
 from tilewright.codegen.triton.package import Resources
 from tilewright.codegen.triton.source import KernelSource
 from tilewright.ir.node import Node
-from tilewright.ir.interpreter import bind_symbols  # noqa: F401  (used by callers)
 
 
 def run_interpreted(
@@ -20,11 +19,11 @@ def run_interpreted(
     operands: Sequence[torch.Tensor | None],
     sizes: dict[str, int],
 ) -> tuple[torch.Tensor, ...]:
-    """The results of a node by its kernel, on CPU tensors: ``operands`` are the dense base buffers."""
+    """A node's results by its kernel, on CPU tensors; ``operands`` are the dense base buffers."""
     return tuple(InterpretedKernel.of(source, node)(operands, sizes))
 
 
 def compile_for(source: KernelSource, arch: int) -> list[Resources]:
-    """Registers, spills and shared memory of each launch of a source, compiled for ``sm_<arch>``."""
+    """What each launch of a source takes, compiled for ``sm_<arch>``."""
     (package,) = compile_sources([source], arch)
-    return [resources for resources in package.resources]
+    return list(package.resources)

@@ -139,10 +139,16 @@ def _compared(
 
 
 @torch.inference_mode()
-def _control(model, prompts, expected, options) -> dict:
+def _control(
+    model: torch.nn.Module,
+    prompts: list[list[int]],
+    expected: list[tuple[list[int], list[float]]],
+    options: argparse.Namespace,
+) -> dict:
     """Hugging Face beside itself, and everybody's distance from float32."""
-    from e2e.smollm2 import hugging_face_model
     from safetensors.torch import load_file
+
+    from e2e.smollm2 import hugging_face_model
 
     ids = [torch.tensor([prompt], device="cuda") for prompt in prompts]
     sdpa = [model(one).logits[0].float() for one in ids]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ...ir.dims import Size, divide, product
+from ...ir.dims import Dim, Size, divide, product
 from ...ir.node import Node
 
 
@@ -47,10 +47,10 @@ def located(node: Node) -> tuple[Node, Layout]:
 
 def _slice(node: Node, layout: Layout) -> Layout:
     dim, start, step = (node.attr(name) for name in ("dim", "start", "step"))
-    assert isinstance(dim, int) and isinstance(step, int)
+    assert isinstance(dim, int) and isinstance(step, int) and isinstance(start, int | Dim)
     stride = layout.strides[dim]
     strides = (*layout.strides[:dim], stride * step, *layout.strides[dim + 1 :])
-    return Layout(layout.offset + stride * start, strides)  # type: ignore[operator]
+    return Layout(layout.offset + stride * start, strides)
 
 
 def _permute(node: Node, layout: Layout) -> Layout:
