@@ -1,4 +1,4 @@
-"""Runs kernel sources in tests: by Triton's interpreter on CPU tensors, or compiled for a target."""
+"""Runs kernel sources in tests: by Triton's interpreter on CPUs, or compiled for a target."""
 
 from __future__ import annotations
 

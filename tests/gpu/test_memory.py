@@ -1,4 +1,4 @@
-"""Reads stay within bounds on the device: poisoned pages, NaN beyond lengths, and the graph path."""
+"""Reads stay within bounds on the device: poisoned pages, NaN beyond lengths, in graphs too."""
 
 from __future__ import annotations
 

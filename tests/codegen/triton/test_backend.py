@@ -143,9 +143,8 @@ def test_dense_attention_of_a_module_is_the_librarys() -> None:
 
 
 def test_the_debug_ladder_shows_kernels_configs_and_sources(monkeypatch, capsys, tmp_path) -> None:
-    graph = fuse(
-        parse_graph("def g(x: f32[T, 8]):\n    y: f32[T, 8] = silu(x)\n    return {'y': y}\n")
-    )
+    text = "def g(x: f32[T, 8]):\n    y: f32[T, 8] = silu(x)\n    return {'y': y}\n"
+    graph = fuse(parse_graph(text))
     shown = []
     for rung in ("1", "2", "3", "4"):
         monkeypatch.setenv("TILEWRIGHT_DEBUG", rung)

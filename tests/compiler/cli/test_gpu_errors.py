@@ -1,4 +1,4 @@
-"""What can be wrong with a GPU: said in one message, with exit code 2, before anything is written."""
+"""What can be wrong with a GPU: said in one message, exit code 2, and nothing written."""
 
 from __future__ import annotations
 
