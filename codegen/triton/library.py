@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from ...ir.interpreter import resolve_attr
 from ...ir.node import Attr, Node
-from ...ir.ops.attention import alibi_bias, visibility
+from ...ir.ops.attention import mask_and_bias
 from ...ir.schema import schema
 from ..program import Call
 from .layout import located
@@ -94,14 +94,7 @@ def _attention(
         return F.scaled_dot_product_attention(
             q, k, v, is_causal=causal and queries > 1, scale=scale, enable_gqa=grouped
         )
-    query_positions = torch.arange(keys - queries, keys, device=q.device)
-    key_positions = torch.arange(keys, device=q.device)
-    visible = visibility(query_positions, key_positions, causal, window)
-    bias = alibi_bias(alibi, query_positions, key_positions)
-    if mask is not None and mask.dtype == torch.bool:
-        visible = mask if visible is None else visible & mask
-    elif mask is not None:
-        bias = mask if bias is None else bias + mask
+    visible, bias = mask_and_bias(q, k, mask, alibi, causal, window)
     if bias is not None:
         bias = bias.to(q.dtype)
         merged = bias if visible is None else bias.masked_fill(~visible, -torch.inf)

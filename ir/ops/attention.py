@@ -82,6 +82,30 @@ def alibi_bias(
     return wide[:, None, None] * distance.to(wide.dtype)
 
 
+def mask_and_bias(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    mask: torch.Tensor | None,
+    alibi: torch.Tensor | None,
+    causal: bool,
+    window: int | None,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """What dense attention of q [B, H, S, D] over k [B, G, L, D] sees, and what is added to its
+    scores: both broadcast to [B, H, S, L], None where it is all and nothing.
+    """
+    queries, keys = q.shape[2], k.shape[2]
+    # The queries are the last S of L positions, so that a cached prefix keeps its meaning.
+    query_positions = torch.arange(keys - queries, keys, device=q.device)
+    key_positions = torch.arange(keys, device=q.device)
+    visible = visibility(query_positions, key_positions, causal, window)
+    bias = alibi_bias(alibi, query_positions, key_positions)
+    if mask is not None and mask.dtype == torch.bool:
+        visible = mask if visible is None else visible & mask
+    elif mask is not None:
+        bias = mask if bias is None else bias + mask
+    return visible, bias
+
+
 def heads_fit(op: str, q: TensorType, k: TensorType, v: TensorType, head_axis: int) -> None:
     """Query heads are a multiple of KV heads, and q and k have one head dim; else GraphError."""
     heads, kv_heads = q.shape[head_axis], k.shape[head_axis]
@@ -143,16 +167,7 @@ def _attention(
     window: int | None = None,
     softcap: float | None = None,
 ) -> torch.Tensor:
-    queries, keys = q.shape[2], k.shape[2]
-    # The queries are the last S of L positions, so that a cached prefix keeps its meaning.
-    query_positions = torch.arange(keys - queries, keys, device=q.device)
-    key_positions = torch.arange(keys, device=q.device)
-    visible = visibility(query_positions, key_positions, causal, window)
-    bias = alibi_bias(alibi, query_positions, key_positions)
-    if mask is not None and mask.dtype == torch.bool:
-        visible = mask if visible is None else visible & mask
-    elif mask is not None:
-        bias = mask if bias is None else bias + mask
+    visible, bias = mask_and_bias(q, k, mask, alibi, causal, window)
     return attend(q, k, v, visible, bias, sinks, scale, softcap)
 
 
