@@ -15,6 +15,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from importlib.util import find_spec  # noqa: E402  (the environment must be set before torch loads)
 from pathlib import Path  # noqa: E402
 
+# Kernels compiled by one run serve the next, and never the user's own cache.
+_CHECKOUT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("TILEWRIGHT_CACHE", str(_CHECKOUT / ".pytest_cache" / "tilewright"))
+
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
