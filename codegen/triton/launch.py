@@ -110,6 +110,10 @@ class LoadedFunction:
         config.gridDimX, config.gridDimY, config.gridDimZ = grid
         config.hStream = self.stream_type(torch.cuda.current_stream(self.device).cuda_stream)
         (status,) = self.launch_kernel(config, self.kernel, self.packed, 0)
+        if status and status.name == "CUDA_ERROR_INVALID_CONTEXT":
+            # A thread whose first CUDA call this is: torch served its memory from what it holds.
+            _enter_context(self.device)
+            (status,) = self.launch_kernel(config, self.kernel, self.packed, 0)
         if status:
             raise _failed(f"launch of {self.binary.function} with grid {grid}", status)
 
@@ -153,6 +157,17 @@ def _load(binary: Binary, device: int) -> Any:
         if status:
             raise _failed(f"{binary.resources.shared} bytes of shared memory", status)
     return kernel
+
+
+def _enter_context(device: torch.device) -> None:
+    """Makes torch's context, the device's primary one, current in this thread."""
+    driver = cuda_driver()
+    index = device.index if device.index is not None else torch.cuda.current_device()
+    status, context = driver.cuDevicePrimaryCtxRetain(driver.CUdevice(index))
+    if status:
+        raise _failed(f"context of device {index}", status)
+    driver.cuCtxSetCurrent(context)
+    driver.cuDevicePrimaryCtxRelease(driver.CUdevice(index))  # torch holds it too
 
 
 def _failed(what: str, status: Any) -> EngineError | CapacityError:
