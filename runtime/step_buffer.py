@@ -66,7 +66,6 @@ class StepBuffer:
     def __init__(self, nbytes: int, device: torch.device) -> None:
         self.host = torch.zeros(nbytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
         self.device = torch.zeros(nbytes, dtype=torch.uint8, device=device)
-        self.copied = torch.cuda.Event() if device.type == "cuda" else None
 
     def views(self, shape: StepShape) -> dict[str, torch.Tensor]:
         """The fields on the device; the same memory whenever the shape is the same."""
@@ -78,8 +77,6 @@ class StepBuffer:
         Padding sequences have no tokens. Padding tokens belong to no sequence and write to slot 0,
         which page 0, reserved, holds. Padding rows of logits repeat row 0.
         """
-        if self.copied is not None:
-            self.copied.synchronize()  # an interrupted step may have left before its copy ran
         fields = _views(self.host, shape)
         for name, field in fields.items():
             value: torch.Tensor = getattr(step, name)
@@ -90,8 +87,6 @@ class StepBuffer:
             field[tuple(slice(size) for size in value.shape)] = value
         count = shape.nbytes
         self.device[:count].copy_(self.host[:count], non_blocking=True)
-        if self.copied is not None:
-            self.copied.record()
 
 
 def _views(memory: torch.Tensor, shape: StepShape) -> dict[str, torch.Tensor]:
