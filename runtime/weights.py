@@ -7,7 +7,6 @@ concatenation, a chunk of random numbers) and write them where they belong.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +22,7 @@ from ..formats.gguf import GGUFTensor
 from ..formats.safetensors import SafetensorsTensor
 from ..formats.weight_base import Leaf, Placement, Weight
 from ..formats.weights import Held, Stored, weight_leaves
+from ..targets import available_cores
 from .image import LoadableWeight
 from .staging import placement
 
@@ -88,7 +88,7 @@ def place_weights(
     placed = sum(_bytes(weight) for weight in distinct)
     _check_room(placed, device)
     try:
-        tensors = _evaluate(distinct, device, threads or _cores())
+        tensors = _evaluate(distinct, device, threads or available_cores())
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(m in str(error) for m in _EXHAUSTED):
             raise
@@ -251,11 +251,6 @@ def _bytes_read(weights: list[Weight]) -> int:
     return sum(t.blocks.nbytes if isinstance(t, GGUFTensor) else _bytes(t) for t in tensors)
 
 
-def _cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _free_bytes(device: torch.device) -> int | None:
     """Memory of a GPU that new tensors can take; None for a CPU, which may swap."""
     if device.type != "cuda":
@@ -276,6 +271,6 @@ def _no_room(needed: int, device: torch.device, free: int | None) -> CapacityErr
         f"weights on {device}",
         expected=f"memory for {needed} bytes of weights ({needed / 1e9:.1f} GB)",
         found="too little" if free is None else f"{free} bytes free ({free / 1e9:.1f} GB)",
-        remedy="Free memory that other processes hold, compile with quantize=… or a smaller dtype, "
-        "take a smaller model, or choose another device.",
+        remedy="Free memory that other processes hold, compile in a smaller dtype, take a smaller "
+        "model, or choose another device.",
     )
