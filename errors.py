@@ -52,5 +52,9 @@ class EngineError(TilewrightError):
     """An engine folder that is missing, damaged, or made for something else."""
 
 
+class KernelError(EngineError):
+    """A compiled kernel that the driver of this machine does not take."""
+
+
 class CapacityError(TilewrightError):
     """Not enough memory, pages or context for what was asked."""

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 
 from ..codegen.program import Json
-from ..errors import EngineError, UsageError
+from ..errors import EngineError, KernelError, UsageError
 from ..formats.tokenizer import Tokenizer
 from ..targets import Target, gpu_problem
 from .counters import Counters
@@ -21,7 +21,7 @@ from .loop import GenerationLoop
 from .output import Completion, Delta
 from .params import SamplingParams
 from .pool import KVPool, PagedPool, SlotPool
-from .refit import refit
+from .refit import refit, refit_refused
 from .runner import ProgramRunner, bind_sizes
 from .sampling import Sampler
 from .scheduler import Scheduler
@@ -339,9 +339,18 @@ def load(path: str | Path, checkpoint: str | Path | None = None) -> Engine:
 
 
 def start(image: EngineImage) -> Engine:
-    """Loads weights and kernels of an image; EngineError when this machine cannot run it."""
+    """Loads weights and kernels of an image; EngineError when this machine cannot run it.
+
+    Kernels for another GPU, and those that the driver does not take, are compiled here, with a
+    warning, where Triton is installed.
+    """
     image = refit(image)
-    return CausalLMEngine(image) if image.kind == "causal_lm" else ModuleEngine(image)
+    kind = CausalLMEngine if image.kind == "causal_lm" else ModuleEngine
+    try:
+        return kind(image)
+    except KernelError as error:
+        refused = error.with_traceback(None)  # whose frames hold the weights just loaded
+    return kind(refit_refused(image, refused))
 
 
 def runs_here(target: Target) -> bool:

@@ -1,4 +1,4 @@
-"""Engines on another GPU than they were compiled for: kernels made anew from the graph's text.
+"""Engines whose kernels do not fit the GPU that is here: made anew from the graph's text.
 
 Nothing of the folder is executed: the graph is parsed, and our own code generator writes its
 kernels again.
@@ -11,6 +11,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 
 from ..codegen.base import get_backend
+from ..errors import KernelError
 from ..ir.parser import parse_graph
 from ..targets import Target
 from .image import EngineImage
@@ -26,12 +27,27 @@ def refit(image: EngineImage) -> EngineImage:
     here = Target.detect()  # an unknown GPU is no error for what does not run on it
     if here.is_cpu or target.arch == here.arch:
         return image
+    return _compiled_anew(image, here, f"was compiled for {target.name} ({target.sm})")
+
+
+def refit_refused(image: EngineImage, error: KernelError) -> EngineImage:
+    """The image with kernels compiled here, where the driver refused its own with ``error``.
+
+    Raises:
+        KernelError: the same, where Triton is not installed.
+    """
+    if find_spec("triton") is None:
+        raise error
+    return _compiled_anew(image, Target.detect(), f"has kernels that do not load ({error.found})")
+
+
+def _compiled_anew(image: EngineImage, here: Target, why: str) -> EngineImage:
     graph = parse_graph(image.graphs[-1][1])
     limit = None if image.lm is None else image.lm.max_model_len
     lowered = get_backend(image.backend).lower(graph, here, limit)
     warnings.warn(
-        f"{image.name} was compiled for {target.name} ({target.sm}); its kernels were compiled "
-        f"anew for {here.name} ({here.sm}). Compile with target={here.name!r} to keep them.",
-        stacklevel=3,
+        f"{image.name} {why}; its kernels were compiled anew for {here.name} ({here.sm}). "
+        f"Compile with target={here.name!r} here to keep them.",
+        stacklevel=4,
     )
     return replace(image, target=str(here), program=lowered.program, files=lowered.files)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ...errors import CapacityError, EngineError
+from ...errors import CapacityError, EngineError, KernelError
 from ...ir.types import TensorType
 from .invocation import Invocation
 from .package import Binary, KernelPackage, launch_key
@@ -141,7 +141,7 @@ def _load(binary: Binary, device: int) -> Any:
     torch.cuda.synchronize(device)  # torch's context is made and current from here on
     status, library = driver.cuLibraryLoadData(binary.cubin, [], [], 0, [], [], 0)
     if status:
-        raise _failed(f"cubin of {binary.function} for sm_{binary.arch}", status)
+        raise refused(binary, getattr(status, "name", str(status)))
     status, kernel = driver.cuLibraryGetKernel(library, binary.function.encode())
     if status:
         raise _failed(f"entry point {binary.function}", status)
@@ -179,14 +179,19 @@ def _failed(what: str, status: Any) -> EngineError | CapacityError:
             found=name,
             remedy="Lower memory_fraction, max_batch_size or max_model_len.",
         )
-    remedies = {
-        "CUDA_ERROR_NO_BINARY_FOR_GPU": "Compile the model for this device's architecture.",
-        "CUDA_ERROR_INVALID_IMAGE": "Update the NVIDIA driver, or compile on this machine.",
-        "CUDA_ERROR_UNSUPPORTED_PTX_VERSION": "Update the NVIDIA driver.",
-    }
     return EngineError(
         what,
         expected="the driver to take it",
         found=name,
-        remedy=remedies.get(name, "Run tilewright verify on the engine; see the driver's log."),
+        remedy="Run tilewright verify on the engine; see the driver's log.",
+    )
+
+
+def refused(binary: Binary, found: str) -> KernelError:
+    """The error of machine code that the driver does not load, by the driver's name for why."""
+    return KernelError(
+        f"cubin of {binary.function} for sm_{binary.arch}",
+        expected="the driver to take it",
+        found=found,
+        remedy="Update the NVIDIA driver, or compile the model on this machine.",
     )

@@ -10,8 +10,11 @@ import torch
 
 import tilewright as tw
 from cli_running import COMPILE, refused, run
-from tilewright.errors import CapacityError, EngineError, UnsupportedError
+from tilewright.codegen.triton.launch import refused as driver_refused
+from tilewright.codegen.triton.package import read_package
+from tilewright.errors import CapacityError, EngineError, KernelError, UnsupportedError
 from tilewright.runtime import refit as refitting
+from tilewright.runtime.engine import start
 from tilewright.runtime.refit import refit
 from tilewright.targets import TARGETS, Target, gpu_problem
 from tiny_models import tiny_model
@@ -62,6 +65,35 @@ def test_an_engine_for_another_gpu_without_triton_is_refused(cross_compiled, mon
     assert refit(cross_compiled.image) is cross_compiled.image
     with pytest.raises(EngineError, match=r"expected a sm_90 device.*compile with target='a100'"):
         cross_compiled(torch.tensor([1, 2]))
+
+
+def test_kernels_that_the_driver_refuses_are_compiled_here_or_named(
+    cross_compiled, monkeypatch
+) -> None:
+    image = cross_compiled.image
+    ids = {name.split("/")[1] for name in image.files if name.endswith(".cubin")}
+    package = read_package(image.files.__getitem__, sorted(ids)[0])
+    error = driver_refused(next(iter(package.binaries.values())), "CUDA_ERROR_INVALID_IMAGE")
+    assert "cubin of" in str(error) and "Update the NVIDIA driver" in str(error)
+    loaded = []
+
+    def load(image):
+        loaded.append(image)
+        if len(loaded) == 1:
+            raise error
+        return image
+
+    monkeypatch.setattr(Target, "detect", lambda: TARGETS["h100"])
+    monkeypatch.setattr("tilewright.runtime.engine.CausalLMEngine", load)
+    with pytest.warns(
+        UserWarning, match=r"do not load \(CUDA_ERROR_INVALID_IMAGE\).*anew for h100"
+    ):
+        again = start(image)
+    assert again is loaded[1] and again.files.keys() == image.files.keys()
+    loaded.clear()
+    monkeypatch.setattr(refitting, "find_spec", lambda name: None)
+    with pytest.raises(KernelError, match="CUDA_ERROR_INVALID_IMAGE"):
+        start(image)
 
 
 def test_a_device_of_the_same_architecture_takes_the_engine_as_it_is(
