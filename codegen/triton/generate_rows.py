@@ -137,27 +137,18 @@ def _softmax(node: Node, name: str, args: Args, row: Row) -> Iterator[Step]:
     yield point(name, text, node.dtype, (power, total))[0]
 
 
-def _sum(node: Node, name: str, args: Args, row: Row) -> Iterator[Step]:
+def _total(node: Node, name: str, args: Args, row: Row) -> Iterator[Step]:
     (x,) = args
     assert x is not None
     if node.dtype is DType.BOOL:
         yield from _test(node, name, args, row)
         return
-    yield row.reduce(f"{name}_all", "sum", x.name, (x,), node.dtype)
+    kind: Reduction = "prod" if node.op == "prod" else "sum"
+    yield row.reduce(f"{name}_all", kind, x.name, (x,), node.dtype)
     total = f"{name}_all"
     if node.op == "mean":
         total = quotient(total, row.count(node.dtype), node.dtype)
     yield Step(name, _final(total, node.dtype), (f"{name}_all",), cols=False)
-
-
-def _product(node: Node, name: str, args: Args, row: Row) -> Iterator[Step]:
-    (x,) = args
-    assert x is not None
-    if node.dtype is DType.BOOL:
-        yield from _test(node, name, args, row)
-        return
-    yield row.reduce(f"{name}_all", "prod", x.name, (x,), node.dtype)
-    yield Step(name, _final(f"{name}_all", node.dtype), (f"{name}_all",), cols=False)
 
 
 def _test(node: Node, name: str, args: Args, row: Row) -> Iterator[Step]:
@@ -215,9 +206,9 @@ _MAKERS: dict[str, Callable[[Node, str, Args, Row], Iterator[Step]]] = {
     "rms_norm": _rms_norm,
     "layer_norm": _layer_norm,
     "softmax": _softmax,
-    "sum": _sum,
-    "mean": _sum,
-    "prod": _product,
+    "sum": _total,
+    "mean": _total,
+    "prod": _total,
     "any": _test,
     "all": _test,
 }
