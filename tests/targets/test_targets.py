@@ -27,9 +27,11 @@ def test_gpu_row_is_sane(target: Target):
     assert 70 <= target.arch <= 130
     assert 50 <= target.sms <= 200
     assert target.shared_memory_per_block < target.shared_memory_per_sm <= 256 * 1024
-    assert 4 << 20 <= target.l2_bytes <= 192 << 20
+    # GA102 alone (sm_86) has so small an L2, and so little arithmetic for its bandwidth.
+    least_l2, least_ridge = (4 << 20, 70) if target.arch == 86 else (32 << 20, 100)
+    assert least_l2 <= target.l2_bytes <= 192 << 20
     assert 250 <= target.dram_gb_per_s <= 9000
-    assert 70 <= target.ridge_point("bfloat16") <= 500
+    assert least_ridge <= target.ridge_point("bfloat16") <= 500
     rates = dict(target.tflops)
     assert rates["float32"] <= rates["tf32"] < rates["bfloat16"] == rates["float16"]
     assert rates.get("float8_e4m3fn", 2 * rates["float16"]) == pytest.approx(

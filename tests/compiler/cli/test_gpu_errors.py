@@ -133,6 +133,4 @@ def test_too_little_memory_for_the_cache_says_how_much_it_needs() -> None:
 
 
 def test_targets_says_why_there_is_no_gpu() -> None:
-    if torch.cuda.is_available():
-        return
     assert json.loads(run("targets", "--json").stdout)["gpu_problem"] == gpu_problem()
