@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -23,6 +24,8 @@ def spawn(*args: object, **options: object) -> subprocess.Popen:
     environment = {**os.environ, "COLUMNS": "100"}
     return subprocess.Popen(
         [sys.executable, "-m", "tilewright", *map(str, args)],
+        # Who runs the tests in the background may have them ignore Ctrl-C, which is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
