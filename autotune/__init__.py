@@ -1,0 +1,1 @@
+"""Measurement, search and the statistics of both; knows no kernel."""
