@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from .source import KernelSource, Launch
 
 ARCHS = (80, 86, 89, 90, 100, 120)
 _FIELDS = frozenset({"cubin", "entry", "parameters", "registers", "spilled_bytes"})
-_ANSWERS = 2  # counts up when workers answer with other fields
+_WORKER = ("worker.py", "compat.py", "loading.py", "sass.py")  # what decides an answer
 _JOBS_A_WORKER = 4  # a worker takes a second to start, a kernel 0.1 to 1 s
 
 Job = Mapping[str, Any]
@@ -110,13 +111,22 @@ def triton_version() -> str:
 
 
 def _content_key(job: Job) -> str:
-    content = json.dumps([_ANSWERS, job, triton_version()], sort_keys=True)
+    content = json.dumps([_worker_code(), job, triton_version()], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
+@cache
+def _worker_code() -> str:
+    """A hash of the code that answers: with another one, what is kept may be wrong."""
+    folder = Path(__file__).parent
+    texts = b"".join((folder / name).read_bytes() for name in _WORKER)
+    return hashlib.sha256(texts).hexdigest()
+
+
 def _answers(jobs: Mapping[str, Job]) -> Mapping[str, Answer]:
-    cache = current().cache / "kernels"
-    answers = {key: known for key in jobs if (known := _cached(cache / f"{key}.json")) is not None}
+    folder = current().cache / "kernels"
+    known = {key: _cached(folder / f"{key}.json") for key in jobs}
+    answers = {key: answer for key, answer in known.items() if answer is not None}
     missing = [key for key in jobs if key not in answers]
     if missing:
         count = min(available_cores(), -(-len(missing) // _JOBS_A_WORKER))
@@ -126,7 +136,7 @@ def _answers(jobs: Mapping[str, Job]) -> Mapping[str, Answer]:
             answers.update(zip(share, some, strict=True))
         for key in missing:
             if "error" not in answers[key]:
-                _keep(cache / f"{key}.json", answers[key])
+                _keep(folder / f"{key}.json", answers[key])
     return answers
 
 

@@ -91,6 +91,11 @@ class LoadedFunction:
             cls._loaded[key] = _load(binary, index)
         return cls(binary, cls._loaded[key], device)
 
+    @classmethod
+    def forget(cls) -> None:
+        """Loads every binary anew from here on, at another address. What runs keeps its own."""
+        cls._loaded.clear()
+
     def __call__(self, grid: tuple[int, int, int], values: Sequence[int]) -> None:
         """Launches on torch's current stream."""
         with self.lock:
