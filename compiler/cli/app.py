@@ -16,6 +16,7 @@ from .compile import compile_model
 from .console import print_error, print_traceback, print_unexpected
 from .generate import generate
 from .inspect import inspect_engine
+from .regress import regress_app
 from .targets import targets
 from .verify import verify_engine
 
@@ -89,4 +90,5 @@ app.command("generate")(generate)
 app.add_typer(bench_app, name="bench")
 app.command("inspect")(inspect_engine)
 app.command("verify")(verify_engine)
+app.add_typer(regress_app, name="regress")
 app.command("targets")(targets)

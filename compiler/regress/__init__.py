@@ -1,0 +1,1 @@
+"""Regressions of generated code and of its speed: recorded, compared, traced to their commit."""

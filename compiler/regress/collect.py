@@ -1,0 +1,252 @@
+"""Collects snapshots: compiles each case for each target, without a GPU; what was collected before
+from the same sources is taken from the cache, so that an interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+from ...codegen.triton.lowering import lower_graph
+from ...errors import TilewrightError
+from ...formats.atomic import write_atomic
+from ...ir.graph import Graph
+from ...ir.parser import parse_graph
+from ...runtime.image import EngineImage
+from ...settings import current
+from ...targets import Target
+from ..api import Phases, Progress, compile_image
+from ..options import KVCacheConfig, resolve_options
+from .facts import snapshot_of
+from .model import Side
+from .snapshot import Snapshot
+from .suite import Case, GraphCase, ModelCase, Suite
+
+T = TypeVar("T")
+Key = tuple[str, str]
+"""Names of a case and a target."""
+
+_ROOT = Path(__file__).resolve().parents[2]
+DECISIVE = ("triton", "torch", "transformers")
+"""Packages without whose equal versions nothing can be compared."""
+
+
+def collect(
+    suite: Suite,
+    only: Sequence[str] | None = None,
+    progress: Progress | None = None,
+    fresh: bool = False,
+) -> dict[Key, Snapshot]:
+    """A snapshot of each case on each of its targets.
+
+    Args:
+        suite: what to collect.
+        only: names of cases; None for all.
+        progress: called before each with its name and the share that is done.
+        fresh: whether to compile anew what the cache has.
+
+    Raises:
+        UsageError: a name that the suite lacks.
+        TilewrightError: a case that does not compile; the culprit names it.
+    """
+    wanted = [(case, target) for case in suite.chosen(only) for target in case.targets]
+    found: dict[Key, Snapshot] = {}
+    warm: set[str] = set()
+    for index, (case, target) in enumerate(wanted):
+        if progress is not None:
+            progress(f"{case.name} on {target}", index / len(wanted))
+        path = _cache_path(case, target)
+        known = None if fresh else _cached(path)
+        if known is None:
+            known = _collect_one(case, target, warm=case.name in warm)
+            warm.add(case.name)
+            _keep(path, known)
+        found[case.name, target] = known
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that decide what is generated, and ours."""
+    found = {name: _version(name) for name in ("tilewright", *DECISIVE)}
+    return {**found, "python": ".".join(map(str, sys.version_info[:2]))}
+
+
+def working_tree() -> Side:
+    """The sources that this process runs, as a side of a comparison."""
+    commit, dirty = head_commit()
+    label = "working tree" if dirty or commit is None else commit[:12]
+    return Side(label, commit, datetime.now(UTC).isoformat(timespec="seconds"), None, versions())
+
+
+def head_commit() -> tuple[str | None, bool]:
+    """The commit of the sources, and whether they differ from it; None where git knows none, or
+    the package is installed somewhere within a repository of its user's.
+    """
+    if _git("rev-parse", "--show-toplevel") != str(_ROOT):
+        return None, False
+    return _git("rev-parse", "HEAD") or None, bool(_git("status", "--porcelain", "--", "*.py"))
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(_ROOT), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
+def _collect_one(case: Case, target: str, warm: bool) -> Snapshot:
+    try:
+        if isinstance(case, GraphCase):
+            return _of_graph(case, target, warm)
+        with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
+            return _of_model(case, target, Path(folder), warm)
+    except TilewrightError as error:
+        raise type(error)(
+            f"case {case.name} on {target}: {error.culprit}",
+            expected=error.expected,
+            found=error.found,
+            remedy=error.remedy,
+        ) from error
+
+
+def _of_model(case: ModelCase, target: str, folder: Path, warm: bool) -> Snapshot:
+    path = case.path
+    if path is None:
+        path = folder / case.name  # the folder's name becomes the graph's
+        path.mkdir()
+        (path / "config.json").write_text(json.dumps(case.config), encoding="utf-8")
+    options = resolve_options(
+        target=target,
+        backend="triton",
+        kv_cache=KVCacheConfig("auto", case.page_size),
+        dtype=case.dtype,
+        max_model_len=case.max_model_len,
+        max_batch_size=case.max_batch_size,
+        verify="off",
+        trust_remote_code=False,
+        random_weights=0 if path.is_dir() else None,
+    )
+    options = replace(options, verify="off")  # whatever the environment says: it would be counted
+    if not warm:  # what is done once in a process would be counted too
+        compile_image(path, None, None, options, Phases())
+    phases = _Counting()
+    image = compile_image(path, None, None, options, phases)
+    graph = parse_graph(image.graphs[-1][1])
+    calls = phases.calls + _lowering_calls(graph, target)
+    return snapshot_of(image, case.name, case.definition, versions(), python_calls=calls)
+
+
+def _of_graph(case: GraphCase, target: str, warm: bool) -> Snapshot:
+    from ...codegen.base import get_backend
+
+    graph = parse_graph(case.text)
+    if not warm:
+        lower_graph(graph, Target.parse(target))
+    calls = _lowering_calls(graph, target)
+    lowered = get_backend("triton").lower(graph, Target.parse(target))
+    image = EngineImage(
+        graph.name,
+        "module",
+        target,
+        "triton",
+        lowered.program,
+        lowered.files,
+        {},
+        (("captured", str(graph)),),
+    )
+    return snapshot_of(image, case.name, case.definition, versions(), case.sizes, calls)
+
+
+def _lowering_calls(graph: Graph, target: str) -> int:
+    """Python calls from a graph to the sources of its kernels; compiling those is Triton's."""
+    return count_calls(lambda: lower_graph(graph, Target.parse(target)))[1]
+
+
+class _Counting(Phases):
+    """Phases that count the Python calls of lowering and passes."""
+
+    calls = 0
+
+    def run(self, name: str, share: float, work: Callable[[], T]) -> T:
+        if name not in ("lower", "passes"):
+            return super().run(name, share, work)
+        result, count = count_calls(work)
+        self.calls += count
+        return result
+
+
+def count_calls(work: Callable[[], T]) -> tuple[T, int]:
+    """The result of ``work``, and how many Python functions it entered on this thread."""
+    count = 0
+
+    def entered(frame: FrameType, event: str, argument: Any) -> None:
+        nonlocal count
+        count += event == "call"
+
+    before = sys.getprofile()
+    sys.setprofile(entered)
+    try:
+        result = work()
+    finally:
+        sys.setprofile(before)
+    return result, count
+
+
+def _cache_path(case: Case, target: str) -> Path:
+    limit = current().pass_limit
+    content = [_sources_hash(), case.name, case.definition, target, versions(), limit]
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return current().cache / "regress" / f"{key}.json"
+
+
+@cache
+def _sources_hash() -> str:
+    """Of every Python file of the package, by its path."""
+    folders = [init.parent for init in sorted(_ROOT.glob("*/__init__.py"))]
+    files = [*sorted(_ROOT.glob("*.py")), *(p for f in folders for p in sorted(f.rglob("*.py")))]
+    whole = hashlib.sha256()
+    for path in files:
+        whole.update(f"{path.relative_to(_ROOT)}\0".encode())
+        whole.update(hashlib.sha256(path.read_bytes()).digest())
+    return whole.hexdigest()
+
+
+def _cached(path: Path) -> Snapshot | None:
+    try:
+        return Snapshot.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None  # absent or damaged: collect anew
+
+
+def _keep(path: Path, snapshot: Snapshot) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(snapshot.to_json()))
+    except OSError:  # a cache that cannot be written is no error
+        pass
+
+
+def mismatches(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """Decisive packages of which two sides have other versions, in words."""
+    pairs = ((name, old.get(name, "none"), new.get(name, "none")) for name in DECISIVE)
+    return [f"{name} {a} against {b}" for name, a, b in pairs if a != b]

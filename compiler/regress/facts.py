@@ -1,0 +1,199 @@
+"""From a compiled image to its snapshot: what was generated, and what it must cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+
+from ...codegen.program import Program
+from ...codegen.triton.occupancy import occupancy
+from ...codegen.triton.package import (
+    FOLDER,
+    Binary,
+    KernelPackage,
+    argument_type,
+    launch_key,
+    read_package,
+)
+from ...codegen.triton.source import Launch, Pointer, Variant
+from ...ir.parser import parse_graph
+from ...runtime.image import EngineImage
+from ...targets import Target
+from ..inspect.facts import kv_bytes_per_token, weight_bytes
+from ..inspect.kernels import VIEWS, kernel_name
+from .instructions import cubin_hash, instruction_series, read_instructions
+from .phases import Costs, Phase, lm_phases
+from .snapshot import KernelSnapshot, Number, Snapshot, numbered, sha256
+
+_KINDS = ("generated", "template", "library", "aten", "eager")
+
+
+def snapshot_of(
+    image: EngineImage,
+    case: str,
+    definition: str,
+    versions: Mapping[str, str],
+    sizes: Mapping[str, int] | None = None,
+    python_calls: int | None = None,
+) -> Snapshot:
+    """All that tiers 1 and 2 know of an image.
+
+    Args:
+        image: compiled, with the texts of its graphs.
+        case, definition, versions: what it was compiled from, and with.
+        sizes: of the symbols, for an image of a graph; a causal LM has phases of its own.
+        python_calls: that compiling took.
+    """
+    graph = parse_graph(image.graphs[-1][1])
+    packages = _packages(image)
+    subjects = numbered(kernel_name(call) for call in image.program.calls)
+    costs = Costs(image, graph, packages, subjects)
+    phases = (
+        lm_phases(image, graph) if image.lm is not None else (Phase("call", dict(sizes or {})),)
+    )
+    at = {phase.name: costs.at(phase) for phase in phases}
+    series: dict[str, dict[str, Number]] = {"program": _program_series(image)}
+    series |= {name: found for name, (found, _) in at.items()}
+    if python_calls is not None:
+        series["compile"] = {"python calls": python_calls}
+    target = Target.parse(image.target)
+    counts = read_instructions(b.cubin for p in packages.values() for b in p.binaries.values())
+    return Snapshot(
+        case,
+        image.target,
+        definition,
+        versions,
+        tuple(_kernel(subjects[id], package, counts, target) for id, package in packages.items()),
+        series,
+        {name: parts for name, (_, parts) in at.items()},
+        tuple((name, sha256(text)) for name, text in image.graphs),
+        image.graphs[-1][1],
+        program_text(image.program),
+    )
+
+
+def program_text(program: Program) -> str:
+    """A Program as JSON, a line for each buffer and each call."""
+    data = program.to_json()
+    assert isinstance(data, dict)
+    lines = []
+    for key, value in data.items():
+        head = json.dumps(key)
+        if isinstance(value, dict) and value:
+            inner = ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in value.items())
+            lines.append(f"{head}: {{\n{inner}\n}}")
+        elif key == "calls" and isinstance(value, list):
+            lines.append(f"{head}: [\n" + ",\n".join(map(json.dumps, value)) + "\n]")
+        else:
+            lines.append(f"{head}: {json.dumps(value)}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def launch_lines(variants: Sequence[Variant]) -> tuple[str, ...]:
+    """Variants and launches for reading and comparing, a line each."""
+    lines = []
+    for variant in variants:
+        guard = " and ".join(f"{size} >= 0" for size in variant.guard)
+        spaces = ", ".join(f"{dtype}[{count}]" for dtype, count in variant.workspaces)
+        lines.append(
+            f"{f'if {guard}' if guard else 'always'}{f', workspace {spaces}' if spaces else ''}:"
+        )
+        lines += [_launch_line(launch) for launch in variant.launches]
+    return tuple(lines)
+
+
+def launch_labels(package: KernelPackage) -> dict[str, str]:
+    """A label for each launch key, in the launches' order: the function, numbered where it is
+    compiled several times; empty for a kernel with one binary.
+    """
+    launches = {
+        launch_key(launch): launch.function
+        for variant in package.source.variants
+        for launch in variant.launches
+    }
+    if len(launches) == 1:
+        return dict.fromkeys(launches, "")
+    seen: dict[str, int] = {}
+    found = {}
+    for key, function in launches.items():
+        count = seen[function] = seen.get(function, 0) + 1
+        found[key] = function if count == 1 else f"{function}#{count}"
+    return found
+
+
+def _launch_line(launch: Launch) -> str:
+    arguments = [
+        f"{a.name}: {argument_type(a)} = {a.role} {a.index}"
+        if isinstance(a, Pointer)
+        else f"{a.name}: {a.type} = {a.value}"
+        for a in launch.arguments
+    ]
+    constants = [f"{name}={value!r}" for name, value in launch.constexprs.items()]
+    grid = ", ".join(map(str, launch.grid))
+    return (
+        f"  {launch.function}[{grid}]({', '.join((*arguments, *constants))}), "
+        f"{launch.num_warps} warps, {launch.num_stages} stages"
+    )
+
+
+def _packages(image: EngineImage) -> dict[str, KernelPackage]:
+    """The image's kernels, in the order of their first calls."""
+    there = {PurePosixPath(path).parts[1] for path in image.files if path.startswith(f"{FOLDER}/")}
+    names = dict.fromkeys(map(kernel_name, image.program.calls))
+    return {name: read_package(image.files.__getitem__, name) for name in names if name in there}
+
+
+def _kernel(
+    subject: str,
+    package: KernelPackage,
+    counts: Mapping[str, Mapping[str, int]],
+    target: Target,
+) -> KernelSnapshot:
+    series: dict[str, Number] = {}
+    cubins = {}
+    for key, label in launch_labels(package).items():
+        binary = package.binaries[key]
+        hash = cubins[label] = cubin_hash(binary.cubin)
+        some = {**_resources(binary, target), **instruction_series(counts[hash])}
+        series |= {f"{name} ({label})" if label else name: n for name, n in some.items()}
+    source = package.source
+    return KernelSnapshot(
+        subject,
+        package.id,
+        source.kind,
+        source.digest,
+        source.text,
+        launch_lines(source.variants),
+        cubins,
+        series,
+    )
+
+
+def _resources(binary: Binary, target: Target) -> dict[str, Number]:
+    taken = binary.resources
+    series: dict[str, Number] = {
+        "registers": taken.registers,
+        "spills": taken.spills,
+        "local bytes": taken.local_bytes,
+        "shared": taken.shared,
+        "threads": taken.threads,
+        "pdl": int(binary.pdl),
+        "scratch": binary.scratch_bytes,
+    }
+    fit = occupancy(taken, target)
+    if fit is not None:
+        series["warps per SM"] = fit.warps
+    return series
+
+
+def _program_series(image: EngineImage) -> dict[str, Number]:
+    counts = dict.fromkeys(_KINDS, 0)
+    for call in image.program.calls:
+        if call.kernel.split("/", 1)[1] not in VIEWS or call.kind != "eager":
+            counts[call.kind] = counts.get(call.kind, 0) + 1
+    series: dict[str, Number] = {f"{kind} calls": count for kind, count in counts.items()}
+    if image.lm is not None:
+        series["weight bytes"] = weight_bytes(image)
+        series["KV bytes a token"] = kv_bytes_per_token(image)
+    return series

@@ -1,0 +1,158 @@
+"""What a step comes to, by the cost model: launches, FLOPs, bytes, roofline and memory at given
+sizes, and which kernel has how much of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ...codegen.plan import plan_buffers
+from ...codegen.program import Call
+from ...codegen.triton.invocation import plan_call
+from ...codegen.triton.package import KernelPackage, launch_key
+from ...ir.dims import evaluate
+from ...ir.graph import Graph
+from ...ir.node import Node
+from ...ir.schema import schema
+from ...runtime.decode_graphs import obstacles
+from ...runtime.executor import CACHE_PREFIXES
+from ...runtime.image import EngineImage
+from ...targets import Target
+from ..inspect.facts import compute_dtype
+from ..inspect.kernels import VIEWS, kernel_name, nodes_of_calls
+from ..inspect.layers import split_layers
+
+Number = int | float
+DECODE, PREFILL = "decode step", "prefill"
+_CONTEXT, _PROMPT, _BATCH = 512, 512, 32
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A step, by the values of its Program's symbols.
+
+    Attributes:
+        name: as rows name it.
+        sizes: by symbol.
+    """
+
+    name: str
+    sizes: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Cost:
+    launches: int
+    pdl: int
+    flops: int
+    bytes: int
+    seconds: float
+
+
+def lm_phases(image: EngineImage, graph: Graph) -> tuple[Phase, ...]:
+    """Decoding one sequence and a batch, and a prompt, as far as the engine's limits allow."""
+    assert image.lm is not None
+    page, longest = image.lm.page_size, image.lm.max_model_len
+    batch = min(_BATCH, image.lm.max_batch_size)
+
+    def phase(name: str, sequences: int, tokens: int, context: int) -> Phase:
+        context = min(context, longest)
+        pages = -(-context // page)
+        known = {"B": sequences, "R": sequences, "M": pages, "N": sequences * pages, "P": page}
+        known["L"] = context
+        return Phase(name, {symbol: known.get(symbol, tokens) for symbol in graph.symbols})
+
+    found = [phase(DECODE, 1, 1, _CONTEXT)]
+    if batch > 1:
+        found.append(phase(f"{DECODE}, batch {batch}", batch, batch, _CONTEXT))
+    prompt = min(_PROMPT, longest)
+    return (*found, phase(PREFILL, 1, prompt, prompt))
+
+
+class Costs:
+    """The costs of a Program's calls.
+
+    Args:
+        image: the Program, and what it was compiled for.
+        graph: that it was made of.
+        packages: its kernels by their ids.
+        subjects: what reports call each kernel, by `kernel_name`.
+    """
+
+    def __init__(
+        self,
+        image: EngineImage,
+        graph: Graph,
+        packages: Mapping[str, KernelPackage],
+        subjects: Mapping[str, str],
+    ) -> None:
+        self.image, self.graph, self.packages, self.subjects = image, graph, packages, subjects
+        self.program, self.target = image.program, Target.parse(image.target)
+        self.made = nodes_of_calls(graph, self.program)
+
+    def at(self, phase: Phase) -> tuple[dict[str, Number], dict[str, tuple[int, int, int]]]:
+        """The series of a phase, and the launches, FLOPs and bytes of each kernel in it."""
+        costs = [
+            self._cost(call, nodes, phase.sizes)
+            for call, nodes in zip(self.program.calls, self.made, strict=True)
+        ]
+        series: dict[str, Number] = {
+            "launches": sum(cost.launches for cost in costs),
+            "pdl launches": sum(cost.pdl for cost in costs),
+            "flops": sum(cost.flops for cost in costs),
+            "bytes": sum(cost.bytes for cost in costs),
+            "roofline": sum(cost.seconds for cost in costs),
+            "peak memory": plan_buffers(self.program, phase.sizes).peak,
+        }
+        layers = sum(name.startswith(CACHE_PREFIXES[0]) for name in self.program.inputs)
+        if layers:
+            series["launches a layer"] = self._a_layer(costs, layers)
+        if phase.name.startswith(DECODE):
+            series["graph obstacles"] = len(obstacles(self.program))
+        return series, self._parts(costs)
+
+    def _parts(self, costs: Sequence[_Cost]) -> dict[str, tuple[int, int, int]]:
+        parts: dict[str, tuple[int, int, int]] = {}
+        for call, cost in zip(self.program.calls, costs, strict=True):
+            subject = self.subjects[kernel_name(call)]
+            launches, flops, moved = parts.get(subject, (0, 0, 0))
+            parts[subject] = (launches + cost.launches, flops + cost.flops, moved + cost.bytes)
+        return parts
+
+    def _cost(self, call: Call, nodes: Sequence[Node], sizes: Mapping[str, int]) -> _Cost:
+        package = self.packages.get(kernel_name(call))
+        launches, pdl = self._launches(call, package, sizes)
+        flops, moved, seconds = 0, 0, 0.0
+        for node in nodes:
+            cost = schema(node.op).cost(node)
+            some = evaluate(cost.flops, sizes)
+            # What is a view to torch is a copy where a kernel of ours makes it.
+            free = package is None and node.op in VIEWS
+            bytes_ = 0 if free else evaluate(cost.bytes, sizes)
+            dtype = compute_dtype(node, self.target)
+            flops, moved = flops + some, moved + bytes_
+            seconds += self.target.roofline_seconds(some, bytes_, dtype)
+        return _Cost(launches, pdl, flops, moved, seconds)
+
+    def _launches(
+        self, call: Call, package: KernelPackage | None, sizes: Mapping[str, int]
+    ) -> tuple[int, int]:
+        """How many launches the call makes, and how many of them may start early (PDL)."""
+        if package is None:
+            return int(call.kernel.split("/", 1)[1] not in VIEWS), 0
+        results = [self.program.buffers[name] for name in call.results]
+        keys = [launch_key(la) for la, _, _ in plan_call(package.source, results, sizes).launches]
+        return len(keys), sum(package.binaries[key].pdl for key in keys)
+
+    def _a_layer(self, costs: Sequence[_Cost], layers: int) -> float:
+        """Launches of one layer of the graph; where it has other layers, the step's shared out."""
+        launches = {
+            node: cost.launches
+            for nodes, cost in zip(self.made, costs, strict=True)
+            for node in nodes
+        }
+        blocks = [b for b in split_layers(self.graph) if b.title.startswith("layer")]
+        if sum(block.repeat for block in blocks) != layers:
+            return sum(cost.launches for cost in costs) / layers
+        return sum(b.repeat * sum(launches.get(n, 0) for n in b.nodes) for b in blocks) / layers

@@ -1,0 +1,170 @@
+"""What tiers 1 and 2 know of one case on one target, as plain data."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Number = int | float
+_DIGEST = re.compile(r"-[0-9a-f]{8}$")
+_BODY_HASH = re.compile(r"_[0-9a-f]{4,}$")
+
+
+@dataclass(frozen=True, slots=True)
+class KernelSnapshot:
+    """One kernel of a Program.
+
+    Attributes:
+        subject: its name in reports: without hashes, numbered where several share it.
+        id: name and hash, as Programs call it.
+        kind: "generated" or "template".
+        digest: of its text, arguments, constants and grids.
+        text: its source.
+        launches: its variants and their launches, a line each.
+        cubins: sha256 of the machine code of each launch, by the launch's label.
+        series: figures of tier 2 by name.
+    """
+
+    subject: str
+    id: str
+    kind: str
+    digest: str
+    text: str
+    launches: tuple[str, ...]
+    cubins: Mapping[str, str] = field(default_factory=dict)
+    series: Mapping[str, Number] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A case on a target.
+
+    Attributes:
+        case, target: which.
+        definition: hash of what the case is.
+        versions: of the packages that decide what is generated.
+        kernels: in the order of their first calls.
+        series: figures of tier 2 of the program, the phases and compiling, by subject and name.
+        parts: launches, FLOPs and bytes of each kernel, libraries' too, by phase and subject.
+        passes: (pass, sha256 of the graph after it) in order; "captured" is first.
+        graph: text of the last graph.
+        program: text of the Program.
+    """
+
+    case: str
+    target: str
+    definition: str
+    versions: Mapping[str, str]
+    kernels: tuple[KernelSnapshot, ...]
+    series: Mapping[str, Mapping[str, Number]]
+    parts: Mapping[str, Mapping[str, tuple[int, int, int]]]
+    passes: tuple[tuple[str, str], ...]
+    graph: str
+    program: str
+
+    @property
+    def program_hash(self) -> str:
+        """sha256 of the Program's text."""
+        return sha256(self.program)
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON, but for the long texts, of which it has the hashes."""
+        return {
+            "case": self.case,
+            "target": self.target,
+            "definition": self.definition,
+            "versions": dict(self.versions),
+            "series": {subject: dict(series) for subject, series in self.series.items()},
+            "kernels": [
+                {
+                    "subject": kernel.subject,
+                    "id": kernel.id,
+                    "kind": kernel.kind,
+                    "digest": kernel.digest,
+                    "launches": list(kernel.launches),
+                    "cubins": dict(kernel.cubins),
+                    "series": dict(kernel.series),
+                }
+                for kernel in self.kernels
+            ],
+            "parts": {
+                phase: {subject: list(part) for subject, part in parts.items()}
+                for phase, parts in self.parts.items()
+            },
+            "passes": [list(pair) for pair in self.passes],
+            "graph": sha256(self.graph),
+            "program": self.program_hash,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON, with all texts."""
+        texts = {kernel.id: kernel.text for kernel in self.kernels}
+        return {**self.facts(), "texts": texts, "graph": self.graph, "program": self.program}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Snapshot:
+        """Reads ``to_json`` back; KeyError, TypeError or ValueError for anything else."""
+        kernels = tuple(
+            KernelSnapshot(
+                str(kernel["subject"]),
+                str(kernel["id"]),
+                str(kernel["kind"]),
+                str(kernel["digest"]),
+                str(data["texts"][kernel["id"]]),
+                tuple(map(str, kernel["launches"])),
+                {str(label): str(hash) for label, hash in kernel["cubins"].items()},
+                _numbers(kernel["series"]),
+            )
+            for kernel in data["kernels"]
+        )
+        return Snapshot(
+            str(data["case"]),
+            str(data["target"]),
+            str(data["definition"]),
+            {str(name): str(version) for name, version in data["versions"].items()},
+            kernels,
+            {str(subject): _numbers(series) for subject, series in data["series"].items()},
+            {
+                str(phase): {str(name): _part(part) for name, part in parts.items()}
+                for phase, parts in data["parts"].items()
+            },
+            tuple((str(name), str(hash)) for name, hash in data["passes"]),
+            str(data["graph"]),
+            str(data["program"]),
+        )
+
+
+def sha256(text: str) -> str:
+    """Of a text as UTF-8, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def plain_name(name: str) -> str:
+    """A kernel's name without hashes: ``add_rms_norm_29ba-f70e9161`` → ``add_rms_norm``."""
+    return _BODY_HASH.sub("", _DIGEST.sub("", name))
+
+
+def numbered(names: Iterable[str]) -> dict[str, str]:
+    """What reports call each kernel: its plain name, with #2, #3 … where it is taken."""
+    seen: dict[str, int] = {}
+    found = {}
+    for name in dict.fromkeys(names):
+        plain = plain_name(name)
+        count = seen[plain] = seen.get(plain, 0) + 1
+        found[name] = plain if count == 1 else f"{plain}#{count}"
+    return found
+
+
+def _numbers(data: Mapping[str, Any]) -> dict[str, Number]:
+    wrong = [name for name, value in data.items() if type(value) not in (int, float)]
+    if wrong:
+        raise ValueError(f"no number: {wrong[0]}")
+    return dict(data)
+
+
+def _part(data: Any) -> tuple[int, int, int]:
+    launches, flops, moved = map(int, data)
+    return launches, flops, moved
