@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -211,7 +212,7 @@ class _Job:
                 timed.measure,
                 self.rule,
                 confirm=confirm,
-                out_of_budget=lambda: self._spent() >= self._limit(state),
+                out_of_budget=lambda: self._spent() >= self._limit(state, specs),
                 state=state,
                 on_round=lambda now: self._keep(path, now),
             )
@@ -227,11 +228,20 @@ class _Job:
             state.first,
         )
 
-    def _limit(self, state: RuleState) -> float:
-        """Seconds after which a phase of the rule ends: the first leaves some for the second, or
-        noise somewhere would cost the confirmation of what was found elsewhere.
+    def _limit(self, state: RuleState, specs: Mapping[str, SeriesSpec]) -> float:
+        """Seconds after which a phase of the rule ends: where something looks slower, the first
+        leaves some for the second, or noise elsewhere would cost the confirmation.
         """
-        return self.budget if state.phase == "second" else self.budget * (1 - RESERVED)
+        first = state.phase == "first"
+        suspicious = first and any(self._looks_slower(specs[n], p) for n, p in state.first.items())
+        return self.budget * (1 - RESERVED) if suspicious else self.budget
+
+    def _looks_slower(self, spec: SeriesSpec, pairs: Sequence[tuple[float, float]]) -> bool:
+        if len(pairs) < self.rule.looks[0]:
+            return False
+        ratio = statistics.median(new / old for old, new in pairs)
+        worse = ratio if spec.better == "lower" else 1 / ratio
+        return worse > 1 + (spec.threshold or self.rule.threshold) / 2
 
     def _spent(self) -> float:
         return time.monotonic() - self.started
