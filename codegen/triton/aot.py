@@ -29,6 +29,21 @@ from .source import KernelSource, Launch
 ARCHS = (80, 86, 89, 90, 100, 120)
 _FIELDS = frozenset({"cubin", "entry", "parameters", "registers", "spilled_bytes"})
 _WORKER = ("worker.py", "compat.py", "loading.py", "sass.py")  # what decides an answer
+# What Triton, its LLVM and its assembler read from the environment beside TRITON_*.
+_SWITCHES = (
+    "TRITON_",
+    "LLVM_",
+    "MLIR_",
+    "NVPTX_",
+    "PTXAS_",
+    "AMDGCN_",
+    "DISABLE_LLVM_OPT",
+    "DISABLE_MMA_",
+    "DISABLE_PTXAS_OPT",
+    "ALLOW_LHS_TMEM_",
+    "USE_IR_LOC",
+    "DUMP_MIR",
+)
 _JOBS_A_WORKER = 4  # a worker takes a second to start, a kernel 0.1 to 1 s
 
 Job = Mapping[str, Any]
@@ -154,12 +169,7 @@ def _in_processes(shares: Sequence[Sequence[Job]]) -> list[list[Answer]]:
 
 def _run_worker(jobs: Sequence[Job], running: list[subprocess.Popen[str]]) -> list[Answer]:
     """One process for a share of the jobs, entered into ``running``."""
-    # Triton's own switches would change what it makes, and the key does not know them.
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
-    environment["TRITON_DISABLE_LINE_INFO"] = "1"  # equal text, equal bytes, wherever it lay
-    # Where the worker starts is first on its path: an empty folder, lest files of the user's
-    # working directory stand for modules.
-    environment["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, sys.path))
+    environment = worker_environment()
     if not sys.executable:
         raise UnsupportedError(
             "compiling kernels",
@@ -189,6 +199,18 @@ def _run_worker(jobs: Sequence[Job], running: list[subprocess.Popen[str]]) -> li
         last = (said.strip().splitlines() or [f"exit code {worker.returncode}"])[-1]
         answers += [{"error": last, "trace": said}] * (len(jobs) - len(answers))
     return answers
+
+
+def worker_environment() -> dict[str, str]:
+    """This process's environment, without the switches that would change what Triton makes: the key
+    of what is kept does not know them.
+    """
+    found = {k: v for k, v in os.environ.items() if not k.startswith(_SWITCHES)}
+    found["TRITON_DISABLE_LINE_INFO"] = "1"  # equal text, equal bytes, wherever it lay
+    # Where the worker starts is first on its path: an empty folder, lest files of the user's
+    # working directory stand for modules.
+    found["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, sys.path))
+    return found
 
 
 def _binary(source: KernelSource, answer: Answer, arch: int) -> Binary:

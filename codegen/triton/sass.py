@@ -17,6 +17,8 @@ _TARGET = re.compile(r"^\.target\s+(\w+)", re.MULTILINE)
 _INSTRUCTION = re.compile(
     r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*(?:\.\w+)*)", re.MULTILINE
 )
+_LABEL = re.compile(r"^\s*(\.L_x_\w+):")
+_BRANCH = re.compile(r"\bBRA\b[^;]*`\((\.L_x_\w+)\)")
 _BLACKWELL = 100
 
 
@@ -49,9 +51,8 @@ def spilled_bytes(ptx: str, arch: int, folder: Path) -> int:
     return sum(int(stores) + int(loads) for stores, loads in _SPILLS.findall(text))
 
 
-def instruction_counts(cubin: bytes) -> Mapping[str, int]:
-    """How often each machine instruction stands in a cubin's code, by its full name with all
-    modifiers ("LDG.E.128"), guards left out; NOP, which only fills, is not counted.
+def code_listing(cubin: bytes) -> str:
+    """A cubin's machine code as text, with labels.
 
     Raises:
         ValueError: what is no cubin, or holds no code.
@@ -62,11 +63,42 @@ def instruction_counts(cubin: bytes) -> Mapping[str, int]:
         # Only the code, and without the analysis of its jumps, which counting has no use for.
         command = [_tool("nvdisasm"), "--print-code", "--no-dataflow", str(path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-    counts = Counter(_INSTRUCTION.findall(done.stdout))
-    del counts["NOP"]
-    if done.returncode or not counts:
+    if done.returncode or not _INSTRUCTION.search(done.stdout):
         raise ValueError(f"no code in the cubin: {(done.stderr or done.stdout)[:200]}")
+    return done.stdout
+
+
+def instruction_counts(listing: str) -> Mapping[str, int]:
+    """How often each machine instruction stands in a listing, by its full name with all modifiers
+    ("LDG.E.128"), guards left out; NOP, which only fills, is not counted.
+    """
+    counts = Counter(_INSTRUCTION.findall(listing))
+    del counts["NOP"]
     return counts
+
+
+def loop_instructions(listing: str) -> int:
+    """How many instructions stand in a listing's innermost loops, each counted once: from the
+    target of a branch that goes back to the branch.
+    """
+    labels: dict[str, int] = {}
+    ends: dict[int, int] = {}  # of each loop, by where it begins
+    count = 0
+    for line in listing.splitlines():
+        if label := _LABEL.match(line):
+            labels[label[1]] = count
+        elif (found := _INSTRUCTION.match(line)) and found[1] != "NOP":
+            target = _BRANCH.search(line)
+            start = labels.get(target[1]) if target is not None else None
+            if start is not None and start < count:  # one that jumps to itself ends the code
+                ends[start] = count
+            count += 1
+    innermost = [
+        range(start, end + 1)
+        for start, end in ends.items()
+        if not any(start <= a and b <= end and a != start for a, b in ends.items())
+    ]
+    return len({index for loop in innermost for index in loop})
 
 
 def _tool(name: str) -> str:

@@ -7,16 +7,13 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from types import FrameType
-from typing import Any, TypeVar
 
 from ...codegen.triton.lowering import lower_graph
 from ...errors import TilewrightError
@@ -28,12 +25,13 @@ from ...settings import current
 from ...targets import Target
 from ..api import Phases, Progress, compile_image
 from ..options import KVCacheConfig, resolve_options
+from .counting import PYTHON, CountedPhases, Counts, count_calls
 from .facts import snapshot_of
+from .host import host_series, unlaunched_runner
 from .model import Side
 from .snapshot import Snapshot
-from .suite import Case, GraphCase, ModelCase, Suite
+from .suite import Case, GraphCase, HostCase, ModelCase, Suite
 
-T = TypeVar("T")
 Key = tuple[str, str]
 """Names of a case and a target."""
 
@@ -77,9 +75,11 @@ def collect(
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that decide what is generated, and ours."""
-    found = {name: _version(name) for name in ("tilewright", *DECISIVE)}
-    return {**found, "python": ".".join(map(str, sys.version_info[:2]))}
+    """Of the packages that decide what is generated, and ours; without local parts, which say how
+    they were built.
+    """
+    found = {name: _public(_version(name)) for name in ("tilewright", *DECISIVE)}
+    return {**found, "python": PYTHON}
 
 
 def working_tree() -> Side:
@@ -119,6 +119,8 @@ def _collect_one(case: Case, target: str, warm: bool) -> Snapshot:
         if isinstance(case, GraphCase):
             return _of_graph(case, target, warm)
         with tempfile.TemporaryDirectory(prefix="tilewright-") as folder:
+            if isinstance(case, HostCase):
+                return _of_host(case, target, Path(folder))
             return _of_model(case, target, Path(folder), warm)
     except TilewrightError as error:
         raise type(error)(
@@ -149,11 +151,15 @@ def _of_model(case: ModelCase, target: str, folder: Path, warm: bool) -> Snapsho
     options = replace(options, verify="off")  # whatever the environment says: it would be counted
     if not warm:  # what is done once in a process would be counted too
         compile_image(path, None, None, options, Phases())
-    phases = _Counting()
+    phases = CountedPhases()
     image = compile_image(path, None, None, options, phases)
-    graph = parse_graph(image.graphs[-1][1])
-    calls = phases.calls + _lowering_calls(graph, target)
-    return snapshot_of(image, case.name, case.definition, versions(), python_calls=calls)
+    generation = _generation(parse_graph(image.graphs[-1][1]), target)
+    counts = {
+        "lowering": phases.counts["lower"],
+        "passes": phases.counts["passes"],
+        "code generation": generation,
+    }
+    return snapshot_of(image, case.name, case.definition, versions(), counts=counts)
 
 
 def _of_graph(case: GraphCase, target: str, warm: bool) -> Snapshot:
@@ -162,7 +168,7 @@ def _of_graph(case: GraphCase, target: str, warm: bool) -> Snapshot:
     graph = parse_graph(case.text)
     if not warm:
         lower_graph(graph, Target.parse(target))
-    calls = _lowering_calls(graph, target)
+    counts = {"code generation": _generation(graph, target)}
     lowered = get_backend("triton").lower(graph, Target.parse(target))
     image = EngineImage(
         graph.name,
@@ -174,42 +180,17 @@ def _of_graph(case: GraphCase, target: str, warm: bool) -> Snapshot:
         {},
         (("captured", str(graph)),),
     )
-    return snapshot_of(image, case.name, case.definition, versions(), case.sizes, calls)
+    return snapshot_of(image, case.name, case.definition, versions(), case.sizes, counts)
 
 
-def _lowering_calls(graph: Graph, target: str) -> int:
-    """Python calls from a graph to the sources of its kernels; compiling those is Triton's."""
+def _of_host(case: HostCase, target: str, folder: Path) -> Snapshot:
+    series = {"host": host_series(unlaunched_runner(folder))}
+    return Snapshot(case.name, target, case.definition, versions(), (), series, {}, (), "", "")
+
+
+def _generation(graph: Graph, target: str) -> Counts:
+    """The work from a graph to the sources of its kernels; compiling those is Triton's."""
     return count_calls(lambda: lower_graph(graph, Target.parse(target)))[1]
-
-
-class _Counting(Phases):
-    """Phases that count the Python calls of lowering and passes."""
-
-    calls = 0
-
-    def run(self, name: str, share: float, work: Callable[[], T]) -> T:
-        if name not in ("lower", "passes"):
-            return super().run(name, share, work)
-        result, count = count_calls(work)
-        self.calls += count
-        return result
-
-
-def count_calls(work: Callable[[], T]) -> tuple[T, int]:
-    """The result of ``work``, and how many Python functions it entered on this thread."""
-    count = 0
-
-    def entered(frame: FrameType, event: str, argument: Any) -> None:
-        nonlocal count
-        count += event == "call"
-
-    before = sys.getprofile()
-    sys.setprofile(entered)
-    try:
-        result = work()
-    finally:
-        sys.setprofile(before)
-    return result, count
 
 
 def _cache_path(case: Case, target: str) -> Path:
@@ -249,4 +230,9 @@ def _keep(path: Path, snapshot: Snapshot) -> None:
 def mismatches(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     """Decisive packages of which two sides have other versions, in words."""
     pairs = ((name, old.get(name, "none"), new.get(name, "none")) for name in DECISIVE)
-    return [f"{name} {a} against {b}" for name, a, b in pairs if a != b]
+    return [f"{name} {a} against {b}" for name, a, b in pairs if _public(a) != _public(b)]
+
+
+def _public(version: str) -> str:
+    """A version without its local part, which says how it was built: "2.13.0+cpu" → "2.13.0"."""
+    return version.partition("+")[0]

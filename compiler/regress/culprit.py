@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from difflib import SequenceMatcher
 from typing import Any, Literal
 
 from .baseline import Baseline
 from .compare import compare_snapshots
 from .matching import match_kernels, program_diff
 from .model import Diff, Side
+from .pass_diff import first_changed_pass, stops_before
 from .snapshot import Snapshot
 from .suite import Suite
 from .wording import clean, one_line, quantity
 from .worktrees import SHOWN
 
 Stage = Literal["capture", "pass", "codegen", "machine code", "compiler", "runtime", "unknown"]
-Passes = Sequence[tuple[str, str]]
 _SHOWN_LINES = 30
 _WIDTH = 150
 _WORDS: dict[Stage, str] = {
@@ -128,51 +127,6 @@ def _diffs(suite: Suite, old: Snapshot, new: Snapshot) -> tuple[Diff, ...]:
     return compare_snapshots(suite, before, {key: new}, new_side=side).diffs
 
 
-def first_changed_pass(old: Passes, new: Passes) -> tuple[str | None, int | None, str] | None:
-    """The first pass after which the graphs differ; None where they never do.
-
-    Passes are aligned by their names; one that came, went or moved is blamed only if it changes
-    the graph.
-
-    Args:
-        old, new: (pass, hash of the graph after it) in order; the captured graph is first.
-
-    Returns:
-        The pass (None: the captured graph), the number of passes of ``new`` that run before it,
-        and what happened to it, in words.
-    """
-    if old[:1] != new[:1]:
-        return None, None, "the captured graph differs, before any pass"
-    names = [name for name, _ in old], [name for name, _ in new]
-    for tag, a, a_end, b, b_end in SequenceMatcher(None, *names, autojunk=False).get_opcodes():
-        if tag == "equal":
-            for shift in range(b_end - b):
-                if old[a + shift][1] != new[b + shift][1]:
-                    return new[b + shift][0], b + shift - 1, "makes another graph"
-        elif old[a_end - 1][1] != new[b_end - 1][1]:
-            return _came_or_went(old, new, (a, a_end), (b, b_end))
-    return None
-
-
-def _came_or_went(
-    old: Passes, new: Passes, gone: tuple[int, int], came: tuple[int, int]
-) -> tuple[str, int, str]:
-    """The pass to blame where other passes run, and what they make differs.
-
-    Both sides enter with the same graph, so a side without a pass that changes it leaves with
-    that graph, and the other side must have one.
-    """
-    was, there = ({name for name, _ in side} for side in (old, new))
-    for index in range(*came):
-        name, hash = new[index]
-        if hash != new[index - 1][1]:
-            what = "runs elsewhere now, or more often" if name in was else "is new"
-            return name, index - 1, what
-    name = next(old[i][0] for i in range(*gone) if old[i][1] != old[i - 1][1])
-    what = "runs elsewhere now, or less often" if name in there else "is gone"
-    return name, came[0] - 1, what
-
-
 def render_culprit(culprit: Culprit) -> str:
     """Plain text for a terminal: what, where within it, what was looked at, how code differs."""
     head = [one_line(line, _WIDTH) for line in _head(culprit)]
@@ -201,8 +155,7 @@ def _head(culprit: Culprit) -> Iterator[str]:
 def _within(culprit: Culprit) -> str:
     if culprit.pass_name is None:
         return _WORDS[culprit.stage] + (f": {culprit.note}" if culprit.stage == "unknown" else "")
-    limit = f"TILEWRIGHT_PASS_LIMIT={culprit.pass_limit} stops before it"
-    return f"pass {culprit.pass_name} {culprit.note}; {limit}"
+    return f"pass {culprit.pass_name} {culprit.note}; {stops_before(culprit.pass_limit)}"
 
 
 def _diff_lines(diffs: Sequence[Diff]) -> Iterator[str]:

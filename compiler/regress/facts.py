@@ -22,8 +22,9 @@ from ...runtime.image import EngineImage
 from ...targets import Target
 from ..inspect.facts import kv_bytes_per_token, weight_bytes
 from ..inspect.kernels import VIEWS, kernel_name
+from .counting import PYTHON, Counts
 from .instructions import cubin_hash, instruction_series, read_instructions
-from .phases import Costs, Phase, lm_phases
+from .phases import Costs, Phase, PhaseFacts, lm_phases
 from .snapshot import KernelSnapshot, Number, Snapshot, numbered, sha256
 
 _KINDS = ("generated", "template", "library", "aten", "eager")
@@ -35,7 +36,7 @@ def snapshot_of(
     definition: str,
     versions: Mapping[str, str],
     sizes: Mapping[str, int] | None = None,
-    python_calls: int | None = None,
+    counts: Mapping[str, Counts] | None = None,
 ) -> Snapshot:
     """All that tiers 1 and 2 know of an image.
 
@@ -43,33 +44,41 @@ def snapshot_of(
         image: compiled, with the texts of its graphs.
         case, definition, versions: what it was compiled from, and with.
         sizes: of the symbols, for an image of a graph; a causal LM has phases of its own.
-        python_calls: that compiling took.
+        counts: the work of compiling, by its part.
     """
     graph = parse_graph(image.graphs[-1][1])
     packages = _packages(image)
     subjects = numbered(kernel_name(call) for call in image.program.calls)
-    costs = Costs(image, graph, packages, subjects)
+    labels = {id: launch_labels(package) for id, package in packages.items()}
+    costs = Costs(image, graph, packages, subjects, labels)
     phases = (
         lm_phases(image, graph) if image.lm is not None else (Phase("call", dict(sizes or {})),)
     )
     at = {phase.name: costs.at(phase) for phase in phases}
-    series: dict[str, dict[str, Number]] = {"program": _program_series(image)}
-    series |= {name: found for name, (found, _) in at.items()}
-    if python_calls is not None:
-        series["compile"] = {"python calls": python_calls}
+    series: dict[str, dict[str, Number]] = {"program": _program_series(image, packages)}
+    series |= {name: dict(found.series) for name, found in at.items()}
+    compiling, shares = _compiling(counts or {})
+    if compiling:
+        series["compile"] = compiling
     target = Target.parse(image.target)
-    counts = read_instructions(b.cubin for p in packages.values() for b in p.binaries.values())
+    read = read_instructions(b.cubin for p in packages.values() for b in p.binaries.values())
+    kernels = (
+        _kernel(subjects[id], package, read, target, _programs(subjects[id], at))
+        for id, package in packages.items()
+    )
     return Snapshot(
         case,
         image.target,
         definition,
         versions,
-        tuple(_kernel(subjects[id], package, counts, target) for id, package in packages.items()),
+        tuple(kernels),
         series,
-        {name: parts for name, (_, parts) in at.items()},
+        {name: found.parts for name, found in at.items()},
         tuple((name, sha256(text)) for name, text in image.graphs),
         image.graphs[-1][1],
         program_text(image.program),
+        {name: found.running for name, found in at.items()},
+        shares,
     )
 
 
@@ -149,6 +158,7 @@ def _kernel(
     package: KernelPackage,
     counts: Mapping[str, Mapping[str, int]],
     target: Target,
+    programs: Mapping[str, Number],
 ) -> KernelSnapshot:
     series: dict[str, Number] = {}
     cubins = {}
@@ -166,8 +176,32 @@ def _kernel(
         source.text,
         launch_lines(source.variants),
         cubins,
-        series,
+        {**series, **programs},
     )
+
+
+def _programs(subject: str, at: Mapping[str, PhaseFacts]) -> dict[str, Number]:
+    """How many programs a kernel launches in each phase where it runs."""
+    found = {name: facts.programs.get(subject, 0) for name, facts in at.items()}
+    return {f"programs ({name})": count for name, count in found.items() if count}
+
+
+def _compiling(
+    counts: Mapping[str, Counts],
+) -> tuple[dict[str, Number], dict[str, Mapping[str, int]]]:
+    """The series of compiling, and who has how much of each. Their names say which Python counted:
+    with another one they are not to be compared.
+    """
+    if not counts:
+        return {}, {}
+    whole, of = f"python calls ({PYTHON})", "python calls of {} ({})"
+    series: dict[str, Number] = {whole: sum(some.calls for some in counts.values())}
+    series |= {of.format(part, PYTHON): some.calls for part, some in counts.items()}
+    shares: dict[str, Mapping[str, int]] = {whole: {k: some.calls for k, some in counts.items()}}
+    for part, some in counts.items():
+        if some.passes:
+            shares[of.format(part, PYTHON)] = some.passes
+    return series, shares
 
 
 def _resources(binary: Binary, target: Target) -> dict[str, Number]:
@@ -187,12 +221,16 @@ def _resources(binary: Binary, target: Target) -> dict[str, Number]:
     return series
 
 
-def _program_series(image: EngineImage) -> dict[str, Number]:
+def _program_series(image: EngineImage, packages: Mapping[str, KernelPackage]) -> dict[str, Number]:
     counts = dict.fromkeys(_KINDS, 0)
     for call in image.program.calls:
         if call.kernel.split("/", 1)[1] not in VIEWS or call.kind != "eager":
             counts[call.kind] = counts.get(call.kind, 0) + 1
     series: dict[str, Number] = {f"{kind} calls": count for kind, count in counts.items()}
+    binaries = [binary for p in packages.values() for binary in p.binaries.values()]
+    series["kernels"] = len(packages)
+    series["binaries"] = len(binaries)
+    series["code bytes"] = sum(map(len, {binary.cubin for binary in binaries}))
     if image.lm is not None:
         series["weight bytes"] = weight_bytes(image)
         series["KV bytes a token"] = kv_bytes_per_token(image)

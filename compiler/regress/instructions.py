@@ -12,13 +12,14 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ...codegen.triton.sass import instruction_counts
+from ...codegen.triton.sass import code_listing, instruction_counts, loop_instructions
 from ...formats.atomic import write_atomic
 from ...settings import current
 from ...targets import available_cores
 
 Number = int | float
-_READER = 1  # counts up when `instruction_counts` counts otherwise
+_READER = 2  # counts up when what is read of a listing is read otherwise
+IN_LOOPS = "in loops"  # beside the names of instructions, which are in capitals
 _WIDTH = re.compile(r"\.[US]?(8|16|64|128|256)(?=\.|$)")
 _MATRICES = re.compile(r"\.M(?:T)?\d+(?:\.(2|4))?(?=\.|$)")
 _WORD = 32
@@ -52,7 +53,9 @@ _MMA = re.compile(r"(UTC)?[A-Z](G)?MMA")  # UTCHMMA: tcgen05, HGMMA: wgmma, HMMA
 
 
 def read_instructions(cubins: Iterable[bytes]) -> Mapping[str, Mapping[str, int]]:
-    """Instructions by name of each cubin, by the cubin's sha256; read once, then from the cache."""
+    """Instructions by name of each cubin, and how many are ``IN_LOOPS``, by the cubin's sha256;
+    read once, then from the cache.
+    """
     by_hash = {cubin_hash(cubin): cubin for cubin in cubins}
     folder = current().cache / "sass"
     with ThreadPoolExecutor(available_cores()) as pool:
@@ -69,8 +72,10 @@ def instruction_series(counts: Mapping[str, int]) -> dict[str, Number]:
     """The series of one binary. Counts of nothing are left out; what is derived is always there.
 
     Args:
-        counts: by instruction name with modifiers, as `instruction_counts` gives them.
+        counts: by instruction name with modifiers, as `read_instructions` gives them.
     """
+    counts = dict(counts)
+    in_loops = counts.pop(IN_LOOPS, 0)
     series: Counter[str] = Counter()
     generation = 0
     for name, count in counts.items():
@@ -83,6 +88,7 @@ def instruction_series(counts: Mapping[str, int]) -> dict[str, Number]:
             series[base] += count
             generation = max(generation, 3 if mma[1] else 2 if mma[2] else 1)
     derived: dict[str, Number] = {"instructions": sum(counts.values())}
+    derived["loop instructions"] = in_loops
     # A load through LDGSTS is one too: pipelined kernels have no other.
     for kind, prefixes in (
         ("load", ("global loads ", "async copies ")),
@@ -106,14 +112,16 @@ def access_bits(name: str) -> int:
 
 
 def _mean_width(series: Mapping[str, int], prefixes: tuple[str, ...]) -> float | None:
+    """Through how wide an instruction the mean bit moves. As bits are counted, not instructions,
+    wide ones that are no longer needed change it little; narrow ones in their place do.
+    """
     found = [
         (int(name.rsplit(" ", 1)[1].removesuffix("-bit")), count)
         for name, count in series.items()
         if name.startswith(prefixes)
     ]
-    if not found:
-        return None
-    return round(sum(bits * n for bits, n in found) / sum(n for _, n in found), 3)
+    bits = sum(width * count for width, count in found)
+    return round(sum(width**2 * count for width, count in found) / bits, 3) if bits else None
 
 
 def _read(folder: Path, hash: str, cubin: bytes) -> Mapping[str, int]:
@@ -122,7 +130,8 @@ def _read(folder: Path, hash: str, cubin: bytes) -> Mapping[str, int]:
         known = json.loads(path.read_text(encoding="utf-8"))
         return {str(name): int(count) for name, count in known.items()}
     except (OSError, ValueError, AttributeError, TypeError):  # absent or damaged: read anew
-        counts = instruction_counts(cubin)
+        listing = code_listing(cubin)
+        counts = {**instruction_counts(listing), IN_LOOPS: loop_instructions(listing)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(dict(counts)))

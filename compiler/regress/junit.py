@@ -72,7 +72,8 @@ def _side_facts(side: Side) -> Iterable[tuple[str, str]]:
 def _testcase(row: Row, failed: bool, comparison: Comparison) -> ET.Element:
     classname = f"{row.case}.{row.target}.{row.subject}"
     test = _element("testcase", classname=classname, name=row.series, time="0")
-    message = f"{row.subject} {row.series}: {row.verdict.value}, {change(row)}"
+    facts = filter(None, (row.verdict.value, change(row)))
+    message = f"{row.subject} {row.series}: {', '.join(facts)}"
     if failed:
         failure = _element("failure", message=message, type=row.verdict.value)
         failure.text = clean(_explanation(row, comparison))

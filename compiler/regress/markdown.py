@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ...autotune.verdicts import Verdict
 from ...errors import UsageError
 from .data import SeriesPlot
-from .model import Comparison, Row
+from .model import Comparison
 from .wording import (
     ACCEPT,
     KernelDiff,
+    Line,
+    causes,
     change,
     clean,
     cut_bytes,
     headline,
     kernel_diffs,
     one_line,
+    outcome,
     places,
     quantity,
     ratio,
+    shortened,
     side,
     versions,
-    where,
 )
 
 # GitHub refuses more than 65,536 characters. We count bytes, which are never fewer, and leave
@@ -32,8 +35,10 @@ from .wording import (
 LIMIT = 65_000
 LEAST_LIMIT = 10_000
 CELL = 160
+NOTE = 240
 LABEL = 80
 SHORT_LIST = 12
+CAUSES = 8
 # The most that the last part takes, kept back so that the way to accept is never crowded out,
 # and what the lines take that say how much of a section is left out.
 TAIL_ROOM = 4_000
@@ -65,13 +70,23 @@ NOTHING_WIDE = "&#8203;"
 
 @dataclass(frozen=True, slots=True)
 class _Section:
-    """A titled list that can be cut: a table where it has a head, else bullets."""
+    """A titled list that can be cut: a table where it has a head, else bullets.
+
+    Attributes:
+        title: above it.
+        lines: of it.
+        noun: what a line is of, for saying how many are left out.
+        head: of the table.
+        most: lines that are shown.
+        counts: how many of the noun each line stands for; one each if it is empty.
+    """
 
     title: str
     lines: Sequence[str]
     noun: str
     head: str = ""
     most: int = 10_000
+    counts: Sequence[int] = ()
 
     def fit(self, room: int) -> str:
         """The section in at most ``room`` bytes; what is left out is said."""
@@ -79,13 +94,13 @@ class _Section:
             return ""
         start = f"\n#### {self.title}\n\n{self.head}"
         taken: list[str] = []
-        used = _size(start) + _size(self._rest(len(self.lines)))
+        used = _size(start) + _size(self._rest(sum(self.counts) or len(self.lines)))
         for line in self.lines[: self.most]:
             used += _size(line) + 1
             if used > room:
                 break
             taken.append(f"{line}\n")
-        rest = len(self.lines) - len(taken)
+        rest = sum(self.counts[len(taken) :]) or len(self.lines) - len(taken)
         body = start + "".join(taken) if taken else ""
         return body + (self._rest(rest) if rest else "")
 
@@ -141,11 +156,10 @@ def _keep_entities(text: str) -> str:
 
 def _head(comparison: Comparison, limit: int) -> str:
     _check_limit(limit)
-    outcome = "Failed" if comparison.exit_code else "Passed"
     names = (comparison.suite, comparison.old.label, comparison.new.label)
     suite, old, new = (_code(name, LABEL) for name in names)
     return (
-        f"**{outcome}**: {headline(comparison)}\n\n"
+        f"**{outcome(comparison)}**: {headline(comparison)}\n\n"
         f"Suite {suite}, {old} → {new}, {quantity(comparison.seconds, 's')}\n"
     )
 
@@ -161,14 +175,26 @@ def _check_limit(limit: int) -> None:
 
 
 def _sections(comparison: Comparison) -> Iterable[_Section]:
+    def section(
+        title: str,
+        noun: str,
+        verdict: Verdict,
+        write: Callable[[Line], str],
+        head: str = "",
+        most: int = 10_000,
+    ) -> _Section:
+        found = shortened(comparison.of(verdict))
+        counts = [line.count for line in found]
+        return _Section(title, list(map(write, found)), noun, head, most, counts)
+
     def table(title: str, noun: str, verdict: Verdict) -> _Section:
-        lines = [_table_line(_cells(row)) for row in comparison.of(verdict)]
-        return _Section(title, lines, noun, _table_head(COLUMNS))
+        return section(title, noun, verdict, _row_line, _table_head(COLUMNS))
 
     def bullets(title: str, noun: str, verdict: Verdict) -> _Section:
-        lines = [_bullet(row) for row in comparison.of(verdict)]
-        return _Section(title, lines, noun, most=SHORT_LIST)
+        return section(title, noun, verdict, _bullet, most=SHORT_LIST)
 
+    begins = [f"- {escape(place)}: {escape(words, NOTE)}" for words, place in causes(comparison)]
+    yield _Section("What is generated otherwise", begins, "Differences", most=CAUSES)
     strict = ", which fails under `--strict`" if comparison.strict else ""
     yield table("Regressions", "Regressions", Verdict.REGRESSION)
     yield table("Missing", "Missing series", Verdict.MISSING)
@@ -177,9 +203,17 @@ def _sections(comparison: Comparison) -> Iterable[_Section]:
     yield bullets("Changed", "Changed series", Verdict.CHANGED)
 
 
-def _cells(row: Row) -> list[str]:
-    plain = (row.case, row.target, row.series, change(row), ratio(row), row.gate, row.owner)
-    return [_code(row.subject), *map(escape, plain), escape(row.note)]
+def _row_line(line: Line) -> str:
+    row = line.row
+    start = [_code(row.subject), escape(row.case), escape(line.target)]
+    if line.more:
+        return _table_line(_padded([*start, f"and {line.more} more of it"]))
+    plain = [row.series, change(row), ratio(row), row.gate, row.owner]
+    return _table_line([*start, *map(escape, plain), escape(row.note, NOTE)])
+
+
+def _padded(cells: Sequence[str]) -> Sequence[str]:
+    return [*cells, *[""] * (len(COLUMNS) - len(cells))]
 
 
 def _plot_cells(plot: SeriesPlot) -> list[str]:
@@ -193,10 +227,15 @@ def _plot_cells(plot: SeriesPlot) -> list[str]:
     return [_code(plot.subject), *map(escape, plain)]
 
 
-def _bullet(row: Row) -> str:
-    factor = ratio(row)
-    text = f"{change(row)}, {factor}" if factor else change(row)
-    return f"- {_code(row.subject)} {escape(row.series)} ({escape(where(row))}): {escape(text)}"
+def _bullet(line: Line) -> str:
+    row = line.row
+    place = f"({escape(f'{row.case} on {line.target}')})"
+    if line.more:
+        return f"- {_code(row.subject)} {place}: and {line.more} more of it"
+    figures = ", ".join(filter(None, (change(row), ratio(row))))
+    said = "; ".join(filter(None, (escape(figures), escape(row.note, NOTE))))
+    head = f"- {_code(row.subject)} {escape(row.series)} {place}"
+    return f"{head}: {said}" if said else head
 
 
 def _code(text: str, most: int = CELL) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import unified_diff
 
 from .gates import bare, part_of
@@ -11,6 +11,8 @@ from .snapshot import KernelSnapshot, Number, Snapshot, plain_name
 Pair = tuple[KernelSnapshot | None, KernelSnapshot | None]
 Values = tuple[str, Number | None, Number | None]
 _NEVER = ("spills",)  # a healthy kernel has none, not even a new one
+_BY_PHASE = frozenset({"programs"})  # in brackets is a phase, not a binary
+_ALWAYS = ("bits per ", "registers", "threads", "warps per SM", "instructions")  # never just 0
 
 
 def match_kernels(old: Snapshot, new: Snapshot) -> list[Pair]:
@@ -37,32 +39,66 @@ def match_kernels(old: Snapshot, new: Snapshot) -> list[Pair]:
     return pairs + [(kernel, None) for kernel in left]
 
 
-def paired_series(old: KernelSnapshot | None, new: KernelSnapshot) -> Iterator[Values]:
-    """(series, old value, new value) of a kernel, binary by binary.
-
-    A count that a side leaves out is 0 there. Where one side has a single binary, that is the
-    first of the other's. Of a binary that is new only what no kernel should have is compared,
-    with 0.
+def one_sided(pairs: Iterable[Pair]) -> frozenset[str]:
+    """Series of kernels that only one side counts at all: a binary that is the very same on both
+    has it on one side alone, or no kernel of a side has it in any phase.
     """
-    before = _by_part(old) if old is not None else {}
+    found: set[str] = set()
+    by_phase: tuple[set[str], set[str]] = set(), set()
+    for pair in pairs:
+        for kernel, names in zip(pair, by_phase, strict=True):
+            names |= {bare(series) for series in _of_phases(kernel)}
+        old, new = pair
+        if old is None or new is None:
+            continue
+        before, after = _by_binary(old), _by_binary(new)
+        for label, cubin in new.cubins.items():
+            if old.cubins.get(label) == cubin:
+                found |= before[label].keys() ^ after[label].keys()
+    return frozenset(found | (by_phase[0] ^ by_phase[1]))
+
+
+def paired_series(
+    old: KernelSnapshot | None, new: KernelSnapshot, unknown: Collection[str] = ()
+) -> Iterator[Values]:
+    """(series, old value, new value) of a kernel, binary by binary, then phase by phase.
+
+    A count that a side leaves out is 0 there, unless that side does not know it. Where one side
+    has a single binary, that is the first of the other's. Of a binary that is new only what no
+    kernel should have is compared, with 0.
+
+    Args:
+        old, new: the kernel.
+        unknown: `one_sided` series.
+    """
+    before = _by_binary(old) if old is not None else {}
     first = next(iter(new.cubins), None)
-    for part, after in _by_part(new).items():
-        known = before.get(part)
-        if known is None and part == first and 1 in (len(before), len(new.cubins)):
+    for label, after in _by_binary(new).items():
+        known = before.get(label)
+        if known is None and label == first and 1 in (len(before), len(new.cubins)):
             known = next(iter(before.values()), None)
-        end = f" ({part})" if part else ""
+        end = f" ({label})" if label else ""
         for name in dict.fromkeys((*(known or {}), *after)):
             if known is None and name not in _NEVER:
                 continue
-            missing = None if name.startswith("bits per") else 0
+            missing = None if name in unknown or name.startswith(_ALWAYS) else 0
             yield f"{name}{end}", (known or {}).get(name, missing), after.get(name, missing)
+    if old is not None:
+        for name in dict.fromkeys((*_of_phases(old), *_of_phases(new))):
+            missing = None if bare(name) in unknown else 0
+            yield name, old.series.get(name, missing), new.series.get(name, missing)
 
 
-def _by_part(kernel: KernelSnapshot) -> Mapping[str, Mapping[str, Number]]:
-    found: dict[str, dict[str, Number]] = {part: {} for part in kernel.cubins}
+def _by_binary(kernel: KernelSnapshot) -> Mapping[str, Mapping[str, Number]]:
+    found: dict[str, dict[str, Number]] = {label: {} for label in kernel.cubins}
     for series, value in kernel.series.items():
-        found[part_of(series)][bare(series)] = value
+        if bare(series) not in _BY_PHASE:
+            found.setdefault(part_of(series), {})[bare(series)] = value
     return found
+
+
+def _of_phases(kernel: KernelSnapshot | None) -> list[str]:
+    return [] if kernel is None else [name for name in kernel.series if bare(name) in _BY_PHASE]
 
 
 def kernel_diff(old: KernelSnapshot, new: KernelSnapshot) -> str:
@@ -82,26 +118,6 @@ def program_diff(old: Snapshot, new: Snapshot) -> str:
     """
     a, b = _without_digests(old), _without_digests(new)
     return _unified(a, b, "program", "program")
-
-
-def first_pass(old: Snapshot, new: Snapshot) -> str:
-    """Where the graphs part, in words; empty where they are the same after every pass."""
-    if old.passes == new.passes:
-        return ""
-    for index, (a, b) in enumerate(zip(old.passes, new.passes, strict=False)):
-        if a == b:
-            continue
-        if index == 0:
-            return "the captured graph differs, before any pass"
-        limit = f"TILEWRIGHT_PASS_LIMIT={index - 1} stops before it"
-        if a[0] != b[0]:
-            return f"pass {index} was {a[0]} and is {b[0]}: {limit}"
-        return f"first differs after pass {b[0]}: {limit}"
-    longer = max(old.passes, new.passes, key=len)
-    shorter = min(len(old.passes), len(new.passes))
-    side = "is gone" if longer is old.passes else "is new"
-    limit = f"TILEWRIGHT_PASS_LIMIT={shorter - 1} stops before it"
-    return f"pass {longer[shorter][0]} {side}: {limit}"
 
 
 def _without_digests(snapshot: Snapshot) -> str:

@@ -1,15 +1,16 @@
-"""What a step comes to, by the cost model: launches, FLOPs, bytes, roofline and memory at given
-sizes, and which kernel has how much of it.
+"""What a step comes to: launches, programs, FLOPs, bytes, roofline and memory at given sizes, and
+which kernel has how much of it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...codegen.plan import plan_buffers
 from ...codegen.program import Call
-from ...codegen.triton.invocation import plan_call
+from ...codegen.triton.invocation import Planned, plan_call
 from ...codegen.triton.package import KernelPackage, launch_key
 from ...ir.dims import evaluate
 from ...ir.graph import Graph
@@ -22,10 +23,12 @@ from ...targets import Target
 from ..inspect.facts import compute_dtype
 from ..inspect.kernels import VIEWS, kernel_name, nodes_of_calls
 from ..inspect.layers import split_layers
+from .resident import resident_peak
 
 Number = int | float
-DECODE, PREFILL = "decode step", "prefill"
+DECODE, PREFILL, MIXED = "decode step", "prefill", "mixed"
 _CONTEXT, _PROMPT, _BATCH = 512, 512, 32
+_MIXED_BATCH, _TOKENS_EACH = 8, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +45,38 @@ class Phase:
 
 
 @dataclass(frozen=True, slots=True)
+class PhaseFacts:
+    """What a phase comes to.
+
+    Attributes:
+        series: of all its calls.
+        parts: launches, FLOPs and bytes of each kernel, by subject.
+        running: labels of the binaries that each kernel of ours runs, by subject.
+        programs: Triton programs (blocks of threads) of each kernel of ours, by subject.
+    """
+
+    series: Mapping[str, Number]
+    parts: Mapping[str, tuple[int, int, int]]
+    running: Mapping[str, tuple[str, ...]]
+    programs: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class _Cost:
     launches: int
     pdl: int
     flops: int
     bytes: int
     seconds: float
+    programs: int = 0
+    workspace: int = 0
+    binaries: tuple[str, ...] = ()
 
 
 def lm_phases(image: EngineImage, graph: Graph) -> tuple[Phase, ...]:
-    """Decoding one sequence and a batch, and a prompt, as far as the engine's limits allow."""
+    """Decoding one sequence and a batch, a prompt, and chunks of prompts of a batch, as far as the
+    engine's limits allow.
+    """
     assert image.lm is not None
     page, longest = image.lm.page_size, image.lm.max_model_len
     batch = min(_BATCH, image.lm.max_batch_size)
@@ -67,7 +92,9 @@ def lm_phases(image: EngineImage, graph: Graph) -> tuple[Phase, ...]:
     if batch > 1:
         found.append(phase(f"{DECODE}, batch {batch}", batch, batch, _CONTEXT))
     prompt = min(_PROMPT, longest)
-    return (*found, phase(PREFILL, 1, prompt, prompt))
+    found.append(phase(PREFILL, 1, prompt, prompt))
+    mixed = min(_MIXED_BATCH, batch)
+    return (*found, phase(MIXED, mixed, mixed * min(_TOKENS_EACH, longest), _CONTEXT))
 
 
 class Costs:
@@ -78,6 +105,7 @@ class Costs:
         graph: that it was made of.
         packages: its kernels by their ids.
         subjects: what reports call each kernel, by `kernel_name`.
+        labels: of each binary, by the kernel's id and the launch key.
     """
 
     def __init__(
@@ -86,31 +114,53 @@ class Costs:
         graph: Graph,
         packages: Mapping[str, KernelPackage],
         subjects: Mapping[str, str],
+        labels: Mapping[str, Mapping[str, str]],
     ) -> None:
-        self.image, self.graph, self.packages, self.subjects = image, graph, packages, subjects
+        self.image, self.graph, self.packages = image, graph, packages
+        self.subjects, self.labels = subjects, labels
         self.program, self.target = image.program, Target.parse(image.target)
         self.made = nodes_of_calls(graph, self.program)
 
-    def at(self, phase: Phase) -> tuple[dict[str, Number], dict[str, tuple[int, int, int]]]:
-        """The series of a phase, and the launches, FLOPs and bytes of each kernel in it."""
+    def at(self, phase: Phase) -> PhaseFacts:
+        """What the Program comes to in a phase."""
         costs = [
             self._cost(call, nodes, phase.sizes)
             for call, nodes in zip(self.program.calls, self.made, strict=True)
         ]
+        plan = plan_buffers(self.program, phase.sizes)
+        workspaces = [cost.workspace for cost in costs]
         series: dict[str, Number] = {
             "launches": sum(cost.launches for cost in costs),
             "pdl launches": sum(cost.pdl for cost in costs),
             "flops": sum(cost.flops for cost in costs),
             "bytes": sum(cost.bytes for cost in costs),
             "roofline": sum(cost.seconds for cost in costs),
-            "peak memory": plan_buffers(self.program, phase.sizes).peak,
+            "peak memory": plan.peak,
+            "workspace": max(workspaces, default=0),
+            "resident peak": resident_peak(self.program, plan, workspaces),
         }
         layers = sum(name.startswith(CACHE_PREFIXES[0]) for name in self.program.inputs)
         if layers:
             series["launches a layer"] = self._a_layer(costs, layers)
         if phase.name.startswith(DECODE):
             series["graph obstacles"] = len(obstacles(self.program))
-        return series, self._parts(costs)
+        return PhaseFacts(series, self._parts(costs), self._running(costs), self._programs(costs))
+
+    def _running(self, costs: Sequence[_Cost]) -> dict[str, tuple[str, ...]]:
+        found: dict[str, tuple[str, ...]] = {}
+        for call, cost in zip(self.program.calls, costs, strict=True):
+            if cost.binaries:
+                subject = self.subjects[kernel_name(call)]
+                found[subject] = tuple(dict.fromkeys((*found.get(subject, ()), *cost.binaries)))
+        return found
+
+    def _programs(self, costs: Sequence[_Cost]) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for call, cost in zip(self.program.calls, costs, strict=True):
+            if cost.programs:
+                subject = self.subjects[kernel_name(call)]
+                found[subject] = found.get(subject, 0) + cost.programs
+        return found
 
     def _parts(self, costs: Sequence[_Cost]) -> dict[str, tuple[int, int, int]]:
         parts: dict[str, tuple[int, int, int]] = {}
@@ -122,7 +172,6 @@ class Costs:
 
     def _cost(self, call: Call, nodes: Sequence[Node], sizes: Mapping[str, int]) -> _Cost:
         package = self.packages.get(kernel_name(call))
-        launches, pdl = self._launches(call, package, sizes)
         flops, moved, seconds = 0, 0, 0.0
         for node in nodes:
             cost = schema(node.op).cost(node)
@@ -133,17 +182,25 @@ class Costs:
             dtype = compute_dtype(node, self.target)
             flops, moved = flops + some, moved + bytes_
             seconds += self.target.roofline_seconds(some, bytes_, dtype)
-        return _Cost(launches, pdl, flops, moved, seconds)
-
-    def _launches(
-        self, call: Call, package: KernelPackage | None, sizes: Mapping[str, int]
-    ) -> tuple[int, int]:
-        """How many launches the call makes, and how many of them may start early (PDL)."""
         if package is None:
-            return int(call.kernel.split("/", 1)[1] not in VIEWS), 0
+            launches = int(call.kernel.split("/", 1)[1] not in VIEWS)
+            return _Cost(launches, 0, flops, moved, seconds)
         results = [self.program.buffers[name] for name in call.results]
-        keys = [launch_key(la) for la, _, _ in plan_call(package.source, results, sizes).launches]
-        return len(keys), sum(package.binaries[key].pdl for key in keys)
+        planned = plan_call(package.source, results, sizes)
+        return self._planned(package, planned, _Cost(0, 0, flops, moved, seconds))
+
+    def _planned(self, package: KernelPackage, planned: Planned, cost: _Cost) -> _Cost:
+        """A call's cost with its launches: how many, which, and how many may start early (PDL)."""
+        keys = [launch_key(launch) for launch, _, _ in planned.launches]
+        labels = self.labels[package.id]
+        return replace(
+            cost,
+            launches=len(keys),
+            pdl=sum(package.binaries[key].pdl for key in keys),
+            programs=sum(math.prod(grid) for _, grid, _ in planned.launches),
+            workspace=sum(dtype.itemsize * count for dtype, count in planned.workspaces),
+            binaries=tuple(labels[key] for key in keys),
+        )
 
     def _a_layer(self, costs: Sequence[_Cost], layers: int) -> float:
         """Launches of one layer of the graph; where it has other layers, the step's shared out."""

@@ -13,7 +13,7 @@ from ...errors import EngineError, UsageError
 from .model import Row
 from .run import baseline_of
 from .snapshot import Snapshot
-from .suite import Case, GraphCase, ModelCase, Suite
+from .suite import Case, GraphCase, HostCase, ModelCase, Suite
 from .timing.checkout import Checkout
 
 _NEAR = 6
@@ -122,6 +122,9 @@ def write_suite(suite: Suite, folder: Path) -> Path:
     """
     lines = [f"name = {_toml(suite.name)}"]
     for case in suite.cases:
+        if isinstance(case, HostCase):
+            lines += ["[[host]]", f"name = {_toml(case.name)}"]
+            continue
         lines.append(f"[[{'graph' if isinstance(case, GraphCase) else 'model'}]]")
         lines += [f"name = {_toml(case.name)}", f"targets = {_toml(list(case.targets))}"]
         if isinstance(case, GraphCase):

@@ -52,6 +52,8 @@ class Snapshot:
         passes: (pass, sha256 of the graph after it) in order; "captured" is first.
         graph: text of the last graph.
         program: text of the Program.
+        running: phase → kernel's subject → labels of the binaries that run in it, in order.
+        shares: who has how much of a series of "compile": series → phase or pass → amount.
     """
 
     case: str
@@ -64,6 +66,8 @@ class Snapshot:
     passes: tuple[tuple[str, str], ...]
     graph: str
     program: str
+    running: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
+    shares: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def program_hash(self) -> str:
@@ -94,6 +98,11 @@ class Snapshot:
                 phase: {subject: list(part) for subject, part in parts.items()}
                 for phase, parts in self.parts.items()
             },
+            "running": {
+                phase: {subject: list(labels) for subject, labels in subjects.items()}
+                for phase, subjects in self.running.items()
+            },
+            "shares": {series: dict(shares) for series, shares in self.shares.items()},
             "passes": [list(pair) for pair in self.passes],
             "graph": sha256(self.graph),
             "program": self.program_hash,
@@ -134,6 +143,14 @@ class Snapshot:
             tuple((str(name), str(hash)) for name, hash in data["passes"]),
             str(data["graph"]),
             str(data["program"]),
+            {
+                str(phase): {str(name): tuple(map(str, found)) for name, found in labels.items()}
+                for phase, labels in data.get("running", {}).items()  # older ones lack it
+            },
+            {
+                str(series): {str(name): int(share) for name, share in shares.items()}
+                for series, shares in data.get("shares", {}).items()
+            },
         )
 
 

@@ -35,7 +35,9 @@ _MODEL_KEYS = (
 )
 TIMED = ("kernels", "phases")
 _GRAPH_KEYS = (*_COMMON, "text", "sizes")
-_SUITE_KEYS = ("name", "owner", "thresholds", "model", "graph")
+_HOST_KEYS = ("name", "owner")
+_HOST_WORK = 1  # counts up when what host.py does is other work
+_SUITE_KEYS = ("name", "owner", "thresholds", "model", "graph", "host")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,26 @@ class GraphCase:
         return _hash(["graph", self.text, dict(self.sizes)])
 
 
-Case: TypeAlias = ModelCase | GraphCase
+@dataclass(frozen=True, slots=True)
+class HostCase:
+    """What Python does in a step, counted on a CPU (host.py).
+
+    Attributes:
+        name, targets, owner, watch: as of a model; the only target is "cpu".
+    """
+
+    name: str
+    owner: str
+    targets: tuple[str, ...] = ("cpu",)
+    watch: tuple[str, ...] = ()
+
+    @property
+    def definition(self) -> str:
+        """A hash of what decides the case's snapshots."""
+        return _hash(["host", _HOST_WORK])
+
+
+Case: TypeAlias = ModelCase | GraphCase | HostCase
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +133,7 @@ class Suite:
 
     Attributes:
         name, owner: of the suite.
-        cases: models, then graphs, in the file's order.
+        cases: models, then graphs, then the host's, in the file's order.
         thresholds: (glob over "subject/series", gate); later ones win.
         path: of the file.
         digest: sha256 of the file.
@@ -169,9 +190,10 @@ def load_suite(path: str | Path) -> Suite:
     cases: list[Case] = [
         *(_model(one, owner, path.parent) for one in table.tables("model", _MODEL_KEYS)),
         *(_graph(one, owner) for one in table.tables("graph", _GRAPH_KEYS)),
+        *(_host(one, owner) for one in table.tables("host", _HOST_KEYS)),
     ]
     if not cases:
-        raise table.wrong("model", "at least one [[model]] or [[graph]]", "none")
+        raise table.wrong("model", "at least one [[model]], [[graph]] or [[host]]", "none")
     _refuse_twins(table, cases)
     thresholds = tuple(_threshold(table, *pair) for pair in table.mapping("thresholds").items())
     digest = hashlib.sha256(content).hexdigest()
@@ -236,10 +258,15 @@ class _Table:
         return found
 
 
-def _common(table: _Table, owner: str) -> tuple[str, tuple[str, ...], str, tuple[str, ...]]:
+def _case_name(table: _Table) -> str:
     name = table.text("name")
     if not _NAME.fullmatch(name):  # it names files, and the model in graph texts
         raise table.wrong("name", "letters, digits, - and _", repr(name))
+    return name
+
+
+def _common(table: _Table, owner: str) -> tuple[str, tuple[str, ...], str, tuple[str, ...]]:
+    name = _case_name(table)
     targets = table.texts("targets")
     for target in targets:
         table.one_of("targets", target, GPU_TARGETS)
@@ -305,6 +332,10 @@ def _graph(table: _Table, owner: str) -> GraphCase:
         wanted = ", ".join(symbols) or "nothing"
         raise table.wrong("sizes", f"an integer of 1 or more for {wanted}", repr(sizes))
     return GraphCase(name, targets, owner, watch, text, sizes)
+
+
+def _host(table: _Table, owner: str) -> HostCase:
+    return HostCase(_case_name(table), table.text("owner", owner))
 
 
 def _threshold(table: _Table, glob: str, value: object) -> tuple[str, Gate]:

@@ -7,19 +7,22 @@ from typing import TYPE_CHECKING
 
 from ...autotune.verdicts import Verdict
 from ..cli.tables import facts_table, plain_table
-from .model import Comparison, Row
+from .model import Comparison
 from .wording import (
     ACCEPT,
+    Line,
+    causes,
     change,
     clean,
     headline,
     kernel_diffs,
     one_line,
+    outcome,
     places,
     ratio,
+    shortened,
     side,
     versions,
-    where,
 )
 
 if TYPE_CHECKING:
@@ -34,6 +37,7 @@ SHOWN_LINES = 16
 LINE_WIDTH = 150
 NAME_WIDTH = 48
 CELL_WIDTH = 80
+NOTE_WIDTH = 240
 COLUMNS = ("kernel or phase", "where", "what", "old → new", "ratio", "gate", "owner", "note")
 STYLES = {"+": "green", "-": "red", "@": "cyan"}
 
@@ -54,31 +58,38 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     for verdict, title, style, most in PARTS:
         rows = comparison.of(verdict)
         if rows:
-            console.print(_table(rows[:most], title, style))
-            _print_rest(console, len(rows) - most)
+            lines = shortened(rows)
+            console.print(_table(lines[:most], title, style))
+            _print_rest(console, sum(line.count for line in lines[most:]))
     _print_diffs(comparison, console)
     console.print(_sides(comparison))
     if comparison.exit_code:
         console.print(Text(f"if it is meant: {ACCEPT}", style="dim"), soft_wrap=True)
-    outcome, style = ("failed", "bold red") if comparison.exit_code else ("passed", "bold green")
-    console.print(Text(outcome, style=style).append(f": {headline(comparison)}", style="not bold"))
+    passed = comparison.rows and not comparison.exit_code
+    style = "bold green" if passed else "bold red"
+    word = outcome(comparison).lower()
+    console.print(Text(word, style=style).append(f": {headline(comparison)}", style="not bold"))
 
 
-def _table(rows: Sequence[Row], title: str, style: str) -> Table:
+def _table(lines: Sequence[Line], title: str, style: str) -> Table:
     from rich.text import Text
 
     table = plain_table(COLUMNS, left=3)
     table.title = Text(title, style=f"bold {style}")
     table.columns[-1].justify = "left"
     table.columns[-1].no_wrap = False
-    for row in rows:
-        table.add_row(*map(Text, _cells(row)))
+    for line in lines:
+        table.add_row(*map(Text, _cells(line)))
     return table
 
 
-def _cells(row: Row) -> list[str]:
-    texts = (where(row), row.series, change(row), ratio(row), row.gate, row.owner, row.note)
-    return [one_line(row.subject, NAME_WIDTH), *(one_line(text, CELL_WIDTH) for text in texts)]
+def _cells(line: Line) -> list[str]:
+    row, place = line.row, f"{line.row.case} on {line.target}"
+    texts, note = [place, row.series, change(row), ratio(row), row.gate, row.owner], row.note
+    if line.more:
+        texts, note = [place, f"and {line.more} more of it", "", "", "", ""], ""
+    cells = (one_line(row.subject, NAME_WIDTH), *(one_line(text, CELL_WIDTH) for text in texts))
+    return [*cells, one_line(note, NOTE_WIDTH)]
 
 
 def _print_rest(console: Console, count: int) -> None:
@@ -114,6 +125,11 @@ def _diff_line(line: str) -> Text:
 
 def _sides(comparison: Comparison) -> Table:
     facts = [(name, one_line(side(getattr(comparison, name)), 200)) for name in ("old", "new")]
+    found = causes(comparison)
+    facts += [
+        ("differs", one_line(f"{words} ({place})", NOTE_WIDTH))
+        for words, place in found[:SHOWN_WINS]
+    ]
     facts += [
         (one_line(name, NAME_WIDTH), one_line(f"{old} → {new}", CELL_WIDTH))
         for name, old, new in versions(comparison)

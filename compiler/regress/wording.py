@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 from ...autotune.verdicts import Verdict
 from .model import Comparison, Diff, Row, Side
 
 # What XML 1.0 forbids, and DEL and the C1 range with it: a terminal takes some of them as commands.
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
-SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
-BYTES = ((1e9, "GB"), (1e6, "MB"), (1e4, "kB"))
+# (from, what it is divided by, unit): small sizes are read better as they are.
+SECONDS = ((1.0, 1.0, "s"), (1e-3, 1e-3, "ms"), (1e-6, 1e-6, "µs"), (1e-9, 1e-9, "ns"))
+BYTES = ((1e9, 1e9, "GB"), (1e6, 1e6, "MB"), (1e4, 1e3, "kB"))
 EXACT_INTEGER = 1e15
 COMMIT_SHOWN = 12
+OF_ONE = 6  # rows of one kernel or phase in a table: the next kernel must be seen too
 ACCEPT = 'tilewright regress record --reason "…"'
 
 # Each verdict as it is counted, and whether a count of none is said too.
@@ -41,6 +45,38 @@ class KernelDiff:
     diff: Diff
     index: int
     places: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of a table.
+
+    Attributes:
+        row: what it shows; the first of those that are left out where it stands for several.
+        targets: on which that is so.
+        more: how many rows of the same kernel or phase it says are left out; 0: it shows its own.
+    """
+
+    row: Row
+    targets: tuple[str, ...]
+    more: int = 0
+
+    @property
+    def count(self) -> int:
+        """Rows that it stands for."""
+        return self.more or len(self.targets)
+
+    @property
+    def target(self) -> str:
+        """Its targets, as text."""
+        return listed(self.targets)
+
+
+def outcome(comparison: Comparison) -> str:
+    """In a word or two; what compares nothing has not passed."""
+    if not comparison.rows:
+        return "Nothing compared"
+    return "Failed" if comparison.exit_code else "Passed"
 
 
 def headline(comparison: Comparison) -> str:
@@ -82,8 +118,8 @@ def quantity(value: float | None, unit: str) -> str:
     if not math.isfinite(value):
         return f"{value} {unit}".strip()
     steps = {"s": SECONDS, "bytes": BYTES}.get(unit, ())
-    for factor, name in steps:
-        if abs(value) >= factor:
+    for least, factor, name in steps:
+        if abs(value) >= least:
             return f"{value / factor:.4g} {name}"
     return f"{_number(value)} {unit}".strip()
 
@@ -95,11 +131,18 @@ def _number(value: float) -> str:
 
 
 def change(row: Row) -> str:
-    """Old and new; exact where rounding would hide that they differ."""
-    old, new = quantity(row.old, row.unit), quantity(row.new, row.unit)
-    if old == new and row.old != row.new:
-        old, new = (f"{value!r} {row.unit}".strip() for value in (row.old, row.new))
-    return f"{old} → {new}"
+    """Old and new; empty for a row without figures."""
+    if row.old is None and row.new is None:
+        return ""
+    return between(row.old, row.new, row.unit)
+
+
+def between(old: float | None, new: float | None, unit: str) -> str:
+    """Old → new; exact where rounding would hide that they differ."""
+    words = quantity(old, unit), quantity(new, unit)
+    if words[0] == words[1] and old != new:
+        words = f"{old!r} {unit}".strip(), f"{new!r} {unit}".strip()
+    return " → ".join(words)
 
 
 def ratio(row: Row) -> str:
@@ -118,6 +161,52 @@ def _factor(value: float) -> str:
 
 def _end(value: float) -> str:
     return _factor(value) if math.isfinite(value) else "any"
+
+
+def shortened(rows: Iterable[Row], most: int = OF_ONE) -> list[Line]:
+    """The rows for reading: equal ones of several targets once, and a few of a kernel or phase."""
+    alike: dict[Row, list[str]] = {}
+    for row in rows:
+        alike.setdefault(replace(row, target=""), []).append(row.target)
+    merged = [
+        Line(replace(row, target=targets[0]), tuple(targets)) for row, targets in alike.items()
+    ]
+    lines: list[Line] = []
+    for _, group in groupby(merged, lambda x: (x.row.case, x.row.target, x.row.subject)):
+        found = list(group)
+        cut = most if len(found) > most + 1 else len(found)  # a line for one row would save none
+        lines += found[:cut]
+        if hidden := found[cut:]:
+            targets = dict.fromkeys(target for line in hidden for target in line.targets)
+            count = sum(line.count for line in hidden)
+            lines.append(Line(hidden[0].row, tuple(targets), count))
+    return lines
+
+
+def causes(comparison: Comparison) -> list[tuple[str, str]]:
+    """What is generated otherwise where there are findings: (in words, the places that share it).
+
+    The pass after which graphs differ is said first, then the kernels.
+    """
+    failed = {where(row) for row in comparison.findings}
+    differ: dict[str, list[Row]] = {}
+    for row in comparison.of(Verdict.CHANGED, Verdict.REGRESSION):
+        if row.tier == 1 and where(row) in failed:
+            differ.setdefault(where(row), []).append(row)
+    found: dict[str, list[str]] = {}
+    for place, rows in differ.items():
+        program = [row.note for row in rows if row.subject == "program" and row.note]
+        kernels = listed([row.subject for row in rows if row.subject != "program"])
+        words = "; ".join([*program, *([f"kernels: {kernels}"] if kernels else [])])
+        if words:
+            found.setdefault(words, []).append(place)
+    return [(words, listed(places)) for words, places in found.items()]
+
+
+def listed(items: Sequence[str], most: int = 4) -> str:
+    """The first few, and how many more there are."""
+    more = len(items) - most
+    return ", ".join(items[:most]) + (f", and {more} more" if more > 0 else "")
 
 
 def where(row: Row | Diff) -> str:
@@ -164,6 +253,4 @@ def kernel_diffs(comparison: Comparison) -> list[KernelDiff]:
 
 def places(group: KernelDiff, most: int = 4) -> str:
     """Where a diff was found, on one line."""
-    hidden = len(group.places) - most
-    text = ", ".join(group.places[:most])
-    return f"{text} and {hidden} more" if hidden > 0 else text
+    return listed(group.places, most)

@@ -23,11 +23,11 @@ function fill(node, attrs, kids) {
 const el = (tag, attrs = {}, ...kids) => fill(document.createElement(tag), attrs, kids);
 const svg = (tag, attrs = {}, ...kids) => fill(document.createElementNS(SVG, tag), attrs, kids);
 
-const STEPS = { s: [[1, "s"], [1e-3, "ms"], [1e-6, "µs"], [1e-9, "ns"]], bytes: [[1e9, "GB"], [1e6, "MB"], [1e4, "kB"]] };
+const STEPS = { s: [[1, "s"], [1e-3, "ms"], [1e-6, "µs"], [1e-9, "ns"]], bytes: [[1e9, "GB"], [1e6, "MB"], [1e4, "kB", 1e3]] };
 /* `like`: the value whose step is taken, so that the ticks of an axis share one. */
 function quantity(value, unit, digits = 4, like = value) {
   if (value === null) return "none";
-  const [factor, name] = (Object.hasOwn(STEPS, unit) && STEPS[unit].find(([least]) => Math.abs(like) >= least)) || [1, unit];
+  const [least, name, factor = least] = (Object.hasOwn(STEPS, unit) && STEPS[unit].find(([from]) => Math.abs(like) >= from)) || [1, unit];
   return `${plain(value / factor, digits)} ${name}`.trim();
 }
 function plain(value, digits) {

@@ -74,7 +74,8 @@ def time_suite(
         old, new: checkouts to compare.
         only: names of cases.
         rule: how sure a verdict must be.
-        budget: seconds of measuring, the start of the processes included.
+        budget: seconds of measuring, the start of the process included; a confirmation may add the
+            start of another.
         seed: of every order that is drawn.
         advance: told what runs.
 
@@ -190,6 +191,7 @@ class _Job:
     new: Checkout
     advance: Advance
     started: float = 0.0
+    confirming_since: float | None = None
 
     def run(self) -> Timed:
         self.started = time.monotonic()
@@ -204,6 +206,7 @@ class _Job:
                 suspects = [name for name in state.second]
                 self.advance(f"confirming {len(suspects)}", 0.9)
                 again = TimedPairs(self.pairs, self.old, self.new, self.seed + 1, suspects)
+                self.confirming_since = time.monotonic()
                 return stack.enter_context(again).measure
 
             state = _read_state(path, self.rule, specs) or RuleState(self.rule)
@@ -212,7 +215,7 @@ class _Job:
                 timed.measure,
                 self.rule,
                 confirm=confirm,
-                out_of_budget=lambda: self._spent() >= self._limit(state, specs),
+                out_of_budget=lambda: self._is_over(state, specs),
                 state=state,
                 on_round=lambda now: self._keep(path, now),
             )
@@ -228,13 +231,17 @@ class _Job:
             state.first,
         )
 
-    def _limit(self, state: RuleState, specs: Mapping[str, SeriesSpec]) -> float:
-        """Seconds after which a phase of the rule ends: where something looks slower, the first
-        leaves some for the second, or noise elsewhere would cost the confirmation.
+    def _is_over(self, state: RuleState, specs: Mapping[str, SeriesSpec]) -> bool:
+        """Whether the budget is spent. Where something looks slower the first run leaves a share of
+        it for the second, which has that share whatever else took time: a suspicion that nobody
+        looked into would pass.
         """
-        first = state.phase == "first"
-        suspicious = first and any(self._looks_slower(specs[n], p) for n, p in state.first.items())
-        return self.budget * (1 - RESERVED) if suspicious else self.budget
+        kept = self.budget * RESERVED
+        if state.phase == "second":
+            since = self.confirming_since
+            return since is not None and time.monotonic() - since >= kept
+        suspicious = any(self._looks_slower(specs[name], p) for name, p in state.first.items())
+        return self._spent() >= (self.budget - kept if suspicious else self.budget)
 
     def _looks_slower(self, spec: SeriesSpec, pairs: Sequence[tuple[float, float]]) -> bool:
         if len(pairs) < self.rule.looks[0]:

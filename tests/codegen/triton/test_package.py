@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 
-from tilewright.codegen.triton.aot import ARCHS, compile_sources
+from tilewright.codegen.triton.aot import ARCHS, compile_sources, worker_environment
 from tilewright.codegen.triton.interpreted import InterpretedKernel
 from tilewright.codegen.triton.invocation import plan_call
 from tilewright.codegen.triton.package import launch_key, read_package
@@ -94,6 +97,36 @@ def test_another_text_constant_or_target_is_another_kernel(tmp_path, monkeypatch
     compile_sources([doubled()], 80)
     compile_sources([doubled(TEXT.replace("x + x", "2 * x"))], 90)
     assert kept() == 4
+
+
+@pytest.mark.parametrize("name", ["DISABLE_PTXAS_OPT", "DISABLE_LLVM_OPT", "PTXAS_OPTIONS"])
+def test_switches_of_the_environment_change_no_code(name, tmp_path, monkeypatch) -> None:
+    binaries = []
+    for value in (None, "--opt-level 0" if name == "PTXAS_OPTIONS" else "1"):
+        monkeypatch.setenv("TILEWRIGHT_CACHE", str(tmp_path / str(value)))  # each compiles anew
+        if value is not None:
+            monkeypatch.setenv(name, value)
+        binaries.append(compile_sources([doubled()], 90)[0].binaries)
+    assert binaries[0] == binaries[1]
+
+
+# What Triton reads that changes no code: compilers of launchers, and folders.
+HARMLESS = {"CC", "LD_LIBRARY_PATH"}
+
+
+@pytest.mark.quick
+def test_workers_see_no_switch_that_triton_knows(monkeypatch) -> None:
+    knobs = find_spec("triton").origin.replace("__init__.py", "knobs.py")
+    known = set(re.findall(r'env_\w+\(\s*"([A-Z][A-Z0-9_]+)"', Path(knobs).read_text()))
+    assert {"USE_IR_LOC", "DISABLE_PTXAS_OPT", "TRITON_OVERRIDE_ARCH", "CC"} <= known
+    # Those that its C++ reads have no list; these stand in its library.
+    known |= {"MLIR_ENABLE_DUMP", "LLVM_IR_ENABLE_DUMP", "DISABLE_LLVM_OPT", "DISABLE_MMA_V5"}
+    for name in (*known, "LD_LIBRARY_PATH", "SOME_VARIABLE"):
+        monkeypatch.setenv(name, "1")
+    seen = worker_environment()
+    assert known & seen.keys() - HARMLESS == {"TRITON_DISABLE_LINE_INFO"}
+    assert seen["TRITON_DISABLE_LINE_INFO"] == "1"
+    assert seen["CC"] == seen["LD_LIBRARY_PATH"] == seen["SOME_VARIABLE"] == "1"
 
 
 def test_a_damaged_cache_entry_is_made_anew(tmp_path, monkeypatch) -> None:

@@ -20,9 +20,11 @@ from tilewright.compiler.inspect.text import settings
 from tilewright.compiler.options import resolve_options
 from tilewright.compiler.regress import collect as module
 from tilewright.compiler.regress.baseline import read_baseline, write_baseline
-from tilewright.compiler.regress.collect import collect, count_calls
+from tilewright.compiler.regress.collect import collect, mismatches, versions
 from tilewright.compiler.regress.compare import compare_snapshots
+from tilewright.compiler.regress.snapshot import Snapshot
 from tilewright.errors import TilewrightError
+from tilewright.passes.fuse import FUSE
 from tilewright.passes.pipeline import pipeline
 
 
@@ -105,6 +107,7 @@ def test_figures_are_those_of_the_kernel_report(suite, healthy, tmp_path):
         "decode step",
         "decode step, batch 4",
         "prefill",
+        "mixed",
         "compile",
     ]
     for phase, setting in (("decode step", "decode"), ("prefill", "prefill")):
@@ -234,12 +237,88 @@ def test_a_case_that_does_not_compile_is_named(tmp_path):
         collect(suite)
 
 
-@pytest.mark.quick
-def test_calls_are_counted_and_the_profiler_of_others_stays():
-    def f(n):
-        return n and f(n - 1)
+def test_programs_are_the_grids_of_the_launches(healthy):
+    (norm,) = healthy["norm", "h100"].kernels  # a row a program, by its launch
+    assert norm.launches[1].startswith("  add_rms_norm[T, 1, 1]")
+    assert norm.series["programs (call)"] == 512
+    series = {k.subject: k.series for k in healthy["tiny", "h100"].kernels}
+    assert series["gated"]["programs (decode step)"] == 2  # one program in each of two layers
+    assert series["gated"]["programs (decode step, batch 4)"] == 2
+    assert series["gated"]["programs (prefill)"] == 16  # 64 rows
 
-    assert count_calls(lambda: f(9)) == (0, 11)  # the lambda, and ten of f
-    with pytest.raises(ZeroDivisionError):
-        count_calls(lambda: 1 / 0)
-    assert sys.getprofile() is None
+
+def test_what_runs_in_a_phase_is_named(healthy):
+    snapshot = healthy["tiny", "h100"]
+    assert list(snapshot.running) == list(snapshot.parts)
+    runs = {phase: running["paged_attention"] for phase, running in snapshot.running.items()}
+    assert runs["decode step"] == runs["decode step, batch 4"] == ("decode", "merge")
+    assert runs["prefill"] == runs["mixed"] == ("prefill",)
+    assert snapshot.running["prefill"]["gated"] == ("",)
+    assert not any("linear" in name for name in snapshot.running["prefill"])  # of a library
+    assert snapshot.parts["mixed"]["paged_attention"][0] == 2
+    flops = {name: of["flops"] for name, of in snapshot.series.items() if "flops" in of}
+    assert flops["decode step, batch 4"] < flops["mixed"] < flops["prefill"]  # 4, 32, 64 tokens
+
+
+def test_snapshots_of_before_have_no_running(healthy):
+    data = healthy["tiny", "h100"].to_json()
+    assert Snapshot.from_json(json.loads(json.dumps(data))) == healthy["tiny", "h100"]
+    old = Snapshot.from_json({k: v for k, v in data.items() if k not in ("running", "shares")})
+    assert (old.running, old.shares) == ({}, {})
+    with pytest.raises((TypeError, ValueError, AttributeError)):
+        Snapshot.from_json({**data, "running": {"prefill": [1]}})
+
+
+def test_code_is_counted_once_each(healthy):
+    snapshot = healthy["tiny", "h100"]
+    series = snapshot.series["program"]
+    assert series["kernels"] == len(snapshot.kernels)
+    cubins = [hash for kernel in snapshot.kernels for hash in kernel.cubins.values()]
+    assert series["binaries"] == len(cubins)
+    assert series["code bytes"] > 1000 * len(set(cubins))
+
+
+def test_compiling_is_counted_by_part_and_by_pass(healthy):
+    python = f"({'.'.join(map(str, sys.version_info[:2]))})"
+    snapshot = healthy["tiny", "h100"]
+    series = snapshot.series["compile"]
+    parts = {
+        part: series[f"python calls of {part} {python}"]
+        for part in ("lowering", "passes", "code generation")
+    }
+    assert series[f"python calls {python}"] == sum(parts.values())
+    assert snapshot.shares[f"python calls {python}"] == parts
+    passes = snapshot.shares[f"python calls of passes {python}"]
+    assert list(passes) == list(dict.fromkeys(step.name for step in pipeline("paged", True)))
+    # Beside them there is only what the driver does before the first.
+    assert 0 <= parts["passes"] - sum(passes.values()) < 10
+
+
+def test_a_slower_pass_is_found_and_named(suite, baseline, defect):
+    real = FUSE.run
+
+    def twice(graph):
+        real(graph)
+        return real(graph)
+
+    slow = tuple(
+        replace(step, run=twice) if step.name == "fuse" else step
+        for step in pipeline("paged", True)
+    )
+    defect.setattr(api, "pipeline", lambda cache, fuses=False: slow)
+    new = collect(suite, ["tiny"])
+    found = _found(suite, baseline, new, Verdict.REGRESSION)
+    assert {series.rsplit(" ", 1)[0] for _, series in found} == {
+        "python calls",
+        "python calls of passes",
+    }
+    assert all("fuse" in row.note or "passes" in row.note for row in found.values())
+
+
+def test_how_a_package_was_built_is_no_mismatch():
+    assert not mismatches({"torch": "2.13.0+cpu"}, {"torch": "2.13.0+cu130"})
+    assert mismatches({"torch": "2.13.0+cpu"}, {"torch": "2.13.1+cpu"}) == [
+        "torch 2.13.0+cpu against 2.13.1+cpu"
+    ]
+    assert mismatches({"torch": "2.13.0"}, {})
+    assert not any("+" in version for version in versions().values())

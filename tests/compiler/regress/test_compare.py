@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import groupby
 
 import pytest
 
@@ -11,8 +12,9 @@ from tilewright.autotune.verdicts import Verdict
 from tilewright.compiler.regress.baseline import Baseline
 from tilewright.compiler.regress.collect import versions
 from tilewright.compiler.regress.compare import compare_snapshots
-from tilewright.compiler.regress.matching import first_pass, match_kernels
+from tilewright.compiler.regress.matching import match_kernels
 from tilewright.compiler.regress.model import Side
+from tilewright.compiler.regress.pass_diff import first_pass
 from tilewright.errors import UsageError
 
 KEY = ("norm", "h100")
@@ -50,12 +52,16 @@ def test_a_changed_kernel_is_shown_and_only_a_refactor_may_not_have_it(suite):
     new = snapshot(old.definition, kernel(digest="2" * 64, text="# 2\nx = 3\n"))
     found = _compare(suite, old, new)
     assert found.exit_code == 0
-    assert _rows(found, Verdict.CHANGED) == [(1, "add", "source"), (1, "program", "source")]
-    assert "digests of kernels" in found.of(Verdict.CHANGED)[1].note
+    assert _rows(found, Verdict.CHANGED) == [(1, "program", "source"), (1, "add", "source")]
+    assert "digests of kernels" in found.of(Verdict.CHANGED)[0].note
     assert [(d.subject, d.what) for d in found.diffs] == [("add", "changed")]
     assert found.diffs[0].text.endswith("-x = 1\n+# 2\n+x = 3\n")
     strict = _compare(suite, old, new, expect_identical=True)
     assert strict.exit_code == 1
+    # What differs is said first, kernel by kernel, and after it what that comes to.
+    assert _rows(strict, Verdict.REGRESSION) == [(1, "add", "source"), (1, "program", "source")]
+    assert [row.tier for row in strict.rows] == sorted(row.tier for row in strict.rows)
+    assert strict.findings[0].note.startswith("source changed; ")
     assert all("nothing should" in row.note for row in strict.findings)
 
 
@@ -64,7 +70,8 @@ def test_other_launches_and_other_machine_code_are_changes_too(suite):
     moved = kernel(digest="2" * 64, text=kernel().text, launches=("always:", "  add[T](), 8 warps"))
     found = _compare(suite, old, snapshot(old.definition, moved))
     assert "+  add[T](), 8 warps" in found.diffs[0].text
-    assert found.rows[0].note == "launches changed"
+    (changed,) = (row for row in found.rows if (row.subject, row.series) == ("add", "source"))
+    assert changed.note == "launches changed"
     recompiled = snapshot(old.definition, kernel(cubins={"": "9"}))
     found = _compare(suite, old, recompiled, expect_identical=True)
     assert "machine code" in found.findings[0].note
@@ -126,7 +133,8 @@ def test_parts_of_a_kernel_are_compared_one_by_one(suite):
 
 def test_counts_that_a_side_leaves_out_are_none(suite):
     definition = suite.cases[0].definition
-    more = kernel(series={**kernel().series, "global loads 16-bit": 2, "HMMA": 8})
+    counted = {**kernel().series, "global loads 16-bit": 2, "HMMA": 8}
+    more = kernel(cubins={"": "9"}, series=counted)
     old, new = snapshot(definition, kernel()), snapshot(definition, more)
     assert _rows(_compare(suite, old, new), Verdict.REGRESSION) == [
         (2, "add", "global loads 16-bit")
@@ -134,7 +142,8 @@ def test_counts_that_a_side_leaves_out_are_none(suite):
     assert _rows(_compare(suite, new, old), Verdict.IMPROVEMENT) == [
         (2, "add", "global loads 16-bit")
     ]
-    assert _rows(_compare(suite, new, old), Verdict.CHANGED) == [(2, "add", "HMMA")]
+    changed = [row for row in _rows(_compare(suite, new, old), Verdict.CHANGED) if row[0] == 2]
+    assert changed == [(2, "add", "HMMA")]
 
 
 @pytest.mark.parametrize(
@@ -142,15 +151,22 @@ def test_counts_that_a_side_leaves_out_are_none(suite):
     [
         ((("captured", "a"), ("norm", "b"), ("fuse", "c")), ""),
         ((("captured", "z"), ("norm", "b"), ("fuse", "c")), "captured graph differs"),
-        ((("captured", "a"), ("norm", "z"), ("fuse", "y")), "after pass norm: *PASS_LIMIT=0 "),
-        ((("captured", "a"), ("norm", "b"), ("fuse", "z")), "after pass fuse: *PASS_LIMIT=1 "),
+        (
+            (("captured", "a"), ("norm", "z"), ("fuse", "y")),
+            "pass norm makes another graph: *PASS_LIMIT=0 ",
+        ),
+        ((("captured", "a"), ("norm", "b"), ("fuse", "z")), "pass fuse makes *PASS_LIMIT=1 "),
         ((("captured", "a"), ("norm", "b")), "pass fuse is gone: *PASS_LIMIT=1 "),
-        ((("captured", "a"), ("fuse", "b")), "pass 1 was norm and is fuse"),
+        ((("captured", "a"), ("fuse", "b")), "pass norm is gone: *PASS_LIMIT=0 "),
+        (
+            (("captured", "a"), ("norm", "b"), ("split", "d"), ("fuse", "e")),
+            "pass split is new: *PASS_LIMIT=1 ",
+        ),
+        ((("captured", "a"), ("norm", "b"), ("idle", "b"), ("fuse", "c")), ""),
     ],
 )
 def test_the_first_pass_that_differs_is_named(passes, words):
-    old = snapshot("", passes=(("captured", "a"), ("norm", "b"), ("fuse", "c")))
-    note = first_pass(old, replace(old, passes=passes))
+    note = first_pass((("captured", "a"), ("norm", "b"), ("fuse", "c")), passes)
     assert all(word in note for word in words.split("*"))
     assert bool(note) == bool(words)
 
@@ -181,3 +197,93 @@ def test_other_versions_are_refused_with_each_difference(suite):
         _compare(suite, old, replace(old, versions=versions()))
     ours = replace(old, versions={**versions(), "tilewright": "0"})
     assert _compare(suite, ours, replace(ours, versions=versions())).exit_code == 0
+
+
+def test_a_suite_of_which_nothing_is_chosen_is_refused(suite):
+    one = snapshot(suite.cases[0].definition, kernel())
+    with pytest.raises(UsageError, match="at least one case to compare, found none chosen"):
+        _compare(suite, one, one, only=())
+    with pytest.raises(UsageError, match="none in the suite"):
+        _compare(replace(suite, cases=()), one, one)
+
+
+def test_machine_code_that_stays_the_same_is_said(suite):
+    old = snapshot(suite.cases[0].definition, kernel(cubins={"": "c"}))
+    for cubin, same in (("c", True), ("d", False)):
+        new = kernel(digest="2" * 64, cubins={"": cubin})
+        found = _compare(suite, old, snapshot(old.definition, new))
+        notes = [row.note for row in found.rows if row.subject == "add" and row.tier == 1]
+        assert notes == ["source changed" + "; machine code is the same" * same]
+
+
+@pytest.mark.quick
+def test_series_of_one_side_are_shown_and_blamed_on_nobody(suite):
+    definition = suite.cases[0].definition
+    old = snapshot(definition, kernel())
+    two = {**old.series["call"], "waits": 3, "python calls (3.11)": 5}
+    more = kernel(series={**kernel().series, "waits": 3, "programs (call)": 8})
+    new = snapshot(definition, more, series={"call": two, "other": {"launches": 1}})
+    found = _compare(suite, old, new)
+    assert not found.findings and not found.of(Verdict.IMPROVEMENT)
+    changed = {(row.subject, row.series): row.note for row in found.of(Verdict.CHANGED)}
+    # The kernel's machine code is the same, so the old side did not count its waits.
+    assert set(changed) == {
+        ("call", "waits"), ("other", "launches"), ("add", "waits"), ("add", "programs (call)")
+    }  # fmt: skip
+    assert all("no baseline: record it" in note for note in changed.values())
+    gone = _compare(suite, new, old).of(Verdict.CHANGED)
+    assert {(row.subject, row.series) for row in gone} == set(changed)
+    assert all("it is gone" in row.note for row in gone)
+
+
+def test_python_calls_of_one_version_are_compared_with_those_of_the_same(suite):
+    def calls(counts):
+        series = {"compile": {f"python calls ({name})": n for name, n in counts.items()}}
+        return snapshot(suite.cases[0].definition, kernel(), series=series)
+
+    def both(old, new):
+        found = _compare(suite, old, new)
+        return [(row.series, row.verdict) for row in found.rows if row.subject == "compile"]
+
+    assert both(calls({"3.11": 100}), calls({"3.12": 900})) == []
+    found = both(calls({"3.11": 100}), calls({"3.11": 200, "3.12": 1}))
+    assert found == [("python calls (3.11)", Verdict.REGRESSION)]
+
+
+def test_what_costs_comes_before_the_kernels_and_heavy_kernels_before_light_ones(suite):
+    definition = suite.cases[0].definition
+    names = ("light", "heavy", "gone")
+    old, new = (
+        snapshot(
+            definition,
+            *(kernel(f"{name}_ab12", digest * 64, cubins={"": digest}) for name in names[:count]),
+            parts={"call": {"light": (1, 1, 1), "heavy": (1, 9, 9), "gone": (5, 50, 50)}},
+        )
+        for digest, count in (("1", 3), ("2", 2))
+    )
+    subjects = [row.subject for row in _compare(suite, old, new, only=["norm"]).rows]
+    at = [subjects.index(name) for name in ("program", "call", "gone", "heavy", "light")]
+    assert at == sorted(at)
+    # All that is said of a kernel is in one place.
+    assert len(list(groupby(subjects))) == len(set(subjects))
+
+
+def test_programs_are_of_phases_even_where_a_binary_is_called_like_one(suite):
+    definition = suite.cases[0].definition
+
+    def two(*labels, **series):
+        known = {f"registers ({label})": 40 for label in labels}
+        return snapshot(definition, kernel(cubins={n: n for n in labels}, series=known | series))
+
+    def moved(old, new):
+        found = _compare(suite, old, new)
+        return {row.series: (row.old, row.new, row.verdict) for row in found.rows if row.old}
+
+    old = two("decode", "prefill", **{"programs (prefill)": 8, "programs (call)": 4})
+    new = two("decode", "prefill", **{"programs (prefill)": 8, "programs (call)": 5})
+    found = moved(old, new)
+    assert found["programs (prefill)"] == (8, 8, Verdict.NO_CHANGE)
+    assert found["programs (call)"] == (4, 5, Verdict.REGRESSION)
+    # A phase is no binary, so that a kernel with one is still compared with one that has two.
+    alone = snapshot(definition, kernel(series={"registers": 30, "programs (call)": 4}))
+    assert moved(alone, new)["registers (decode)"] == (30, 40, Verdict.REGRESSION)

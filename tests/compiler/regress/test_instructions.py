@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from tilewright.autotune.verdicts import Verdict
 from tilewright.codegen.triton import sass
-from tilewright.compiler.regress.instructions import access_bits, instruction_series
+from tilewright.compiler.regress.gates import judge, rule_of
+from tilewright.compiler.regress.instructions import IN_LOOPS, access_bits, instruction_series
 
 # Lines as the disassembler prints them for 8.0, 9.0 and 10.0, with guards of every kind.
 LISTING = """
@@ -26,12 +28,8 @@ LISTING = """
 
 
 @pytest.mark.quick
-def test_guards_and_operands_are_no_part_of_a_name(monkeypatch):
-    class Done:
-        stdout, stderr, returncode = LISTING, "", 0
-
-    monkeypatch.setattr(sass.subprocess, "run", lambda *args, **kwargs: Done)
-    assert sass.instruction_counts(b"") == {
+def test_guards_and_operands_are_no_part_of_a_name():
+    assert sass.instruction_counts(LISTING) == {
         "LDC": 1,
         "LDG.E.128": 1,
         "LDG.E.64": 1,
@@ -46,7 +44,39 @@ def test_guards_and_operands_are_no_part_of_a_name(monkeypatch):
 
 def test_what_is_no_cubin_is_refused():
     with pytest.raises(ValueError, match="no code"):
-        sass.instruction_counts(b"junk")
+        sass.code_listing(b"junk")
+
+
+def _listing(*lines):
+    """Code from names of instructions, labels "L1:", and jumps "BRA L1"."""
+    text = []
+    for line in lines:
+        name, _, label = line.partition(" ")
+        if name.endswith(":"):
+            text.append(f".{name}".replace(".L", ".L_x_"))
+        elif label:
+            target = label.replace("L", ".L_x_")
+            text.append(f"        /*0010*/              @!P1 {name} `({target}) ;")
+        else:
+            text.append(f"        /*0010*/                   {name} R0 ;")
+    return "\n".join(text)
+
+
+@pytest.mark.parametrize(
+    ("lines", "count"),
+    [
+        (["FADD", "BRA L1", "FADD", "L1:", "EXIT"], 0),  # onwards
+        (["FADD", "L1:", "FADD", "FMUL", "BRA L1", "EXIT"], 3),
+        (["L1:", "NOP", "FADD", "BRA L1", "EXIT"], 2),
+        (["FADD", "EXIT", "L1:", "BRA L1", "NOP"], 0),  # what stands behind all code
+        (["L1:", "FADD", "L2:", "FMUL", "BRA.U L2", "FADD", "BRA L1"], 2),  # the inner one
+        (["L1:", "FADD", "BRA L1", "L2:", "FMUL", "FMUL", "BRA L2"], 5),  # one after the other
+        (["L1:", "FADD", "BRA L1", "FMUL", "BRA L1"], 4),  # two ways back are one loop
+        (["L1:", "FADD", "L2:", "FMUL", "BRA L1", "FADD", "BRA L2"], 5),  # overlapping
+    ],
+)
+def test_instructions_of_innermost_loops(lines, count):
+    assert sass.loop_instructions(_listing(*lines)) == count
 
 
 @pytest.mark.parametrize(
@@ -89,9 +119,10 @@ def test_counts_become_series():
         "BAR.SYNC.DEFER_BLOCKING": 2,
         "LDGDEPBAR": 9,
     }
-    assert instruction_series(counts) == {
+    assert instruction_series({**counts, IN_LOOPS: 20}) == {
         "instructions": 48,
-        "bits per global load": (128 * 7 + 32) / 8,
+        "loop instructions": 20,
+        "bits per global load": pytest.approx((128**2 * 7 + 32**2) / (128 * 7 + 32), abs=1e-3),
         "bits per global store": 16.0,
         "async loads": 1,
         "tensor cores": 0,
@@ -131,3 +162,23 @@ def test_bulk_copies_are_loads_of_their_own_kind():
     assert instruction_series({"UTMALDG.2D": 2, "LDGSTS.E.128": 1})["async loads"] == 2
     assert instruction_series({"EXIT": 1})["async loads"] == 0
     assert "bits per global load" not in instruction_series({"EXIT": 1})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "regresses"),
+    [
+        ({"LDG.E.128": 8, "LDG.E.U16": 2}, {"LDG.E.128": 4, "LDG.E.U16": 2}, False),  # fewer
+        ({"LDG.E.128": 8, "LDG.E": 1}, {"LDG.E.128": 2, "LDG.E": 1}, False),
+        ({"LDG.E.128": 8}, {"LDG.E.64": 16}, True),
+        ({"LDG.E.128": 8}, {"LDG.E.128": 7, "LDG.E.U16": 8}, True),
+        ({"LDG.E.ENL2.256": 4}, {"LDG.E.128": 8}, True),
+    ],
+)
+def test_narrow_loads_in_place_of_wide_ones_regress_and_fewer_wide_ones_do_not(old, new, regresses):
+    before, after = instruction_series(old), instruction_series(new)
+    verdicts = {
+        judge(before.get(name, 0), after[name], *rule_of("add", name))
+        for name in after
+        if name != "instructions"
+    }
+    assert (Verdict.REGRESSION in verdicts) is regresses

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree as ET
 
@@ -42,7 +43,11 @@ from tilewright.compiler.regress.terminal import (
     SHOWN_LINES,
     print_comparison,
 )
-from tilewright.compiler.regress.wording import change, headline, kernel_diffs, ratio
+from tilewright.compiler.regress.wording import (
+    OF_ONE,
+    causes,
+    headline,
+)
 from tilewright.errors import UsageError
 
 GITHUB_LIMIT = 65_536
@@ -60,6 +65,22 @@ def tables(markdown: str) -> list[list[list[str]]]:
         elif token.type in ("th_open", "td_open"):
             found[-1][-1].append(tokens[index + 1].content)
     return found
+
+
+def lines_of(rows) -> int:
+    """Lines of a table: rows that differ in their targets are one, and of one kernel in a row a few
+    are shown, and one line says how many more there are.
+    """
+    first: list = []
+    for one in rows:
+        if not any(replace(one, target=known.target) == known for known in first):
+            first.append(one)
+    keys = [(one.case, one.target, one.subject) for one in first]
+    lines = at = 0
+    for index, key in enumerate(keys):
+        at = at + 1 if index and key == keys[index - 1] else 1
+        lines += at <= OF_ONE + 1
+    return lines
 
 
 def fences(markdown: str) -> list[str]:
@@ -101,7 +122,7 @@ def test_every_table_of_the_comment_has_as_many_cells_as_its_head(found):
     rendered = render_markdown(found)
     assert len(rendered) < GITHUB_LIMIT
     by_verdict = [
-        len(found.of(verdict))
+        lines_of(found.of(verdict))
         for verdict in (Verdict.REGRESSION, Verdict.MISSING, Verdict.UNDECIDABLE)
     ]
     series = [t for t in tables(rendered) if len(t[0]) == len(COLUMNS)]
@@ -205,10 +226,9 @@ def test_diffs_are_cut_first_and_the_cut_is_said(size, count, line):
 def test_the_comment_stays_below_its_limit_when_everything_is_long(filler, limit):
     long = filler * 1_000
     side = Side(long, long, long, long, {f"{i}{long}": long for i in range(50)}, long)
+    fields = {"case": long, "target": long, "series": long, "owner": long, "note": long}
     everything = [
-        row(verdict, case=long, target=long, subject=long, series=long, owner=long, note=long)
-        for verdict in Verdict
-        for _ in range(80)
+        row(verdict, subject=f"{i}{long}", **fields) for verdict in Verdict for i in range(80)
     ]
     diffs = tuple(Diff(long, long, f"{i}{long}", "changed", long) for i in range(50))
     rendered = render_markdown(
@@ -238,33 +258,67 @@ def test_a_comment_on_histories_has_a_row_for_each_that_moved(found):
     assert rendered.startswith("**Failed**" if worse else "**Passed**")
 
 
-# The words
+def changed(subject: str, note: str, **values):
+    known = {"tier": 1, "series": "source", "old": None, "new": None, "better": "equal"}
+    return row(Verdict.CHANGED, subject=subject, note=note, **{**known, **values})
 
 
-def test_a_change_that_rounding_would_hide_is_shown_exactly():
-    assert change(row(unit="bytes", old=123_456_789, new=123_456_790)) == (
-        "123456789 bytes → 123456790 bytes"
+@pytest.mark.quick
+def test_what_changed_is_shown_with_its_note_and_without_figures_that_it_lacks():
+    note = "pass fuse is gone: TILEWRIGHT_PASS_LIMIT=13 stops before it"
+    found = comparison(
+        row(subject="decode step", series="launches"),
+        changed("program", note),
+        changed("gated", "gone: gated_ea91-fa314f13"),
+        changed("paged_attention", "launches changed", target="a100"),
+        row(Verdict.IMPROVEMENT, subject="spills", new=8, note="well done"),
     )
-    assert change(row(unit="bytes", old=9_216, new=12_582_912)) == "9,216 bytes → 12.58 MB"
-    assert change(row(unit="s", old=2.5e-6, new=None)) == "2.5 µs → none"
+    rendered, output = render_markdown(found), printed(found)
+    shown = rendered.replace("&#95;", "_")
+    assert f"- <code>program</code> source (llama-1b on h100): {note}" in shown
+    assert "40 → 8, 0.200×; well done" in shown
+    # Where there are findings, what differs is said before them, the pass before the kernels.
+    begins = shown.index(f"- llama-1b on h100: {note}; kernels: gated")
+    assert begins < shown.index("#### Regressions") and "a100: kernels" not in shown
+    assert "TILEWRIGHT_PASS_LIMIT=13 stops" in " ".join(output.split())
+    for report in (rendered, output, render_junit(found)):
+        assert "none → none" not in report
+    assert causes(comparison(*found.rows[1:])) == []
 
 
-def test_an_open_end_of_an_interval_is_said():
-    assert ratio(row(ratio=Interval(1.1, -math.inf, math.inf))) == "1.100× (any to any)"
-    assert ratio(row(old=0, new=3)) == "" and ratio(row(old=4, new=4)) == ""
-
-
-def test_equal_diffs_are_shown_once_and_those_of_findings_first():
-    diffs = (
-        Diff("a", "h100", "fine", "changed", "+1"),
-        Diff("a", "h100", "bad", "changed", "+2"),
-        Diff("a", "a100", "bad", "changed", "+2"),
-    )
-    groups = kernel_diffs(comparison(row(subject="bad"), diffs=diffs))
-    assert [(g.index, g.places) for g in groups] == [
-        (1, ("a on h100", "a on a100")),
-        (0, ("a on h100",)),
+@pytest.mark.quick
+def test_one_kernel_does_not_fill_the_tables_but_the_other_reports_have_it_all():
+    many = [row(subject="attention", series=f"s{i}") for i in range(19)]
+    found = comparison(row(subject="program", series="KV bytes a token"), *many, row(subject="add"))
+    table, *_ = tables(render_markdown(found))
+    assert [cells[0] for cells in table[1:]] == [
+        f"<code>{name}</code>" for name in ("program", *["attention"] * (OF_ONE + 1), "add")
     ]
+    assert table[-2][3] == f"and {19 - OF_ONE} more of it"
+    assert f"and {19 - OF_ONE} more of it" in printed(found)
+    assert len(ET.fromstring(render_junit(found)).findall(".//failure")) == 21
+    assert len(comparison_data(found)["rows"]) == 21
+    wins = comparison(*(replace(one, verdict=Verdict.IMPROVEMENT) for one in many))
+    assert f"(llama-1b on h100): and {19 - OF_ONE} more of it" in render_markdown(wins)
+
+
+@pytest.mark.quick
+def test_rows_that_are_the_same_on_several_targets_are_shown_once():
+    places = ("h100", "a100", "l4")
+    found = comparison(
+        *(row(subject="decode step", target=place, series="launches") for place in places),
+        *(row(subject="attention", target=place, new=48 + i) for i, place in enumerate(places)),
+        *(changed("program", "pass fuse is gone", target=place) for place in places),
+    )
+    table, *_ = tables(render_markdown(found))
+    assert [cells[2] for cells in table[1:]] == ["h100, a100, l4", *places]
+    assert "program</code> source (llama-1b on h100, a100, l4): pass" in render_markdown(found)
+    assert "llama-1b on h100, a100, l4" in printed(found)
+
+
+def test_what_compares_nothing_has_not_passed():
+    assert render_markdown(comparison()).startswith("**Nothing compared**: ")
+    assert "nothing compared: " in printed(comparison())
 
 
 # JUnit
@@ -312,73 +366,6 @@ def test_junit_fails_what_is_not_decidable_when_it_is_strict():
     root = ET.fromstring(render_junit(comparison(row(Verdict.UNDECIDABLE), strict=True)))
     assert root.get("failures") == "1" and root.get("skipped") == "0"
     assert root.find(".//failure").get("type") == "not decidable"
-
-
-# JSON
-
-
-@pytest.mark.quick
-@given(comparisons)
-def test_json_reads_back_as_the_same_comparison(found):
-    data = json.loads(json.dumps(comparison_data(found), allow_nan=False))
-    assert read_comparison(data) == found
-    assert data["exit_code"] == found.exit_code
-
-
-def test_json_says_open_ends_as_null():
-    data = comparison_data(comparison(row(ratio=Interval(1.0, -math.inf, math.inf))))
-    assert data["rows"][0]["ratio"] == {"value": 1.0, "low": None, "high": None}
-
-
-WRONG = (
-    (("format",), 2, r"comparison\.format: expected 1, found 2"),
-    (("kind",), "engine", r"comparison\.kind"),
-    (("rows",), {}, r"comparison\.rows: expected a list, found dict"),
-    (("rows", 0), 3, r"comparison\.rows\[0\]: expected an object, found int"),
-    (("rows", 0, "verdict"), "fine", r"rows\[0\]\.verdict: expected one of regression"),
-    (("rows", 0, "verdict"), [], r"rows\[0\]\.verdict"),
-    (("rows", 0, "better"), "bigger", r"rows\[0\]\.better"),
-    (("rows", 0, "old"), "40", r"rows\[0\]\.old: expected a number, found str"),
-    (("rows", 0, "old"), True, r"rows\[0\]\.old: expected a number, found bool"),
-    (("rows", 0, "tier"), 1.5, r"rows\[0\]\.tier: expected a whole number"),
-    (("rows", 0, "case"), None, r"rows\[0\]\.case: expected a string, found null"),
-    (("rows", 0, "ratio"), {"value": 1}, r"rows\[0\]\.ratio\.low: expected a value"),
-    (("diffs", 0, "what"), "moved", r"diffs\[0\]\.what"),
-    (("old", "versions"), [], r"old\.versions: expected an object"),
-    (("old", "versions", "triton"), 3, r"old\.versions\.triton"),
-    (("strict",), "no", r"strict: expected true or false"),
-)
-
-
-@pytest.mark.parametrize(("path", "value", "message"), WRONG)
-def test_wrong_json_is_refused_by_the_name_of_the_field(path, value, message):
-    data = json.loads(
-        json.dumps(comparison_data(comparison(row(), diffs=(Diff("c", "t", "k", "gone", ""),))))
-    )
-    *outer, last = path
-    inner = data
-    for key in outer:
-        inner = inner[key]
-    inner[last] = value
-    with pytest.raises(UsageError, match=message):
-        read_comparison(data)
-
-
-@pytest.mark.parametrize("field", list(comparison_data(comparison())))
-def test_a_field_that_is_gone_is_refused(field):
-    data = comparison_data(comparison())
-    del data[field]
-    if field in ("counts", "exit_code"):  # they follow from the rows
-        assert read_comparison(data) == comparison()
-        return
-    with pytest.raises(UsageError, match=rf"comparison\.{field}: expected a value, found nothing"):
-        read_comparison(data)
-
-
-@pytest.mark.parametrize("data", [None, [], "x", 3])
-def test_json_that_is_no_object_is_refused(data):
-    with pytest.raises(UsageError, match="comparison: expected an object"):
-        read_comparison(data)
 
 
 # The page
@@ -445,7 +432,7 @@ def printed(found: Comparison) -> str:
 def test_the_terminal_gets_no_control_characters_and_the_summary_last(found):
     output = printed(found)
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", re.sub("\t", " ", output))
-    outcome = "failed" if found.exit_code else "passed"
+    outcome = "failed" if found.exit_code else "passed" if found.rows else "nothing compared"
     assert " ".join(output.split()).endswith(f"{outcome}: {headline(found)}")
 
 

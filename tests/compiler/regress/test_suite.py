@@ -10,7 +10,8 @@ import pytest
 from regress_suites import GRAPH, HEAD, LLAMA, suite_of
 from tilewright.autotune.verdicts import Verdict
 from tilewright.compiler.regress.gates import Gate, judge
-from tilewright.compiler.regress.suite import load_suite
+from tilewright.compiler.regress.single import write_suite
+from tilewright.compiler.regress.suite import HostCase, load_suite
 from tilewright.errors import UsageError
 
 OWN = Path(__file__).resolve().parents[3] / "benchmarks" / "suite.toml"
@@ -72,6 +73,9 @@ def test_a_config_file_and_a_folder_stand_for_a_table(tmp_path):
         (HEAD + GRAPH.replace("add(a, b)", "addd(a, b)"), ["norm", "'text'", "addd"]),
         (HEAD + GRAPH.replace("T = 512", "S = 512"), ["'sizes'", "T", "S"]),
         (HEAD + GRAPH.replace("T = 512", "T = 0"), ["'sizes'", "0"]),
+        (HEAD + '[[host]]\nname = "h"\ntargets = ["h100"]\n', ["'targets'", "name, owner"]),
+        (HEAD + '[[host]]\nname = "h/h"\n', ["[[host]]", "'name'", "h/h"]),
+        (HEAD + GRAPH + '[[host]]\nname = "Norm"\n', ["Norm", "twice"]),
     ],
 )
 def test_what_is_wrong_is_named_with_what_is_valid(tmp_path, text, words):
@@ -127,4 +131,16 @@ def test_the_projects_own_suite_loads():
     suite = load_suite(OWN)
     assert len({case.name for case in suite.cases}) >= 10
     assert {"h100", "a100", "l4", "b200"} <= {t for case in suite.cases for t in case.targets}
-    assert all(case.watch for case in suite.cases)
+    host, *others = reversed(suite.cases)
+    assert isinstance(host, HostCase) and host.targets == ("cpu",)
+    assert all(case.watch for case in others)
+
+
+def test_a_host_case_is_written_as_it_is_read(tmp_path):
+    suite = suite_of(tmp_path, HEAD + '[[host]]\nname = "steps"\n' + GRAPH)
+    assert [case.name for case in suite.cases] == ["norm", "steps"]
+    (tmp_path / "copy").mkdir()
+    copy = load_suite(write_suite(suite, tmp_path / "copy"))
+    assert [(c.name, c.definition) for c in copy.cases] == [
+        (c.name, c.definition) for c in suite.cases
+    ]

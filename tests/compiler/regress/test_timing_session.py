@@ -169,6 +169,27 @@ def test_noise_elsewhere_does_not_cost_the_confirmation(timed, played, monkeypat
     assert len(found.pairs[DECODE]) == rounds
 
 
+def test_a_slow_start_does_not_cost_the_confirmation(timed, played, monkeypatch):
+    """As on a device: 14 s to start, 1 s a round, and a budget of 45 s."""
+    now = [0.0]
+
+    class Slow(Played):
+        def __init__(self, *arguments):
+            now[0] += 14.0
+            super().__init__(*arguments)
+
+        def measure(self, names):
+            now[0] += 1.0 if DECODE in names else 0.1
+            return super().measure(names)
+
+    for name in ("slow", "starts", "measured", "stop_after"):
+        setattr(Slow, name, getattr(played, name))
+    Slow.slow = {ADD: 1.10}
+    monkeypatch.setattr(module, "TimedPairs", Slow)
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    assert by_name(timed(budget=45.0))[ADD].verdict is Verdict.REGRESSION
+
+
 def test_what_is_skipped_is_shown_with_the_reason(timed):
     row = by_name(timed())["tiny.h100/aten/mm/time (decode b1)"]
     assert (row.subject, row.series) == ("aten/mm", "time (decode b1)")
