@@ -38,6 +38,7 @@ from tilewright.compiler.regress.timing.session import RULE
 from tilewright.errors import TilewrightError, UsageError
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from regress_bounds import upper_bound  # noqa: E402  (needs the path above)
 from regress_noise import (  # noqa: E402  (needs the path above)
     Floats,
     Ints,
@@ -184,36 +185,6 @@ class Usual:
         return dict(zip(self.NAMES, found, strict=True))
 
 
-def binomial_below(k: int, n: int, p: float) -> float:
-    """P(X <= k) of n trials with chance p."""
-    if p <= 0 or p >= 1:
-        return float(p <= 0 or k >= n)
-    logs = (
-        math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1)
-        + i * math.log(p) + (n - i) * math.log1p(-p)
-        for i in range(k + 1)
-    )  # fmt: skip
-    return min(1.0, math.fsum(math.exp(x) for x in logs))
-
-
-def upper_bound(k: int, n: int, confidence: float = 0.95) -> float:
-    """The largest chance under which k of n or fewer is not yet too unlikely (Clopper-Pearson)."""
-    if k >= n:
-        return 1.0
-    low, high = k / n, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (
-            (middle, high) if binomial_below(k, n, middle) > 1 - confidence else (low, middle)
-        )
-    return high
-
-
-def lower_bound(k: int, n: int, confidence: float = 0.95) -> float:
-    """The least chance under which k of n or more is not yet too unlikely."""
-    return 1 - upper_bound(n - k, n, confidence)
-
-
 @dataclass(frozen=True)
 class RuleResult:
     """One rule over all runs.
@@ -240,6 +211,17 @@ class RuleResult:
         return upper_bound(self.false_alarms, self.runs)
 
 
+def _candidates(noise: Noise, plant_in: str) -> Ints:
+    """Indices of the series whose name holds a text."""
+    found = np.array([i for i, name in enumerate(noise.series) if plant_in in name])
+    if len(found) == 0:
+        raise UsageError(
+            "--plant-in", expected="a part of a series' name", found=plant_in,
+            remedy=f"There are: {', '.join(noise.series)}.",
+        )  # fmt: skip
+    return found
+
+
 def sensitivity(
     noise: Noise, runs: int, rule: Rule, seed: int = 0, plant_in: str = ""
 ) -> list[RuleResult]:
@@ -257,12 +239,7 @@ def sensitivity(
     first = Suites.draw(noise, runs, rounds, rng)
     second = Suites.draw(noise, runs, rounds, rng, other_than=first.session)
     stored = Suites.draw(noise, runs, rounds, rng, other_than=first.session)
-    candidates = np.array([i for i, name in enumerate(noise.series) if plant_in in name])
-    if len(candidates) == 0:
-        raise UsageError(
-            "--plant-in", expected="a part of a series' name", found=plant_in,
-            remedy=f"There are: {', '.join(noise.series)}.",
-        )  # fmt: skip
+    candidates = _candidates(noise, plant_in)
     planted = rng.choice(candidates, runs)
     return [
         _ours(Ours(first, second, rule), planted),
@@ -341,6 +318,7 @@ def drift_experiment(
     weeks: int = 12,
     quiet_weeks: int = 4,
     seed: int = 0,
+    plant_in: str = "",
 ) -> DriftResult:
     """Lets single series creep, and asks the history each week.
 
@@ -355,19 +333,24 @@ def drift_experiment(
         weekly: creep, as a fraction.
         weeks, quiet_weeks: how long it creeps, after how long without.
         seed: of the resampling.
+        plant_in: only series whose name holds this creep.
     """
     rng = np.random.default_rng(seed)
+    candidates = _candidates(noise, plant_in)
     # One series at a time, at its share of the alpha of the whole suite.
     judge = HistoryRule(alpha=HistoryRule().alpha / len(noise.series))
     creep = np.maximum(0, np.arange((quiet_weeks + weeks) * 7) - quiet_weeks * 7 + 1) / 7
     kinds = ((histories, (1 + weekly) ** creep), (quiet, np.ones(len(creep))))
     found, alarms = (
-        [_week_of_alarm(_nights(noise, levels, rng), quiet_weeks, judge) for _ in range(count)]
+        [
+            _week_of_alarm(_nights(noise, levels, rng, candidates), quiet_weeks, judge)
+            for _ in range(count)
+        ]
         for count, levels in kinds
     )
     first = Suites.draw(noise, steps, rule.looks[-1], rng)
     second = Suites.draw(noise, steps, rule.looks[-1], rng, other_than=first.session)
-    planted = rng.integers(0, len(noise.series), steps)
+    planted = rng.choice(candidates, steps)
     called, _ = Ours(first, second, rule).run(planted, 1 + weekly)
     step_alarms = int(called[np.arange(steps), planted].sum())
     quiet_alarms = sum(week > 0 for week in alarms)
@@ -376,10 +359,12 @@ def drift_experiment(
     )
 
 
-def _nights(noise: Noise, levels: Floats, rng: np.random.Generator) -> list[HistoryEntry]:
-    """A night a level, of one random series."""
+def _nights(
+    noise: Noise, levels: Floats, rng: np.random.Generator, candidates: Ints
+) -> list[HistoryEntry]:
+    """A night a level, of one random series among the candidates."""
     suites = Suites.draw(noise, len(levels), SAMPLES, rng)
-    series = np.full(len(levels), rng.integers(0, len(noise.series)))
+    series = np.full(len(levels), rng.choice(candidates))
     _, new = suites.times(np.arange(len(levels)), series, SAMPLES)
     values = np.median(new, axis=1) * levels
     start = datetime(2026, 1, 1, tzinfo=UTC)
@@ -491,7 +476,7 @@ def _experiments(options: argparse.Namespace) -> Report:
     if options.histories:
         drift = drift_experiment(
             noise, rule, histories=options.histories, quiet=options.quiet_histories,
-            steps=options.runs, seed=options.seed,
+            steps=options.runs, seed=options.seed, plant_in=options.plant_in,
         )  # fmt: skip
     sessions, series, pairs = noise.old.shape
     return Report(noise.header, sessions, series, pairs, describe(noise), rules, drift, rule)
