@@ -1,0 +1,281 @@
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _inside(
+    heads, dims, live, HEADS: tl.constexpr, DIMS: tl.constexpr, H: tl.constexpr, D: tl.constexpr
+):
+    """Which elements of a tile [H, D] there are; one that fills it has no mask when compiled."""
+    inside = tl.full([H, D], True, tl.int1)
+    if HEADS % H != 0:
+        inside = inside & (heads < HEADS)
+    if DIMS != D:
+        inside = inside & (dims < DIMS)
+    if live is not None:
+        inside = inside & live
+    return inside
+
+
+@triton.jit
+def _step(x, T: tl.constexpr, STEPWISE: tl.constexpr):
+    """A step within an op: rounded to the element type where the model rounds there too."""
+    return x.to(T).to(x.dtype) if STEPWISE else x
+
+
+@triton.jit
+def _scaled(x, scale, weight, T: tl.constexpr, STEPWISE: tl.constexpr):
+    """An element of ``rms_norm``, rounded to its type before what follows."""
+    return (_step(x * scale, T, STEPWISE) * weight.to(x.dtype)).to(T).to(x.dtype)
+
+
+@triton.jit
+def _turn(
+    x,
+    x_head,
+    x_dim,
+    out,
+    live,
+    cos,
+    cos_dim,
+    sin,
+    sin_dim,
+    weight,
+    weight_dim,
+    block,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    BLOCK_REST: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    STEPWISE: tl.constexpr,
+    EPS: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
+):
+    """``out = rope(rms_norm(x))`` for one block of heads, in rows [HEADS, DIM], if ``live``."""
+    ELEMENT: tl.constexpr = x.dtype.element_ty
+    WIDE: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    REST: tl.constexpr = DIM - 2 * HALF
+    heads = (block * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS))[:, None]
+    rows = x + heads * x_head
+    out_rows = out + heads * DIM
+
+    if HALF > 0:
+        pairs = tl.arange(0, BLOCK_HALF)[None, :]
+        paired = _inside(heads, pairs, None, HEADS, HALF, BLOCK_HEADS, BLOCK_HALF)
+        if INTERLEAVED:
+            both = tl.arange(0, 2 * BLOCK_HALF)[None, :]
+            all_pairs = _inside(heads, both, None, HEADS, 2 * HALF, BLOCK_HEADS, 2 * BLOCK_HALF)
+            turned = tl.load(rows + both * x_dim, mask=all_pairs, other=0.0)
+            a, b = tl.split(tl.reshape(turned, (BLOCK_HEADS, BLOCK_HALF, 2)))
+            first, second = 2 * pairs, 2 * pairs + 1
+        else:
+            a = tl.load(rows + pairs * x_dim, mask=paired, other=0.0)
+            b = tl.load(rows + (HALF + pairs) * x_dim, mask=paired, other=0.0)
+            first, second = pairs, HALF + pairs
+        a, b = a.to(WIDE), b.to(WIDE)
+        # The same for all heads, yet loaded for each: a copy of it would go through shared memory.
+        c = tl.load(cos + pairs * cos_dim + heads * 0, mask=paired, other=0.0).to(WIDE)
+        s = tl.load(sin + pairs * sin_dim + heads * 0, mask=paired, other=0.0).to(WIDE)
+    if REST > 0:
+        others = tl.arange(0, BLOCK_REST)[None, :]
+        other = _inside(heads, others, None, HEADS, REST, BLOCK_HEADS, BLOCK_REST)
+        rest = tl.load(rows + (2 * HALF + others) * x_dim, mask=other, other=0.0)
+
+    if weight is not None:
+        squares = tl.zeros([BLOCK_HEADS], WIDE)
+        if HALF > 0:
+            squares += tl.sum(a * a + b * b, axis=1)
+        if REST > 0:
+            wide = rest.to(WIDE)
+            squares += tl.sum(wide * wide, axis=1)
+        scale = tl.rsqrt(squares / DIM + EPS)[:, None]
+        weights = weight + heads * 0
+        if HALF > 0:
+            a_weight = tl.load(weights + first * weight_dim, mask=paired, other=0.0)
+            b_weight = tl.load(weights + second * weight_dim, mask=paired, other=0.0)
+            a = _scaled(a, scale, a_weight, ELEMENT, STEPWISE)
+            b = _scaled(b, scale, b_weight, ELEMENT, STEPWISE)
+        if REST > 0:
+            rest_weight = tl.load(weights + (2 * HALF + others) * weight_dim, mask=other, other=0.0)
+            rest = _scaled(wide, scale, rest_weight, ELEMENT, STEPWISE).to(ELEMENT)
+
+    if HALF > 0:
+        a_cos, a_sin = _step(a * c, ELEMENT, STEPWISE), _step(a * s, ELEMENT, STEPWISE)
+        b_cos, b_sin = _step(b * c, ELEMENT, STEPWISE), _step(b * s, ELEMENT, STEPWISE)
+        low, high = (a_cos - b_sin).to(ELEMENT), (b_cos + a_sin).to(ELEMENT)
+        if INTERLEAVED:
+            turned = tl.reshape(tl.join(low, high), (BLOCK_HEADS, 2 * BLOCK_HALF))
+            written = _inside(heads, both, live, HEADS, 2 * HALF, BLOCK_HEADS, 2 * BLOCK_HALF)
+            tl.store(out_rows + both, turned, mask=written)
+        else:
+            written = _inside(heads, pairs, live, HEADS, HALF, BLOCK_HEADS, BLOCK_HALF)
+            tl.store(out_rows + pairs, low, mask=written)
+            tl.store(out_rows + (HALF + pairs), high, mask=written)
+    if REST > 0:
+        written = _inside(heads, others, live, HEADS, REST, BLOCK_HEADS, BLOCK_REST)
+        tl.store(out_rows + (2 * HALF + others), rest, mask=written)
+
+
+@triton.jit
+def _append_kv(
+    q,
+    q_head,
+    q_dim,
+    q_weight,
+    q_weight_dim,
+    q_out,
+    k,
+    k_head,
+    k_dim,
+    k_weight,
+    k_weight_dim,
+    k_cache,
+    v,
+    v_head,
+    v_dim,
+    v_cache,
+    cos,
+    cos_dim,
+    sin,
+    sin_dim,
+    slot_mapping,
+    num_slots,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    BLOCK_REST: tl.constexpr,
+    BLOCK_VALUE: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    STEPWISE: tl.constexpr,
+    EPS: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
+):
+    """One block of heads of a token: those of q come first, then those of k and those of v."""
+    Q_BLOCKS: tl.constexpr = (HEADS + BLOCK_HEADS - 1) // BLOCK_HEADS
+    KV_BLOCKS: tl.constexpr = (KV_HEADS + BLOCK_HEADS - 1) // BLOCK_HEADS
+    block = tl.program_id(1)
+    if block < Q_BLOCKS:
+        if HEADS > 0:
+            _turn(
+                q,
+                q_head,
+                q_dim,
+                q_out,
+                None,
+                cos,
+                cos_dim,
+                sin,
+                sin_dim,
+                q_weight,
+                q_weight_dim,
+                block,
+                HEADS,
+                DIM,
+                HALF,
+                BLOCK_HALF,
+                BLOCK_REST,
+                INTERLEAVED,
+                STEPWISE,
+                EPS,
+                BLOCK_HEADS,
+            )
+    else:
+        slot = tl.load(slot_mapping).to(tl.int64)
+        # Padding has slots outside the cache, below or above: it is written nowhere.
+        live = (slot >= 0) & (slot < num_slots)
+        block -= Q_BLOCKS
+        if block < KV_BLOCKS:
+            _turn(
+                k,
+                k_head,
+                k_dim,
+                k_cache + slot * (KV_HEADS * DIM),
+                live,
+                cos,
+                cos_dim,
+                sin,
+                sin_dim,
+                k_weight,
+                k_weight_dim,
+                block,
+                KV_HEADS,
+                DIM,
+                HALF,
+                BLOCK_HALF,
+                BLOCK_REST,
+                INTERLEAVED,
+                STEPWISE,
+                EPS,
+                BLOCK_HEADS,
+            )
+        else:
+            _turn(
+                v,
+                v_head,
+                v_dim,
+                v_cache + slot * (KV_HEADS * VALUE_DIM),
+                live,
+                None,
+                0,
+                None,
+                0,
+                None,
+                0,
+                block - KV_BLOCKS,
+                KV_HEADS,
+                VALUE_DIM,
+                0,
+                1,
+                BLOCK_VALUE,
+                False,
+                False,
+                EPS,
+                BLOCK_HEADS,
+            )
+
+
+@triton.jit
+def rope_append_kv(k, v, k_cache, v_cache, slot_mapping, q, cos, sin, q_out, num_slots, BLOCK_HEADS: tl.constexpr):
+    # k bf16[T, 4, 256], v bf16[T, 4, 256], k_cache bf16[N, P, 4, 256], v_cache bf16[N, P, 4, 256], slot_mapping i64[T], q bf16[T, 8, 256], cos bf16[T, 128], sin bf16[T, 128]
+    token = tl.program_id(0).to(tl.int64)
+    _append_kv(
+        k_cache=k_cache,
+        v_cache=v_cache,
+        q_out=q_out + token * 2048,
+        k=k + token * 1024,
+        k_head=256,
+        k_dim=1,
+        v=v + 3072 + token * 4096,
+        v_head=256,
+        v_dim=1,
+        slot_mapping=slot_mapping + token * 1,
+        q=q + token * 2048,
+        q_head=256,
+        q_dim=1,
+        cos=cos + token * 128,
+        cos_dim=1,
+        sin=sin + token * 128,
+        sin_dim=1,
+        q_weight=None,
+        q_weight_dim=0,
+        k_weight=None,
+        k_weight_dim=0,
+        HEADS=8,
+        KV_HEADS=4,
+        DIM=256,
+        VALUE_DIM=256,
+        HALF=128,
+        BLOCK_HALF=128,
+        BLOCK_REST=1,
+        BLOCK_VALUE=256,
+        INTERLEAVED=False,
+        STEPWISE=True,
+        EPS=0.0,
+        num_slots=num_slots,
+        BLOCK_HEADS=BLOCK_HEADS,
+    )
