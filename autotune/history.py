@@ -94,6 +94,17 @@ class History:
             )
         return tuple(sorted(kept, key=lambda entry: entry.when))
 
+    def since(self, start: datetime) -> History:
+        """The entries from a moment on: what was before it is accepted, and the oldest state that
+        is held against is the first after it.
+
+        Args:
+            start: taken as UTC where it names no zone.
+        """
+        start = start if start.tzinfo else start.replace(tzinfo=UTC)
+        kept = tuple(entry for entry in self.entries if entry.when >= start)
+        return History(kept, self.broken)
+
 
 def append_entry(path: str | Path, entry: HistoryEntry) -> None:
     """Add one run to the store, which is created where it is missing.

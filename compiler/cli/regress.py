@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -200,6 +201,14 @@ def history(
     max_age: Annotated[
         float, typer.Option(metavar="DAYS", help="A newest entry older than this is a failure.")
     ] = 14.0,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Judge from there on (ISO 8601): what came before is accepted.",
+            show_default=False,
+        ),
+    ] = None,
     suite: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Take thresholds from there.", show_default=False),
@@ -230,7 +239,10 @@ def history(
             found=f"{max_age:g}",
             remedy="Give it 14.",
         )
+    start = _moment(since) if since is not None else None
     read = read_history(store)
+    if start is not None:
+        read = read.since(start)
     for number, reason in read.broken:
         note(f"{store}, line {number} is set aside: {reason}")
     plots = judged_plots(
@@ -246,6 +258,18 @@ def history(
         _print_plots(plots)
     if any(plot.verdict in FAILING for plot in plots):
         raise typer.Exit(1)
+
+
+def _moment(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(
+            f"option --since {text}",
+            expected="a moment in ISO 8601, as 2026-11-26 or 2026-11-26T12:00:00+00:00",
+            found=repr(text),
+            remedy="Take the time of an entry of the history.",
+        ) from None
 
 
 @regress_app.command("bisect")

@@ -299,3 +299,12 @@ def test_a_series_may_have_a_threshold_of_its_own(levels, strict, loose):
     entries = nightly(noisy(levels))
     assert judge(entries).verdict is strict
     assert judge(entries, rule=HistoryRule(thresholds={"rms_norm": 0.1})).verdict is loose
+
+
+def test_what_was_before_a_moment_is_accepted():
+    """A step that was meant fails until the history is judged from behind it."""
+    entries = nightly(noisy([1.0] * 20 + [1.1] * 20))
+    assert judge(entries).verdict is Verdict.REGRESSION
+    behind = History(tuple(entries)).since(START.replace(tzinfo=None) + timedelta(days=20))
+    assert behind.entries == tuple(entries[20:])
+    assert judge(behind.entries, days=40).verdict is not Verdict.REGRESSION

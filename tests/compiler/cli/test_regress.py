@@ -276,6 +276,10 @@ def test_a_steady_history_with_a_broken_line_passes_and_says_so(tmp_path):
     assert result.exit_code == 0, result.output
     assert "r.jsonl, line 41 is set aside" in result.stderr
     assert "2 series: 2 no change" in result.stdout
+    start = json.loads(lines[14])["time"]
+    result = run("regress", "history", path, "--since", start, "--json")
+    shown = json.loads(result.stdout)["series"]
+    assert {len(plot["points"]) for plot in shown} == {12 * 7 - 14}
     result = run("regress", "history", path, "--json")
     data = json.loads(result.stdout)
     assert [number for number, _ in data["broken"]] == [41]
@@ -301,6 +305,8 @@ def test_a_history_that_cannot_be_used(tmp_path):
         (".", (), "a folder"),
         ("good.jsonl", ("--max-age", "0"), "more than 0 days"),
         ("good.jsonl", ("--max-age", "nan"), "more than 0 days"),
+        ("good.jsonl", ("--since", "yesterday"), "ISO 8601"),
+        ("good.jsonl", ("--since", "2999-01-01"), "no usable entries"),
         ("good.jsonl", ("--suite", tmp_path / "none.toml"), "none.toml"),
         ("good.jsonl", ("--html", tmp_path / "no" / "x.html"), "no folder"),
     ):
