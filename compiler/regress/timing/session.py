@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +220,10 @@ class _Job:
                 on_round=lambda now: self._keep(path, now),
             )
         path.unlink(missing_ok=True)
-        rows = [self._row(timed.series[name], found) for name, found in decisions.items()]
+        rows = [
+            self._row(timed.series[name], self._heard(found, state.first[name]))
+            for name, found in decisions.items()
+        ]
         device = timed.device
         return Timed(
             (*rows, *(self._skipped(name, reason) for name, reason in timed.skipped.items())),
@@ -271,6 +274,15 @@ class _Job:
         folder = current().cache / "regress" / "timing"
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{name}.json"
+
+    def _heard(self, found: Decision, pairs: Sequence[tuple[float, float]]) -> Decision:
+        """The decision; a series that was not measured as often as a look needs is missing, which
+        fails: noise may leave something open, a budget that is too small may not.
+        """
+        if found.verdict is not Verdict.UNDECIDABLE or len(pairs) >= self.rule.looks[0]:
+            return found
+        note = f"{len(pairs)} of {self.rule.looks[0]} rounds within the budget: raise --budget"
+        return replace(found, verdict=Verdict.MISSING, note=note)
 
     def _gate(self, series: TimedSeries) -> float:
         """The slow-down that must be found; the rule's own where the suite allows anything."""

@@ -274,13 +274,14 @@ def test_another_question_starts_anew(timed, played, tmp_path, monkeypatch, chan
 
 
 @pytest.mark.parametrize("budget", [1e-9, 0.0])
-def test_without_time_nothing_is_decided(timed, played, budget):
+def test_without_time_everything_is_missing(timed, played, budget):
+    """A budget too small for a single look is no pass."""
     found = timed(budget=budget)
     rows = [row for row in found.rows if row.verdict is not Verdict.CHANGED]
     assert len(rows) == len(KEYS) and sum(played.measured.values()) == 0
     for row in rows:
-        assert (row.verdict, row.ratio, row.new) == (Verdict.UNDECIDABLE, None, None)
-        assert "out of budget" in row.note
+        assert (row.verdict, row.ratio, row.new) == (Verdict.MISSING, None, None)
+        assert "0 of 20 rounds within the budget: raise --budget" in row.note
 
 
 def test_a_machine_without_gpu_is_refused(tmp_path, played, timed, monkeypatch):
