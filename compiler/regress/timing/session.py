@@ -221,7 +221,7 @@ class _Job:
             )
         path.unlink(missing_ok=True)
         rows = [
-            self._row(timed.series[name], self._heard(found, state.first[name]))
+            self._row(timed.series[name], self._heard(found, name, state))
             for name, found in decisions.items()
         ]
         device = timed.device
@@ -275,13 +275,17 @@ class _Job:
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{name}.json"
 
-    def _heard(self, found: Decision, pairs: Sequence[tuple[float, float]]) -> Decision:
-        """The decision; a series that was not measured as often as a look needs is missing, which
-        fails: noise may leave something open, a budget that is too small may not.
+    def _heard(self, found: Decision, name: str, state: RuleState) -> Decision:
+        """The decision; a series that was not measured as often as a look needs, in the run that
+        had to decide, is missing, which fails. Noise may leave something open; a budget that is
+        too small may not, and least of all a suspicion.
         """
-        if found.verdict is not Verdict.UNDECIDABLE or len(pairs) >= self.rule.looks[0]:
+        second = name in state.second
+        rounds, needed = len((state.second if second else state.first)[name]), self.rule.looks[0]
+        if found.verdict is not Verdict.UNDECIDABLE or rounds >= needed:
             return found
-        note = f"{len(pairs)} of {self.rule.looks[0]} rounds within the budget: raise --budget"
+        suspicion = f"{found.note}; " if second else ""
+        note = f"{suspicion}{rounds} of {needed} rounds within the budget: raise --budget"
         return replace(found, verdict=Verdict.MISSING, note=note)
 
     def _gate(self, series: TimedSeries) -> float:

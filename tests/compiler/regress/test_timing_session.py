@@ -190,6 +190,25 @@ def test_a_slow_start_does_not_cost_the_confirmation(timed, played, monkeypatch)
     assert by_name(timed(budget=45.0))[ADD].verdict is Verdict.REGRESSION
 
 
+def test_a_suspicion_that_nobody_had_time_for_is_no_pass(timed, played, monkeypatch):
+    now = [0.0]
+
+    class Slow(Played):
+        def measure(self, names):
+            now[0] += 1.0
+            return super().measure(names)
+
+    for name in ("slow", "starts", "measured", "stop_after"):
+        setattr(Slow, name, getattr(played, name))
+    Slow.slow = {ADD: 1.10}
+    monkeypatch.setattr(module, "TimedPairs", Slow)
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    row = by_name(timed(budget=30.0))[ADD]  # 21 rounds, then 9 of the 20 that a second look needs
+    assert row.verdict is Verdict.MISSING
+    assert "suspected" in row.note or "first run" in row.note
+    assert "9 of 20 rounds within the budget: raise --budget" in row.note
+
+
 def test_what_is_skipped_is_shown_with_the_reason(timed):
     row = by_name(timed())["tiny.h100/aten/mm/time (decode b1)"]
     assert (row.subject, row.series) == ("aten/mm", "time (decode b1)")
