@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from house.tree import ROOT
-from tilewright.compiler.regress.timing.checkout import Checkout
+from tilewright.compiler.regress.checkout import Checkout
 
 # What a worker needs of us: enough to answer, without torch.
 _OURS = (
     "errors.py",
     "settings.py",
     "formats/hashing.py",
-    "compiler/regress/timing/checkout.py",
+    "compiler/regress/checkout.py",
     "compiler/regress/timing/worker.py",
 )
 _FOLDERS = ("formats", "compiler", "compiler/regress", "compiler/regress/timing")

@@ -16,11 +16,12 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tilewright.compiler.regress.checkout import Checkout, run_in
 from tilewright.compiler.regress.suite import load_suite
-from tilewright.compiler.regress.timing.checkout import Checkout, run_in
 from tilewright.compiler.regress.timing.session import time_suite
 
 SUITE = Path(__file__).resolve().parents[1] / "suite.toml"
@@ -162,11 +163,11 @@ def same(options: argparse.Namespace, folder: Path) -> None:
                               "clocks": timed.clocks, "pairs": shortened(timed.pairs)})  # fmt: skip
 
 
-def shortened(pairs: object) -> dict[str, list[list[float]]]:
+def shortened(pairs: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, list[list[float]]]:
     """Six digits each."""
     return {
         name: [[float(f"{value:.6g}") for value in pair] for pair in taken]
-        for name, taken in pairs.items()  # type: ignore[attr-defined]
+        for name, taken in pairs.items()
     }
 
 

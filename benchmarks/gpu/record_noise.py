@@ -15,8 +15,8 @@ import statistics
 import time
 from pathlib import Path
 
-from tilewright.compiler.regress.suite import load_suite
-from tilewright.compiler.regress.timing.checkout import Checkout
+from tilewright.compiler.regress.checkout import Checkout
+from tilewright.compiler.regress.suite import Suite, load_suite
 from tilewright.compiler.regress.timing.pairs import EnginePair, TimedPairs
 from tilewright.compiler.regress.timing.session import RULE, prepare_pairs
 
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def record(
-    pairs: list[EnginePair], here: Checkout, session: int, rounds: int, output: Path, suite: object
+    pairs: list[EnginePair], here: Checkout, session: int, rounds: int, output: Path, suite: Suite
 ) -> None:
     """One session: a fresh process, `rounds` pairs of every series."""
     begun = time.monotonic()
@@ -89,9 +89,9 @@ def cost(timed: TimedPairs, name: str) -> float:
     return round(statistics.median(times), 5)
 
 
-def gate(suite: object, subject: str, series: str) -> float:
+def gate(suite: Suite, subject: str, series: str) -> float:
     """The slow-down that must be found."""
-    allowed = suite.rule(subject, series)[1]  # type: ignore[attr-defined]
+    allowed = suite.rule(subject, series)[1]
     return allowed.allowed if allowed.relative else RULE.threshold
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
@@ -77,7 +77,7 @@ def probe_machine(target: str, device: torch.device) -> Machine:
         read,
         copy,
         matmul,
-        _versions(),
+        package_versions(PACKAGES),
     )
 
 
@@ -124,9 +124,10 @@ def _event_seconds(work: Callable[[], object]) -> float:
     return statistics.median(float(a.elapsed_time(b)) for a, b in pairs[3:]) / 1e3
 
 
-def _versions() -> dict[str, str]:
+def package_versions(packages: Sequence[str]) -> dict[str, str]:
+    """Installed versions by package; those that are not installed are left out."""
     found = {}
-    for name in PACKAGES:
+    for name in packages:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

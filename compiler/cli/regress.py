@@ -152,9 +152,9 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Compare this code with a baseline, or with another checkout."""
+    from ..regress.checkout import Checkout
     from ..regress.run import Request, run_comparison
     from ..regress.suite import load_suite
-    from ..regress.timing.checkout import Checkout
 
     watched = load_suite(suite)
     before = Checkout.at(old) if old is not None else None

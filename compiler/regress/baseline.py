@@ -20,7 +20,8 @@ from typing import Any
 from ...errors import UsageError
 from ...formats.atomic import atomic_folder
 from ...settings import current
-from .collect import Key, head_commit, versions
+from .checkout import Checkout
+from .collect import Key, versions
 from .model import Side
 from .snapshot import Snapshot, sha256
 from .suite import Suite
@@ -65,14 +66,14 @@ def write_baseline(
         files[f"{case}.{target}.program.json"] = snapshot.program
         files[_graph_file(sha256(snapshot.graph))] = snapshot.graph
         files |= {f"kernels/{kernel.id}.py": kernel.text for kernel in snapshot.kernels}
-    commit, dirty = head_commit()
+    here = Checkout.running()
     manifest = {
         "format": FORMAT,
         "suite": suite.name,
         "suite_sha256": suite.digest,
         "reason": reason.strip(),
-        "commit": commit,
-        "dirty": dirty,
+        "commit": here.commit,
+        "dirty": here.is_dirty,
         "recorded": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
         "files": {name: sha256(text) for name, text in sorted(files.items())},

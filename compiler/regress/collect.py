@@ -6,13 +6,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 from ...codegen.triton.lowering import lower_graph
@@ -24,7 +22,9 @@ from ...runtime.image import EngineImage
 from ...settings import current
 from ...targets import Target
 from ..api import Phases, Progress, compile_image
+from ..bench.machine import package_versions
 from ..options import KVCacheConfig, resolve_options
+from .checkout import Checkout
 from .counting import PYTHON, CountedPhases, Counts, count_calls
 from .facts import snapshot_of
 from .host import host_series, unlaunched_runner
@@ -35,7 +35,6 @@ from .suite import Case, GraphCase, HostCase, ModelCase, Suite
 Key = tuple[str, str]
 """Names of a case and a target."""
 
-_ROOT = Path(__file__).resolve().parents[2]
 DECISIVE = ("triton", "torch", "transformers")
 """Packages without whose equal versions nothing can be compared."""
 
@@ -78,40 +77,18 @@ def versions() -> dict[str, str]:
     """Of the packages that decide what is generated, and ours; without local parts, which say how
     they were built.
     """
-    found = {name: _public(_version(name)) for name in ("tilewright", *DECISIVE)}
+    names = ("tilewright", *DECISIVE)
+    installed = package_versions(names)
+    found = {name: _public(installed.get(name, "none")) for name in names}
     return {**found, "python": PYTHON}
 
 
 def working_tree() -> Side:
     """The sources that this process runs, as a side of a comparison."""
-    commit, dirty = head_commit()
-    label = "working tree" if dirty or commit is None else commit[:12]
+    here = Checkout.running()
+    commit = here.commit
+    label = "working tree" if commit is None or here.is_dirty else commit[:12]
     return Side(label, commit, datetime.now(UTC).isoformat(timespec="seconds"), None, versions())
-
-
-def head_commit() -> tuple[str | None, bool]:
-    """The commit of the sources, and whether they differ from it; None where git knows none, or
-    the package is installed somewhere within a repository of its user's.
-    """
-    if _git("rev-parse", "--show-toplevel") != str(_ROOT):
-        return None, False
-    return _git("rev-parse", "HEAD") or None, bool(_git("status", "--porcelain", "--", "*.py"))
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(_ROOT), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "none"
 
 
 def _collect_one(case: Case, target: str, warm: bool) -> Snapshot:
@@ -202,14 +179,8 @@ def _cache_path(case: Case, target: str) -> Path:
 
 @cache
 def _sources_hash() -> str:
-    """Of every Python file of the package, by its path."""
-    folders = [init.parent for init in sorted(_ROOT.glob("*/__init__.py"))]
-    files = [*sorted(_ROOT.glob("*.py")), *(p for f in folders for p in sorted(f.rglob("*.py")))]
-    whole = hashlib.sha256()
-    for path in files:
-        whole.update(f"{path.relative_to(_ROOT)}\0".encode())
-        whole.update(hashlib.sha256(path.read_bytes()).digest())
-    return whole.hexdigest()
+    """Of the package as it runs: it does not change under a process."""
+    return Checkout.running().digest
 
 
 def _cached(path: Path) -> Snapshot | None:

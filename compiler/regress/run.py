@@ -10,12 +10,12 @@ from pathlib import Path
 
 from ...errors import EngineError, UsageError
 from .baseline import Baseline, read_baseline
+from .checkout import Checkout, run_in
 from .collect import Key, collect, working_tree
 from .compare import compare_snapshots
 from .model import Comparison, Side
 from .snapshot import Snapshot
 from .suite import Suite
-from .timing.checkout import Checkout, run_in
 from .timing.session import Timed, time_suite, timed_cases
 
 Advance = Callable[[str, float], None]

@@ -9,12 +9,12 @@ from typing import Protocol
 from ...autotune.verdicts import FAILING, Verdict
 from ...errors import EngineError, UsageError
 from .baseline import Baseline
+from .checkout import Checkout
 from .compare import compare_snapshots
 from .model import Row, Side
 from .single import Watched
 from .snapshot import Snapshot
 from .suite import Suite
-from .timing.checkout import Checkout
 from .timing.session import Timed
 from .worktrees import SHOWN
 

@@ -10,11 +10,11 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from ...errors import EngineError, UsageError
+from .checkout import Checkout
 from .model import Row
 from .run import baseline_of
 from .snapshot import Snapshot
 from .suite import Case, GraphCase, HostCase, ModelCase, Suite
-from .timing.checkout import Checkout
 
 _NEAR = 6
 _FORM = "CASE.TARGET/SUBJECT/SERIES"

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ...errors import EngineError, UsageError
-from .timing.checkout import PACKAGE, Checkout
+from .checkout import PACKAGE, Checkout
 
 SHOWN = 12
 """Digits of a commit's hash that are shown."""

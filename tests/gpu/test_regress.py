@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import tilewright as tw
-from tilewright.compiler.regress.timing.checkout import Checkout
+from tilewright.compiler.regress.checkout import Checkout
 from tilewright.compiler.regress.timing.pairs import EnginePair, TimedPairs
 
 pytestmark = pytest.mark.gpu

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping
 
 import torch
+
+from ...bench.machine import package_versions
 
 PACKAGES = ("torch", "triton")
 
@@ -31,14 +32,3 @@ def clocks() -> Mapping[str, int]:
         }
     except Exception:  # NVML is not installed, or not allowed
         return {}
-
-
-def package_versions(packages: Sequence[str]) -> dict[str, str]:
-    """Installed versions by package; those that are not installed are left out."""
-    found = {}
-    for name in packages:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

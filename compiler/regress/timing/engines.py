@@ -11,8 +11,9 @@ from pathlib import Path
 from ....errors import EngineError
 from ....formats.atomic import atomic_folder
 from ....settings import current
-from .checkout import Checkout, run_in
-from .device import PACKAGES, package_versions
+from ...bench.machine import package_versions
+from ..checkout import Checkout, run_in
+from .device import PACKAGES
 
 
 @dataclass(frozen=True, slots=True)

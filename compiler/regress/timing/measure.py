@@ -19,6 +19,7 @@ import torch
 
 from ....errors import UsageError
 from ....runtime.engine import CausalLMEngine, load
+from ..checkout import Checkout
 from .device import device_facts
 from .kernels import KernelPairs
 from .package import Package
@@ -35,8 +36,8 @@ class Bench:
 
     def __init__(self, job: Mapping[str, Any]) -> None:
         self.generator = random.Random(job["seed"])
-        new_root = Path(__file__).resolve().parents[3]
-        self.old, self.new = Package(Path(job["old_code"]), OLD), Package(new_root, NEW)
+        self.old = Package(Path(job["old_code"]), OLD)
+        self.new = Package(Checkout.running().root, NEW)
         self.flush = Flush(torch.device("cuda"))
         self.kernels: dict[str, KernelPairs] = {}
         self.phases: dict[str, PhasePairs] = {}

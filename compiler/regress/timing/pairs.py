@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ....errors import EngineError, UsageError
-from .checkout import Checkout
+from ..checkout import Checkout
 from .worker import Answer, Worker
 
 Pair = tuple[float, float]

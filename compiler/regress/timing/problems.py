@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,15 +12,16 @@ import torch
 from ....codegen.base import Kernel
 from ....codegen.program import Call, Program
 from ....runtime.engine import CausalLMEngine
+from ....runtime.executor import CACHE_PREFIXES
 from ....runtime.step_buffer import StepBuffer, StepShape
 from ...inspect.kernels import VIEWS, kernel_name
+from ..snapshot import plain_name
 from .package import Package
 from .steps import StepSetting, make_step, pages_of
 
 Operands = tuple[torch.Tensor | None, ...]
 Load = Callable[[], Kernel]
 """Loads a kernel anew."""
-_HASHES = re.compile(r"(_[0-9a-f]{4,})?(-[0-9a-f]{8})?$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def _caches(engine: CausalLMEngine, setting: StepSetting) -> dict[str, torch.Ten
     known = {"N": pages, "P": lm.page_size}
     found = {}
     for name in program.inputs:
-        if name.startswith(("k_cache_", "v_cache_")):
+        if name.startswith(CACHE_PREFIXES):
             type_ = program.buffers[name]
             sizes = [known.get(str(s), s) for s in type_.shape]
             found[name] = torch.empty(
@@ -124,7 +124,7 @@ def _distinct(
 
 def subject_of(call: Call) -> str:
     """The kernel's name without the hashes that change with its text."""
-    return _HASHES.sub("", kernel_name(call).removeprefix("eager/"))
+    return plain_name(kernel_name(call).removeprefix("eager/"))
 
 
 class Kernels:

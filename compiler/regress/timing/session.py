@@ -19,10 +19,10 @@ from ....errors import UsageError
 from ....formats.atomic import write_atomic
 from ....settings import current
 from ....targets import Target
+from ..checkout import Checkout
 from ..gates import Gate
 from ..model import Row
 from ..suite import ModelCase, Suite
-from .checkout import Checkout
 from .engines import EngineCase, prepare_engine
 from .pairs import EnginePair, TimedPairs, TimedSeries
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import IO, Any, TextIO
 
 from ....errors import EngineError
-from .checkout import Checkout
+from ..checkout import Checkout
 
 Answer = Mapping[str, Any]
 _DYING = 5.0  # seconds for a process that has closed its stdout to be gone

@@ -12,7 +12,7 @@ import pytest
 
 from house.tree import ROOT
 from small_checkouts import small_checkout
-from tilewright.compiler.regress.timing.checkout import PACKAGE, Checkout, run_in
+from tilewright.compiler.regress.checkout import PACKAGE, Checkout, run_in
 from tilewright.compiler.regress.timing.package import Package
 from tilewright.errors import EngineError, UsageError
 

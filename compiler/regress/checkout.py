@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ....errors import UsageError
-from ....formats.hashing import sha256_files
-from ....settings import current
+from ...errors import UsageError
+from ...formats.hashing import sha256_files
+from ...settings import current
 
 PACKAGE = "tilewright"
-_OURS = Path(__file__).resolve().parents[3]
+_OURS = Path(__file__).resolve().parents[2]
 _NOT_OF_THE_PACKAGE = frozenset({"tests", "benchmarks", "examples"})
 
 
@@ -56,6 +56,13 @@ class Checkout:
         if git(self.root, "rev-parse", "--show-toplevel") != str(self.root):
             return None  # a plain copy; what lies around it is another repository
         return git(self.root, "rev-parse", "HEAD")
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether the package's code differs from the commit that is checked out."""
+        return self.commit is not None and bool(
+            git(self.root, "status", "--porcelain", "--", "*.py")
+        )
 
     @property
     def digest(self) -> str:
