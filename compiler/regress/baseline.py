@@ -3,7 +3,7 @@
 manifest.json                  what was recorded, when, why, with what; sha256 of every other file
 <case>.<target>.json           facts: kernels, launches, figures, hashes of each pass's graph
 <case>.<target>.program.json   the Program, a call a line
-kernels/<name>-<digest8>.py    sources, shared by cases and targets
+kernels/<name>-<digest8>.txt   sources, shared by cases and targets
 graphs/<sha8>.txt              the last graph of each case, shared too
 """
 
@@ -65,7 +65,7 @@ def write_baseline(
         files[f"{case}.{target}.json"] = _json(facts)
         files[f"{case}.{target}.program.json"] = snapshot.program
         files[_graph_file(sha256(snapshot.graph))] = snapshot.graph
-        files |= {f"kernels/{kernel.id}.py": kernel.text for kernel in snapshot.kernels}
+        files |= {f"kernels/{kernel.id}.txt": kernel.text for kernel in snapshot.kernels}
     here = Checkout.running()
     manifest = {
         "format": FORMAT,
@@ -124,7 +124,7 @@ def read_baseline(folder: str | Path) -> Baseline | None:
 
 def _snapshot(name: str, texts: Mapping[str, str], versions: Mapping[str, str]) -> Snapshot:
     facts = json.loads(texts[name])
-    sources = {kernel["id"]: texts[f"kernels/{kernel['id']}.py"] for kernel in facts["kernels"]}
+    sources = {kernel["id"]: texts[f"kernels/{kernel['id']}.txt"] for kernel in facts["kernels"]}
     return Snapshot.from_json(
         {
             **facts,

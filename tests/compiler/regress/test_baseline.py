@@ -34,7 +34,7 @@ def test_a_baseline_reads_back_and_says_where_it_came_from(tmp_path, suite, one)
     assert found.snapshots == {KEY: one}
     assert (found.side.reason, found.suite_digest) == ("because", suite.digest)
     assert found.side.versions == one.versions
-    assert (folder / "kernels" / f"{kernel().id}.py").read_text() == kernel().text
+    assert (folder / "kernels" / f"{kernel().id}.txt").read_text() == kernel().text
     assert read_baseline(tmp_path / "none") is None
     assert Snapshot.from_json(json.loads(json.dumps(one.to_json()))) == one
 
@@ -44,7 +44,7 @@ def test_a_new_baseline_replaces_the_old_one_as_a_whole(tmp_path, suite, one):
     write_baseline(folder, suite, {KEY: one}, "first")
     later = snapshot(suite.cases[0].definition, kernel(digest="3" * 64))
     write_baseline(folder, suite, {KEY: later}, "second")
-    assert [path.name for path in (folder / "kernels").iterdir()] == ["add_ab12-33333333.py"]
+    assert [path.name for path in (folder / "kernels").iterdir()] == ["add_ab12-33333333.txt"]
 
 
 def test_an_interrupted_record_leaves_the_old_baseline(tmp_path, suite, one, monkeypatch):
@@ -77,8 +77,8 @@ def test_an_interrupted_record_leaves_the_old_baseline(tmp_path, suite, one, mon
         ("manifest.json", '{"format": 99}'),
         ("norm.h100.json", "{}"),
         ("norm.h100.program.json", "<<<<<<< ours"),
-        ("kernels/add_ab12-11111111.py", "x = 2"),
-        ("kernels/add_ab12-11111111.py", None),
+        ("kernels/add_ab12-11111111.txt", "x = 2"),
+        ("kernels/add_ab12-11111111.txt", None),
     ],
 )
 def test_a_damaged_file_is_named_with_the_remedy(tmp_path, suite, one, path, content):
