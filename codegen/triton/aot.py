@@ -105,6 +105,7 @@ def _job(source: KernelSource, launch: Launch, arch: int) -> Job:
         "num_warps": launch.num_warps,
         "num_stages": launch.num_stages,
         "contracts": source.contracts,
+        "pdl": launch.pdl,
     }
 
 

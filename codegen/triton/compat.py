@@ -15,6 +15,7 @@ def compile_ahead_of_time(
     num_warps: int,
     num_stages: int,
     contracts: bool,
+    pdl: bool = False,
 ) -> Any:
     """Compiles a ``@triton.jit`` function without a device.
 
@@ -25,6 +26,7 @@ def compile_ahead_of_time(
         constexprs: value of each of the other parameters.
         arch: compute capability, 90 for sm_90.
         contracts: whether a product and a sum may become one instruction that rounds once.
+        pdl: whether the kernel is launched before what it depends on has ended.
 
     Returns:
         Triton's compiled kernel: ``asm`` by kind, ``metadata``.
@@ -47,6 +49,7 @@ def compile_ahead_of_time(
         "num_warps": num_warps,
         "num_stages": num_stages,
         "enable_fp_fusion": contracts,
+        "launch_pdl": pdl,
     }
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 

@@ -21,7 +21,7 @@ from ...ir.schema import schema
 from .compat import repair_interpreter
 from .invocation import Invocation
 from .loading import module_of
-from .source import KernelSource, Launch
+from .source import PDL, KernelSource, Launch
 
 SWITCH = "TRITON_INTERPRET"
 
@@ -46,7 +46,10 @@ class InterpretedKernel(Invocation):
     ) -> None:
         function = getattr(_module(self.source.text), launch.function)
         run: Callable[..., Any] = function[grid]
-        run(*arguments, **launch.constexprs)
+        constants = dict(launch.constexprs)
+        if launch.pdl:
+            constants[PDL] = False
+        run(*arguments, **constants)
 
 
 def can_interpret() -> bool:

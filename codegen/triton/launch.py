@@ -78,6 +78,9 @@ class LoadedFunction:
             1,
         )
         self.config.sharedMemBytes = binary.resources.shared
+        if binary.pdl:
+            self.config.attrs = [_early_start(driver)]
+            self.config.numAttrs = 1
         self.launch_kernel = driver.cuLaunchKernelEx
         self.stream_type = driver.CUstream
         self.lock = threading.Lock()  # threads may share an engine, and so these cells
@@ -139,6 +142,14 @@ def cuda_driver() -> Any:
             remedy="Run pip install 'tilewright[cuda]'.",
         ) from error
     return driver
+
+
+def _early_start(driver: Any) -> Any:
+    """The launch attribute of programmatic dependent launch; a capture makes an edge of it."""
+    attribute = driver.CUlaunchAttribute()
+    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    attribute.value.programmaticStreamSerializationAllowed = 1
+    return attribute
 
 
 def _load(binary: Binary, device: int) -> Any:

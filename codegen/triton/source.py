@@ -24,6 +24,7 @@ Kind: TypeAlias = Literal["generated", "template"]
 Role: TypeAlias = Literal["operand", "result", "workspace"]
 Constexpr: TypeAlias = int | float | bool | str
 
+PDL = "PDL"
 HEADER = "import triton\nimport triton.language as tl\n"
 TRITON_TYPES: Mapping[DType, str] = {
     DType.F64: "fp64",
@@ -86,6 +87,12 @@ class Launch:
         constexprs: value of each constexpr parameter.
         grid: number of programs along each axis; a launch of none is left out.
         num_warps, num_stages: as Triton takes them.
+
+    A kernel with a constexpr PDL uses programmatic dependent launch where it is true: it may start
+    while the launch before it still runs. So it waits (``gdc_wait``) before it touches anything
+    that is not a weight, in every program and on every path, and tells the launch behind it that it
+    may start (``gdc_launch_dependents``). Since everyone waits, who has waited may rely on all
+    launches before it. Triton's interpreter runs it without.
     """
 
     function: str
@@ -94,6 +101,11 @@ class Launch:
     constexprs: Mapping[str, Constexpr] = field(default_factory=dict)
     num_warps: int = 4
     num_stages: int = 1
+
+    @property
+    def pdl(self) -> bool:
+        """Whether it may start before the launch before it has ended."""
+        return self.constexprs.get(PDL) is True
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,3 +167,8 @@ def jit_text(module: ModuleType, names: Iterable[str]) -> str:
     ]
     assert len(found) == len(wanted), f"{module.__name__} lacks one of {sorted(wanted)}"
     return "".join(f"\n\n@triton.jit\n{segment}\n" for segment in found)
+
+
+def has_pdl(target: Target) -> bool:
+    """Whether a target launches kernels before those that they depend on have ended."""
+    return target.arch >= 90

@@ -46,6 +46,7 @@ def _compiled(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         num_warps=job["num_warps"],
         num_stages=job["num_stages"],
         contracts=job["contracts"],
+        pdl=job["pdl"],
     )
     cubin, metadata = compiled.asm["cubin"], compiled.metadata
     registers, local = resource_usage(cubin, folder)
