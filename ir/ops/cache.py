@@ -3,8 +3,10 @@
 Paged (Kwon et al., 2309.06180): a cache is [N, P, G, D], N pages of P tokens; the page ids of
 sequence b stand in ``block_tables[b]``; its tokens in this step are the rows
 ``query_start[b] : query_start[b + 1]`` of q, the last ones of its ``seq_lens[b]`` tokens. Rows that
-belong to no sequence give 0. Slots: a cache is [B, G, S, D], row b belongs to sequence b, each of
-which brings T / B tokens; a row whose ``seq_lens`` is 0 is idle: it gives 0, and writes nothing.
+belong to no sequence give 0. Without ``query_start`` each sequence has one token: row b is the last
+token of sequence b, and gives 0 where ``seq_lens[b]`` is 0. Slots: a cache is [B, G, S, D], row b
+belongs to sequence b, each of which brings T / B tokens; a row whose ``seq_lens`` is 0 is idle: it
+gives 0, and writes nothing.
 Caches are values: an op returns the new one, and kernels write it in place (the schema's aliases).
 """
 
@@ -58,7 +60,7 @@ def _paged_type(
     v_cache: TensorType,
     block_tables: TensorType,
     seq_lens: TensorType,
-    query_start: TensorType,
+    query_start: TensorType | None = None,
     sinks: TensorType | None = None,
     alibi: TensorType | None = None,
     *,
@@ -72,8 +74,13 @@ def _paged_type(
         raise ill_typed("paged_attention", "q [T, H, D], caches [N, P, G, D]", q, k_cache, v_cache)
     tables = (block_tables, seq_lens, query_start)
     count = seq_lens.shape
-    fits = block_tables.shape[:-1] == count and query_start.shape == (seq_lens.shape[0] + 1,)
-    if len(count) != 1 or not fits or not all(t.dtype.is_integer for t in tables):
+    integers = all(t is None or t.dtype.is_integer for t in tables)
+    if len(count) != 1 or block_tables.shape[:-1] != count or not integers:
+        raise ill_typed("paged_attention", "integers [B, M], [B] and [B + 1]", *tables)
+    if query_start is None:
+        if q.shape[:1] != count:
+            raise ill_typed("paged_attention", "a row of q for each of seq_lens [B]", q, seq_lens)
+    elif query_start.shape != (count[0] + 1,):
         raise ill_typed("paged_attention", "integers [B, M], [B] and [B + 1]", *tables)
     head_vectors_fit("paged_attention", q.shape[1], sinks, alibi)
     window_fits("paged_attention", window)
@@ -87,7 +94,7 @@ def _paged_attention(
     v_cache: torch.Tensor,
     block_tables: torch.Tensor,
     seq_lens: torch.Tensor,
-    query_start: torch.Tensor,
+    query_start: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
     alibi: torch.Tensor | None = None,
     *,
@@ -97,10 +104,11 @@ def _paged_attention(
     softcap: float | None = None,
 ) -> torch.Tensor:
     out = q.new_zeros(*q.shape[:2], v_cache.shape[3])
-    starts, page = query_start.tolist(), k_cache.shape[1]
-    for b, length in enumerate(seq_lens.tolist()):
+    lengths, page = seq_lens.tolist(), k_cache.shape[1]
+    starts = list(range(len(lengths) + 1)) if query_start is None else query_start.tolist()
+    for b, length in enumerate(lengths):
         start, stop = starts[b], starts[b + 1]
-        if start == stop:
+        if start == stop or (query_start is None and not length):
             continue
         pages = block_tables[b, : -(-length // page)].long()
         k, v = (cache[pages].flatten(0, 1)[:length].transpose(0, 1) for cache in (k_cache, v_cache))
@@ -246,6 +254,7 @@ def _paged_samples(g: torch.Generator) -> list[Sample]:
     return [
         Sample(args, {"scale": 0.3}),
         Sample((*args, _x(g, 4), slopes), {"scale": 0.3, "window": 3, "softcap": 4.0}),
+        Sample((_x(g, 2, 4, 8), *args[1:5], None, _x(g, 4)), {"scale": 0.3}),
     ]
 
 
@@ -278,7 +287,7 @@ PAGED_ATTENTION = register(
             "v_cache",
             "block_tables",
             "seq_lens",
-            "query_start",
+            "query_start?",
             "sinks?",
             "alibi?",
         ),

@@ -7,8 +7,7 @@ same kernel (paged_attention_kernel.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ....ir.dims import Size, call, is_nonnegative
 from ....ir.dtypes import DType
@@ -17,6 +16,7 @@ from ....targets import Target
 from ..layout import Layout
 from ..source import HEADER, Constexpr, KernelSource, Launch, Pointer, Scalar, Variant, jit_text
 from . import paged_attention_kernel
+from .entries import Entry, entry_of
 from .paged_attention_tiles import (
     DECODE,
     MAX_SPLITS,
@@ -41,22 +41,17 @@ _OPERANDS = (
 _PARTS = ("partial_acc", "partial_max", "partial_sum")
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A launch, and the text of its function: a call of a shared one with constants filled in."""
-
-    launch: Launch
-    text: str
-
-
 def emit_paged_attention(
     node: Node, layouts: tuple[Layout | None, ...], target: Target
 ) -> KernelSource | None:
     """Kernels for a ``paged_attention`` in float32, float16 or bfloat16.
 
     None where the element type is another, an operand but q is a strided view, a number of heads
-    or a head dim is symbolic, or no tile fits the target's shared memory.
+    or a head dim is symbolic, no tile fits the target's shared memory, or each sequence has one
+    token by definition (no ``query_start``: paged_decode.py).
     """
+    if node.args[5] is None:
+        return None
     problem = Problem.of(node, layouts)
     if problem is None:
         return None
@@ -72,7 +67,7 @@ def paged_attention_source(
 ) -> KernelSource:
     """The kernel of a problem with these tiles; ``splits`` (1 to 32) share a sequence in decode."""
     spare = problem.num_seqs - problem.num_tokens
-    entries: list[_Entry] = []
+    entries: list[Entry] = []
     variants: list[Variant] = []
     if not is_nonnegative(-1 - spare):  # else T > B always
         split, variant = _split(problem, decode, splits)
@@ -97,7 +92,7 @@ def _described(node: Node) -> str:
     return "".join(["\n", *lines, f"# out: {node.type}\n"])
 
 
-def _split(problem: Problem, tiles: Tiles, splits: Size) -> tuple[list[_Entry], Variant]:
+def _split(problem: Problem, tiles: Tiles, splits: Size) -> tuple[list[Entry], Variant]:
     if splits == 1:
         whole = _attend(problem, "decode", tiles, 1, ())
         return [whole], Variant((whole.launch,))
@@ -113,7 +108,7 @@ def _split(problem: Problem, tiles: Tiles, splits: Size) -> tuple[list[_Entry], 
 
 def _attend(
     problem: Problem, name: str, tiles: Tiles, splits: Size, parts: tuple[Pointer, ...]
-) -> _Entry:
+) -> Entry:
     node = problem.node
     operands = tuple(
         Pointer(operand, arg.dtype, "operand", index)
@@ -142,10 +137,10 @@ def _attend(
     grid = (count, problem.kv_heads * problem.head_chunks, splits)
     sizes = (*_sizes(problem), Scalar("splits", splits))
     launch = Launch(name, pointers, grid, tiling, tiles.num_warps, tiles.num_stages)
-    return _entry(launch, "_attend", sizes, absent | constants)
+    return entry_of(launch, "_attend", sizes, absent | constants)
 
 
-def _merge(problem: Problem, splits: Size, several: Size, parts: tuple[Pointer, ...]) -> _Entry:
+def _merge(problem: Problem, splits: Size, several: Size, parts: tuple[Pointer, ...]) -> Entry:
     pointers = (*parts, Pointer("out", problem.node.dtype, "result", 0))
     constants: dict[str, Constexpr | None] = {
         "HEADS": problem.heads,
@@ -155,7 +150,7 @@ def _merge(problem: Problem, splits: Size, several: Size, parts: tuple[Pointer, 
     }
     grid = (problem.num_tokens * several, problem.heads, 1)
     launch = Launch("merge", pointers, grid)
-    return _entry(launch, "_merge", (Scalar("splits", splits),), constants)
+    return entry_of(launch, "_merge", (Scalar("splits", splits),), constants)
 
 
 def _sizes(problem: Problem) -> tuple[Scalar, ...]:
@@ -172,25 +167,3 @@ def _sizes(problem: Problem) -> tuple[Scalar, ...]:
         Scalar("table_width", block_tables.shape[1]),
         Scalar("page_size", k_cache.shape[1]),
     )
-
-
-def _entry(
-    launch: Launch,
-    inner: str,
-    sizes: tuple[Scalar, ...],
-    constants: Mapping[str, Constexpr | None],
-) -> _Entry:
-    """A function of the launch's name that calls ``inner``: sizes that are known stand in its text,
-    where Triton folds them, and the others become arguments of the launch.
-    """
-    arguments = (*launch.arguments, *(s for s in sizes if not isinstance(s.value, int)))
-    passed = {name: repr(value) for name, value in constants.items()}
-    passed |= {size.name: str(size.value) for size in sizes}
-    passed |= {argument.name: argument.name for argument in arguments}
-    passed |= {name: name for name in launch.constexprs}
-    parameters = [argument.name for argument in arguments]
-    parameters += [f"{name}: tl.constexpr" for name in launch.constexprs]
-    call_lines = "".join(f"        {name}={text},\n" for name, text in passed.items())
-    text = f"\n\n@triton.jit\ndef {launch.function}({', '.join(parameters)}):\n"
-    text += f"    {inner}(\n{call_lines}    )\n"
-    return _Entry(replace(launch, arguments=arguments), text)

@@ -1,0 +1,322 @@
+"""Paged decode attention on a GPU: each cut of the kernel, cold, against the memory's rate.
+
+    python benchmarks/bench_paged_decode.py -o decode.jsonl [--cases B32] [--variants "n64 w4"]
+
+32 query and 8 KV heads of 128 in bfloat16. Calls go over several caches in turn, larger than L2
+together, in one CUDA graph; consecutive launches overlap where the kernel asks for it. Rows are
+held against the op's reference in float64 before anything is timed. A line is a case and a cut;
+exit code 1 if one is wrong. With --between a small kernel stands before each call, as in a model's
+step, and its own time is taken off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tilewright.codegen.triton.aot import compile_sources
+from tilewright.codegen.triton.invocation import plan_call
+from tilewright.codegen.triton.kernels.paged_attention import emit_paged_attention
+from tilewright.codegen.triton.kernels.paged_attention_tiles import Problem
+from tilewright.codegen.triton.kernels.paged_decode import paged_decode_source
+from tilewright.codegen.triton.kernels.paged_decode_tiles import Tiles, fits
+from tilewright.codegen.triton.layout import located
+from tilewright.codegen.triton.package import KernelPackage
+from tilewright.codegen.triton.source import KernelSource
+from tilewright.ir.build import input_node, make
+from tilewright.ir.dims import symbol
+from tilewright.ir.dtypes import DType
+from tilewright.ir.node import Node
+from tilewright.ir.schema import schema
+from tilewright.ir.types import TensorType
+from tilewright.targets import TARGETS, Target
+
+HEADS, KV_HEADS, DIM = 32, 8, 128
+TOKEN_BYTES = KV_HEADS * DIM * 2 * 2  # of keys and values, in bfloat16
+READ_GB_PER_S = 3033.0  # a sum of 2 GiB on the H100 of our measurements
+COLD_BYTES = 200_000_000  # of the caches that calls take in turn: four times the H100's L2
+MOST_CALLS = 288
+REPLAYS = 7
+SHAPES = ((1, 8192), (32, 4096), (128, 1024), (1, 512), (8, 1024), (32, 1024))
+BASE = Tiles(64, 4, 3)
+OP = schema("paged_attention")
+
+
+def variants() -> list[Tiles]:
+    """The cuts that are compared: one thing changed at a time, and a few that belong together."""
+    found = [replace(BASE, num_stages=s) for s in (2, 3, 4, 5)]
+    found += [replace(BASE, waves=w) for w in (1, 3, 4, 6, 8)]
+    found += [replace(BASE, num_stages=4, waves=w) for w in (3, 4)]
+    found += [Tiles(32, w, s) for w, s in ((1, 4), (2, 4), (4, 3), (4, 4), (4, 5))]
+    found += [Tiles(32, 4, 4, waves=w) for w in (4, 8)]
+    found += [Tiles(16, 1, 5, waves=4), Tiles(16, 2, 5, waves=4)]
+    found += [Tiles(64, w, 3) for w in (2, 8)] + [Tiles(64, 8, 4)]
+    found += [Tiles(128, 4, 2), Tiles(128, 8, 2), Tiles(128, 8, 3)]
+    found += [replace(BASE, prefetch=p) for p in (1, 2, 4)]
+    found += [replace(BASE, min_keys=k) for k in (128, 256)]
+    found += [replace(BASE, by_page=False), replace(BASE, evict_first=True)]
+    found += [replace(BASE, fixed_split_keys=k) for k in (512, 1024)]
+    return found
+
+
+def name_of(tiles: Tiles | None) -> str:
+    """A cut in short; None is the general kernel, which serves prefill too."""
+    if tiles is None:
+        return "general"
+    t = tiles
+    text = f"n{t.block_n} w{t.num_warps} s{t.num_stages} x{t.waves} k{t.min_keys}"
+    text += f" p{t.prefetch}" * bool(t.prefetch) + " by-row" * (not t.by_page)
+    text += " evict" * t.evict_first
+    return text + (f" fixed{t.fixed_split_keys}" if t.fixed_split_keys else "")
+
+
+def decode_node(page: int, general: bool = False) -> Node:
+    """The call, over symbols B, M and N; ``general`` with the operand query_start."""
+    B, M, N = map(symbol, "BMN")
+
+    def tensor(name: str, *shape: object, dtype: DType = DType.BF16) -> Node:
+        return input_node(name, TensorType(dtype, shape))  # type: ignore[arg-type]
+
+    return make(
+        "paged_attention",
+        tensor("q", B, HEADS, DIM),
+        tensor("k", N, page, KV_HEADS, DIM),
+        tensor("v", N, page, KV_HEADS, DIM),
+        tensor("tables", B, M, dtype=DType.I32),
+        tensor("lens", B, dtype=DType.I32),
+        tensor("starts", B + 1, dtype=DType.I32) if general else None,
+        None,
+        None,
+        scale=DIM**-0.5,
+    )
+
+
+def source_of(tiles: Tiles | None, page: int, target: Target) -> KernelSource | None:
+    """The kernel of a cut; None where it does not fit the target."""
+    node = decode_node(page, general=tiles is None)
+    layouts = tuple(None if arg is None else located(arg)[1] for arg in node.args)
+    if tiles is None:
+        return emit_paged_attention(node, layouts, target)
+    problem = Problem.of(node, layouts)
+    assert problem is not None
+    return paged_decode_source(problem, tiles, target) if fits(problem, tiles, target) else None
+
+
+@dataclass
+class Case:
+    """Buffers of one shape: ``tables`` has a table for each of the caches, which share a pool."""
+
+    batch: int
+    keys: int
+    page: int
+    q: torch.Tensor
+    pools: Sequence[torch.Tensor]
+    tables: Sequence[torch.Tensor]
+    lens: torch.Tensor
+    starts: torch.Tensor
+
+    @classmethod
+    def of(
+        cls, batch: int, keys: int, page: int, capacity: int, pools: Sequence[torch.Tensor]
+    ) -> Case:
+        """Random pages of the pools for as many caches as are cold, two at least."""
+        pages = batch * (keys // page)
+        pools = [pool.view(-1, page, KV_HEADS, DIM) for pool in pools]
+        copies = max(2, -(-COLD_BYTES // (batch * keys * TOKEN_BYTES)))
+        ids = torch.randperm(pools[0].shape[0], device="cuda", dtype=torch.int32)
+        width = max(capacity, keys) // page
+        tables = []
+        for copy in range(copies):
+            table = torch.full((batch, width), 1 << 30, dtype=torch.int32, device="cuda")
+            some = ids[copy * pages : (copy + 1) * pages]
+            table[:, : keys // page] = some.view(batch, -1)
+            tables.append(table)
+        q = torch.randn(batch, HEADS, DIM, device="cuda", dtype=torch.bfloat16)
+        lens = torch.full((batch,), keys, dtype=torch.int32, device="cuda")
+        starts = torch.arange(batch + 1, dtype=torch.int32, device="cuda")
+        return cls(batch, keys, page, q, pools, tables, lens, starts)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values that a call has to read."""
+        return self.batch * self.keys * TOKEN_BYTES
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The value of each symbol."""
+        width = self.tables[0].shape[1]
+        return {"B": self.batch, "M": width, "N": self.pools[0].shape[0]}
+
+    def operands(self, copy: int, general: bool) -> list[torch.Tensor | None]:
+        """Operands of a call on one of the caches."""
+        table = self.tables[copy % len(self.tables)]
+        starts = self.starts if general else None
+        return [self.q, *self.pools, table, self.lens, starts, None, None]
+
+    @cached_property
+    def rows(self) -> list[int]:
+        """Some rows, whose results are checked."""
+        return sorted({0, self.batch // 2, self.batch - 1})
+
+    @cached_property
+    def wanted(self) -> torch.Tensor:
+        """Their results on the first cache by the reference, in float64."""
+        tables = self.tables[0][self.rows, : self.keys // self.page]
+        caches = [pool[tables.flatten().long()].double() for pool in self.pools]
+        # The gathered pages stand one behind the other.
+        own = torch.arange(tables.numel(), device="cuda").view_as(tables)
+        q, lens = self.q[self.rows].double(), self.lens[self.rows]
+        wanted = OP.reference(q, *caches, own, lens, None, scale=DIM**-0.5)
+        assert isinstance(wanted, torch.Tensor)
+        return wanted
+
+    def error(self, found: torch.Tensor) -> float:
+        """The largest error of the rows, over what the op's tolerance allows; inf for NaN."""
+        relative, absolute = OP.tolerance[DType.BF16]
+        off = (found[self.rows].double() - self.wanted).abs()
+        return float((off / (absolute + relative * self.wanted.abs())).nan_to_num(torch.inf).max())
+
+
+def seconds_of(run: Callable[[int], None], calls: int) -> float:
+    """Median time of a call, of ``calls`` in one graph."""
+    run(0)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for index in range(calls):
+            run(index)
+    times = []
+    for _ in range(REPLAYS + 1):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in "ab")
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1e-3 / calls)
+    return statistics.median(times[1:])
+
+
+def measured(
+    case: Case, kernel: Callable[..., Sequence[torch.Tensor]], general: bool, between: bool
+) -> tuple[float, float]:
+    """(seconds a call, error): no time for a kernel that is wrong."""
+    operands = [case.operands(copy, general) for copy in range(len(case.tables))]
+    (found,) = kernel(operands[0], case.sizes)
+    error = case.error(found)
+    if not error <= 1.0:
+        return float("nan"), error
+    count = len(operands)
+    wanted = max(count, min(MOST_CALLS, int(2e-3 * READ_GB_PER_S * 1e9 / case.nbytes)))
+    calls = -(-wanted // count) * count
+    small, sizes = torch.zeros(1024, device="cuda"), case.sizes
+
+    def pause(index: int) -> None:
+        small.add_(1.0)
+
+    def run(index: int) -> None:
+        if between:
+            pause(index)
+        kernel(operands[index % count], sizes)
+
+    return seconds_of(run, calls) - (seconds_of(pause, calls) if between else 0.0), error
+
+
+def main() -> int:
+    """Measures, prints a line each and writes JSON lines."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--cases", default="", help="only those whose name has this in it")
+    parser.add_argument("--variants", default="", help="only those whose name has this in it")
+    parser.add_argument("--pages", type=int, nargs="+", default=[16, 64])
+    parser.add_argument("--capacity", type=int, default=0, help="tokens of the block table's rows")
+    parser.add_argument("--between", action="store_true", help="a small kernel before each call")
+    parser.add_argument("--list", action="store_true", help="build the kernels' text, run nothing")
+    options = parser.parse_args()
+    target = TARGETS["h100"] if options.list else Target.detect()
+    cuts: list[Tiles | None] = [None, *variants()]
+    cuts = [t for t in dict.fromkeys(cuts) if options.variants in name_of(t)]
+    built = [(t, page, source_of(t, page, target)) for page in options.pages for t in cuts]
+    kept = [(t, page, source) for t, page, source in built if source is not None]
+    if options.list:
+        for tiles, page, source in kept:
+            print(f"page {page:3} {name_of(tiles):30} {source.digest[:8]}")
+        return 0
+    return run_all(options, target, kept)
+
+
+def run_all(
+    options: argparse.Namespace,
+    target: Target,
+    kept: Sequence[tuple[Tiles | None, int, KernelSource]],
+) -> int:
+    """Every case with every kernel of its page size; 1 if one is wrong."""
+    packages = compile_sources([source for _, _, source in kept], target.arch)
+    shapes = [s for s in SHAPES if options.cases in f"B{s[0]} S{s[1]}"]
+    tokens = max(2 * b * s + COLD_BYTES // TOKEN_BYTES for b, s in shapes)
+    elements = -(-tokens // 256) * 256 * KV_HEADS * DIM
+    pools = [torch.randn(elements, device="cuda", dtype=torch.bfloat16) for _ in "kv"]
+    wrong = 0
+    for (batch, keys), page in itertools.product(shapes, options.pages):
+        case = Case.of(batch, keys, page, options.capacity, pools)
+        for (tiles, of_page, _), package in zip(kept, packages, strict=True):
+            if of_page == page:
+                record = record_of(case, tiles, package, options.between)
+                report(record, options.output)
+                wrong += not record["error"] <= 1.0
+    return 1 if wrong else 0
+
+
+def record_of(
+    case: Case, tiles: Tiles | None, package: KernelPackage, between: bool
+) -> dict[str, Any]:
+    """What is written of a kernel on a case."""
+    from tilewright.codegen.triton.launch import LaunchedKernel
+
+    node = decode_node(case.page, general=tiles is None)
+    kernel = LaunchedKernel(package, node.types, (), torch.device("cuda", 0))
+    seconds, error = measured(case, kernel, tiles is None, between)
+    rate = case.nbytes / seconds * 1e-9
+    return {
+        "device": torch.cuda.get_device_name(),
+        "batch": case.batch,
+        "keys": case.keys,
+        "page": case.page,
+        "variant": name_of(tiles),
+        "tiles": None if tiles is None else asdict(tiles),
+        "grids": [g for _, g, _ in plan_call(package.source, node.types, case.sizes).launches],
+        "registers": [r.registers for r in package.resources],
+        "shared": [r.shared for r in package.resources],
+        "microseconds": seconds * 1e6,
+        "gb_per_s": rate,
+        "share_of_read": rate / READ_GB_PER_S,
+        "error": error,
+        "between": between,
+    }
+
+
+def report(record: Mapping[str, Any], output: Path | None) -> None:
+    """A line for reading, and one of JSON."""
+    case = f"B{record['batch']} S{record['keys']} P{record['page']}"
+    print(
+        f"{case:16} {record['variant']:26} {record['microseconds']:8.2f} µs "
+        f"{record['gb_per_s']:6.0f} GB/s {record['share_of_read']:6.3f} "
+        f"error {record['error']:.2f} grids {record['grids']}",
+        flush=True,
+    )
+    if output is not None:
+        with output.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

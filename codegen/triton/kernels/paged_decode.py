@@ -1,0 +1,167 @@
+"""Attention over a paged KV cache where each sequence has one token: decode, in Triton.
+
+Each sequence's keys are split over programs, and a second launch merges the parts
+(Flash-Decoding). A grid depends on sizes, not on lengths, so that a CUDA graph may hold it:
+programs without keys end at once, and a row that one program computed is not merged.
+"""
+
+from __future__ import annotations
+
+from ....ir.dims import Size, call, product
+from ....ir.dtypes import DType
+from ....ir.node import Node
+from ....targets import Target
+from ..layout import Layout
+from ..source import (
+    HEADER,
+    PDL,
+    Constexpr,
+    KernelSource,
+    Launch,
+    Pointer,
+    Scalar,
+    Variant,
+    has_pdl,
+    jit_text,
+)
+from . import paged_attention_kernel, paged_decode_kernel
+from .entries import Entry, entry_of
+from .paged_attention_tiles import Problem, block
+from .paged_decode_tiles import (
+    Tiles,
+    block_rows,
+    default_tiles,
+    merged_splits,
+    num_splits,
+    pages_are_looked_up,
+)
+
+_OPERANDS = ("q", "k_cache", "v_cache", "block_tables", "seq_lens", None, "sinks", "alibi")
+_PARTS = ("partial_acc", "partial_max", "partial_sum")
+_FUNCTIONS = (
+    *("_extent", "_page_ids", "_slots", "_cache_rows", "_prefetch"),
+    *("_step", "_split", "_decode", "_merge"),
+)
+
+
+def emit_paged_decode(
+    node: Node, layouts: tuple[Layout | None, ...], target: Target
+) -> KernelSource | None:
+    """A kernel for a ``paged_attention`` without ``query_start`` in float32, float16 or bfloat16.
+
+    None for one with it, where the element type is another, an operand but q is a strided view, a
+    number of heads or a head dim is symbolic, or no tile fits the target's shared memory.
+    """
+    if node.args[5] is not None:
+        return None
+    problem = Problem.of(node, layouts)
+    if problem is None:
+        return None
+    tiles = default_tiles(problem, target)
+    return None if tiles is None else paged_decode_source(problem, tiles, target)
+
+
+def paged_decode_source(
+    problem: Problem, tiles: Tiles, target: Target, splits: Size | None = None
+) -> KernelSource:
+    """The kernel of a problem with these tiles; ``splits`` of a sequence are as many as the tiles
+    say where none are given.
+    """
+    if splits is None:
+        splits = num_splits(problem, tiles, target)
+    parts = tuple(Pointer(name, DType.F32, "workspace", i) for i, name in enumerate(_PARTS))
+    # One split writes the result itself: nothing is kept, and the merge has no programs.
+    several = call("min", 1, splits - 1)
+    entries = [_attend(problem, tiles, target, splits, () if splits == 1 else parts)]
+    spaces: tuple[tuple[DType, Size], ...] = ()
+    if splits != 1:
+        entries.append(_merge(problem, tiles, target, splits, several, parts))
+        count = product((problem.num_seqs, problem.heads, splits, several))
+        spaces = ((DType.F32, count * problem.value_dim), (DType.F32, count), (DType.F32, count))
+    texts = [HEADER, _described(problem.node), jit_text(paged_attention_kernel, ("_tanh",))]
+    texts += [jit_text(paged_decode_kernel, _FUNCTIONS), *(entry.text for entry in entries)]
+    variant = Variant(tuple(entry.launch for entry in entries), spaces)
+    return KernelSource("paged_decode", "template", "".join(texts), (variant,), contracts=True)
+
+
+def _described(node: Node) -> str:
+    """What is attended over, for readers of the kernel's text."""
+    pairs = zip(_OPERANDS, node.args, strict=True)
+    lines = [f"# {name}: {arg.type}\n" for name, arg in pairs if arg is not None]
+    return "".join(["\n", *lines, f"# out: {node.type}\n"])
+
+
+def _attend(
+    problem: Problem, tiles: Tiles, target: Target, splits: Size, parts: tuple[Pointer, ...]
+) -> Entry:
+    node = problem.node
+    operands = tuple(
+        Pointer(name, arg.dtype, "operand", index)
+        for index, (name, arg) in enumerate(zip(_OPERANDS, node.args, strict=True))
+        if name is not None and arg is not None
+    )
+    pointers = (*operands, Pointer("out", node.dtype, "result", 0), *parts)
+    constants: dict[str, Constexpr | None] = {
+        "KV_HEADS": problem.kv_heads,
+        "GROUP": problem.heads // problem.kv_heads,
+        "HEAD_CHUNKS": problem.head_chunks,
+        "HEAD_DIM": problem.head_dim,
+        "VALUE_DIM": problem.value_dim,
+        "BLOCK_D": block(problem.head_dim),
+        "BLOCK_E": block(problem.value_dim),
+        "SCALE": problem.scale,
+        "SOFTCAP": problem.softcap,
+        "BY_PAGE": pages_are_looked_up(problem, tiles),
+        "PREFETCH": tiles.prefetch,
+        "EVICT": "evict_first" if tiles.evict_first else "",
+    }
+    absent: dict[str, Constexpr | None] = dict.fromkeys(("sinks", "alibi", *_PARTS))
+    tiling = {"BLOCK_M": block_rows(problem), "BLOCK_N": tiles.block_n, PDL: has_pdl(target)}
+    grid = (problem.kv_heads * problem.head_chunks, splits, problem.num_seqs)
+    launch = Launch("decode", pointers, grid, tiling, tiles.num_warps, tiles.num_stages)
+    stride_t, stride_h, stride_d = problem.q.strides
+    sizes = (
+        Scalar("q_offset", problem.q.offset, "i64"),
+        Scalar("q_stride_t", stride_t, "i64"),
+        Scalar("q_stride_h", stride_h, "i64"),
+        Scalar("q_stride_d", stride_d, "i64"),
+        Scalar("num_pages", node.operands[1].shape[0]),
+    )
+    cut = _cut(problem, tiles)
+    return entry_of(launch, "_decode", sizes + _sizes(problem, splits), absent | constants | cut)
+
+
+def _merge(
+    problem: Problem,
+    tiles: Tiles,
+    target: Target,
+    splits: Size,
+    several: Size,
+    parts: tuple[Pointer, ...],
+) -> Entry:
+    seq_lens = Pointer("seq_lens", problem.node.operands[4].dtype, "operand", 4)
+    pointers = (*parts, seq_lens, Pointer("out", problem.node.dtype, "result", 0))
+    constants: dict[str, Constexpr | None] = {
+        "HEADS": problem.heads,
+        "VALUE_DIM": problem.value_dim,
+        "BLOCK_E": block(problem.value_dim),
+        "BLOCK_S": merged_splits(problem),
+        "BLOCK_N": tiles.block_n,
+    }
+    grid = (problem.heads, problem.num_seqs * several, 1)
+    launch = Launch("merge", pointers, grid, {PDL: has_pdl(target)})
+    return entry_of(launch, "_merge", _sizes(problem, splits), constants | _cut(problem, tiles))
+
+
+def _cut(problem: Problem, tiles: Tiles) -> dict[str, Constexpr | None]:
+    """What decides how a sequence is split: the same for the splits and for their merge."""
+    return {"WINDOW": problem.window, "LEAST": tiles.least, "SHARE": tiles.share}
+
+
+def _sizes(problem: Problem, splits: Size) -> tuple[Scalar, ...]:
+    k_cache, block_tables = problem.node.operands[1], problem.node.operands[3]
+    return (
+        Scalar("table_width", block_tables.shape[1]),
+        Scalar("page_size", k_cache.shape[1]),
+        Scalar("splits", splits),
+    )
