@@ -27,4 +27,4 @@ CONVERTERS: dict[str, Converter] = {
     **control.CONVERTERS,
 }
 # Caches in pages are for backends that address memory freely; aten is torch itself.
-WITHOUT = frozenset({"aten", "append_kv", "kv_write", "paged_attention"})
+WITHOUT = frozenset({"aten", "append_kv", "kv_write", "paged_attention", "sample"})

@@ -11,6 +11,7 @@ from . import (
     moe,
     norm,
     reduce,
+    sample,
     shape,
 )
 
@@ -25,5 +26,6 @@ __all__ = [
     "moe",
     "norm",
     "reduce",
+    "sample",
     "shape",
 ]
