@@ -97,8 +97,10 @@ def _check_arguments(package: KernelPackage, call: Call, program: Program) -> No
             for argument in launch.arguments:
                 if not isinstance(argument, Pointer):
                     continue
-                if argument.role == "workspace":
-                    if argument.index >= len(variant.workspaces):
+                if argument.role in ("workspace", "counter"):
+                    spaces = len(variant.workspaces)
+                    there = spaces if argument.role == "workspace" else variant.counters != 0
+                    if argument.index >= there:
                         raise _unknown(call)
                     continue
                 names = given[argument.role]

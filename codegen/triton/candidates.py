@@ -6,14 +6,18 @@ from collections.abc import Mapping
 
 from .generate import emit_fused
 from .kernels.append_kv import emit_append_kv
+from .kernels.linear import emit_linear
 from .kernels.paged_attention import emit_paged_attention
+from .kernels.paged_decode import emit_paged_decode
+from .kernels.sample import emit_sample
 from .moves import emit_copy, emit_kv_write, emit_rope
 from .source import Emit
 
 KERNELS: Mapping[str, tuple[Emit, ...]] = {
-    "fused": (emit_fused,),
+    "fused": (emit_linear, emit_fused),
     "append_kv": (emit_append_kv,),
-    "paged_attention": (emit_paged_attention,),
+    "paged_attention": (emit_paged_decode, emit_paged_attention),
+    "sample": (emit_sample,),
     "rope": (emit_rope,),
     "kv_write": (emit_kv_write,),
     "concat": (emit_copy,),

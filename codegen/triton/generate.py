@@ -34,7 +34,7 @@ from .generate_space import INT32_ELEMENTS, ROW_OPS, Access, Space, dense_access
 from .generate_steps import Step, in_chunks, in_one_tile
 from .generate_text import function_text, load_text
 from .layout import Layout
-from .source import Argument, KernelSource, Launch, Pointer, Variant
+from .source import PDL, START_EARLY, Argument, KernelSource, Launch, Pointer, Variant, has_pdl
 
 # Names that a kernel's text gives a meaning of its own.
 _TAKEN = re.compile(
@@ -60,7 +60,7 @@ def emit_fused(
     reads = resolve(body, members, layouts, space)
     if reads is None or not all(_has_text(member) for member in members):
         return None
-    return _Kernel(body, members, space, reads).source()
+    return _Kernel(body, members, space, reads).source(has_pdl(target))
 
 
 def _fits(body: Graph, members: Sequence[Node], space: Space) -> bool:
@@ -95,7 +95,7 @@ class _Kernel:
         self.values: dict[Node, Value] = {}
         self.loaded: dict[tuple[Node, Access], Value] = {}
 
-    def source(self) -> KernelSource:
+    def source(self, pdl: bool) -> KernelSource:
         for member in self.members:
             self._compute(member)
             for number, output in enumerate(self.body.outputs):
@@ -104,8 +104,9 @@ class _Kernel:
         name, tile = self.body.name, self.index.tile
         lines = self._lines()
         arguments: tuple[Argument, ...] = (*self._pointers(), *self.index.arguments())
-        constants = {"ROWS": tile.rows, "COLUMNS": tile.columns}
-        text = function_text(name, str(self.body), [a.name for a in arguments], lines)
+        constants = {"ROWS": tile.rows, "COLUMNS": tile.columns, PDL: pdl}
+        names = [argument.name for argument in arguments]
+        text = function_text(name, str(self.body), names, lines, tuple(constants))
         launch = Launch(name, arguments, self.index.grid, constants, num_warps=tile.num_warps)
         return KernelSource(name, "generated", text, (Variant((launch,)),))
 
@@ -115,7 +116,7 @@ class _Kernel:
             body = list(in_chunks(self.steps, width, list(self.index.columns("start"))))
         else:
             body = list(in_one_tile(self.steps))
-        return [*self.index.preamble(), *body]
+        return [*START_EARLY, *self.index.preamble(), *body]
 
     def _pointers(self) -> tuple[Pointer, ...]:
         operands = (

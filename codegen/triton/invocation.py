@@ -24,12 +24,14 @@ class Planned:
     Attributes:
         results: shape of each result.
         workspaces: (dtype, elements) of each workspace.
+        counters: how many there are.
         launches: with their grids, and the value of each Scalar by position; those without
             programs are left out.
     """
 
     results: tuple[tuple[int, ...], ...]
     workspaces: tuple[tuple[torch.dtype, int], ...]
+    counters: int
     launches: tuple[tuple[Launch, tuple[int, int, int], tuple[int | None, ...]], ...]
 
 
@@ -53,6 +55,7 @@ class Invocation(ABC):
         self.source, self.result_types, self.device = source, tuple(results), device
         self.aliases = dict(aliases)
         self._planned: tuple[Mapping[str, int], Planned] | None = None
+        self._counters: list[torch.Tensor] = []  # the last is the largest; graphs hold the others
 
     def __call__(
         self, operands: Sequence[torch.Tensor | None], sizes: Mapping[str, int]
@@ -61,6 +64,8 @@ class Invocation(ABC):
         results = [self._result(i, shape, operands) for i, shape in enumerate(plan.results)]
         spaces = [torch.empty(n, dtype=dtype, device=self.device) for dtype, n in plan.workspaces]
         memory = {"operand": operands, "result": results, "workspace": spaces}
+        if plan.counters:
+            memory["counter"] = [self._zeros(plan.counters)]
         for launch, grid, values in plan.launches:
             arguments = [
                 memory[argument.role][argument.index] if isinstance(argument, Pointer) else value
@@ -87,6 +92,13 @@ class Invocation(ABC):
             return operand
         dtype = self.result_types[index].dtype.torch
         return torch.empty(shape, dtype=dtype, device=self.device)
+
+    def _zeros(self, count: int) -> torch.Tensor:
+        """Counters, 0 between calls: made once, and larger ones when they are asked for."""
+        if not self._counters or self._counters[-1].numel() < count:
+            zeros = torch.zeros(count, dtype=torch.int32, device=self.device)
+            self._counters.append(zeros)
+        return self._counters[-1]
 
     def _plan(self, sizes: Mapping[str, int]) -> Planned:
         """The plan for these sizes, remembered: most steps have those of the one before."""
@@ -129,5 +141,6 @@ def plan_call(
     return Planned(
         tuple(tuple(evaluate(size, sizes) for size in type_.shape) for type_ in results),
         tuple((dtype.torch, evaluate(count, sizes)) for dtype, count in variant.workspaces),
+        evaluate(variant.counters, sizes),
         tuple(launches),
     )

@@ -192,6 +192,7 @@ def _variant_to_json(variant: Variant) -> dict[str, Any]:
     return {
         "guard": [str(size) for size in variant.guard],
         "workspaces": [[str(dtype), str(count)] for dtype, count in variant.workspaces],
+        "counters": str(variant.counters),
         "launches": [
             {
                 "function": launch.function,
@@ -217,6 +218,7 @@ def _read_variant(data: Mapping[str, Any]) -> Variant:
         tuple(_read_launch(launch) for launch in data["launches"]),
         tuple((DTYPE_NAMES[dtype], parse_size(count)) for dtype, count in data["workspaces"]),
         tuple(parse_size(text) for text in data["guard"]),
+        parse_size(data["counters"]),
     )
 
 
@@ -235,7 +237,7 @@ def _read_launch(data: Mapping[str, Any]) -> Launch:
 def _read_argument(data: list[Any]) -> Argument:
     if data[1].startswith("*"):
         name, dtype, role, index = data
-        if role not in ("operand", "result", "workspace"):
+        if role not in ("operand", "result", "workspace", "counter"):
             raise ValueError(f"an argument of role {role}")
         return Pointer(str(name), DTYPE_NAMES[dtype[1:]], role, int(index))
     name, type_, value = data

@@ -21,10 +21,16 @@ from ...targets import Target
 from .layout import Layout
 
 Kind: TypeAlias = Literal["generated", "template"]
-Role: TypeAlias = Literal["operand", "result", "workspace"]
+Role: TypeAlias = Literal["operand", "result", "workspace", "counter"]
 Constexpr: TypeAlias = int | float | bool | str
 
 PDL = "PDL"
+START_EARLY = (
+    f"if {PDL}:",
+    "    tl.extra.cuda.gdc_launch_dependents()",
+    "    tl.extra.cuda.gdc_wait()",
+)
+"""First lines of a kernel that has nothing to do before it waits (see `Launch`)."""
 HEADER = "import triton\nimport triton.language as tl\n"
 TRITON_TYPES: Mapping[DType, str] = {
     DType.F64: "fp64",
@@ -50,7 +56,8 @@ class Pointer:
     Attributes:
         name: of the kernel's parameter.
         dtype: element type of the buffer.
-        role, index: whose buffer: operand or result ``index`` of the call, or a workspace.
+        role, index: whose buffer: operand or result ``index`` of the call, a workspace, or the
+            call's counters.
     """
 
     name: str
@@ -116,11 +123,14 @@ class Variant:
         launches: in order, on one stream.
         workspaces: (element type, number of elements) of memory that lives during the call.
         guard: expressions over the Program's symbols.
+        counters: number of i32 that belong to the call, and that are 0 before each run of it: its
+            launches leave them so.
     """
 
     launches: tuple[Launch, ...]
     workspaces: tuple[tuple[DType, Size], ...] = ()
     guard: tuple[Size, ...] = ()
+    counters: Size = 0
 
 
 @dataclass(frozen=True, slots=True)

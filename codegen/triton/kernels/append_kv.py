@@ -13,7 +13,19 @@ from ....ir.dtypes import DType
 from ....ir.node import Node
 from ....targets import Target
 from ..layout import Layout, is_dense
-from ..source import HEADER, Argument, KernelSource, Launch, Pointer, Scalar, Variant, jit_text
+from ..source import (
+    HEADER,
+    PDL,
+    START_EARLY,
+    Argument,
+    KernelSource,
+    Launch,
+    Pointer,
+    Scalar,
+    Variant,
+    has_pdl,
+    jit_text,
+)
 from . import append_kv_kernel
 
 _FLOATS = (DType.F16, DType.BF16, DType.F32, DType.F64)
@@ -42,11 +54,13 @@ def emit_append_kv(
     cache is a strided view.
     """
     problem = Problem.of(node, layouts)
-    return None if problem is None else append_kv_source(problem, default_tiles(problem))
+    if problem is None:
+        return None
+    return append_kv_source(problem, default_tiles(problem), has_pdl(target))
 
 
-def append_kv_source(problem: Problem, tiles: Tiles) -> KernelSource:
-    """The kernel of a problem with these tiles."""
+def append_kv_source(problem: Problem, tiles: Tiles, pdl: bool = False) -> KernelSource:
+    """The kernel of a problem with these tiles; ``pdl`` as in `Launch`."""
     heads = (problem.heads, problem.kv_heads, problem.kv_heads)
     blocks = sum(-(-count // tiles.block_heads) for count in heads)
     arguments, text = _entry(problem)
@@ -54,7 +68,7 @@ def append_kv_source(problem: Problem, tiles: Tiles) -> KernelSource:
         problem.name,
         arguments,
         (problem.node.args[0].shape[0], blocks, 1),  # type: ignore[union-attr]
-        {"BLOCK_HEADS": tiles.block_heads},
+        {"BLOCK_HEADS": tiles.block_heads, PDL: pdl},
         tiles.num_warps,
     )
     texts = (HEADER, jit_text(append_kv_kernel, _FUNCTIONS), text)
@@ -176,13 +190,14 @@ def _entry(problem: Problem) -> tuple[tuple[Argument, ...], str]:
     passed["num_slots"] = sizes.text("num_slots", node.types[0].shape[0] * node.types[0].shape[1])
     arguments = (*pointers, *sizes.scalars)
     parameters = ", ".join(
-        [*(argument.name for argument in arguments), "BLOCK_HEADS: tl.constexpr"]
+        [*(a.name for a in arguments), "BLOCK_HEADS: tl.constexpr", f"{PDL}: tl.constexpr"]
     )
     types = ", ".join(f"{name} {a.type}" for name, a in zip(_NAMES, node.args, strict=True) if a)
     lines = "".join(f"        {name}={text},\n" for name, text in passed.items())
+    start = "".join(f"    {line}\n" for line in START_EARLY)
     text = (
         f"\n\n@triton.jit\ndef {problem.name}({parameters}):\n    # {types}\n"
-        "    token = tl.program_id(0).to(tl.int64)\n"
+        f"    token = tl.program_id(0).to(tl.int64)\n{start}"
         f"    _append_kv(\n{lines}        BLOCK_HEADS=BLOCK_HEADS,\n    )\n"
     )
     return arguments, text
