@@ -13,22 +13,21 @@ import torch
 from torch import nn
 
 from ..codegen.base import get_backend
-from ..codegen.program import Program
 from ..errors import CaptureError, UnsupportedError, UsageError
 from ..formats.tokenizer import Tokenizer
 from ..formats.weights import Weight, apply_weight
 from ..ir.dims import is_name
 from ..ir.graph import Graph
-from ..passes.driver import PassRecord, run_passes
-from ..passes.pipeline import pipeline
+from ..passes.driver import PassRecord
 from ..runtime.engine import CausalLMEngine, Engine, ModuleEngine, runs_here, start
-from ..runtime.image import EngineImage, LMConfig, LoadableWeight, Signature
+from ..runtime.image import DecodePart, EngineImage, LMConfig, Signature
 from ..runtime.structure import flatten
 from ..targets import Target
 from .capture import DynamicShapes, Examples, capture_module
 from .capture_types import Captured
 from .compile_checks import Checks
 from .compile_report import make_report
+from .graphs import lower_graphs, pass_graphs
 from .hf_model import capture_causal_lm, meta_causal_lm
 from .lowering import lower, output_structure
 from .lowering.symbols import Sizes
@@ -236,27 +235,29 @@ def _finish(
     backend = get_backend(options.backend)
     checks = Checks(source, options, backend, limit)
     phases.run("verify", 0.45, checks.on_one_of_each_layer)
-    final, records = phases.run(
+    passed = phases.run(
         "passes",
         0.6,
-        lambda: run_passes(
-            graph, pipeline(cache, backend.fuses), level=checks.level, samples=samples
-        ),
+        lambda: pass_graphs(graph, cache, backend, checks.level, samples, options.page_size),
     )
-    lowered = phases.run("codegen", 0.75, lambda: backend.lower(final, options.target, limit))
-    phases.run("check", 0.85, lambda: checks.of_program(graph, final, lowered, samples))
+    lowered = phases.run(
+        "codegen", 0.75, lambda: lower_graphs(passed, backend, options.target, limit)
+    )
+    phases.run("check", 0.85, lambda: checks.of_programs(passed, lowered, samples))
+    final, general = passed.final, lowered.general
     image = EngineImage(
         graph.name,
         "module" if limit is None else "causal_lm",
         str(options.target),
         options.backend,
-        lowered.program,
+        general.program,
         lowered.files,
-        _used_weights(final, lowered.program),
-        _texts(graph, records),
-        make_report(
-            source, captured, records, lowered, final, phases.seconds, checks.largest_error
-        ),
+        {name: weight for name, weight in final.weights.items() if name in lowered.weights},
+        _texts(graph, passed.records),
+        make_report(source, captured, passed, lowered, phases.seconds, checks.largest_error),
+        decode=None
+        if lowered.decode is None
+        else DecodePart(lowered.decode.program, _texts(passed.fork, passed.decode_records)),
     )
     return image, final
 
@@ -379,12 +380,6 @@ def _signature(captured: Captured) -> Signature:
         tuple(entry.path for entry in captured.inputs),
         tuple((name, *limits) for name, limits in Sizes.of(captured.symbols).ranges.items()),
     )
-
-
-def _used_weights(graph: Graph, program: Program) -> dict[str, LoadableWeight]:
-    """The weights that the Program reads, or that its kernels take in at load."""
-    used = {*program.weights.values(), *(name for c in program.calls for name in c.constants)}
-    return {name: weight for name, weight in graph.weights.items() if name in used}
 
 
 def _texts(graph: Graph, records: list[PassRecord]) -> tuple[tuple[str, str], ...]:

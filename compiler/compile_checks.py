@@ -10,16 +10,15 @@ from ..codegen.base import Backend, Lowered
 from ..codegen.triton.interpreted import can_interpret
 from ..ir.graph import Graph, param_name
 from ..ir.interpreter import interpret
-from ..passes.cache_samples import adapt_to_pages, adapt_to_slots
-from ..passes.driver import largest_error, run_passes
-from ..passes.pipeline import pipeline
 from ..runtime.runner import ProgramRunner
 from ..targets import Target
+from .graphs import LoweredGraphs, Passed, lower_graphs, pass_graphs
 from .hf_model import capture_causal_lm
 from .lowering import lower
 from .options import CompileOptions
 from .sample_model import sample_source
 from .sources import Source
+from .trial import outputs_error, program_error
 from .verified import check_key, remember, remembered
 
 
@@ -59,52 +58,50 @@ class Checks:
         graph = lower(capture_causal_lm(cut.module), "sample", cut.weights)
         vocabulary = int(str(graph.outputs[0].shape[-1]))
         ids = (torch.randint(vocabulary, (1, 8), generator=torch.Generator().manual_seed(0)),)
-        passes = pipeline(self.options.cache, self.backend.fuses)
-        final, records = run_passes(graph, passes, level="structure", samples=ids)
-        lowered = self.backend.lower(final, self.options.target, self.limit)
-        key = check_key((graph, *(record.graph for record in records)), lowered, cut.weights)
+        cache, page_size = self.options.cache, self.options.page_size
+        passed = pass_graphs(graph, cache, self.backend, "structure", ids, page_size)
+        lowered = lower_graphs(passed, self.backend, self.options.target, self.limit)
+        key = check_key(passed.graphs, lowered, cut.weights)
         error = remembered(key)
         if error is None:
-            final, records = run_passes(graph, passes, level="full", samples=ids)
-            error = self._program_error(final, lowered, self._adapted(graph, final, ids))
-            error = max([error, *(record.max_error or 0.0 for record in records)])
+            passed = pass_graphs(graph, cache, self.backend, "full", ids, page_size)
+            records = (*passed.records, *passed.decode_records)
+            error = max([self._error(passed, lowered, ids), *(r.max_error or 0.0 for r in records)])
             remember(key, error)
         self.largest_error = error
         self.level = "structure"
 
-    def of_program(
-        self, graph: Graph, final: Graph, lowered: Lowered, samples: Sequence[torch.Tensor]
+    def of_programs(
+        self, passed: Passed, lowered: LoweredGraphs, samples: Sequence[torch.Tensor]
     ) -> None:
-        """Compares the Program with the interpreter, where the cut model did not stand for it.
+        """Compares the Programs with the interpreter, where the cut model did not stand for them.
 
         Args:
-            graph: before the passes.
-            final: after them.
-            lowered: what the backend made of ``final``.
-            samples: one tensor an input of ``graph``.
+            passed: the graphs.
+            lowered: what the backend made of them.
+            samples: one tensor an input of the captured graph.
 
         Raises:
-            VerificationError: the Program computes something else.
+            VerificationError: a Program computes something else.
         """
         if self.level in ("sample", "full"):
-            inputs = self._adapted(graph, final, samples)
-            self.largest_error = self._program_error(final, lowered, inputs)
+            self.largest_error = self._error(passed, lowered, samples)
 
-    def _adapted(
-        self, graph: Graph, final: Graph, samples: Sequence[torch.Tensor]
-    ) -> tuple[torch.Tensor, ...]:
-        if self.limit is None:
-            return tuple(samples)
-        adapt = adapt_to_pages if self.options.cache == "paged" else adapt_to_slots
-        return adapt(graph, final, samples)
+    def _error(
+        self, passed: Passed, lowered: LoweredGraphs, samples: Sequence[torch.Tensor]
+    ) -> float:
+        """The largest error of either Program."""
+        error = self._program_error(passed.final, lowered.general, passed.inputs(samples))
+        if passed.decode is None or lowered.decode is None:
+            return error
+        inputs = passed.decode_inputs(samples)
+        return max(error, self._program_error(passed.decode, lowered.decode, inputs))
 
     def _program_error(
         self, graph: Graph, lowered: Lowered, inputs: Sequence[torch.Tensor]
     ) -> float:
         device = self._device()
         if device is None:
-            from .trial import program_error
-
             return program_error(graph, lowered, inputs)
         weights = {
             param_name(node): graph.weights[param_name(node)].load() for node in graph.params
@@ -117,8 +114,8 @@ class Checks:
         # The Program writes its state in place: it gets copies.
         copies = [tensor.clone() for tensor in inputs]
         found = runner.run(dict(zip(lowered.program.inputs, copies, strict=True)))
-        here = [tensor.cpu() for tensor in found.values()]
-        return largest_error(f"backend {self.backend.name}", expected, here)
+        here = {name: tensor.cpu() for name, tensor in found.items()}
+        return outputs_error(f"backend {self.backend.name}", graph, inputs, expected, here)
 
     def _device(self) -> torch.device | None:
         """Where the Program can run in this process; None where its kernels need another one, with

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from ..codegen.base import Lowered
 from ..codegen.program import Json
-from ..ir.graph import Graph, param_name
+from ..ir.graph import param_name
 from ..passes.driver import PassRecord
 from .capture_types import Captured
+from .graphs import LoweredGraphs, Passed
 from .lowering import foreign_ops
 from .sources import Source
 
@@ -17,26 +18,27 @@ from .sources import Source
 def make_report(
     source: Source,
     captured: Captured,
-    records: Sequence[PassRecord],
-    lowered: Lowered,
-    graph: Graph,
+    passed: Passed,
+    lowered: LoweredGraphs,
     seconds: Mapping[str, float],
     largest_error: float | None,
 ) -> dict[str, Json]:
     """The report that `Engine.report()` gives and ``report.json`` holds.
 
     Keys: ``model``, ``capture`` (route, notes), ``seconds`` by phase, ``passes``, ``ops`` (calls of
-    the final graph by op), ``calls`` (of the Program by what computes them: generated, template or
-    library with Triton, aten, else the backend), ``fallbacks`` (notes of the backend), ``aten``
-    (calls that run as torch defines them), ``largest_error`` (relative, of a pass or the Program),
+    the general graph by op), ``calls`` (of its Program by what computes them: generated, template
+    or library with Triton, aten, else the backend), ``decode_calls`` likewise (none where decode
+    steps have no Program of their own), ``fallbacks`` (notes of the backend), ``aten`` (calls that
+    run as torch defines them), ``largest_error`` (relative, of a pass or a Program),
     ``parameters`` and ``weight_bytes``.
     """
+    graph, general, decode = passed.final, lowered.general, lowered.decode
     weights = [graph.weights[param_name(node)] for node in graph.params]
     sizes = [_numel(weight.shape) for weight in weights]
-    kinds = Counter(call.kind for call in lowered.program.calls)
-    fallbacks: list[Json] = list(lowered.notes)
+    parts = (general, decode) if decode else (general,)
+    fallbacks: list[Json] = [*dict.fromkeys(note for part in parts for note in part.notes)]
     notes: list[Json] = list(captured.notes)
-    passes: list[Json] = [_pass(record) for record in records]
+    passes: list[Json] = [_pass(r) for r in (*passed.records, *passed.decode_records)]
     foreign: list[Json] = [*sorted(foreign_ops(graph))]
     return {
         "model": _model(source),
@@ -44,7 +46,8 @@ def make_report(
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "passes": passes,
         "ops": dict(Counter(node.op for node in graph.calls())),
-        "calls": dict(kinds),
+        "calls": _kinds(general),
+        "decode_calls": {} if decode is None else _kinds(decode),
         "fallbacks": fallbacks,
         "aten": foreign,
         "largest_error": largest_error,
@@ -59,6 +62,10 @@ def _model(source: Source) -> Json:
     if source.random_weights is not None:
         model["random_weights"] = source.random_weights
     return model
+
+
+def _kinds(lowered: Lowered) -> dict[str, Json]:
+    return dict(Counter(call.kind for call in lowered.program.calls))
 
 
 def _pass(record: PassRecord) -> Json:

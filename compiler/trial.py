@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from ..ir.graph import Graph, param_name
 from ..ir.interpreter import interpret
 from ..ir.parser import parse_graph
 from ..passes.driver import largest_error
+from ..passes.sample_tokens import tokens_of
 from ..runtime.runner import ProgramRunner
 
 LARGE = 1 << 20  # elements; weights above are drawn there instead of being handed over
@@ -102,7 +103,26 @@ def run_trial(folder: Path) -> float:
         expected = interpret(graph, inputs, weights)
     runner = ProgramRunner(program, weights, lambda name: OwnBytes((folder / name).read_bytes()))
     found = runner.run(dict(zip(program.inputs, (x.clone() for x in inputs), strict=True)))
-    return largest_error("the Triton backend", expected, list(found.values()))
+    return outputs_error("the Triton backend", graph, inputs, expected, found)
+
+
+def outputs_error(
+    culprit: str,
+    graph: Graph,
+    inputs: Sequence[torch.Tensor],
+    expected: Sequence[torch.Tensor],
+    found: Mapping[str, torch.Tensor],
+) -> float:
+    """The largest error of a Program's outputs against its graph's, as ``largest_error`` has it.
+
+    Tokens are compared with what the graph draws from the Program's own logits: a rounding of
+    these may move them.
+    """
+    wanted = dict(zip(graph.output_names, expected, strict=True))
+    tokens = tokens_of(graph, inputs, found["logits"]) if "tokens" in wanted else None
+    if tokens is not None:
+        wanted["tokens"] = tokens
+    return largest_error(culprit, list(wanted.values()), [found[name] for name in wanted])
 
 
 def _drawn(shape: Sequence[object], dtype: torch.dtype) -> torch.Tensor:

@@ -17,18 +17,18 @@ from pathlib import Path
 
 import torch
 
-from ..codegen.base import Lowered
 from ..formats.atomic import write_atomic
 from ..formats.weights import Held, Stored, Weight, weight_leaves
 from ..ir.graph import Graph
 from ..settings import current
+from .graphs import LoweredGraphs
 
 FOLDER = "verified"
 _PACKAGES = ("codegen", "compiler", "formats", "ir", "passes", "runtime", "targets")
 
 
 def check_key(
-    graphs: Sequence[Graph], lowered: Lowered, weights: Mapping[str, Weight]
+    graphs: Sequence[Graph], lowered: LoweredGraphs, weights: Mapping[str, Weight]
 ) -> str | None:
     """A hash of what a check compares; None where the weights are in memory, and so without a name.
 
@@ -49,14 +49,16 @@ def check_key(
 
 def _parts(
     graphs: Sequence[Graph],
-    lowered: Lowered,
+    lowered: LoweredGraphs,
     weights: Mapping[str, Weight],
     leaves: Iterable[Weight],
 ) -> Iterator[bytes]:
     yield _code().encode()
     yield f"{torch.__version__} {_triton()}".encode()
     yield from (str(graph).encode() for graph in graphs)
-    yield json.dumps(lowered.program.to_json()).encode()
+    for part in (lowered.general, lowered.decode):
+        if part is not None:
+            yield json.dumps(part.program.to_json()).encode()
     for name, content in sorted(lowered.files.items()):
         yield name.encode()
         yield hashlib.sha256(content).digest()

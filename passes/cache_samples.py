@@ -14,16 +14,18 @@ from .base import Tensors
 PAGE_SIZE = 4
 
 
-def adapt_to_pages(before: Graph, after: Graph, inputs: Tensors) -> tuple[torch.Tensor, ...]:
+def adapt_to_pages(
+    before: Graph, after: Graph, inputs: Tensors, page_size: int = PAGE_SIZE
+) -> tuple[torch.Tensor, ...]:
     """Inputs of the paged graph for ids [1, S]: one prefill of S tokens whose pages lie in
     descending order.
     """
     ids = inputs[0][0]
     count = len(ids)
-    pages = -(-count // PAGE_SIZE)
+    pages = -(-count // page_size)
     table = torch.arange(pages, 0, -1, dtype=torch.int32)
     positions = torch.arange(count)
-    slots = table.long()[positions // PAGE_SIZE] * PAGE_SIZE + positions % PAGE_SIZE
+    slots = table.long()[positions // page_size] * page_size + positions % page_size
     return _in_order(
         after,
         {
@@ -35,7 +37,7 @@ def adapt_to_pages(before: Graph, after: Graph, inputs: Tensors) -> tuple[torch.
             "block_tables": table[None],
             "logits_indices": positions,
         },
-        {"N": pages + 1, "P": PAGE_SIZE},
+        {"N": pages + 1, "P": page_size},
     )
 
 

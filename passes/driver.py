@@ -60,6 +60,7 @@ def run_passes(
     level: VerifyLevel = "structure",
     samples: Sequence[torch.Tensor] | None = None,
     observe: Callable[[PassRecord], None] | None = None,
+    first: int = 0,
 ) -> tuple[Graph, list[PassRecord]]:
     """Runs passes in order, and checks each.
 
@@ -70,6 +71,7 @@ def run_passes(
             before against after).
         samples: one tensor an input of ``graph``; needed for numbers to be compared.
         observe: called after each pass.
+        first: number of the first pass, where others came before: for the pass limit and dumps.
 
     Returns:
         The last graph, and one record a pass.
@@ -82,7 +84,7 @@ def run_passes(
     checker = _Checker(level, samples)
     records: list[PassRecord] = []
     checker.start(graph)
-    for index, step in enumerate(passes):
+    for index, step in enumerate(passes, first):
         if limit is not None and index >= limit:
             break
         started = time.perf_counter()

@@ -10,12 +10,15 @@ from .fold_buffers import FOLD_BUFFERS
 from .fold_weights import FOLD_WEIGHTS
 from .fuse import FUSE
 from .fuse_append import FUSE_APPEND
+from .fuse_linears import FUSE_LINEARS
 from .kv_cache import PAGED_CACHE, SLOT_CACHE
 from .merge_projections import MERGE_PROJECTIONS
+from .one_token import one_token_pass
 from .recognize_attention import RECOGNIZE_ATTENTION
 from .recognize_gated import RECOGNIZE_GATED
 from .recognize_norm import RECOGNIZE_NORM
 from .recognize_rope import RECOGNIZE_ROPE
+from .sample_tokens import SAMPLE_TOKENS
 
 _CACHES: dict[str | None, tuple[Pass, ...]] = {
     None: (),
@@ -55,4 +58,17 @@ def pipeline(cache: Literal["paged", "slot"] | None, fuses: bool = False) -> tup
         # What can share a kernel.
         *((FUSE_APPEND,) if fuses and cache == "paged" else ()),
         *((FUSE,) if fuses else ()),
+    )
+
+
+def decode_pipeline(page_size: int | None) -> tuple[Pass, ...]:
+    """The passes from a paged graph, as it is before ``FUSE``, to the one of decode steps, in which
+    every sequence brings one token: few rows, so that products are memory-bound like the rest.
+    """
+    return (
+        one_token_pass(page_size),
+        FUSE_LINEARS,
+        FUSE,
+        # Last: what moves a logit by a rounding may move a token.
+        SAMPLE_TOKENS,
     )

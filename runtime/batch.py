@@ -1,9 +1,13 @@
-"""From the scheduler's plan to the tensors of a step."""
+"""From the scheduler's plan to what an executor takes: a step's tensors, or a batch of decodes."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 
+from .params import SamplingParams
 from .pool import KVPool
 from .scheduler import Plan
 from .step import Step
@@ -34,3 +38,94 @@ def build_step(plan: Plan, pool: KVPool) -> Step:
         block_tables=pool.block_tables([chunk.seq.id for chunk in plan.chunks]),
         logits_indices=torch.tensor(logits_indices, dtype=torch.int64),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeBatch:
+    """One token of each of B sequences, and how to sample the next; lists, ready to be written.
+
+    Attributes:
+        key: the sequences' ids. The same key has the same params.
+        token_ids: None if they are what the step before samples.
+        feed_rows: where in that step each sequence is; None if it has the same rows.
+        positions: of the tokens; a sequence's length is one more.
+        slots: where the tokens' K and V are written.
+        params: of each sequence's request.
+        uniform: the next number of each sequence's stream, 0 for greedy ones; None if all are.
+        tables: i32[B, M], the page ids of each sequence, unused entries 0.
+        tables_version: another one whenever the tables are others, never used again.
+    """
+
+    key: tuple[int, ...]
+    token_ids: list[int] | None
+    feed_rows: list[int] | None
+    positions: list[int]
+    slots: list[int]
+    params: list[SamplingParams]
+    uniform: list[float] | None
+    tables: np.ndarray
+    tables_version: int
+
+
+class DecodeBatches:
+    """Builds decode batches, and remembers what seldom changes from one to the next."""
+
+    def __init__(self, pool: KVPool) -> None:
+        self._pool = pool
+        self._key: tuple[int, ...] | None = None
+        self._version = 0
+        self._params: list[SamplingParams] = []
+        self._random = False
+        self._tables = np.zeros((0, 0), dtype=np.int32)
+
+    def forget(self) -> None:
+        """To be called whenever pages may have changed hands other than by the plans built here."""
+        self._key = None
+
+    def build(self, plan: Plan, after: DecodeBatch | None) -> DecodeBatch:
+        """The batch of a plan whose chunks are one token each.
+
+        Args:
+            plan: all its sequences sample their next token.
+            after: the batch in flight that samples the plan's tokens; None if they are known.
+        """
+        chunks = plan.chunks
+        key = tuple([chunk.seq.id for chunk in chunks])
+        positions = [chunk.start for chunk in chunks]
+        if key != self._key:
+            self._note(plan)
+        # A page is new where its first place is taken.
+        size = self._pool.page_size
+        if key != self._key or plan.copies or any([not start % size for start in positions]):
+            self._key, self._version = None, self._version + 1
+            self._tables = self._pool.block_tables(key).numpy()
+            self._key = key
+        return DecodeBatch(
+            key,
+            [chunk.seq.tokens[-1] for chunk in chunks] if after is None else None,
+            None if after is None else _rows(key, after.key),
+            positions,
+            [chunk.slots[0] for chunk in chunks],
+            self._params,
+            self._uniform(plan) if self._random else None,
+            self._tables,
+            self._version,
+        )
+
+    def _note(self, plan: Plan) -> None:
+        self._params = [chunk.seq.sampling.params for chunk in plan.chunks]
+        self._random = not all([params.is_greedy for params in self._params])
+
+    def _uniform(self, plan: Plan) -> list[float]:
+        sequences = [chunk.seq for chunk in plan.chunks]
+        return [
+            0.0 if seq.sampling.params.is_greedy else seq.sampling.uniform(seq.in_flight)
+            for seq in sequences
+        ]
+
+
+def _rows(key: tuple[int, ...], before: tuple[int, ...]) -> list[int] | None:
+    if key == before:
+        return None
+    rows = {one: row for row, one in enumerate(before)}
+    return [rows[one] for one in key]

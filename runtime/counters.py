@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .scheduler import Chunk, Plan
+from .scheduler import Chunk
 
 
 @dataclass(slots=True)
@@ -20,6 +21,8 @@ class Counters:
         prefill_tokens: those of prompts, and of preempted sequences computed anew.
         decode_tokens: those that were generated the step before.
         recomputed_tokens: tokens computed a second time, after a preemption or a fork without room.
+        discarded_tokens: tokens computed ahead for sequences that turned out to have ended, or were
+            dropped; not among tokens_computed.
         sampled_tokens: tokens chosen.
         copied_pages: pages copied for forks.
         prefill_seconds: time in steps that hold any prefill tokens.
@@ -31,15 +34,23 @@ class Counters:
     prefill_tokens: int = 0
     decode_tokens: int = 0
     recomputed_tokens: int = 0
+    discarded_tokens: int = 0
     sampled_tokens: int = 0
     copied_pages: int = 0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
 
-    def step(self, plan: Plan, sampled: int, seconds: float) -> None:
-        """Adds a step that took `seconds` and chose `sampled` tokens."""
+    def step(
+        self, chunks: Iterable[Chunk], sampled: int, seconds: float, discarded: int = 0
+    ) -> None:
+        """Adds a step that took `seconds` and chose `sampled` tokens.
+
+        Args:
+            chunks: what it computed.
+            discarded: tokens that it computed beside, for nobody.
+        """
         prefill = recomputed = total = 0
-        for chunk in plan.chunks:
+        for chunk in chunks:
             count = len(chunk.slots)
             total += count
             if not _decodes(chunk):
@@ -54,6 +65,7 @@ class Counters:
         self.prefill_tokens += prefill
         self.decode_tokens += total - prefill
         self.recomputed_tokens += recomputed
+        self.discarded_tokens += discarded
         self.sampled_tokens += sampled
         if prefill:
             self.prefill_seconds += seconds

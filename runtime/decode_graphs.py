@@ -1,7 +1,9 @@
 """Decode steps as CUDA graphs: one replay a step, one graph a bucket of sequences.
 
 A bucket is captured when it is first met. All graphs share one memory pool, since no two run at
-once, and one buffer of metadata, which a single copy fills before each replay.
+once, and one buffer of metadata, which a single copy fills before each replay. A Program that has
+an output "tokens" samples in the graph, which ends by writing the tokens to where the next step
+reads its token ids: that step can be queued before the host has seen them.
 """
 
 from __future__ import annotations
@@ -13,21 +15,26 @@ from typing import Any
 import torch
 
 from ..codegen.program import Program
+from .batch import DecodeBatch
+from .decode_buffer import DecodeBuffer, Launched, Turn
+from .device_queue import CudaQueue, DeviceQueue, ImmediateQueue, Replayable
 from .runner import ProgramRunner
 from .step import Step
-from .step_buffer import StepBuffer, StepShape
+from .step_buffer import FEED, FIELDS, SAMPLING, StepShape
 
 _DENSE_UP_TO, _STRIDE = 8, 8  # buckets: 1, 2, 4, 8, 16, 24, 32, …
+TOKENS = "tokens"  # the output of a Program that samples
 # Ops whose torch functions wait for the device, or copy from the host: no graph can hold them.
 _SYNCHRONISE = frozenset(
     {"moe_experts", "cond", "aten", "fused", "paged_attention", "slot_attention", "dim_value"}
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Captured:
-    graph: torch.cuda.CUDAGraph
+    graph: Replayable
     logits: torch.Tensor  # f32[bucket, V], written by each replay
+    tokens: torch.Tensor | None  # i64[bucket], the same; None if the Program does not sample
 
 
 class DecodeGraphs:
@@ -42,6 +49,7 @@ class DecodeGraphs:
     Attributes:
         captured: by bucket.
         bytes: device memory that the captures took, beside weights and caches.
+        samples: whether the Program does; `launch` needs it.
     """
 
     def __init__(
@@ -55,31 +63,87 @@ class DecodeGraphs:
         self.max_sequences, self.max_pages = max_sequences, max_pages
         self.captured: dict[int, _Captured] = {}
         self.bytes = 0
+        self.samples = samples(runner.program)
+        self.queue = self._queue()
         self._pool: Any = None  # torch names no public type for it
+        self._last: Launched | None = None
         largest = bucket_of(max_sequences)
-        nbytes = StepShape(largest, largest, max_pages, largest).nbytes
-        self.metadata = StepBuffer(nbytes, runner.device)
+        shape = StepShape(largest, largest, max_pages, largest)
+        self._names = [n for n in runner.program.inputs if n in FIELDS or n in SAMPLING]
+        self.metadata = DecodeBuffer(shape, self._names, runner.device, self.queue)
 
     def run(self, step: Step) -> torch.Tensor | None:
         """Logits f32[R, V] of a decode step, valid until the next one; None for other steps."""
         count = len(step.seq_lens)
         if not is_decode(step) or count > self.max_sequences:
             return None
-        bucket = bucket_of(count)
-        shape = StepShape(bucket, bucket, self.max_pages, bucket)
-        self.metadata.fill(step, shape)
-        captured = self.captured.get(bucket)
-        if captured is None:
-            captured = self.captured[bucket] = self._capture(shape)
-        captured.graph.replay()
+        self._last = None
+        self.queue.join()
+        shape = self._shape(*step.block_tables.shape)
+        turn = self.metadata.write(step, shape)
+        captured = self._graph(shape)
+        self.queue.replay(captured.graph)
+        turn.event, turn.busy = self.queue.record(turn.event), False
         return captured.logits[:count]
+
+    def launch(self, batch: DecodeBatch, after: Launched | None) -> Launched:
+        """Queues a decode step that samples.
+
+        Args:
+            batch: at most max_sequences of them.
+            after: the step that samples the batch's tokens, if that is not known yet; nothing has
+                been run behind it (`follows`).
+        """
+        assert after is None or self.follows(after)
+        self._last = None
+        self.queue.join()
+        count = len(batch.positions)
+        shape = self._shape(count, batch.tables.shape[1])
+        turn = self.metadata.fill(batch, shape)
+        if after is not None and batch.feed_rows is not None:
+            views = self.metadata.views
+            (rows,) = FEED
+            self.queue.gather(views["token_ids"], after.on_device, views[rows])
+        return self._start(turn, shape, count)
+
+    def follows(self, launched: Launched) -> bool:
+        """Whether the tokens of a launched step still are on the device."""
+        return self._last is launched
+
+    def _start(self, turn: Turn, shape: StepShape, count: int) -> Launched:
+        captured = self._graph(shape)
+        assert captured.tokens is not None
+        launched = Launched(turn, count, captured.tokens)
+        self.queue.replay(captured.graph)
+        self.queue.copy(turn.tokens[: shape.rows], captured.tokens)
+        turn.event, turn.busy = self.queue.record(turn.event), False
+        turn.launched = self._last = launched
+        return launched
+
+    def _queue(self) -> DeviceQueue:
+        device = self.runner.device
+        return CudaQueue(device) if device.type == "cuda" else ImmediateQueue()
+
+    def _shape(self, count: int, pages: int) -> StepShape:
+        bucket = bucket_of(count)
+        return StepShape(bucket, bucket, self.max_pages, bucket)
+
+    def _graph(self, shape: StepShape) -> _Captured:
+        captured = self.captured.get(shape.sequences)
+        if captured is None:
+            captured = self.captured[shape.sequences] = self._capture(shape)
+        return captured
+
+    def _inputs(self) -> dict[str, torch.Tensor]:
+        views = self.metadata.views
+        return {name: views[name] for name in self._names} | dict(self.caches)
 
     def _capture(self, shape: StepShape) -> _Captured:
         """Runs the step once, for libraries to set themselves up, then records it on a stream that
         no library has worked on: what cuBLAS keeps for a stream is then made in the graph's own
         pool. Elsewhere it would be freed under us, as torch.compile frees it for its own graphs.
         """
-        inputs = {**self.metadata.views(shape), **self.caches}
+        inputs = self._inputs()
         device = self.runner.device
         self.runner.run(inputs)
         torch.cuda.synchronize(device)
@@ -91,10 +155,53 @@ class DecodeGraphs:
         with torch.cuda.graph(
             graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
         ):
-            logits = self.runner.run(inputs)["logits"].float()
+            found = self.runner.run(inputs)
+            logits, tokens = found["logits"].float(), found.get(TOKENS)
+            _feed(tokens, inputs)
         self._pool = graph.pool()
         self.bytes += torch.cuda.memory_reserved(device) - before
-        return _Captured(graph, logits)
+        return _Captured(graph, logits, tokens)
+
+
+class EagerDecode(DecodeGraphs):
+    """Decode steps on the CPU: nothing is captured, each step runs the Program at its own shape."""
+
+    def _shape(self, count: int, pages: int) -> StepShape:
+        return StepShape(count, count, pages, count)
+
+    def _graph(self, shape: StepShape) -> _Captured:
+        return _Run(self.runner, self._inputs(), shape).captured
+
+
+class _Run:
+    """Stands for a captured graph: runs the Program and writes to the same tokens every time."""
+
+    def __init__(
+        self, runner: ProgramRunner, inputs: Mapping[str, torch.Tensor], shape: StepShape
+    ) -> None:
+        self.runner, self.inputs = runner, inputs
+        tokens = torch.zeros(shape.rows, dtype=torch.int64)
+        self.captured = _Captured(self, torch.empty(0), tokens if samples(runner.program) else None)
+
+    def replay(self) -> None:
+        found = self.runner.run(self.inputs)
+        self.captured.logits = found["logits"].float()
+        if self.captured.tokens is not None:
+            self.captured.tokens.copy_(found[TOKENS])
+            _feed(self.captured.tokens, self.inputs)
+
+
+def _feed(tokens: torch.Tensor | None, inputs: Mapping[str, torch.Tensor]) -> None:
+    """Makes the tokens the next step's. -1, of logits that are not finite, would be read outside of
+    the embedding before the host could refuse it.
+    """
+    if tokens is not None:
+        torch.clamp(tokens, min=0, out=inputs["token_ids"])
+
+
+def samples(program: Program) -> bool:
+    """Whether a Program's steps choose the next tokens themselves."""
+    return any(name == TOKENS for name, _ in program.outputs)
 
 
 def is_decode(step: Step) -> bool:

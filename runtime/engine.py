@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
@@ -79,6 +79,8 @@ class RunningEngine(Engine):
 
     Attributes:
         weight_load: what loading the weights took.
+        runner: of the Program that takes any input; ``decode_runner``: of the one for decode steps
+            of a causal LM, None where there is none.
 
     Raises:
         EngineError: this machine does not have the device that it was compiled for.
@@ -95,9 +97,15 @@ class RunningEngine(Engine):
         self.weight_load: LoadReport = loaded.report
         # A module's results are the user's, to write to and to differentiate behind.
         inside = image.kind == "causal_lm"
+        read = image.files.__getitem__
         self.runner = ProgramRunner(
-            image.program, loaded.tensors, _reader(image), device=device, inference=inside
+            image.program, loaded.tensors, read, device=device, inference=inside
         )
+        self.decode_runner: ProgramRunner | None = None
+        if image.decode is not None:
+            self.decode_runner = ProgramRunner(
+                image.decode.program, loaded.tensors, read, device=device, inference=inside
+            )
 
 
 class ModuleEngine(RunningEngine):
@@ -193,7 +201,7 @@ class CausalLMEngine(RunningEngine):
         super().__init__(image)
         assert image.lm is not None
         self.config: LMConfig = image.lm
-        self.executor, self.pool = _memory(self.config, self.runner)
+        self.executor, self.pool = _memory(self.config, self.runner, self.decode_runner)
         scheduler = Scheduler(
             self.pool, self.executor.capabilities, max_num_seqs=self.config.max_batch_size
         )
@@ -372,12 +380,16 @@ def check_device(image: EngineImage) -> None:
         )
 
 
-def _memory(config: LMConfig, runner: ProgramRunner) -> tuple[PagedExecutor | SlotExecutor, KVPool]:
+def _memory(
+    config: LMConfig, runner: ProgramRunner, decode: ProgramRunner | None
+) -> tuple[PagedExecutor | SlotExecutor, KVPool]:
     if config.kv_cache == "slot":
         pool = SlotPool(config.max_batch_size, config.max_model_len)
         return SlotExecutor(runner, config.max_batch_size), pool
     pages = -(-config.max_model_len // config.page_size) * config.max_batch_size
-    executor = PagedExecutor(runner, config.max_batch_size, config.max_model_len)
+    executor = PagedExecutor(
+        runner, config.max_batch_size, config.max_model_len, decode=decode
+    )
     return executor, PagedPool(pages + 1, config.page_size)
 
 
@@ -433,9 +445,3 @@ def _rows(token_ids: object) -> torch.Tensor:
         remedy="Pass the ids that the tokenizer gives, as a tensor.",
     )
 
-
-def _reader(image: EngineImage) -> Callable[[str], bytes]:
-    def read(name: str) -> bytes:
-        return image.files[name]
-
-    return read

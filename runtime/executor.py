@@ -10,7 +10,9 @@ import torch
 from ..errors import CapacityError
 from ..ir.dims import evaluate
 from ..ir.types import TensorType
-from .decode_graphs import DecodeGraphs, obstacles
+from .batch import DecodeBatch
+from .decode_buffer import Launched
+from .decode_graphs import DecodeGraphs, EagerDecode, obstacles, samples
 from .runner import ProgramRunner
 from .step import Capabilities, Step
 from .step_buffer import FIELDS, StepBuffer, StepShape
@@ -79,18 +81,33 @@ class PagedExecutor:
     a CUDA graph.
 
     Args:
-        runner: of the Program.
+        runner: of the Program that takes any step.
         max_sequences, max_model_len: what decode steps are captured for.
+        decode: of the Program for decode steps alone, over the same weights and caches; if it has
+            an output "tokens", such steps sample on the device. None, or one that no graph can
+            hold, to use `runner` for all.
     """
 
-    capabilities = Capabilities(mixes=True, pages=True, shares=True, max_slots=None)
-
     def __init__(
-        self, runner: ProgramRunner, max_sequences: int = 1, max_model_len: int = 1
+        self,
+        runner: ProgramRunner,
+        max_sequences: int = 1,
+        max_model_len: int = 1,
+        *,
+        decode: ProgramRunner | None = None,
     ) -> None:
         self.runner, self.caches = runner, _Caches(runner)
         self.max_sequences, self.max_model_len = max_sequences, max_model_len
         self.graphs: DecodeGraphs | None = None
+        self._decode = decode if decode is not None and _replays(decode) else None
+        able = self._decode is not None and samples(self._decode.program)
+        self.capabilities = Capabilities(
+            mixes=True,
+            pages=True,
+            shares=True,
+            max_slots=None,
+            samples=max_sequences if able else 0,
+        )
 
     @property
     def bytes_per_token(self) -> int:
@@ -101,12 +118,19 @@ class PagedExecutor:
         """(Re)creates the KV buffers, and forgets the graphs that hold their addresses."""
         self.graphs = None
         self.caches.allocate({"N": num_pages, "P": page_size})
-        if self.runner.device.type == "cuda" and not obstacles(self.runner.program):
-            pages = -(-self.max_model_len // page_size)
-            self.graphs = DecodeGraphs(self.runner, self.caches.tensors, self.max_sequences, pages)
+        pages = -(-self.max_model_len // page_size)
+        if self._decode is not None:
+            self.graphs = self._graphs(self._decode, pages)
+        elif self.runner.device.type == "cuda" and _replays(self.runner):
+            self.graphs = self._graphs(self.runner, pages)
+
+    def _graphs(self, runner: ProgramRunner, pages: int) -> DecodeGraphs:
+        kind = DecodeGraphs if runner.device.type == "cuda" else EagerDecode
+        return kind(runner, self.caches.tensors, self.max_sequences, pages)
 
     def copy_pages(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
         """Copies pages, for forks that write."""
+        self._join()
         self.caches.copy_pages(sources, destinations)
 
     def run(self, step: Step) -> torch.Tensor:
@@ -118,25 +142,58 @@ class PagedExecutor:
         try:
             return self._run(step)
         except torch.OutOfMemoryError as error:
-            raise CapacityError(
-                f"a step of {len(step.token_ids)} tokens",
-                expected="device memory for its temporaries",
-                found=f"{_free_memory(self.runner.device)}: {str(error).splitlines()[0]}",
-                remedy="Compile with a lower max_batch_size or max_model_len, or free memory.",
-            ) from error
+            raise self._too_large(len(step.token_ids), error) from error
+
+    def launch(self, batch: DecodeBatch, after: Launched | None) -> Launched:
+        """Queues a decode step that samples on the device, and does not wait for it.
+
+        Args:
+            batch: at most `capabilities.samples` sequences.
+            after: the step that samples the batch's tokens, unless it holds them itself.
+
+        Raises:
+            CapacityError: the device lacks memory for the step's temporaries.
+        """
+        assert self.graphs is not None
+        try:
+            return self.graphs.launch(batch, after)
+        except torch.OutOfMemoryError as error:
+            raise self._too_large(len(batch.positions), error) from error
+
+    def follows(self, launched: Launched) -> bool:
+        """Whether a step can be launched `after` this one: its tokens are still on the device."""
+        return self.graphs is not None and self.graphs.follows(launched)
+
+    def _too_large(self, tokens: int, error: Exception) -> CapacityError:
+        return CapacityError(
+            f"a step of {tokens} tokens",
+            expected="device memory for its temporaries",
+            found=f"{_free_memory(self.runner.device)}: {str(error).splitlines()[0]}",
+            remedy="Compile with a lower max_batch_size or max_model_len, or free memory.",
+        )
+
+    def _join(self) -> None:
+        """Puts what follows behind what is in flight."""
+        if self.graphs is not None:
+            self.graphs.queue.join()
 
     def _run(self, step: Step) -> torch.Tensor:
         if self.graphs is not None:
             replayed = self.graphs.run(step)
             if replayed is not None:
                 return replayed
+        self._join()
         inputs = {name: getattr(step, name) for name in FIELDS} | self.caches.tensors
         if self.runner.device.type == "cuda":
-            shape = StepShape.of(step)
-            metadata = StepBuffer(shape.nbytes, self.runner.device)
-            metadata.fill(step, shape)
-            inputs |= metadata.views(shape)
+            metadata = StepBuffer(StepShape.of(step), self.runner.device)
+            metadata.fill(step)
+            inputs |= metadata.views
         return self.runner.run(inputs)["logits"].float()
+
+
+def _replays(runner: ProgramRunner) -> bool:
+    """Whether the Program's steps can be replayed: the CPU takes all, a graph not every op."""
+    return runner.device.type != "cuda" or not obstacles(runner.program)
 
 
 class SlotExecutor:

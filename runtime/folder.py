@@ -3,7 +3,8 @@ hash of every file.
 
     manifest.json                what it is, and the sha256 of every other file
     program.json                 calls and buffers
-    graphs/NNN-<pass>.txt        the IR after each pass, for reading
+    decode.json                  the same for decode steps, where they have a Program of their own
+    graphs/NNN-<pass>.txt        the IR after each pass, for reading; graphs/decode/ likewise
     weights/NNNNN.safetensors    every weight as the program takes it; or
     weights.json                 every weight as an expression over a checkpoint or seeds, and
     held.safetensors             beside it what the model's own code computed, if anything
@@ -17,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -31,11 +32,19 @@ from ..formats.hashing import sha256_files
 from ..formats.tokenizer import Tokenizer
 from ..formats.weight_refs import References
 from ..version import __version__
-from .image import FORMAT_VERSION, EngineImage, LMConfig, LoadableWeight, Signature
+from .image import (
+    FORMAT_VERSION,
+    DecodePart,
+    EngineImage,
+    LMConfig,
+    LoadableWeight,
+    Signature,
+)
 from .structure import from_json, to_json
 
 SHARD_BYTES = 2**31
 MANIFEST = "manifest.json"
+DECODE = "decode.json"
 REFERENCES = "weights.json"
 HELD = "held.safetensors"
 WEIGHT_FORMS = ("embed", "reference")
@@ -116,10 +125,6 @@ def _read_image(
     artifacts = _strings(manifest["artifacts"])
     if foreign := sorted(set(artifacts) - set(listed)):
         raise ValueError(f"{foreign[0]} is used, but has no hash")
-    graphs = [
-        (p.stem.split("-", 1)[1], p.read_text(encoding="utf-8"))
-        for p in sorted(folder.glob("graphs/*.txt"))
-    ]
     lm, signature = manifest["lm"], manifest["signature"]
     if isinstance(lm, dict) == isinstance(signature, dict):
         raise ValueError("an engine is a causal LM or a module")
@@ -131,12 +136,34 @@ def _read_image(
         Program.from_json(json.loads((folder / "program.json").read_text(encoding="utf-8"))),
         {name: (folder / name).read_bytes() for name in artifacts},
         _read_weights(folder, checkpoint),
-        tuple(graphs),
+        _read_graphs(folder / "graphs"),
         json.loads((folder / "report.json").read_text(encoding="utf-8")),
         _read_lm(lm) if isinstance(lm, dict) else None,
         _read_signature(signature) if isinstance(signature, dict) else None,
         Tokenizer.load(folder) if (folder / "tokenizer.json").exists() else None,
+        _read_decode(folder),
     )
+
+
+def _read_decode(folder: Path) -> DecodePart | None:
+    path = folder / DECODE
+    if not path.exists():
+        return None
+    program = Program.from_json(json.loads(path.read_text(encoding="utf-8")))
+    return DecodePart(program, _read_graphs(folder / "graphs" / "decode"))
+
+
+def _read_graphs(folder: Path) -> tuple[tuple[str, str], ...]:
+    return tuple(
+        (path.stem.split("-", 1)[1], path.read_text(encoding="utf-8"))
+        for path in sorted(folder.glob("*.txt"))
+    )
+
+
+def _write_graphs(graphs: Sequence[tuple[str, str]], folder: Path) -> None:
+    folder.mkdir()
+    for index, (name, text) in enumerate(graphs):
+        (folder / f"{index:03d}-{name}.txt").write_text(text, encoding="utf-8")
 
 
 def _fill(image: EngineImage, folder: Path, references: References | None) -> None:
@@ -144,9 +171,11 @@ def _fill(image: EngineImage, folder: Path, references: References | None) -> No
         json.dumps(image.program.to_json(), indent=1), encoding="utf-8"
     )
     (folder / "report.json").write_text(json.dumps(dict(image.report), indent=1), encoding="utf-8")
-    (folder / "graphs").mkdir()
-    for index, (name, text) in enumerate(image.graphs):
-        (folder / "graphs" / f"{index:03d}-{name}.txt").write_text(text, encoding="utf-8")
+    _write_graphs(image.graphs, folder / "graphs")
+    if image.decode is not None:
+        text = json.dumps(image.decode.program.to_json(), indent=1)
+        (folder / DECODE).write_text(text, encoding="utf-8")
+        _write_graphs(image.decode.graphs, folder / "graphs" / "decode")
     for name, content in image.files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)

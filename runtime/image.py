@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import torch
@@ -65,6 +65,19 @@ class Signature:
 
 
 @dataclass(frozen=True, slots=True)
+class DecodePart:
+    """What runs steps in which every sequence brings one token.
+
+    Attributes:
+        program: over the same weights and caches as the general one.
+        graphs: (pass name, graph text) from where it leaves the general graph, for reading.
+    """
+
+    program: Program
+    graphs: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class EngineImage:
     """An engine, not yet running.
 
@@ -73,14 +86,15 @@ class EngineImage:
         kind: a causal LM generates; a module is called.
         target: the device that it was compiled for, as text.
         backend: that it was compiled with.
-        program: what runs.
-        files: artifacts of the program by path.
+        program: what runs: any mix of tokens.
+        files: artifacts of the programs by path.
         weights: by the names that the Program uses.
         graphs: (pass name, graph text) in order, for reading.
         report: what compiling found, as plain data.
         lm: for causal LMs.
         signature: for modules.
         tokenizer: of a causal LM that has one.
+        decode: for decode steps; None where the general program runs them too.
     """
 
     name: str
@@ -95,3 +109,11 @@ class EngineImage:
     lm: LMConfig | None = None
     signature: Signature | None = None
     tokenizer: Tokenizer | None = None
+    decode: DecodePart | None = None
+
+    @property
+    def decoding(self) -> EngineImage:
+        """The image as decode steps see it: with the Program and graphs that run them."""
+        if self.decode is None:
+            return self
+        return replace(self, program=self.decode.program, graphs=self.decode.graphs, decode=None)

@@ -1,11 +1,15 @@
-"""The step loop: plan, build, run, sample, stop, until every request has ended."""
+"""The step loop: plan, build, run, sample, stop, until every request has ended.
+
+A step either runs from plan to tokens, or is launched, and the next one with it, before its tokens
+are waited for: in_flight.py has the path of such a step.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from threading import RLock
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +17,7 @@ from torch import Tensor
 from ..errors import UnsupportedError
 from .batch import build_step
 from .counters import Counters
+from .in_flight import InFlight, Launcher, SamplingExecutor
 from .intake import check_prompt, check_stop_strings, params_for
 from .output import Completion, Delta
 from .params import SamplingParams
@@ -76,6 +81,10 @@ class GenerationLoop:
         self.max_model_len, self.vocab_size = max_model_len, vocab_size
         self.counters = Counters()
         self.lock = RLock()  # the books, the KV memory and the executor belong to who holds it
+        self._flight: InFlight | None = None  # holds sequences' next tokens, if there is one
+        self._launcher: Launcher | None = None
+        if can.samples:
+            self._launcher = Launcher(cast(SamplingExecutor, executor), scheduler, pool)
         self._eos = frozenset(eos_token_ids)
         self._decoder: Callable[[], StreamDecoder] | None = (
             None if tokenizer is None else tokenizer.stream
@@ -132,26 +141,56 @@ class GenerationLoop:
             VerificationError: the model gave NaN logits.
         """
         with self.lock:
-            self._step()
+            started = time.perf_counter()
+            try:
+                self._step(started)
+            except BaseException:
+                self._recover()
+                raise
 
-    def _step(self) -> None:
-        started = time.perf_counter()
-        try:
+    def _step(self, started: float) -> None:
+        flight = self._flight
+        if flight is None:
             plan = self.scheduler.schedule()
             if not plan.chunks:
                 return
             self._copy(plan.copies)
-            logits = self.executor.run(build_step(plan, self.pool))
-            sampled = self._accept(plan, logits)
-        except BaseException:
-            # The pool may be ahead of what was computed: all others start anew from their tokens.
-            for seq in list(self.scheduler.running):
-                if seq.finish_reason is None:
-                    self.scheduler.preempt(seq)
-                else:
-                    self.scheduler.drop(seq)
-            raise
-        self.counters.step(plan, sampled, time.perf_counter() - started)
+            if self._launcher is None or not self._launcher.takes(plan):
+                sampled = self._accept(plan, self.executor.run(build_step(plan, self.pool)))
+                self.counters.step(plan.chunks, sampled, time.perf_counter() - started)
+                return
+            flight = self._launcher.launch(plan, None)
+        assert self._launcher is not None
+        self._flight = self._ahead(self._launcher, flight)
+        done = self._launcher.commit(flight)
+        discarded = len(flight.plan.chunks) - len(done)
+        self.counters.step(done, len(done), time.perf_counter() - started, discarded)
+        self._drop_void()
+
+    def _ahead(self, launcher: Launcher, flight: InFlight) -> InFlight | None:
+        """Launches the step behind the one in flight, if that can be planned yet."""
+        plan = launcher.plan_ahead(flight)
+        if plan is None:
+            return None
+        self._copy(plan.copies)
+        return launcher.launch(plan, flight)
+
+    def _drop_void(self) -> None:
+        """Forgets the step in flight if nobody waits for its tokens."""
+        if self._flight is not None and self._flight.is_void:
+            self.counters.step((), 0, 0.0, discarded=len(self._flight.plan.chunks))
+            self._flight = None
+
+    def _recover(self) -> None:
+        """After an exception. The pool may be ahead of what was computed and committed: what is in
+        flight is discarded, and all sequences start anew from their tokens.
+        """
+        self._flight = None
+        for seq in list(self.scheduler.running):
+            if seq.finish_reason is None:
+                self.scheduler.preempt(seq)
+            else:
+                self.scheduler.drop(seq)
 
     def _request(
         self, prompt: list[int], params: SamplingParams, *, streams: bool = False
@@ -237,3 +276,4 @@ class GenerationLoop:
             for request in requests:
                 for seq in request.sequences:
                     self.scheduler.drop(seq)
+            self._drop_void()

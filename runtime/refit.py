@@ -42,12 +42,17 @@ def refit_refused(image: EngineImage, error: KernelError) -> EngineImage:
 
 
 def _compiled_anew(image: EngineImage, here: Target, why: str) -> EngineImage:
-    graph = parse_graph(image.graphs[-1][1])
     limit = None if image.lm is None else image.lm.max_model_len
-    lowered = get_backend(image.backend).lower(graph, here, limit)
+    backend = get_backend(image.backend)
+    lowered = backend.lower(parse_graph(image.graphs[-1][1]), here, limit)
+    files, decode = dict(lowered.files), image.decode
+    if decode is not None:
+        again = backend.lower(parse_graph(decode.graphs[-1][1]), here, limit)
+        files.update(again.files)
+        decode = replace(decode, program=again.program)
     warnings.warn(
         f"{image.name} {why}; its kernels were compiled anew for {here.name} ({here.sm}). "
         f"Compile with target={here.name!r} here to keep them.",
         stacklevel=4,
     )
-    return replace(image, target=str(here), program=lowered.program, files=lowered.files)
+    return replace(image, target=str(here), program=lowered.program, files=files, decode=decode)

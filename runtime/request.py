@@ -19,7 +19,10 @@ class Sequence:
 
     Attributes:
         tokens: the prompt's and the generated token ids.
-        num_computed: how many of them have K and V in the pool.
+        num_computed: how many of them have K and V in the pool, or will when the steps in flight
+            are done; one of these may be of a token that is not known yet.
+        in_flight: how many next tokens are being sampled in steps in flight; each counts as one
+            token behind `tokens`.
         num_reached: the most that num_computed has been, before any preemption.
         num_cached: prompt tokens whose K and V came from the fork of another sequence.
         finish_reason: None while it runs.
@@ -31,6 +34,7 @@ class Sequence:
         "deltas",
         "finish_reason",
         "id",
+        "in_flight",
         "index",
         "logprobs",
         "num_cached",
@@ -45,7 +49,7 @@ class Sequence:
     def __init__(self, request: Request, index: int, stops: StopChecker) -> None:
         self.id, self.request, self.index = next(_ids), request, index
         self.tokens = list(request.prompt)
-        self.num_computed = self.num_reached = self.num_cached = 0
+        self.num_computed = self.num_reached = self.num_cached = self.in_flight = 0
         self.sampling = SamplingState(request.params, request.prompt, request.stop_ids, index)
         self.finish_reason: FinishReason | None = None
         self.logprobs: list[TokenLogprobs] = []
@@ -57,7 +61,14 @@ class Sequence:
     @property
     def remaining(self) -> int:
         """Tokens still to be computed before the next one can be sampled."""
-        return len(self.tokens) - self.num_computed
+        return len(self.tokens) + self.in_flight - self.num_computed
+
+    @property
+    def ends_in_flight(self) -> bool:
+        """Whether the tokens in flight bring it to its length limit."""
+        request = self.request
+        generated = len(self.tokens) - len(request.prompt) + self.in_flight
+        return generated >= request.max_tokens
 
     def accept(self, sampled: Sampled, now: float) -> None:
         """Takes the next token, sampled at `now` (`time.perf_counter()`)."""
@@ -113,7 +124,7 @@ class Request:
         streams: bool = False,
     ) -> None:
         self.prompt, self.params, self.stop_ids, self.streams = prompt, params, stop_ids, streams
-        self.submitted = time.perf_counter()
+        self.submitted, self.max_tokens = time.perf_counter(), max_tokens
         self.forked = params.n == 1
         self.sequences = [
             Sequence(self, index, StopChecker(params, stop_ids, max_tokens, decoder and decoder()))

@@ -16,6 +16,8 @@ from .filters import apply_temperature, draw, keep_min_p, keep_top_k, keep_top_p
 from .output import TokenLogprobs
 from .params import SamplingParams
 
+_BLOCK = 32  # numbers drawn at once: one at a time costs 4 µs a row
+
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
@@ -37,11 +39,14 @@ class SamplingState:
 
     __slots__ = (
         "_counts",
+        "_first",
         "_generator",
         "_index",
+        "_numbers",
         "_output",
         "_prompt",
         "_seen",
+        "_simple",
         "params",
         "plain",
         "stop_ids",
@@ -58,9 +63,12 @@ class SamplingState:
         # plain: the likeliest token of the logits as they are; read at every step
         self.plain = params.is_greedy and not params.penalises and params.logprobs is None
         self.plain = self.plain and params.min_new_tokens == 0
+        self._simple = not params.penalises and params.logprobs is None
         self._prompt, self._index = prompt, index
         self._output: list[int] = []
         self._generator: torch.Generator | None = None
+        self._numbers: list[float] = []  # of the stream, from that of output token _first on
+        self._first = 0
         self._seen: Tensor | None = None
         self._counts: Tensor | None = None
 
@@ -76,8 +84,31 @@ class SamplingState:
         """Whether it is too early for a stop token."""
         return len(self._output) < self.params.min_new_tokens and bool(self.stop_ids)
 
-    def uniform(self) -> float:
-        """The next number in [0, 1) of the sequence's own stream."""
+    @property
+    def samples_in_step(self) -> bool:
+        """Whether temperature, top-k, top-p, min-p and one number are all that sampling needs, so
+        that a Program can do it.
+        """
+        return self._simple and not self.masks_stops
+
+    def uniform(self, ahead: int = 0) -> float:
+        """The number in [0, 1) of the sequence's own stream that its next token takes, or the one
+        `ahead` tokens later: one a token, the same however often it is asked for. So a step that
+        was planned ahead, and discarded or failed, changes nothing.
+
+        It has 24 bits, for float32 to hold it.
+        """
+        place = len(self._output) + ahead - self._first
+        if place >= len(self._numbers):
+            self._draw_numbers(ahead)
+            place = len(self._output) + ahead - self._first
+        return self._numbers[place]
+
+    def _draw_numbers(self, ahead: int) -> None:
+        """Draws the next block, and forgets what committed tokens took.
+
+        Tokens that took none, as greedy ones do, or tokens given from outside, have theirs skipped.
+        """
         if self._generator is None:
             self._generator = torch.Generator()
             if self.params.seed is None:
@@ -85,7 +116,11 @@ class SamplingState:
             else:
                 key = hashlib.sha256(f"{self.params.seed}:{self._index}".encode()).digest()
                 self._generator.manual_seed(int.from_bytes(key[:8], "big", signed=True))
-        return float(torch.rand((), dtype=torch.float64, generator=self._generator))
+        count = _BLOCK + ahead + len(self._output) - self._first - len(self._numbers)
+        drawn = torch.rand(count, dtype=torch.float64, generator=self._generator)
+        drawn = (drawn * 2**24).floor_() / 2**24
+        numbers = self._numbers + drawn.tolist()
+        self._numbers, self._first = numbers[len(self._output) - self._first :], len(self._output)
 
     def penalised(self, logits: Tensor) -> Tensor:
         """Logits f32[V] with the penalties taken off, as new memory."""
@@ -113,7 +148,8 @@ class Sampler:
     """
 
     def sample(self, logits: Tensor, states: Sequence[SamplingState]) -> list[Sampled]:
-        """One token for each row of logits f32[R, V]; the caller commits it to the state.
+        """One token for each row of logits f32[R, V]; the caller commits it to the state, which
+        then draws with another number.
 
         Raises:
             VerificationError: a row has NaN, infinite or no allowed logits.

@@ -30,7 +30,7 @@ class Chunk:
     @property
     def completes(self) -> bool:
         """Whether the sequence's next token can be sampled after this."""
-        return self.start + len(self.slots) == len(self.seq.tokens)
+        return self.start + len(self.slots) == len(self.seq.tokens) + self.seq.in_flight
 
 
 @dataclass(slots=True)
@@ -110,6 +110,34 @@ class Scheduler:
                 )
             self.preempt(self.running[-1])  # all wait for pages that the others hold
 
+    def schedule_ahead(self) -> Plan | None:
+        """The step behind the one in flight, of whose tokens nothing is known: one more token of
+        each sequence that goes on whatever it samples. Takes the pages that it needs.
+
+        Returns:
+            None where the next step has to wait for the one in flight: a sequence could start, a
+            place is about to come free for one that waits, a prompt is not computed yet, pages
+            are short, or all end.
+        """
+        if self.waiting and self._admits():
+            return None
+        going: list[Sequence] = []
+        needed = 0
+        for seq in self.running:
+            if seq.in_flight != 1 or seq.remaining != 1 or not seq.sampling.samples_in_step:
+                return None
+            if not seq.ends_in_flight:
+                needed += self.pool.pages_needed(seq.id, 1)
+                going.append(seq)
+            elif self.waiting:
+                return None
+        if not going or needed > self.pool.num_free:
+            return None
+        plan = Plan()
+        for seq in going:
+            self._take(plan, seq, 1)
+        return plan
+
     def fork(self, request: Request) -> list[PageCopy]:
         """Starts the unfinished siblings of a first sequence whose prompt is computed.
 
@@ -142,7 +170,11 @@ class Scheduler:
         self.num_preemptions += 1
 
     def drop(self, seq: Sequence) -> None:
-        """Forgets a sequence, wherever it is, and frees its pages."""
+        """Forgets a sequence, wherever it is, and frees its pages.
+
+        A step in flight may still write into them: before all that a later step writes there.
+        """
+        seq.in_flight = 0
         for queue in (self.running, self.waiting):
             if seq in queue:
                 queue.remove(seq)

@@ -45,12 +45,15 @@ class Capabilities:
         pages: reads K and V through block tables of many pages. Else a sequence is one slot.
         shares: lets several block tables hold the same page.
         max_slots: the most sequences in one step, None for no limit.
+        samples: the most sequences in a decode step that samples on the device, so that the next
+            one can be launched before the host has seen its tokens (`in_flight.py`); 0 if none can.
     """
 
     mixes: bool
     pages: bool
     shares: bool
     max_slots: int | None
+    samples: int = 0
 
 
 class StepExecutor(Protocol):

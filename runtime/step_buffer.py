@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from .step import Step
@@ -19,7 +20,21 @@ FIELDS: Mapping[str, torch.dtype] = {
     "seq_lens": torch.int32,
     "block_tables": torch.int32,
 }
-"""The tensors of a `Step` and their element types, in the order in which they lie."""
+"""The tensors of a `Step` and their element types."""
+SAMPLING: Mapping[str, torch.dtype] = {
+    "temperature": torch.float32,
+    "top_k": torch.int32,
+    "top_p": torch.float32,
+    "min_p": torch.float32,
+    "uniform": torch.float32,
+}
+"""What a Program that samples is told beside, one number a sequence."""
+FEED = {"feed_rows": torch.int64}
+"""No input of a Program: the row of the step before that holds each sequence's token."""
+# What is copied without its first or its last field stays one piece: token_ids may be on the device
+# already, block_tables are large and seldom change.
+_ORDER = {"token_ids": torch.int64, **FEED, **SAMPLING, **FIELDS}
+_ORDER["block_tables"] = _ORDER.pop("block_tables")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,68 +52,86 @@ class StepShape:
         count, pages = step.block_tables.shape
         return StepShape(len(step.token_ids), count, pages, len(step.logits_indices))
 
-    def sizes(self) -> Mapping[str, tuple[int, ...]]:
-        """Shape of each field."""
+    def size(self, name: str) -> tuple[int, ...]:
+        """Shape of a field."""
+        if name in ("token_ids", "positions", "slot_mapping"):
+            return (self.tokens,)
+        if name == "block_tables":
+            return (self.sequences, self.pages)
+        if name == "logits_indices":
+            return (self.rows,)
+        return (self.sequences + (name == "query_start"),)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the fields of a shape lie.
+
+    Attributes:
+        places: of each field its first byte, the one after its last, type and shape.
+        nbytes: of all fields, each aligned.
+    """
+
+    places: Mapping[str, tuple[int, int, torch.dtype, tuple[int, ...]]] = field(repr=False)
+    nbytes: int
+
+    @staticmethod
+    def of(shape: StepShape, names: Iterable[str] = FIELDS) -> Layout:
+        """The layout of the named fields; their order is always the same."""
+        wanted, start = frozenset(names), 0
+        places = {}
+        for name, dtype in _ORDER.items():
+            if name in wanted:
+                size = shape.size(name)
+                stop = start + torch.Size(size).numel() * dtype.itemsize
+                places[name] = (start, stop, dtype, size)
+                start = -(-stop // _ALIGNMENT) * _ALIGNMENT
+        return Layout(places, start)
+
+    def views(self, memory: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The fields in memory u8[…]."""
         return {
-            "token_ids": (self.tokens,),
-            "positions": (self.tokens,),
-            "slot_mapping": (self.tokens,),
-            "logits_indices": (self.rows,),
-            "query_start": (self.sequences + 1,),
-            "seq_lens": (self.sequences,),
-            "block_tables": (self.sequences, self.pages),
+            name: memory[start:stop].view(dtype).view(size)
+            for name, (start, stop, dtype, size) in self.places.items()
         }
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all fields, each aligned."""
-        return sum(_padded(shape, FIELDS[name]) for name, shape in self.sizes().items())
+
+def write_step(step: Step, fields: Mapping[str, np.ndarray]) -> None:
+    """Writes a step into fields at least as large, which are padded.
+
+    Padding sequences have no tokens. Padding tokens belong to no sequence and write to slot 0,
+    which page 0, reserved, holds. Padding rows of logits repeat row 0.
+    """
+    for name in FIELDS:
+        view = fields.get(name)
+        if view is None:
+            continue
+        value = getattr(step, name).numpy()
+        if value.shape != view.shape:
+            view.fill(value[-1] if name == "query_start" else 0)
+        if value.ndim == 1:
+            view[: len(value)] = value
+        else:
+            view[: value.shape[0], : value.shape[1]] = value
 
 
 class StepBuffer:
-    """Host and device memory of one size, in which the fields of a shape have fixed places.
+    """Host and device memory of one step of any kind.
 
     Args:
-        nbytes: of the largest step that it holds.
+        shape: of the step.
         device: where the Program runs.
     """
 
-    def __init__(self, nbytes: int, device: torch.device) -> None:
-        self.host = torch.zeros(nbytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
-        self.device = torch.zeros(nbytes, dtype=torch.uint8, device=device)
+    def __init__(self, shape: StepShape, device: torch.device) -> None:
+        self.layout = Layout.of(shape)
+        nbytes = self.layout.nbytes
+        self.host = torch.empty(nbytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self.device = torch.empty(nbytes, dtype=torch.uint8, device=device)
+        self.views = self.layout.views(self.device)
 
-    def views(self, shape: StepShape) -> dict[str, torch.Tensor]:
-        """The fields on the device; the same memory whenever the shape is the same."""
-        return _views(self.device, shape)
-
-    def fill(self, step: Step, shape: StepShape) -> None:
-        """Writes a step, padded to a shape at least as large, by one copy.
-
-        Padding sequences have no tokens. Padding tokens belong to no sequence and write to slot 0,
-        which page 0, reserved, holds. Padding rows of logits repeat row 0.
-        """
-        fields = _views(self.host, shape)
-        for name, field in fields.items():
-            value: torch.Tensor = getattr(step, name)
-            if value.shape == field.shape:
-                field.copy_(value)
-                continue
-            field.fill_(int(value[-1]) if name == "query_start" else 0)
-            field[tuple(slice(size) for size in value.shape)] = value
-        count = shape.nbytes
-        self.device[:count].copy_(self.host[:count], non_blocking=True)
-
-
-def _views(memory: torch.Tensor, shape: StepShape) -> dict[str, torch.Tensor]:
-    found, start = {}, 0
-    for name, size in shape.sizes().items():
-        dtype = FIELDS[name]
-        count = torch.Size(size).numel() * dtype.itemsize
-        found[name] = memory[start : start + count].view(dtype).view(size)
-        start += _padded(size, dtype)
-    return found
-
-
-def _padded(shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    count = torch.Size(shape).numel() * dtype.itemsize
-    return -(-count // _ALIGNMENT) * _ALIGNMENT
+    def fill(self, step: Step) -> None:
+        """Writes a step, padded to the shape (`write_step`), by one copy."""
+        fields = {name: view.numpy() for name, view in self.layout.views(self.host).items()}
+        write_step(step, fields)
+        self.device.copy_(self.host, non_blocking=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import pytest
@@ -26,6 +27,14 @@ def state_of(prompt=(), output=(), stop_ids=(), index=0, **params):
 
 def sample(logits, *states):
     return [one.token_id for one in Sampler().sample(logits, states)]
+
+
+def draw(rows, *states):
+    """Samples, and commits what each draws."""
+    tokens = sample(rows, *states)
+    for state, token in zip(states, tokens, strict=True):
+        state.commit(token)
+    return tokens
 
 
 @st.composite
@@ -115,7 +124,7 @@ def test_sampling_leaves_the_logits_as_they_are():
 
 def frequencies(logits, count, **params):
     state = state_of(seed=11, **params)
-    drawn = [sample(logits, state)[0] for _ in range(count)]
+    drawn = [draw(logits, state)[0] for _ in range(count)]
     return torch.bincount(torch.tensor(drawn), minlength=logits.shape[-1])
 
 
@@ -145,7 +154,7 @@ def test_a_seed_gives_the_same_tokens_in_any_batch():
 
     def run(*others):
         state = state_of(**params)
-        return [sample(rows[: 1 + len(others)], state, *others)[0] for rows in logits]
+        return [draw(rows[: 1 + len(others)], state, *others)[0] for rows in logits]
 
     alone = run()
     others = (state_of(), state_of(temperature=2.0, top_k=3), state_of(logprobs=2))
@@ -158,11 +167,40 @@ def test_streams_of_samples_and_seeds_differ():
 
     def run(**params):
         state = state_of(temperature=1.0, **params)
-        return tuple(sample(rows, state)[0] for rows in logits)
+        return tuple(draw(rows, state)[0] for rows in logits)
 
     streams = {run(seed=s, index=i) for s in (0, 1, 2, -1, 2**64 - 1) for i in range(3)}
     assert len(streams) == 15
     assert run() != run()  # without a seed
+
+
+@pytest.mark.quick
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 2)), max_size=120))
+def test_a_number_belongs_to_a_token_however_often_it_is_asked_for(turns):
+    """Against the bare generator: what was drawn ahead, and given up, takes nothing away."""
+    seed = 77
+    key = hashlib.sha256(f"{seed}:0".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big", signed=True))
+    numbers = torch.rand(200, dtype=torch.float64, generator=generator).tolist()
+    state, committed = state_of(temperature=1.0, seed=seed), 0
+    for commits, ahead in turns:
+        if commits:
+            state.commit(0)
+            committed += 1
+        found = state.uniform(ahead)
+        assert numbers[committed + ahead] - 2**-24 < found <= numbers[committed + ahead]
+        assert float(torch.tensor(found, dtype=torch.float32)) == found < 1
+
+
+def test_what_a_program_can_sample():
+    assert state_of(temperature=0.5, top_k=3, top_p=0.5, min_p=0.1).samples_in_step
+    assert state_of().samples_in_step and state_of(min_new_tokens=2).samples_in_step
+    early = state_of(stop_ids=[1], min_new_tokens=1)
+    assert not early.samples_in_step
+    early.commit(3)
+    assert early.samples_in_step
+    for params in ({"logprobs": 0}, {"repetition_penalty": 1.1}, {"presence_penalty": 0.1}):
+        assert not state_of(**params).samples_in_step
 
 
 @pytest.mark.quick

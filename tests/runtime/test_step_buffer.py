@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tilewright.codegen.program import Call, Program
 from tilewright.runtime.decode_graphs import bucket_of, is_decode, obstacles
 from tilewright.runtime.step import Step
-from tilewright.runtime.step_buffer import FIELDS, StepBuffer, StepShape
+from tilewright.runtime.step_buffer import FEED, FIELDS, SAMPLING, Layout, StepBuffer, StepShape
 
 pytestmark = pytest.mark.quick
 CPU = torch.device("cpu")
@@ -36,9 +36,9 @@ def step_of(counts: list[int], pages: int, rows: int) -> Step:
 def test_a_step_goes_through_unchanged_at_its_own_shape(counts, pages, rows) -> None:
     step = step_of(counts, pages, rows)
     shape = StepShape.of(step)
-    buffer = StepBuffer(shape.nbytes, CPU)
-    buffer.fill(step, shape)
-    for name, found in buffer.views(shape).items():
+    buffer = StepBuffer(shape, CPU)
+    buffer.fill(step)
+    for name, found in buffer.views.items():
         assert found.dtype is FIELDS[name] and torch.equal(found, getattr(step, name)), name
 
 
@@ -46,10 +46,10 @@ def test_a_step_goes_through_unchanged_at_its_own_shape(counts, pages, rows) -> 
 def test_padding_has_no_tokens_and_writes_to_the_reserved_page(count: int, pages: int) -> None:
     step, bucket = step_of([1] * count, pages, count), 8
     shape = StepShape(bucket, bucket, 5, bucket)
-    buffer = StepBuffer(shape.nbytes, CPU)
+    buffer = StepBuffer(shape, CPU)
     buffer.host.fill_(255)  # what an earlier step left there
-    buffer.fill(step, shape)
-    padded = buffer.views(shape)
+    buffer.fill(step)
+    padded = buffer.views
     assert padded["query_start"].tolist() == [*range(count + 1), *[count] * (bucket - count)]
     for name in ("token_ids", "positions", "slot_mapping", "seq_lens", "logits_indices"):
         own = getattr(step, name)
@@ -58,12 +58,19 @@ def test_padding_has_no_tokens_and_writes_to_the_reserved_page(count: int, pages
     assert padded["block_tables"].sum() == step.block_tables.sum()
 
 
-def test_a_shape_has_the_same_memory_every_time() -> None:
-    shape = StepShape(4, 4, 3, 4)
-    buffer = StepBuffer(shape.nbytes, CPU)
-    one, two = buffer.views(shape), buffer.views(shape)
-    assert all(one[name].data_ptr() == two[name].data_ptr() for name in FIELDS)
-    assert all(view.data_ptr() % 16 == buffer.device.data_ptr() % 16 for view in one.values())
+def test_a_layout_has_every_field_once_aligned_and_in_one_order() -> None:
+    layout = Layout.of(StepShape(4, 4, 3, 4), (*FIELDS, *SAMPLING, *FEED))
+    assert set(layout.places) == {*FIELDS, *SAMPLING, *FEED}
+    places = list(layout.places.values())
+    assert all(start % 16 == 0 for start, *_ in places)
+    assert all(one[1] <= two[0] for one, two in zip(places, places[1:], strict=False))
+    assert places[-1][1] <= layout.nbytes
+    # What is not copied at every step is at the ends.
+    assert [*layout.places][0] == "token_ids" and [*layout.places][-1] == "block_tables"
+    assert [*Layout.of(StepShape(4, 4, 3, 4), ("seq_lens", "positions")).places] == [
+        "positions",
+        "seq_lens",
+    ]
 
 
 def test_buckets_hold_every_count() -> None:

@@ -1,0 +1,147 @@
+"""The graphs of a model: the general one and, of a causal LM whose backend fuses, the decode graph;
+both lowered, checked and told apart in one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+
+from ..codegen.base import Backend, Lowered
+from ..ir.graph import Graph
+from ..passes.cache_samples import adapt_to_pages, adapt_to_slots
+from ..passes.driver import PassRecord, VerifyLevel, run_passes
+from ..passes.one_token import takes_one_token
+from ..passes.pipeline import decode_pipeline, pipeline
+from ..targets import Target
+
+Tensors = Sequence[torch.Tensor]
+CacheKind = Literal["paged", "slot"] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """What passes made of a captured graph.
+
+    Attributes:
+        captured: before them.
+        cache: form of the KV cache; None for plain modules.
+        records: of the passes to the general graph, at least one.
+        decode_records: of those from ``fork`` to the decode graph; none where there is no such
+            graph.
+        fork: the last graph that both have in common.
+        page_size: of a paged cache.
+    """
+
+    captured: Graph
+    cache: CacheKind
+    records: list[PassRecord]
+    fork: Graph
+    page_size: int
+    decode_records: list[PassRecord] = field(default_factory=list)
+
+    @property
+    def final(self) -> Graph:
+        """The general graph."""
+        return self.records[-1].graph if self.records else self.captured
+
+    @property
+    def decode(self) -> Graph | None:
+        """The decode graph, None where there is none."""
+        return self.decode_records[-1].graph if self.decode_records else None
+
+    @property
+    def graphs(self) -> list[Graph]:
+        """Every graph on the way."""
+        return [self.captured, *(r.graph for r in (*self.records, *self.decode_records))]
+
+    def inputs(self, samples: Tensors) -> tuple[torch.Tensor, ...]:
+        """Inputs of the general graph for those of the captured one."""
+        return _adapted(self.captured, self.final, self.cache, samples)
+
+    def decode_inputs(self, samples: Tensors) -> tuple[torch.Tensor, ...]:
+        """Inputs of the decode graph for those of the captured one."""
+        inputs = adapt_to_pages(self.captured, self.fork, samples, self.page_size)
+        graph = self.fork
+        steps = decode_pipeline(self.page_size)
+        for step, record in zip(steps, self.decode_records, strict=False):
+            if step.adapt_inputs is not None:
+                inputs = step.adapt_inputs(graph, record.graph, inputs)
+            graph = record.graph
+        return inputs
+
+
+def pass_graphs(
+    captured: Graph,
+    cache: CacheKind,
+    backend: Backend,
+    level: VerifyLevel,
+    samples: Tensors | None,
+    page_size: int,
+) -> Passed:
+    """Runs the pipelines, each pass checked as ``run_passes`` does.
+
+    Raises:
+        VerificationError: a pass whose result is ill-formed or computes something else.
+    """
+    steps = pipeline(cache, backend.fuses)
+    final, records = run_passes(captured, steps, level=level, samples=samples)
+    fork = records[-2].graph if len(records) == len(steps) and len(steps) > 1 else final
+    passed = Passed(captured, cache, records, fork, page_size)
+    done = len(records) == len(steps)  # a pass limit within the pipeline leaves no decode graph
+    if cache != "paged" or not backend.fuses or not done or not takes_one_token(fork):
+        return passed
+    inputs = None if samples is None else adapt_to_pages(captured, fork, samples, page_size)
+    more = decode_pipeline(page_size)
+    _, found = run_passes(fork, more, level=level, samples=inputs, first=len(steps))
+    return replace(passed, decode_records=found)
+
+
+@dataclass(frozen=True, slots=True)
+class LoweredGraphs:
+    """What a backend made of the graphs.
+
+    Attributes:
+        general, decode: their Programs, with files and notes.
+    """
+
+    general: Lowered
+    decode: Lowered | None
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """The artifacts of both: equal kernels have equal paths."""
+        return {**self.general.files, **(self.decode.files if self.decode else {})}
+
+    @property
+    def weights(self) -> frozenset[str]:
+        """Names of the weights that a Program reads, or that its kernels take in at load."""
+        parts = (self.general, *((self.decode,) if self.decode else ()))
+        return frozenset(
+            name
+            for part in parts
+            for name in (
+                *part.program.weights.values(),
+                *(name for call in part.program.calls for name in call.constants),
+            )
+        )
+
+
+def lower_graphs(
+    passed: Passed, backend: Backend, target: Target, limit: int | None
+) -> LoweredGraphs:
+    """Lowers the graphs of a model; ``limit`` is a causal LM's context."""
+    general = backend.lower(passed.final, target, limit)
+    decode = passed.decode
+    return LoweredGraphs(general, None if decode is None else backend.lower(decode, target, limit))
+
+
+def _adapted(
+    before: Graph, after: Graph, cache: CacheKind, samples: Tensors
+) -> tuple[torch.Tensor, ...]:
+    if cache is None:
+        return tuple(samples)
+    return (adapt_to_pages if cache == "paged" else adapt_to_slots)(before, after, samples)

@@ -1,0 +1,108 @@
+"""The order in which a device works: what was queued first is done first, and the host goes on."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Event(Protocol):
+    """A place in a queue."""
+
+    def synchronize(self) -> None:
+        """Waits until all that was queued before it is done."""
+        ...
+
+
+class Replayable(Protocol):
+    """Recorded work, such as a CUDA graph."""
+
+    def replay(self) -> None:
+        """Queues it once more."""
+        ...
+
+
+class DeviceQueue(Protocol):
+    """Queues work for a device. No method waits for it."""
+
+    def join(self) -> None:
+        """Puts what follows, here and in torch's current stream, behind all that was queued: to be
+        called before a step is queued, or anything else that touches its memory."""
+        ...
+
+    def copy(self, destination: Tensor, source: Tensor) -> None:
+        """Copies between host (pinned) and device memory; the host's must stay as it is until an
+        event behind it has come."""
+        ...
+
+    def gather(self, destination: Tensor, source: Tensor, rows: Tensor) -> None:
+        """destination[i] = max(source[rows[i]], 0), for token ids i64 on the device."""
+        ...
+
+    def replay(self, graph: Replayable) -> None:
+        """Replays recorded work."""
+        ...
+
+    def record(self, event: Event | None) -> Event:
+        """An event behind all that was queued: the one given, set anew, or a new one."""
+        ...
+
+
+class CudaQueue:
+    """The current stream of the thread; a change of streams between two steps is ordered too."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream: torch.cuda.Stream | None = None
+
+    def join(self) -> None:
+        current = torch.cuda.current_stream(self._device)
+        if self._stream is not None and self._stream != current:
+            current.wait_stream(self._stream)
+        self._stream = current
+
+    def copy(self, destination: Tensor, source: Tensor) -> None:
+        destination.copy_(source, non_blocking=True)
+
+    def gather(self, destination: Tensor, source: Tensor, rows: Tensor) -> None:
+        torch.index_select(source, 0, rows, out=destination)
+        destination.clamp_(min=0)
+
+    def replay(self, graph: Replayable) -> None:
+        graph.replay()
+
+    def record(self, event: Any) -> Event:
+        if event is None:
+            event = torch.cuda.Event()
+        event.record(self._stream)
+        found: Event = event
+        return found
+
+
+class ImmediateQueue:
+    """The CPU as a device: all is done at once."""
+
+    def join(self) -> None:
+        pass
+
+    def copy(self, destination: Tensor, source: Tensor) -> None:
+        destination.copy_(source)
+
+    def gather(self, destination: Tensor, source: Tensor, rows: Tensor) -> None:
+        destination.copy_(source.index_select(0, rows).clamp_(min=0))
+
+    def replay(self, graph: Replayable) -> None:
+        graph.replay()
+
+    def record(self, event: Event | None) -> Event:
+        return _COME
+
+
+class _Come:
+    def synchronize(self) -> None:
+        pass
+
+
+_COME = _Come()

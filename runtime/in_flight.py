@@ -1,0 +1,161 @@
+"""Decode steps that sample on the device: one is in flight while the host works.
+
+The path of one step, n, when nothing keeps it from being launched ahead:
+
+1. While the device computes step n - 1, `Scheduler.schedule_ahead` plans n: one more token of each
+   sequence that goes on whatever n - 1 samples. Its places in the KV memory, positions and lengths
+   are known; its token ids are what n - 1 samples, and stay on the device.
+2. `Launcher.launch` builds the batch, which draws the random numbers. The executor writes it into
+   the pinned memory that n - 2 had, and queues: the copy to the device; a gather of the token ids,
+   if the rows are not those of n - 1; the graph, which ends by sampling and feeding the tokens to
+   the next step; the copy of the tokens to the host; an event. Nothing waits.
+3. The loop waits for the event of n - 1, and commits its tokens. A sequence that has ended (end of
+   sequence, stop token, stop string) is dropped: its row of n is void.
+4. The next call of `GenerationLoop.step` launches n + 1, and then waits for n.
+
+`schedule_ahead` declines, and the loop commits n - 1 before it plans n from what is known (it
+drains), when a request can start or is about to, a prompt is not computed yet, pages run short (so
+that somebody has to be preempted), a row needs the host's sampler (penalties, logprobs, stop tokens
+masked), or other work has taken the tokens' place on the device. Forks follow prompts, so that they
+come when nothing is in flight.
+
+Why a void row does no harm. `Sequence.in_flight` counts the tokens on their way; whatever drops or
+preempts a sequence sets it to 0, and a row without it is never committed. The row's sequence
+reserved the place that it writes to, after copy-on-write: no other sequence holds that page when
+the step is launched. Once the sequence is dropped, the page may go to another, but all work is
+queued in one order, so the new owner's steps and page copies come later, and a sequence reads no
+place that it, or whoever it was forked from, has not written since it got the page. Were the page
+kept for its contents, they would be right: the void row writes K and V of the sequence's own last
+token, at that token's place. Padding rows write to slot 0, in the reserved page 0.
+
+What is in flight when an exception comes is discarded, not committed: every running sequence starts
+anew from its committed tokens. Its random numbers are numbered by token, so it draws the same ones.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..errors import VerificationError
+from .batch import DecodeBatch, DecodeBatches
+from .decode_buffer import Launched
+from .pool import KVPool
+from .sampling import Sampled
+from .scheduler import Chunk, Plan, Scheduler
+from .step import StepExecutor
+
+
+class SamplingExecutor(StepExecutor, Protocol):
+    """An executor whose decode steps sample: `capabilities.samples` is above 0."""
+
+    def launch(self, batch: DecodeBatch, after: Launched | None) -> Launched:
+        """Queues a step of at most `capabilities.samples` sequences, and does not wait for it.
+
+        Args:
+            batch: what to compute.
+            after: the step that samples the batch's tokens, unless it holds them itself.
+        """
+        ...
+
+    def follows(self, launched: Launched) -> bool:
+        """Whether a step can be launched `after` this one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """A step that has been launched, and whose tokens are not committed."""
+
+    plan: Plan
+    batch: DecodeBatch
+    launched: Launched
+
+    @property
+    def is_void(self) -> bool:
+        """Whether nobody waits for its tokens any more."""
+        return not any(chunk.seq.in_flight for chunk in self.plan.chunks)
+
+
+class Launcher:
+    """Launches and commits steps that sample.
+
+    Args:
+        executor: takes them.
+        scheduler: plans them; sequences that end are dropped there.
+        pool: of the scheduler.
+    """
+
+    def __init__(self, executor: SamplingExecutor, scheduler: Scheduler, pool: KVPool) -> None:
+        self._executor, self._scheduler = executor, scheduler
+        self._batches = DecodeBatches(pool)
+        self._most = executor.capabilities.samples
+
+    def takes(self, plan: Plan) -> bool:
+        """Whether a plan is of decodes alone that a step can sample; to be asked of all plans."""
+        takes = len(plan.chunks) <= self._most and all(map(_samples, plan.chunks))
+        if not takes:
+            self._batches.forget()
+        return takes
+
+    def plan_ahead(self, flight: InFlight) -> Plan | None:
+        """The plan of a step to be launched behind one in flight; None if there can be none."""
+        if not self._executor.follows(flight.launched):
+            return None
+        return self._scheduler.schedule_ahead()
+
+    def launch(self, plan: Plan, after: InFlight | None) -> InFlight:
+        """Launches a plan whose page copies are queued.
+
+        Args:
+            plan: that `takes` accepts, or from `plan_ahead`.
+            after: the step in flight, if the plan was made ahead.
+        """
+        before = None if after is None else after.batch
+        batch = self._batches.build(plan, before)
+        launched = self._executor.launch(batch, None if after is None else after.launched)
+        for chunk in plan.chunks:
+            seq = chunk.seq
+            seq.num_computed += 1
+            seq.in_flight += 1
+        return InFlight(plan, batch, launched)
+
+    def commit(self, flight: InFlight) -> list[Chunk]:
+        """Waits for a step's tokens and gives them to their sequences.
+
+        Returns:
+            what of the plan was computed for somebody: the rows that are not void.
+
+        Raises:
+            VerificationError: a row that is not void has no finite largest logit; nothing has been
+                committed.
+        """
+        tokens = flight.launched.tokens()
+        rows = [
+            (chunk, token)
+            for chunk, token in zip(flight.plan.chunks, tokens, strict=True)
+            if chunk.seq.in_flight
+        ]
+        broken = [row for row, (_, token) in enumerate(rows) if token < 0]
+        if broken:
+            raise VerificationError(
+                "the model's logits",
+                expected="a finite largest logit in each row",
+                found=f"none in rows {broken} of {len(rows)}",
+                remedy="Run `tilewright verify`.",
+            )
+        now = time.perf_counter()
+        for chunk, token in rows:
+            seq = chunk.seq
+            seq.in_flight -= 1
+            seq.accept(Sampled(token), now)
+            if seq.finish_reason is not None:
+                self._scheduler.drop(seq)
+        return [chunk for chunk, _ in rows]
+
+
+def _samples(chunk: Chunk) -> bool:
+    seq = chunk.seq
+    decodes = len(chunk.slots) == 1 and chunk.completes and seq.request.forked
+    return decodes and seq.sampling.samples_in_step

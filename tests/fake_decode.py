@@ -1,0 +1,182 @@
+"""The tiny model of `fake_executor` as two Programs, of which the second samples, and a device that
+does nothing before somebody waits for it.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from fake_executor import VOCAB, logits_of
+from tilewright.codegen.program import Program
+from tilewright.ir.parser import parse_type_text
+from tilewright.runtime import SamplingParams
+from tilewright.runtime.decode_graphs import DecodeGraphs, EagerDecode
+from tilewright.runtime.executor import PagedExecutor
+from tilewright.runtime.filters import draw
+from tilewright.runtime.runner import ProgramRunner
+from tilewright.runtime.sampling import filtered_logits
+from tilewright.runtime.step_buffer import FIELDS, SAMPLING
+
+CACHE = "k_cache_0"
+_ONE_TOKEN = [name for name in FIELDS if name not in ("query_start", "logits_indices")]
+
+
+class _Runner(ProgramRunner):
+    """K are token ids. `broken` says after which tokens the logits are NaN."""
+
+    def __init__(self, inputs, outputs):
+        types = {CACHE: parse_type_text("i64[N, P]")}
+        pairs = tuple((name, name) for name in outputs)
+        super().__init__(Program("fake", types, (*inputs, CACHE), {}, pairs, ()), {}, None)
+        self.broken = lambda tokens: False
+        self.runs = 0
+
+    def logits(self, inputs, b, length):
+        memory = inputs[CACHE]
+        tokens = memory[inputs["block_tables"][b].long()].reshape(-1)[:length].tolist()
+        assert all(0 <= token < VOCAB for token in tokens), "a place that was never written"
+        return logits_of(tokens) * (torch.nan if self.broken(tokens) else 1.0)
+
+
+class GeneralRunner(_Runner):
+    """Any step, to logits."""
+
+    def __init__(self):
+        super().__init__(FIELDS, ("logits",))
+
+    def run(self, inputs):
+        self.runs += 1
+        inputs[CACHE].view(-1)[inputs["slot_mapping"]] = inputs["token_ids"]
+        rows = []
+        for row in inputs["logits_indices"].tolist():
+            b = int(torch.searchsorted(inputs["query_start"][1:], row, right=True))
+            rows.append(self.logits(inputs, b, int(inputs["positions"][row]) + 1))
+        return {"logits": torch.stack(rows) if rows else torch.empty(0, VOCAB)}
+
+
+class DecodeRunner(_Runner):
+    """One token a sequence, to logits and tokens; rows of padding give NaN and -1."""
+
+    def __init__(self):
+        super().__init__([*_ONE_TOKEN, *SAMPLING], ("logits", "tokens"))
+
+    def run(self, inputs):
+        self.runs += 1
+        ids, lens = inputs["token_ids"].tolist(), inputs["seq_lens"].tolist()
+        assert all(0 <= token < VOCAB for token in ids), "an id outside of the embedding"
+        inputs[CACHE].view(-1)[inputs["slot_mapping"]] = inputs["token_ids"]
+        logits = torch.full((len(ids), VOCAB), torch.nan)
+        tokens = torch.full((len(ids),), -1)
+        for row, length in enumerate(lens):
+            if length == 0:
+                assert not inputs["slot_mapping"][row] and not inputs["block_tables"][row].any()
+                continue
+            assert inputs["positions"][row] == length - 1
+            logits[row] = self.logits(inputs, row, length)
+            tokens[row] = _sampled(logits[row], {name: inputs[name][row] for name in SAMPLING})
+        return {"logits": logits, "tokens": tokens}
+
+
+def _sampled(row, given):
+    if row.isnan().any():
+        return -1
+    if given["temperature"] == 0:
+        return int(row.argmax())
+    names = ("temperature", "top_k", "top_p", "min_p")
+    params = SamplingParams(**{name: given[name].item() for name in names})
+    return int(draw(filtered_logits(row[None], [params]), given["uniform"].double()[None, None]))
+
+
+class LazyQueue:
+    """Does nothing before an event is waited for, and then only what was queued before it.
+
+    `fail_at` raises KeyboardInterrupt at that call, before or after the work is queued.
+    """
+
+    def __init__(self):
+        self.work, self.done, self.calls = [], 0, 0
+        self.fail_at, self.fail_late = None, False
+        self.copies = []
+        self.ahead = 0  # steps that were queued while another one was not done
+
+    def join(self):
+        pass
+
+    def copy(self, destination, source):
+        self.copies.append(source.numel() * source.element_size())
+        self._queue(lambda: destination.copy_(source))
+
+    def gather(self, destination, source, rows):
+        self._queue(lambda: destination.copy_(source[rows].clamp(min=0)))
+
+    def replay(self, graph):
+        self.ahead += self.done < len(self.work) - 2
+        self._queue(graph.replay)
+
+    def record(self, event):
+        self._queue(lambda: None)
+        return _Until(self, len(self.work))
+
+    def flush(self, stop=None):
+        stop = len(self.work) if stop is None else stop
+        while self.done < stop:
+            work, self.work[self.done] = self.work[self.done], None
+            self.done += 1
+            work()
+
+    def _queue(self, work):
+        self.calls += 1
+        fails = self.calls == self.fail_at
+        if fails and not self.fail_late:
+            raise KeyboardInterrupt
+        self.work.append(work)
+        if fails:
+            raise KeyboardInterrupt
+
+
+class _Until:
+    def __init__(self, queue, stop):
+        self.queue, self.stop = queue, stop
+
+    def synchronize(self):
+        self.queue.flush(self.stop)
+
+
+class _LazyDecode(EagerDecode):
+    """As on a GPU: buckets, graphs that hold their memory's addresses, and nothing done at once."""
+
+    _shape = DecodeGraphs._shape
+
+    def _queue(self):
+        return LazyQueue()
+
+    def _graph(self, shape):
+        if shape.sequences not in self.captured:
+            self.captured[shape.sequences] = super()._graph(shape)
+        return self.captured[shape.sequences]
+
+    def run(self, step):
+        found = super().run(step)
+        self.queue.flush()  # the caller looks at the logits
+        if found is None:
+            return None
+        bucket = self._shape(*step.block_tables.shape).sequences
+        return self.captured[bucket].logits[: len(step.seq_lens)]
+
+
+class LazyExecutor(PagedExecutor):
+    """A paged executor whose decode steps sample on the device that waits to be waited for."""
+
+    def __init__(self, max_sequences=8, max_model_len=48):
+        self.general, self.decoding = GeneralRunner(), DecodeRunner()
+        super().__init__(self.general, max_sequences, max_model_len, decode=self.decoding)
+
+    def allocate(self, num_pages, page_size):
+        super().allocate(num_pages, page_size)
+        self.caches.tensors[CACHE].random_(-10_000, -1)  # nothing is clean, nor is it cleaned
+
+    def _graphs(self, runner, pages):
+        return _LazyDecode(runner, self.caches.tensors, self.max_sequences, pages)
+
+    def _join(self):
+        self.graphs.queue.flush()
