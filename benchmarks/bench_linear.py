@@ -265,7 +265,10 @@ def report(
     """Prints a line, and appends it."""
     share = nbytes / seconds / rate
     text = "" if error is None else f"  error {error:.1e}"
-    print(f"{shape:10} T={tokens:<3} {label:34} {seconds * 1e6:8.2f} us {share:6.3f}{text}", flush=True)
+    print(
+        f"{shape:10} T={tokens:<3} {label:34} {seconds * 1e6:8.2f} us {share:6.3f}{text}",
+        flush=True,
+    )
     if output is not None:
         line = {"shape": shape, "tokens": tokens, "variant": label, "us": seconds * 1e6,
                 "share_of_read": share, "error": error, "device": torch.cuda.get_device_name()}  # fmt: skip
@@ -303,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         nbytes = SHAPES[name].nbytes
         seconds = seconds_of(contest.cublas, launches)
         report(options.output, name, tokens, "cublas", seconds, nbytes, rate, None)
-        for (label, _), package in zip(found, packages):
+        for (label, _), package in zip(found, packages, strict=False):  # one iterator for all
             try:
                 run = contest.kernel(package)
                 error = contest.error(run(0))

@@ -57,8 +57,26 @@ class Backend(Protocol):
     kv_cache: KVCacheKind
     fuses: bool
 
-    def lower(self, graph: Graph, target: Target, max_model_len: int | None = None) -> Lowered:
-        """A Program for the graph; ``max_model_len`` bounds the positions of a causal LM."""
+    def lower(
+        self,
+        graph: Graph,
+        target: Target,
+        max_model_len: int | None = None,
+        deterministic: bool = False,
+    ) -> Lowered:
+        """A Program for the graph.
+
+        Args:
+            graph: what to compute.
+            target: where.
+            max_model_len: bounds the positions of a causal LM.
+            deterministic: whether a row of a result may depend on no other rows than those that the
+                op reads, to the bit: the same sequence, alone or in a batch, the same numbers.
+
+        Raises:
+            UnsupportedError: a kernel that cannot be compiled, or a deterministic Program that the
+                backend cannot make.
+        """
         ...
 
     def load(

@@ -71,6 +71,8 @@ def compile(
     verify: str = "sample",
     trust_remote_code: bool = False,
     random_weights: int | None = None,
+    deterministic: bool = False,
+    memory_fraction: float = 0.9,
     progress: Progress | None = None,
 ) -> Engine:
     """Compiles a model into an engine.
@@ -97,6 +99,12 @@ def compile(
         trust_remote_code: whether a model folder may bring Python code of its own.
         random_weights: a seed: the weights of a model folder are not read, but random (norms are
             ones), the same in every process; to measure shapes without their checkpoint.
+        deterministic: whether a sequence gives the same bits alone and in any batch: sums come in
+            one order, whatever is computed beside them. Needs the Triton backend. Decode steps read
+            weights through matrix tiles and keys without splits, which takes longer.
+        memory_fraction: of a GPU's memory that weights, KV cache and steps may take together. The
+            cache has room for max_batch_size sequences of full length, or what fits; sequences that
+            then run out of pages wait.
         progress: called as phases begin.
 
     Returns:
@@ -118,6 +126,8 @@ def compile(
         verify=verify,
         trust_remote_code=trust_remote_code,
         random_weights=random_weights,
+        deterministic=deterministic,
+        memory_fraction=memory_fraction,
     )
     phases = Phases(progress)
     image = phases.run(
@@ -238,10 +248,20 @@ def _finish(
     passed = phases.run(
         "passes",
         0.6,
-        lambda: pass_graphs(graph, cache, backend, checks.level, samples, options.page_size),
+        lambda: pass_graphs(
+            graph,
+            cache,
+            backend,
+            checks.level,
+            samples,
+            options.page_size,
+            options.deterministic,
+        ),
     )
     lowered = phases.run(
-        "codegen", 0.75, lambda: lower_graphs(passed, backend, options.target, limit)
+        "codegen",
+        0.75,
+        lambda: lower_graphs(passed, backend, options.target, limit, options.deterministic),
     )
     phases.run("check", 0.85, lambda: checks.of_programs(passed, lowered, samples))
     final, general = passed.final, lowered.general
@@ -356,6 +376,7 @@ def _lm_config(source: Source, options: CompileOptions, graph: Graph, limit: int
         options.page_size,
         options.cache,
         source.eos_token_ids,
+        options.memory_fraction,
     )
 
 

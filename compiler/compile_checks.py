@@ -59,12 +59,13 @@ class Checks:
         vocabulary = int(str(graph.outputs[0].shape[-1]))
         ids = (torch.randint(vocabulary, (1, 8), generator=torch.Generator().manual_seed(0)),)
         cache, page_size = self.options.cache, self.options.page_size
-        passed = pass_graphs(graph, cache, self.backend, "structure", ids, page_size)
-        lowered = lower_graphs(passed, self.backend, self.options.target, self.limit)
+        exact = self.options.deterministic
+        passed = pass_graphs(graph, cache, self.backend, "structure", ids, page_size, exact)
+        lowered = lower_graphs(passed, self.backend, self.options.target, self.limit, exact)
         key = check_key(passed.graphs, lowered, cut.weights)
         error = remembered(key)
         if error is None:
-            passed = pass_graphs(graph, cache, self.backend, "full", ids, page_size)
+            passed = pass_graphs(graph, cache, self.backend, "full", ids, page_size, exact)
             records = (*passed.records, *passed.decode_records)
             error = max([self._error(passed, lowered, ids), *(r.max_error or 0.0 for r in records)])
             remember(key, error)

@@ -81,18 +81,23 @@ def pass_graphs(
     level: VerifyLevel,
     samples: Tensors | None,
     page_size: int,
+    deterministic: bool = False,
 ) -> Passed:
     """Runs the pipelines, each pass checked as ``run_passes`` does.
+
+    A ``deterministic`` model has no decode graph: a step alone and a step among others are one
+    graph's, and one set of kernels'.
 
     Raises:
         VerificationError: a pass whose result is ill-formed or computes something else.
     """
-    steps = pipeline(cache, backend.fuses)
+    steps = pipeline(cache, backend.fuses, deterministic)
     final, records = run_passes(captured, steps, level=level, samples=samples)
     fork = records[-2].graph if len(records) == len(steps) and len(steps) > 1 else final
     passed = Passed(captured, cache, records, fork, page_size)
     done = len(records) == len(steps)  # a pass limit within the pipeline leaves no decode graph
-    if cache != "paged" or not backend.fuses or not done or not takes_one_token(fork):
+    has_decode = cache == "paged" and backend.fuses and done and not deterministic
+    if not has_decode or not takes_one_token(fork):
         return passed
     inputs = None if samples is None else adapt_to_pages(captured, fork, samples, page_size)
     more = decode_pipeline(page_size)
@@ -131,10 +136,14 @@ class LoweredGraphs:
 
 
 def lower_graphs(
-    passed: Passed, backend: Backend, target: Target, limit: int | None
+    passed: Passed,
+    backend: Backend,
+    target: Target,
+    limit: int | None,
+    deterministic: bool = False,
 ) -> LoweredGraphs:
     """Lowers the graphs of a model; ``limit`` is a causal LM's context."""
-    general = backend.lower(passed.final, target, limit)
+    general = backend.lower(passed.final, target, limit, deterministic)
     decode = passed.decode
     return LoweredGraphs(general, None if decode is None else backend.lower(decode, target, limit))
 

@@ -57,6 +57,8 @@ class CompileOptions:
         verify: how passes are checked.
         trust_remote_code: whether a model folder may bring Python code.
         random_weights: seed of the weights of a model folder that has none, None to read them.
+        deterministic: whether a row's numbers depend on no other row.
+        memory_fraction: of the device's memory that an engine may take.
     """
 
     target: Target
@@ -70,6 +72,8 @@ class CompileOptions:
     verify: VerifyLevel
     trust_remote_code: bool
     random_weights: int | None = None
+    deterministic: bool = False
+    memory_fraction: float = 0.9
 
 
 def resolve_options(
@@ -83,6 +87,8 @@ def resolve_options(
     verify: str,
     trust_remote_code: bool,
     random_weights: int | None = None,
+    deterministic: bool = False,
+    memory_fraction: float = 0.9,
 ) -> CompileOptions:
     """Checks the options that a user gave, and fills in what "auto" means here.
 
@@ -100,6 +106,15 @@ def resolve_options(
             raise wrong_option(option, value, ("an integer of 1 or more",))
     if random_weights is not None and not _is_seed(random_weights):
         raise wrong_option("random_weights", random_weights, ("a seed from 0 to 2**63 - 1", "None"))
+    if not isinstance(memory_fraction, int | float) or not 0 < memory_fraction <= 1:
+        raise wrong_option("memory_fraction", memory_fraction, ("a number above 0, at most 1",))
+    if deterministic and not get_backend(name).fuses:
+        raise UnsupportedError(
+            f"deterministic=True with backend {name!r}",
+            expected="a backend whose kernels are ours: triton",
+            found=f"{name}, whose libraries choose another order of sums for other batches",
+            remedy="Use backend='triton', or leave deterministic out.",
+        )
     return CompileOptions(
         device,
         name,
@@ -112,6 +127,8 @@ def resolve_options(
         level,
         trust_remote_code,
         random_weights,
+        deterministic,
+        float(memory_fraction),
     )
 
 

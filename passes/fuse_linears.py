@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..ir.build import make
 from ..ir.dtypes import DType
@@ -56,10 +56,9 @@ FUSE_LINEARS = Pass("fuse_linears", fuse_linears)
 
 
 def _value(
-    root: Node, bodies: dict[Node, Body], named: dict[Graph, Graph], values: dict[Node, Node]
+    root: Node, bodies: Mapping[Node, Body], named: Mapping[Graph, Graph], values: dict[Node, Node]
 ) -> Node:
-    """What stands for a node: a call of its group, or the node over what stands for its operands.
-    """
+    """What stands for a node: a call of its group, or itself over what stands for its operands."""
     stack = [root]
     while stack:
         node = stack[-1]
@@ -138,7 +137,7 @@ def _reader(graph: Graph, value: Node, halves: bool) -> Node | None:
 
 
 def _are_halves(slices: Sequence[Node], columns: int) -> bool:
-    bounds = sorted((s.attr("start"), s.attr("stop")) for s in slices)  # type: ignore[type-var]
+    bounds = sorted((s.attr("start"), s.attr("stop")) for s in slices)
     flat = all(s.attr("dim") == 1 and s.attr("step") == 1 for s in slices)
     return flat and columns % 2 == 0 and bounds == [(0, columns // 2), (columns // 2, columns)]
 

@@ -70,7 +70,7 @@ def _attr(value: Attr, known: Mapping[str, Size]) -> Attr:
     if isinstance(value, Dim):
         return substitute(value, known)
     if isinstance(value, tuple):
-        return tuple(_attr(part, known) for part in value)  # type: ignore[misc]
+        return tuple(_attr(part, known) for part in value)
     return value
 
 

@@ -27,7 +27,9 @@ _CACHES: dict[str | None, tuple[Pass, ...]] = {
 }
 
 
-def pipeline(cache: Literal["paged", "slot"] | None, fuses: bool = False) -> tuple[Pass, ...]:
+def pipeline(
+    cache: Literal["paged", "slot"] | None, fuses: bool = False, deterministic: bool = False
+) -> tuple[Pass, ...]:
     """The passes from a captured graph to one that backends lower.
 
     Args:
@@ -35,6 +37,7 @@ def pipeline(cache: Literal["paged", "slot"] | None, fuses: bool = False) -> tup
             signature.
         fuses: whether the backend makes one kernel of a fused group; others fuse by themselves, and
             see more in single ops.
+        deterministic: whether products are computed by kernels of ours, row by row.
     """
     return (
         # One spelling for each value; what depends on weights alone becomes a weight.
@@ -57,6 +60,7 @@ def pipeline(cache: Literal["paged", "slot"] | None, fuses: bool = False) -> tup
         FOLD_WEIGHTS,
         # What can share a kernel.
         *((FUSE_APPEND,) if fuses and cache == "paged" else ()),
+        *((FUSE_LINEARS,) if fuses and deterministic else ()),
         *((FUSE,) if fuses else ()),
     )
 

@@ -108,5 +108,6 @@ def tokens_of(graph: Graph, inputs: Tensors, logits: torch.Tensor) -> torch.Tens
         return None
     given = {input_name(n): tensor for n, tensor in zip(graph.inputs, inputs, strict=True)}
     parameters = (given[input_name(operand)] for operand in node.operands[1:])
-    tokens: torch.Tensor = schema("sample").reference(logits, *parameters)
+    tokens = schema("sample").reference(logits, *parameters)
+    assert isinstance(tokens, torch.Tensor)
     return tokens

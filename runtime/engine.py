@@ -18,6 +18,7 @@ from .executor import PagedExecutor, SlotExecutor
 from .folder import load_image, save_engine
 from .image import EngineImage, LMConfig, Signature
 from .loop import GenerationLoop
+from .memory import pool_pages
 from .output import Completion, Delta
 from .params import SamplingParams
 from .pool import KVPool, PagedPool, SlotPool
@@ -386,11 +387,11 @@ def _memory(
     if config.kv_cache == "slot":
         pool = SlotPool(config.max_batch_size, config.max_model_len)
         return SlotExecutor(runner, config.max_batch_size), pool
-    pages = -(-config.max_model_len // config.page_size) * config.max_batch_size
-    executor = PagedExecutor(
-        runner, config.max_batch_size, config.max_model_len, decode=decode
-    )
-    return executor, PagedPool(pages + 1, config.page_size)
+    executor = PagedExecutor(runner, config.max_batch_size, config.max_model_len, decode=decode)
+    programs = tuple(one.program for one in (runner, decode) if one is not None)
+    page_bytes = executor.bytes_per_token * config.page_size
+    pages = pool_pages(config, page_bytes, programs, runner.device)
+    return executor, PagedPool(pages, config.page_size)
 
 
 def _bound(
@@ -444,4 +445,3 @@ def _rows(token_ids: object) -> torch.Tensor:
         found=found,
         remedy="Pass the ids that the tokenizer gives, as a tensor.",
     )
-

@@ -348,7 +348,12 @@ def _read_lm(data: Mapping[str, Json]) -> LMConfig:
     assert isinstance(eos, list)
     numbers = {k: int(str(data[k])) for k in _LM_INTS}
     kv_cache: Literal["paged", "slot"] = "slot" if data["kv_cache"] == "slot" else "paged"
-    return LMConfig(**numbers, kv_cache=kv_cache, eos_token_ids=tuple(int(str(i)) for i in eos))
+    return LMConfig(
+        **numbers,
+        kv_cache=kv_cache,
+        eos_token_ids=tuple(int(str(i)) for i in eos),
+        memory_fraction=float(str(data["memory_fraction"])),
+    )
 
 
 _LM_INTS = ("vocab_size", "max_model_len", "max_batch_size", "page_size")

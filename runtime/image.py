@@ -35,6 +35,7 @@ class LMConfig:
         page_size: tokens a page of the paged cache; a slot cache has whole sequences as pages.
         kv_cache: the form of the cache.
         eos_token_ids: tokens that end a completion.
+        memory_fraction: of the device's memory that weights, cache and steps may take together.
     """
 
     vocab_size: int
@@ -43,6 +44,7 @@ class LMConfig:
     page_size: int
     kv_cache: Literal["paged", "slot"]
     eos_token_ids: tuple[int, ...]
+    memory_fraction: float = 0.9
 
 
 @dataclass(frozen=True, slots=True)

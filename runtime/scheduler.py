@@ -19,6 +19,9 @@ from .step import Capabilities
 _age = attrgetter("id")
 
 
+STEP_TOKENS = 2048  # large enough for products to be bound by arithmetic
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Tokens [start, start + len(slots)) of `seq`, to be computed in one step."""
@@ -60,7 +63,7 @@ class Scheduler:
         pool: KVPool,
         capabilities: Capabilities,
         *,
-        max_tokens_per_step: int = 2048,
+        max_tokens_per_step: int = STEP_TOKENS,
         max_num_seqs: int = 256,
     ) -> None:
         for name, value in (

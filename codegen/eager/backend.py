@@ -25,7 +25,13 @@ class EagerBackend:
     kv_cache: KVCacheKind = "paged"
     fuses = True
 
-    def lower(self, graph: Graph, target: Target, max_model_len: int | None = None) -> Lowered:
+    def lower(
+        self,
+        graph: Graph,
+        target: Target,
+        max_model_len: int | None = None,
+        deterministic: bool = False,
+    ) -> Lowered:
         """One call a node, in the graph's order."""
         buffers = Buffers(graph)
         calls = [eager_call(node, buffers) for node in graph.nodes if is_call(node)]

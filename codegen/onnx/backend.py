@@ -30,7 +30,13 @@ class OnnxBackend:
     kv_cache: KVCacheKind = "slot"
     fuses = False
 
-    def lower(self, graph: Graph, target: Target, max_model_len: int | None = None) -> Lowered:
+    def lower(
+        self,
+        graph: Graph,
+        target: Target,
+        max_model_len: int | None = None,
+        deterministic: bool = False,
+    ) -> Lowered:
         """One call and one model a region, one call a node that has no place in one.
 
         The models hold no weights: those are handed over, by reference, when the engine starts.

@@ -29,7 +29,13 @@ class TritonBackend:
     kv_cache: KVCacheKind = "paged"
     fuses = True
 
-    def lower(self, graph: Graph, target: Target, max_model_len: int | None = None) -> Lowered:
+    def lower(
+        self,
+        graph: Graph,
+        target: Target,
+        max_model_len: int | None = None,
+        deterministic: bool = False,
+    ) -> Lowered:
         """A kernel or library call for each node; what no candidate takes runs in torch, and is
         noted. Kernels are compiled for the target's architecture, all at once.
         """
@@ -38,7 +44,7 @@ class TritonBackend:
         from .show import show_packages
 
         tuned_for = TARGETS["h100"] if target.is_cpu else target
-        program, sources, notes = lower_graph(graph, tuned_for)
+        program, sources, notes = lower_graph(graph, tuned_for, deterministic)
         if target.is_cpu:
             packages = [KernelPackage(source, {}) for source in sources]
         else:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from .generate import emit_fused
 from .kernels.append_kv import emit_append_kv
-from .kernels.linear import emit_linear
-from .kernels.paged_attention import emit_paged_attention
+from .kernels.linear import emit_invariant_linear, emit_linear
+from .kernels.paged_attention import emit_invariant_attention, emit_paged_attention
 from .kernels.paged_decode import emit_paged_decode
 from .kernels.sample import emit_sample
 from .moves import emit_copy, emit_kv_write, emit_rope
@@ -28,4 +28,12 @@ KERNELS: Mapping[str, tuple[Emit, ...]] = {
 }
 """Kernels of ours by op. Products and dense attention go to the libraries (library.py); what
 neither takes runs as torch defines it, and is reported.
+"""
+INVARIANT: Mapping[str, tuple[Emit, ...]] = {
+    **KERNELS,
+    "fused": (emit_invariant_linear, emit_fused),
+    "paged_attention": (emit_invariant_attention,),
+}
+"""Those of a deterministic Program: what a row sums up, and in which order, depends on no other
+row, nor on how many there are.
 """

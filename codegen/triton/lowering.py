@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ...errors import UnsupportedError
 from ...ir.dims import product
 from ...ir.graph import Graph
 from ...ir.node import Attr, Node
@@ -16,7 +17,7 @@ from ...targets import Target
 from ..eager.backend import eager_call, is_call
 from ..lowering import Buffers, assemble
 from ..program import Call, Program
-from .candidates import KERNELS
+from .candidates import INVARIANT, KERNELS
 from .layout import VIEWS, Layout, is_dense, located
 from .library import PREFIX, takes, views_of
 from .package import kernel_id
@@ -24,10 +25,15 @@ from .source import KernelSource
 
 
 def lower_graph(
-    graph: Graph, target: Target
+    graph: Graph, target: Target, deterministic: bool = False
 ) -> tuple[Program, tuple[KernelSource, ...], tuple[str, ...]]:
-    """A Program, the sources of its kernels (each once), and what fell back to torch, in words."""
-    lowering = _Lowering(graph, target)
+    """A Program, the sources of its kernels (each once), and what fell back to torch, in words.
+
+    Raises:
+        UnsupportedError: ``deterministic``, and an op whose sums only a library or torch computes,
+            in an order that may change with the number of rows.
+    """
+    lowering = _Lowering(graph, target, deterministic)
     for node in graph.nodes:
         if is_call(node) and node.op not in VIEWS:
             lowering.compute(node)
@@ -39,8 +45,10 @@ def lower_graph(
 
 
 class _Lowering:
-    def __init__(self, graph: Graph, target: Target) -> None:
+    def __init__(self, graph: Graph, target: Target, deterministic: bool) -> None:
         self.target, self.buffers = target, Buffers(graph)
+        self.deterministic = deterministic
+        self.kernels = INVARIANT if deterministic else KERNELS
         self.calls: list[Call] = []
         self.sources: dict[str, KernelSource] = {}
         self.notes: list[str] = []
@@ -52,6 +60,8 @@ class _Lowering:
         layouts = tuple(None if pair is None else pair[1] for pair in operands)
         bases = tuple(None if pair is None else self.buffers.one(pair[0]) for pair in operands)
         source = self._source(node, layouts)
+        if source is None and self.deterministic and node.op in _SUMS:
+            raise _varies(node)
         if source is not None:
             self.calls.append(self._kernel_call(node, source, bases))
         elif takes(node):
@@ -94,7 +104,7 @@ class _Lowering:
         return base, layout
 
     def _source(self, node: Node, layouts: tuple[Layout | None, ...]) -> KernelSource | None:
-        for emit in KERNELS.get(node.op, ()):
+        for emit in self.kernels.get(node.op, ()):
             source = emit(node, layouts, self.target)
             if source is not None:
                 return self.sources.setdefault(kernel_id(source), source)
@@ -119,6 +129,18 @@ class _Lowering:
 
 
 _FREE = frozenset({"const", "iota", "dim_value"})
+_SUMS = frozenset(
+    {"linear", "matmul", "conv", "attention", "paged_attention", "moe_experts", "fused", "cumsum"}
+)
+
+
+def _varies(node: Node) -> UnsupportedError:
+    return UnsupportedError(
+        f"deterministic=True with {node.op} over {node.value_type}",
+        expected="an op that a kernel of ours computes, row by row in one order",
+        found="one that a library or torch computes, in an order that may change with the batch",
+        remedy="Compile without deterministic=True.",
+    )
 
 
 def _origin(node: Node) -> tuple[str, ...]:

@@ -14,8 +14,10 @@ from .options import (
     BatchOption,
     CacheOption,
     ContextOption,
+    DeterministicOption,
     DtypeOption,
     JsonOption,
+    MemoryOption,
     Model,
     RandomOption,
     TargetOption,
@@ -45,6 +47,8 @@ def compile_model(
     ] = False,
     weights: WeightsOption = "embed",
     random_weights: RandomOption = None,
+    deterministic: DeterministicOption = False,
+    memory_fraction: MemoryOption = 0.9,
     as_json: JsonOption = False,
 ) -> None:
     """Compile MODEL into an engine folder."""
@@ -63,6 +67,8 @@ def compile_model(
         verify=verify,
         trust_remote_code=trust_remote_code,
         random_weights=random_weights,
+        deterministic=deterministic,
+        memory_fraction=memory_fraction,
     )
 
     with progress(f"save {output.name}") as advance:

@@ -45,6 +45,18 @@ RandomOption = Annotated[
         show_default=False,
     ),
 ]
+DeterministicOption = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic", help="The same tokens alone and in any batch, to the bit; slower."
+    ),
+]
+MemoryOption = Annotated[
+    float,
+    typer.Option(
+        "--memory-fraction", help="Share of the GPU's memory for weights, KV cache and steps."
+    ),
+]
 CheckpointOption = Annotated[
     Path | None,
     typer.Option(
@@ -155,6 +167,8 @@ def compile_in_memory(
     verify: str = "sample",
     trust_remote_code: bool = False,
     random_weights: int | None = None,
+    deterministic: bool = False,
+    memory_fraction: float = 0.9,
 ) -> EngineImage:
     """Compiles a model, with a progress bar; nothing is written."""
     from ..options import resolve_options
@@ -169,6 +183,8 @@ def compile_in_memory(
         verify=verify,
         trust_remote_code=trust_remote_code,
         random_weights=random_weights,
+        deterministic=deterministic,
+        memory_fraction=memory_fraction,
     )
     if not Path(path).exists():
         raise UsageError(

@@ -2,8 +2,8 @@
 
 One token goes through FMA units, a few rows of weights a program, with the first weights on their
 way before the kernel before has ended. Several tokens go through tensor cores, weights to the left;
-their norm is a launch of its own, for every program would need all of it. The body's ops become lines of
-the kernel's text, as in generated kernels.
+their norm is a launch of its own, for every program would need all of it. The body's ops become
+lines of the kernel's text, as in generated kernels.
 """
 
 from __future__ import annotations
@@ -34,7 +34,14 @@ from ..source import (
     jit_text,
 )
 from . import linear_kernel
-from .linear_tiles import GemmTiles, GemvTiles, Problem, default_gemm, default_gemv
+from .linear_tiles import (
+    GemmTiles,
+    GemvTiles,
+    Problem,
+    default_gemm,
+    default_gemv,
+    invariant_gemm,
+)
 from .linear_views import Place
 
 _BUCKETS = (16, 32, 64, 128)  # tokens of a program; the last of them takes any number, in blocks
@@ -61,6 +68,19 @@ def emit_linear(
         return None
     gemms = [one for one in tiles if one is not None]
     return linear_source(problem, target, default_gemv(problem, target), gemms)
+
+
+def emit_invariant_linear(
+    node: Node, layouts: tuple[Layout | None, ...], target: Target
+) -> KernelSource | None:
+    """As ``emit_linear``, for any number of tokens with one cut, that of many tokens and no parts:
+    a token's sums come in one order, whatever it is computed with.
+    """
+    problem = Problem.of(node, layouts)
+    tiles = None if problem is None else invariant_gemm(problem, target)
+    if problem is None or tiles is None:
+        return None
+    return linear_source(problem, target, None, [tiles])
 
 
 def linear_source(
@@ -129,7 +149,8 @@ class _Entries:
             arguments.append(Pointer(x, p.linear.dtype, "workspace", len(spaces)))
             spaces.append((p.linear.dtype, p.tokens * p.k))
         blocks = call("floordiv", p.tokens + (tiles.block_m - 1), tiles.block_m)
-        columns, counters = -(-p.n // tiles.block_n), 0
+        columns = -(-p.n // tiles.block_n)
+        counters: Size = 0
         if tiles.splits > 1:
             tile = tiles.block_m * tiles.block_n * p.parts
             arguments.append(Pointer("partial_ptr", DType.F32, "workspace", len(spaces)))
@@ -155,7 +176,9 @@ class _Entries:
     def _constants(
         self, block_m: int, block_n: int, block_k: int, splits: int, ahead: int
     ) -> dict[str, Constexpr]:
-        return dict(zip(_CONSTANTS, (block_m, block_n, block_k, splits, ahead, self.pdl), strict=True))
+        return dict(
+            zip(_CONSTANTS, (block_m, block_n, block_k, splits, ahead, self.pdl), strict=True)
+        )
 
     def _enter(
         self, name: str, arguments: Sequence[Argument], product: str, parts: bool = False
@@ -267,9 +290,7 @@ class _Entries:
         self.texts[name] = kernel_text(name, str(p.norm), names, [line], ("BLOCK_K", PDL))
         block = 1 << (p.k - 1).bit_length()
         warps = max(1, min(8, block // 256))
-        return Launch(
-            name, arguments, (p.tokens, 1, 1), {"BLOCK_K": block, PDL: self.pdl}, warps
-        )
+        return Launch(name, arguments, (p.tokens, 1, 1), {"BLOCK_K": block, PDL: self.pdl}, warps)
 
     def _arguments(
         self, inputs: Sequence[Node], more: Sequence[Argument] | None = None

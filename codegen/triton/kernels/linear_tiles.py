@@ -202,10 +202,32 @@ def default_gemm(problem: Problem, target: Target, block_m: int) -> GemmTiles | 
     for rows, block_k, num_warps, num_stages, splits in wanted:
         block_n = max(1, rows // problem.parts)
         tiles = GemmTiles(
-            block_m, block_n, min(block_k, max(16, _power(problem.k))), num_warps, num_stages, splits
+            block_m,
+            block_n,
+            min(block_k, max(16, _power(problem.k))),
+            num_warps,
+            num_stages,
+            splits,
         )
         fits = shared_bytes(problem, tiles) <= target.shared_memory_per_block
         if fits and tiles.has_work(problem.k):
+            return tiles
+    return None
+
+
+def invariant_gemm(problem: Problem, target: Target) -> GemmTiles | None:
+    """Tiles for any number of tokens, the same for all; None where none fit the target."""
+    wide = problem.linear.dtype is DType.F32
+    rows, block_k = (16, 32) if wide else (_ROWS, 64)
+    for num_stages in (4, 3, 2, 1):
+        tiles = GemmTiles(
+            64,
+            max(1, rows // problem.parts),
+            min(block_k, max(16, _power(problem.k))),
+            4,
+            num_stages,
+        )
+        if shared_bytes(problem, tiles) <= target.shared_memory_per_block:
             return tiles
     return None
 

@@ -26,9 +26,7 @@ class Place:
     column: Size
 
 
-def place_of(
-    arg: Node, shape: Sequence[Size], known: Mapping[Node, Layout | None]
-) -> Place | None:
+def place_of(arg: Node, shape: Sequence[Size], known: Mapping[Node, Layout | None]) -> Place | None:
     """The place of a view of an input of the body that broadcasts to ``shape`` [T, N]; None for
     anything else.
     """

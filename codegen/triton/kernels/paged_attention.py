@@ -7,6 +7,7 @@ same kernel (paged_attention_kernel.py).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ....ir.dims import Size, call, is_nonnegative
@@ -62,6 +63,20 @@ def emit_paged_attention(
     return paged_attention_source(problem, decode, prefill, num_splits(problem, target))
 
 
+def emit_invariant_attention(
+    node: Node, layouts: tuple[Layout | None, ...], target: Target
+) -> KernelSource | None:
+    """As ``emit_paged_attention``, with one cut and no splits: a token meets its keys in one order,
+    tile by tile, whatever it is computed with. Tiles that it sees nothing of change no bit.
+    """
+    problem = None if node.args[5] is None else Problem.of(node, layouts)
+    tiles = None if problem is None else default_tiles(problem, target, PREFILL)
+    if problem is None or tiles is None:
+        return None
+    whole = _attend(problem, "prefill", tiles, 1, ())
+    return _source(problem, [whole], [Variant((whole.launch,))])
+
+
 def paged_attention_source(
     problem: Problem, decode: Tiles, prefill: Tiles, splits: Size
 ) -> KernelSource:
@@ -77,6 +92,12 @@ def paged_attention_source(
         whole = _attend(problem, "prefill", prefill, 1, ())
         entries.append(whole)
         variants.append(Variant((whole.launch,)))
+    return _source(problem, entries, variants)
+
+
+def _source(
+    problem: Problem, entries: Sequence[Entry], variants: Sequence[Variant]
+) -> KernelSource:
     functions = ("_sequence_of", "_tanh", "_attend", "_merge")
     texts = [HEADER, _described(problem.node), jit_text(paged_attention_kernel, functions)]
     texts += [entry.text for entry in entries]

@@ -1,0 +1,74 @@
+"""How many pages the KV pool has: as many as its sequences can need, or as memory has room for."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from ..codegen.plan import plan_buffers
+from ..codegen.program import Program
+from ..errors import CapacityError
+from .image import LMConfig
+from .scheduler import STEP_TOKENS
+
+_LIBRARIES = 192 << 20  # workspaces of cuBLAS on two streams, the allocator's rounding
+_BOUND = ("T", "R", "B", "M", "N", "P")
+
+
+def pool_pages(
+    config: LMConfig, page_bytes: int, programs: tuple[Program, ...], device: torch.device
+) -> int:
+    """Pages of the pool, the reserved one included.
+
+    Args:
+        config: how many sequences of which length there may be.
+        page_bytes: KV bytes of a page over all layers.
+        programs: that run beside it; their weights are on the device.
+        device: where the pool is to lie.
+
+    Raises:
+        CapacityError: not even one sequence of full length has room.
+    """
+    longest = -(-config.max_model_len // config.page_size)
+    wanted = longest * config.max_batch_size + 1
+    if device.type != "cuda":
+        return wanted
+    free, total = torch.cuda.mem_get_info(device)
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    used = total - free - held  # what torch holds unused, the pool can have
+    beside = sum(step_bytes(program, config) for program in programs) + _LIBRARIES
+    room = int(config.memory_fraction * total) - used - beside
+    fitting = room // page_bytes
+    if fitting < longest + 1:
+        raise _too_little(config, page_bytes * (longest + 1), room, used, beside, total)
+    return min(wanted, fitting)
+
+
+def step_bytes(program: Program, config: LMConfig) -> int:
+    """Bytes of a Program's temporaries and results in its largest step."""
+    rows = max(config.max_batch_size, 8)
+    tokens = rows if "query_start" not in program.inputs else max(STEP_TOKENS, rows)
+    pages = -(-config.max_model_len // config.page_size)
+    values = (tokens, rows, rows, pages, 1, config.page_size)
+    plan = plan_buffers(program, dict(zip(_BOUND, values, strict=True)))
+    logits = rows * config.vocab_size * 6  # in the model's type, and as float32
+    return plan.peak + logits
+
+
+def _too_little(
+    config: LMConfig, needed: int, room: int, used: int, beside: int, total: int
+) -> CapacityError:
+    least = (used + beside + needed) / total
+    knobs = "Lower max_model_len or max_batch_size"
+    if least <= 1.0:
+        knobs += f", or raise memory_fraction to {math.ceil(least * 100) / 100:g} or more"
+    return CapacityError(
+        "the KV pool",
+        expected=f"room for one sequence of {config.max_model_len} tokens: {needed / 1e9:.2f} GB "
+        f"beside {used / 1e9:.2f} GB in use (weights and others) and {beside / 1e9:.2f} GB for "
+        "the steps",
+        found=f"{max(room, 0) / 1e9:.2f} GB within memory_fraction={config.memory_fraction:g} of "
+        f"{total / 1e9:.2f} GB",
+        remedy=f"{knobs}.",
+    )
