@@ -14,7 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -138,20 +139,32 @@ def _tiles(problem: Problem, tokens: int) -> Iterator[GemvTiles | GemmTiles]:
         yield default
         return
     yield default
-    for rows, block_k, warps, stages, splits in (
-        (64, 64, 4, 8, 1), (64, 64, 4, 6, 2), (64, 64, 4, 6, 4), (64, 64, 4, 4, 4),
-        (64, 128, 4, 4, 1), (64, 128, 4, 4, 2), (64, 128, 4, 3, 4), (64, 128, 4, 3, 8),
-        (64, 256, 4, 3, 1), (64, 256, 4, 2, 2), (64, 256, 4, 2, 4),
-        (128, 64, 4, 5, 1), (128, 64, 4, 5, 2), (128, 64, 4, 5, 4), (128, 64, 4, 4, 8),
-        (128, 64, 8, 5, 4), (128, 128, 8, 3, 1), (128, 128, 8, 3, 2), (128, 128, 8, 3, 4),
-        (128, 128, 8, 3, 8), (32, 128, 4, 4, 2), (32, 256, 4, 3, 2), (32, 256, 4, 3, 1),
-        (32, 128, 2, 5, 1), (32, 128, 2, 5, 2),
-    ):  # fmt: skip
+    for rows, block_k, warps, stages, splits in product(
+        (32, 64, 128), (64, 128, 256), (2, 4, 8), (2, 3, 4, 5, 6, 8), (1, 2, 4)
+    ):
         tiles = GemmTiles(block_m, rows // parts, block_k, warps, stages, splits)
-        if tiles.has_work(problem.k) and shared_bytes(problem, tiles) < 227 << 10:
+        if _is_sensible(problem, tiles, rows):
             yield tiles
-            if (rows, block_k, splits) in ((64, 64, 4), (64, 128, 4)):
-                yield replace(tiles, ahead=1024)
+
+
+_STAGES = {64: (3, 4, 6, 8), 128: (2, 3, 4, 5), 256: (2, 3)}
+
+
+def _is_sensible(problem: Problem, tiles: GemmTiles, rows: int) -> bool:
+    """Whether a cut is worth its time: enough on the way, no warps without work, few parts."""
+    stage = tiles.block_k * (rows + tiles.block_m) * 2
+    programs = -(-problem.n // tiles.block_n) * tiles.splits
+    return (
+        tiles.has_work(problem.k)
+        and shared_bytes(problem, tiles) < 227 << 10
+        and 32 << 10 <= stage * tiles.num_stages
+        and tiles.num_warps * 16 <= rows * tiles.block_m // 16
+        and (rows == 128) >= (tiles.num_warps == 8)
+        and (rows > 32 or tiles.block_m <= 32)
+        and tiles.num_stages in _STAGES[tiles.block_k]
+        and (tiles.splits == 1 or programs <= 4 * TARGET.sms)
+        and problem.k // tiles.block_k // tiles.splits >= 2
+    )
 
 
 class Contest:

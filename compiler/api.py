@@ -99,12 +99,10 @@ def compile(
         trust_remote_code: whether a model folder may bring Python code of its own.
         random_weights: a seed: the weights of a model folder are not read, but random (norms are
             ones), the same in every process; to measure shapes without their checkpoint.
-        deterministic: whether a sequence gives the same bits alone and in any batch: sums come in
-            one order, whatever is computed beside them. Needs the Triton backend. Decode steps read
-            weights through matrix tiles and keys without splits, which takes longer.
+        deterministic: whether a sequence gives the same bits alone and in any batch. Needs the
+            Triton backend, whose kernels then have one cut for all sizes, which takes longer.
         memory_fraction: of a GPU's memory that weights, KV cache and steps may take together. The
-            cache has room for max_batch_size sequences of full length, or what fits; sequences that
-            then run out of pages wait.
+            cache has room for max_batch_size sequences of full length, or for what fits.
         progress: called as phases begin.
 
     Returns:

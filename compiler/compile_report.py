@@ -35,8 +35,9 @@ def make_report(
     graph, general, decode = passed.final, lowered.general, lowered.decode
     weights = [graph.weights[param_name(node)] for node in graph.params]
     sizes = [_numel(weight.shape) for weight in weights]
-    parts = (general, decode) if decode else (general,)
-    fallbacks: list[Json] = [*dict.fromkeys(note for part in parts for note in part.notes)]
+    noted = {note.split(":")[0] for note in general.notes}  # what falls back does so in both
+    more = [n for n in (decode.notes if decode else ()) if n.split(":")[0] not in noted]
+    fallbacks: list[Json] = [*general.notes, *more]
     notes: list[Json] = list(captured.notes)
     passes: list[Json] = [_pass(r) for r in (*passed.records, *passed.decode_records)]
     foreign: list[Json] = [*sorted(foreign_ops(graph))]

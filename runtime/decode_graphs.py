@@ -33,7 +33,7 @@ _SYNCHRONISE = frozenset(
 @dataclass(slots=True)
 class _Captured:
     graph: Replayable
-    logits: torch.Tensor  # f32[bucket, V], written by each replay
+    logits: torch.Tensor  # [bucket, V] in the model's type, written by each replay
     tokens: torch.Tensor | None  # i64[bucket], the same; None if the Program does not sample
 
 
@@ -84,7 +84,7 @@ class DecodeGraphs:
         captured = self._graph(shape)
         self.queue.replay(captured.graph)
         turn.event, turn.busy = self.queue.record(turn.event), False
-        return captured.logits[:count]
+        return captured.logits[:count].float()
 
     def launch(self, batch: DecodeBatch, after: Launched | None) -> Launched:
         """Queues a decode step that samples.
@@ -156,7 +156,7 @@ class DecodeGraphs:
             graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
         ):
             found = self.runner.run(inputs)
-            logits, tokens = found["logits"].float(), found.get(TOKENS)
+            logits, tokens = found["logits"], found.get(TOKENS)
             _feed(tokens, inputs)
         self._pool = graph.pool()
         self.bytes += torch.cuda.memory_reserved(device) - before
@@ -185,7 +185,7 @@ class _Run:
 
     def replay(self) -> None:
         found = self.runner.run(self.inputs)
-        self.captured.logits = found["logits"].float()
+        self.captured.logits = found["logits"]
         if self.captured.tokens is not None:
             self.captured.tokens.copy_(found[TOKENS])
             _feed(self.captured.tokens, self.inputs)

@@ -24,7 +24,7 @@ from ...errors import UnsupportedError
 from ...settings import current
 from ...targets import available_cores
 from .package import Binary, KernelPackage, Resources, argument_type, launch_key
-from .source import KernelSource, Launch
+from .source import EARLY_START, PDL, KernelSource, Launch
 
 ARCHS = (80, 86, 89, 90, 100, 120)
 _FIELDS = frozenset({"cubin", "entry", "parameters", "registers", "spilled_bytes"})
@@ -96,16 +96,17 @@ def _check_arch(arch: int) -> None:
 
 
 def _job(source: KernelSource, launch: Launch, arch: int) -> Job:
+    pdl = launch.pdl and arch >= EARLY_START
     return {
         "text": source.text,
         "function": launch.function,
         "types": [argument_type(argument) for argument in launch.arguments],
-        "constexprs": dict(launch.constexprs),
+        "constexprs": {**launch.constexprs, **({PDL: pdl} if PDL in launch.constexprs else {})},
         "arch": arch,
         "num_warps": launch.num_warps,
         "num_stages": launch.num_stages,
         "contracts": source.contracts,
-        "pdl": launch.pdl,
+        "pdl": pdl,
     }
 
 

@@ -25,6 +25,7 @@ Role: TypeAlias = Literal["operand", "result", "workspace", "counter"]
 Constexpr: TypeAlias = int | float | bool | str
 
 PDL = "PDL"
+EARLY_START = 90  # the first architecture that has programmatic dependent launch
 START_EARLY = (
     f"if {PDL}:",
     "    tl.extra.cuda.gdc_launch_dependents()",
@@ -181,4 +182,4 @@ def jit_text(module: ModuleType, names: Iterable[str]) -> str:
 
 def has_pdl(target: Target) -> bool:
     """Whether a target launches kernels before those that they depend on have ended."""
-    return target.arch >= 90
+    return target.arch >= EARLY_START

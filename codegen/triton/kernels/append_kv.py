@@ -6,6 +6,7 @@ left them, mostly in one buffer; q goes to a dense one, k and v straight into th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ....ir.dims import Size
@@ -28,18 +29,30 @@ from ..source import (
 )
 from . import append_kv_kernel
 
+SPACE: Mapping[str, tuple[int, ...]] = {
+    "block_heads": (1, 2, 4, 8, 16, 32, 64),
+    "num_warps": (1, 2, 4, 8),
+}
+"""What may be tuned, and the values to try: the fields of `Tiles`."""
+
 _FLOATS = (DType.F16, DType.BF16, DType.F32, DType.F64)
 _NAMES = (
     *("k", "v", "k_cache", "v_cache", "slot_mapping"),
     *("q", "cos", "sin", "q_weight", "k_weight"),
 )
 _ELEMENTS = 1024
+_MOST_OF_A_THREAD = 32  # elements, held with their partners: more would fill the registers
 _FUNCTIONS = ("_inside", "_step", "_scaled", "_turn", "_append_kv")
 
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """What a program takes: a power of two of heads, with so many warps."""
+    """How the kernel is cut.
+
+    Attributes:
+        block_heads: heads that a program takes, a power of two.
+        num_warps: as Triton takes it.
+    """
 
     block_heads: int
     num_warps: int
@@ -81,10 +94,17 @@ def default_tiles(problem: Problem) -> Tiles:
     For 32 + 8 heads of 128 in bfloat16 on an H100: 1.4 µs for one token, and 38 µs for 4096, 81% of
     the memory's rate. With 2 heads and one warp that was 61 µs; with 32 heads, one token took 1.5.
     """
-    width = _block(max(problem.head_dim, problem.value_dim))
+    width = problem.width
     most = _block(max(problem.heads, problem.kv_heads))
-    heads = min(max(_ELEMENTS // width, 1), most)
+    heads = min(max(_ELEMENTS // width, 1), most, max(SPACE["block_heads"]))
     return Tiles(heads, min(max(4 * heads * width // _ELEMENTS, 1), 4))
+
+
+def fits(problem: Problem, tiles: Tiles) -> bool:
+    """Whether registers hold a program's heads, on any target; so does then shared memory, through
+    which neighbours change places where pairs are interleaved.
+    """
+    return tiles.block_heads * problem.width <= _MOST_OF_A_THREAD * 32 * tiles.num_warps
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +149,11 @@ class Problem:
         """What it does."""
         norm = "" if self.node.attr("eps") is None else "qknorm_"
         return f"{norm}{'rope_' if self.half else ''}append_kv"
+
+    @property
+    def width(self) -> int:
+        """The power of two that holds a head of q, k or v."""
+        return _block(max(self.head_dim, self.value_dim))
 
     @property
     def block_half(self) -> int:

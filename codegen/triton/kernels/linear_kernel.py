@@ -29,10 +29,12 @@ def _inputs(x, k, K: tl.constexpr, BLOCK_K: tl.constexpr):
 
 
 @triton.jit
-def _prefetch(rows, AHEAD: tl.constexpr):
-    """Asks for AHEAD elements of each row to be brought to L2, a line of 128 bytes at a time."""
+def _prefetch(rows, begin, K: tl.constexpr, AHEAD: tl.constexpr):
+    """Asks for AHEAD elements of each row, from ``begin`` on, to be brought to L2, a line of 128
+    bytes at a time; not beyond the row.
+    """
     LINE: tl.constexpr = 1024 // rows.dtype.element_ty.primitive_bitwidth
-    lines = rows + tl.arange(0, AHEAD // LINE)[None, :] * LINE
+    lines = rows + tl.minimum(begin + tl.arange(0, AHEAD // LINE)[None, :] * LINE, K - 1)
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
         "=r,l",
@@ -127,7 +129,7 @@ def _tokens(
     w = _weights(w_rows, begin + k[None, :], K, BLOCK_K)
     if PDL:
         if AHEAD > 0:
-            _prefetch(w_rows + (begin + BLOCK_K), AHEAD)
+            _prefetch(w_rows, begin + BLOCK_K, K, AHEAD)
         tl.extra.cuda.gdc_wait()
     value = _inputs(x_rows, begin + k[:, None], K, BLOCK_K)
     acc = tl.dot(w, value, tl.zeros([R, M], tl.float32), input_precision="ieee")

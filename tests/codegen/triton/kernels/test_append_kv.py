@@ -5,237 +5,60 @@ byte beside the rows of this step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from append_forms import (
+    PAGE,
+    PAGES,
+    REFERENCE,
+    Form,
+    N,
+    P,
+    T,
+    assert_appended,
+    bits,
+    buffers_of,
+    call,
+    forms,
+    problem_of,
+    sizes_of,
+    slot_lists,
+    source_of,
+    tensor,
+)
 from tilewright.codegen.triton.aot import compile_sources
 from tilewright.codegen.triton.kernels.append_kv import (
-    Problem,
+    SPACE,
     Tiles,
-    append_kv_source,
     default_tiles,
     emit_append_kv,
+    fits,
 )
 from tilewright.codegen.triton.layout import located
 from tilewright.codegen.triton.package import Resources
-from tilewright.codegen.triton.source import KernelSource
-from tilewright.ir.build import input_node, make, permute, reshape
-from tilewright.ir.dims import Size, evaluate, symbol
+from tilewright.ir.build import make
+from tilewright.ir.dims import symbol
 from tilewright.ir.dtypes import DType
-from tilewright.ir.graph import Graph
-from tilewright.ir.interpreter import interpret
-from tilewright.ir.node import Node
-from tilewright.ir.schema import TOLERANCE, schema
-from tilewright.ir.types import TensorType
 from tilewright.targets import TARGETS
 from triton_running import run_interpreted
 
 H100 = TARGETS["h100"]
-T, N, P = map(symbol, "TNP")
-PAGES, PAGE = 4, 4
-REFERENCE = schema("append_kv").reference
-
-
-@dataclass(frozen=True)
-class Form:
-    """What is static in a call. ``rows`` says where q, k and v lie: in buffers of their own, as
-    slices of one product, in parts of each head, or with the heads first.
-    """
-
-    heads: int = 4
-    kv_heads: int = 2
-    head_dim: int = 16
-    value_dim: int = 16
-    half: int = 8
-    layout: str = "half"
-    dtype: DType = DType.F32
-    tables: DType = DType.F32
-    weights: DType = DType.F32
-    q_norm: bool = False
-    k_norm: bool = False
-    rows: str = "merged"
-    slots: DType = DType.I64
-    steps: bool = False
-
-    @property
-    def has_q(self) -> bool:
-        return self.half > 0 or self.q_norm
-
-    @property
-    def stepwise(self) -> bool:
-        """Whether the op can be: it does something, in one element type."""
-        alike = self.tables is self.dtype or not self.half
-        alike = alike and (self.weights is self.dtype or not (self.q_norm or self.k_norm))
-        return self.steps and alike and (self.half > 0 or self.q_norm or self.k_norm)
-
-
-def tensor(name: str, dtype: DType, *shape: Size) -> Node:
-    return input_node(name, TensorType(dtype, shape))
-
-
-def rows_of(form: Form) -> list[Node]:
-    """q, k and v."""
-    widths = {"q": form.head_dim, "k": form.head_dim, "v": form.value_dim}
-    heads = {"q": form.heads, "k": form.kv_heads, "v": form.kv_heads}
-    total = sum(heads[name] * width for name, width in widths.items())
-    merged = tensor("qkv", form.dtype, T, total)
-    found, start = [], 0
-    for name, width in widths.items():
-        count = heads[name]
-        if form.rows == "own":
-            x = tensor(name, form.dtype, T, count, width)
-        elif form.rows == "heads first":
-            x = permute(tensor(name, form.dtype, count, width, T), 2, 0, 1)
-        elif form.rows == "by head":
-            x = make(
-                "slice",
-                tensor(name, form.dtype, T, count, 2 * width),
-                dim=2,
-                start=width,
-                stop=2 * width,
-            )
-        else:
-            x = make("slice", merged, dim=1, start=start, stop=start + count * width)
-            x = reshape(x, T, count, width)
-        start += count * width
-        found.append(x)
-    return found
-
-
-def call(form: Form) -> Node:
-    """The call's node, over symbols T, N and P."""
-    q, k, v = rows_of(form)
-    caches = (
-        tensor("k_cache", form.dtype, N, P, form.kv_heads, form.head_dim),
-        tensor("v_cache", form.dtype, N, P, form.kv_heads, form.value_dim),
-    )
-    table = tensor("table", form.tables, T, 2 * form.half)  # cos and sin side by side
-    cos, sin = (
-        make("slice", table, dim=1, start=i * form.half, stop=(i + 1) * form.half) for i in range(2)
-    )
-    weights = [tensor(name, form.weights, form.head_dim) for name in ("q_weight", "k_weight")]
-    return make(
-        "append_kv",
-        *(k, v, *caches, tensor("slots", form.slots, T)),
-        q if form.has_q else None,
-        *((cos, sin) if form.half else (None, None)),
-        weights[0] if form.has_q and form.q_norm else None,
-        weights[1] if form.k_norm else None,
-        layout=form.layout if form.half else "half",
-        eps=1e-5 if form.k_norm or (form.has_q and form.q_norm) else None,
-        stepwise=True if form.stepwise else None,
-    )
-
-
-def problem_of(node: Node) -> Problem | None:
-    return Problem.of(node, tuple(None if arg is None else located(arg)[1] for arg in node.args))
-
-
-def source_of(node: Node, tiles: Tiles | None = None) -> KernelSource:
-    problem = problem_of(node)
-    assert problem is not None
-    return append_kv_source(problem, tiles or default_tiles(problem))
-
-
-def any_bits(type_: TensorType, sizes: dict[str, int]) -> torch.Tensor:
-    """Random bytes, NaN among them."""
-    shape = [evaluate(size, sizes) for size in type_.shape]
-    noise = torch.randint(0, 256, (*shape[:-1], shape[-1] * type_.dtype.bytes))
-    return noise.to(torch.uint8).view(type_.dtype.torch)
-
-
-def buffers_of(node: Node, slots: list[int]) -> dict[Node, torch.Tensor]:
-    """A tensor for each buffer that the operands lie in."""
-    sizes = {"T": len(slots), "N": PAGES, "P": PAGE}
-    found = {}
-    for base in dict.fromkeys(located(arg)[0] for arg in node.operands):
-        shape = [evaluate(size, sizes) for size in base.shape]
-        if base.dtype.is_integer:
-            found[base] = torch.tensor(slots).to(base.dtype.torch)
-        elif N in base.shape:
-            found[base] = any_bits(base.type, sizes)
-        else:
-            found[base] = torch.randn(shape, dtype=torch.float64).to(base.dtype.torch)
-    return found
 
 
 def check(form: Form, slots: list[int], tiles: Tiles | None = None) -> None:
-    """The kernel leaves the rows of the reference in the slots that there are, q for all tokens,
-    and each other byte of the caches as it was.
-    """
-    node, count = call(form), len(slots)
+    """The kernel leaves what the reference says, and nothing else."""
+    node = call(form)
     buffers = buffers_of(node, slots)
     before = {base: tensor.clone() for base, tensor in buffers.items()}
-    viewed = interpret(Graph("g", (*buffers,), node.operands), [*before.values()])
-    values = dict(zip(node.operands, viewed, strict=True))
-    operands = [None if arg is None else values[arg] for arg in node.args]
-    # A cache of one page, large enough for all, shows the rows; the op refuses slots outside.
-    page = [cache.new_zeros(1, count, *cache.shape[2:]) for cache in operands[2:4]]
-    wanted = REFERENCE(*operands[:2], *page, torch.arange(count), *operands[5:], **dict(node.attrs))
     bases = [None if arg is None else buffers[located(arg)[0]] for arg in node.args]
-    sizes = {"T": count, "N": PAGES, "P": PAGE}
-    found = run_interpreted(source_of(node, tiles), node, bases, sizes)
+    found = run_interpreted(source_of(node, tiles), node, bases, sizes_of(slots))
     assert found[0] is bases[2] and found[1] is bases[3]
-    there = [t for t, slot in enumerate(slots) if 0 <= slot < PAGES * PAGE]
-    written = torch.zeros(PAGES * PAGE, dtype=torch.bool)
-    written[[slots[t] for t in there]] = True
-    for cache, old, rows in zip(found[:2], operands[2:4], wanted[:2], strict=True):
-        got, was = cache.flatten(0, 1), old.flatten(0, 1)
-        assert torch.equal(bits(got[~written]), bits(was[~written]))
-        same(got[[slots[t] for t in there]], rows[0, there], form.k_norm and rows is wanted[0])
-    if form.has_q:
-        same(found[2], wanted[2], form.q_norm)
-
-
-def bits(x: torch.Tensor) -> torch.Tensor:
-    return x.contiguous().view(torch.uint8)
-
-
-def same(found: torch.Tensor, wanted: torch.Tensor, normed: bool) -> None:
-    """Equal bits; where sums come in another order than torch's, within the op's tolerance."""
-    if not normed:
-        assert torch.equal(bits(found), bits(wanted))
-        return
-    rtol, atol = TOLERANCE[DType.from_torch(wanted.dtype)]
-    torch.testing.assert_close(found, wanted, rtol=rtol, atol=atol)
-
-
-FLOATS = (DType.F32, DType.BF16, DType.F16)
-
-
-@st.composite
-def forms(draw: st.DrawFn) -> Form:
-    dim = draw(st.sampled_from([1, 2, 6, 16, 20, 64, 80]))
-    dtype = draw(st.sampled_from([*FLOATS, DType.F64]))
-    return Form(
-        heads=draw(st.integers(1, 9)),
-        kv_heads=draw(st.integers(1, 5)),
-        head_dim=dim,
-        value_dim=draw(st.sampled_from([dim, 24])),
-        half=draw(st.integers(0, dim // 2)),
-        layout=draw(st.sampled_from(["half", "interleaved"])),
-        dtype=dtype,
-        tables=draw(st.sampled_from([dtype, *FLOATS])),
-        weights=draw(st.sampled_from([dtype, *FLOATS])),
-        q_norm=draw(st.booleans()),
-        k_norm=draw(st.booleans()),
-        rows=draw(st.sampled_from(["merged", "own", "heads first", "by head"])),
-        slots=draw(st.sampled_from([DType.I64, DType.I32])),
-        steps=draw(st.booleans()),
-    )
-
-
-@st.composite
-def slot_lists(draw: st.DrawFn) -> list[int]:
-    """Distinct slots of the cache, and some below and beyond it."""
-    end = PAGES * PAGE
-    there = draw(st.lists(st.integers(0, end - 1), max_size=4, unique=True))
-    outside = draw(st.lists(st.sampled_from([-1, -end, end, end + 1, 2**31 - 1]), max_size=2))
-    return draw(st.permutations(there + outside))
+    assert_appended(form, slots, before, found)
 
 
 @given(forms(), slot_lists())
@@ -247,6 +70,32 @@ def test_every_form_is_the_reference(form: Form, slots: list[int]) -> None:
 @settings(max_examples=10)
 def test_any_number_of_heads_a_program(form: Form, block_heads: int) -> None:
     check(form, [3, 0], Tiles(block_heads, 1))
+
+
+@pytest.mark.quick
+@given(forms(), st.sampled_from([1, 40, 300]))
+def test_defaults_lie_in_the_search_space_and_fit(form: Form, times: int) -> None:
+    problem = problem_of(call(replace(form, heads=form.heads * times)))
+    assert problem is not None
+    tiles = default_tiles(problem)
+    assert fits(problem, tiles)
+    assert all(getattr(tiles, name) in allowed for name, allowed in SPACE.items())
+
+
+def test_the_largest_tiles_that_fit_compile_and_larger_ones_do_not_fit() -> None:
+    forms = [
+        replace(LARGE["gptj 6b"], dtype=DType.F64, tables=DType.F64, heads=64, kv_heads=64),
+        replace(LARGE["qwen3 8b"], heads=64),
+    ]
+    tiles = [Tiles(32, 8), Tiles(64, 8)]
+    for form, most in zip(forms, tiles, strict=True):
+        problem = problem_of(call(form))
+        assert problem is not None and fits(problem, most)
+        assert not fits(problem, Tiles(2 * most.block_heads, 8))
+        assert not fits(problem, Tiles(most.block_heads, 4))
+    sources = [source_of(call(form), most) for form, most in zip(forms, tiles, strict=True)]
+    for package in compile_sources(sources, 89):
+        assert package.resources[0].shared <= TARGETS["l4"].shared_memory_per_block
 
 
 MODELS = {
