@@ -50,12 +50,15 @@ class Backend(Protocol):
     Attributes:
         name: as ``compile(backend=…)`` takes it.
         kv_cache: the form of KV cache that it serves.
-        fuses: whether it makes one kernel of a ``fused`` node; else it is given single ops.
+        fuses: whether it takes ``fused`` nodes; else it is given single ops.
+        own_kernels: whether it computes products by kernels of ours where asked to: a causal LM then
+            has a decode graph, and may be deterministic.
     """
 
     name: str
     kv_cache: KVCacheKind
     fuses: bool
+    own_kernels: bool
 
     def lower(
         self,

@@ -96,7 +96,7 @@ def pass_graphs(
     fork = records[-2].graph if len(records) == len(steps) and len(steps) > 1 else final
     passed = Passed(captured, cache, records, fork, page_size)
     done = len(records) == len(steps)  # a pass limit within the pipeline leaves no decode graph
-    has_decode = cache == "paged" and backend.fuses and done and not deterministic
+    has_decode = cache == "paged" and backend.own_kernels and done and not deterministic
     if not has_decode or not takes_one_token(fork):
         return passed
     inputs = None if samples is None else adapt_to_pages(captured, fork, samples, page_size)

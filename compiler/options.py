@@ -106,9 +106,9 @@ def resolve_options(
             raise wrong_option(option, value, ("an integer of 1 or more",))
     if random_weights is not None and not _is_seed(random_weights):
         raise wrong_option("random_weights", random_weights, ("a seed from 0 to 2**63 - 1", "None"))
-    if not isinstance(memory_fraction, int | float) or not 0 < memory_fraction <= 1:
+    if type(memory_fraction) not in (int, float) or not 0 < memory_fraction <= 1:
         raise wrong_option("memory_fraction", memory_fraction, ("a number above 0, at most 1",))
-    if deterministic and not get_backend(name).fuses:
+    if deterministic and not get_backend(name).own_kernels:
         raise UnsupportedError(
             f"deterministic=True with backend {name!r}",
             expected="a backend whose kernels are ours: triton",

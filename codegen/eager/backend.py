@@ -24,6 +24,7 @@ class EagerBackend:
     name = "eager"
     kv_cache: KVCacheKind = "paged"
     fuses = True
+    own_kernels = False
 
     def lower(
         self,

@@ -29,6 +29,7 @@ class OnnxBackend:
     name = "onnxruntime"
     kv_cache: KVCacheKind = "slot"
     fuses = False
+    own_kernels = False
 
     def lower(
         self,

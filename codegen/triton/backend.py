@@ -28,6 +28,7 @@ class TritonBackend:
     name = "triton"
     kv_cache: KVCacheKind = "paged"
     fuses = True
+    own_kernels = True
 
     def lower(
         self,
