@@ -1,13 +1,15 @@
-"""What an engine is measured beside: the uncompiled model, and the same under torch.compile."""
+"""What an engine is measured beside: the uncompiled model, the same under torch.compile, vLLM."""
 
 from __future__ import annotations
 
 import inspect
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import torch
@@ -16,9 +18,12 @@ from torch import Tensor
 from ...errors import UsageError
 from .reference import ReferenceModel
 
-NAMES = ("torch.compile", "eager")
+NAMES = ("torch.compile", "eager", "vllm")
+PACKAGES = {"vllm": "vllm"}
+"""What has to be installed beside torch and transformers."""
 FIRST_STEPS = 4  # of torch.compile: it compiles, warms up and captures in the first three
 CACHE_MULTIPLE = 64  # tokens; attention kernels want masks of an aligned length
+PREFILL_TOKENS = 8192  # at once, of all prompts together: what is more costs memory, not time
 
 Forward: TypeAlias = Callable[..., Any]
 
@@ -38,42 +43,82 @@ class Run:
     itl: list[float]
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One generation of several prompts.
+
+    Attributes:
+        submitted: when all prompts were there, as ``time.perf_counter`` has it.
+        token_ids: of each sequence.
+        stamps: when they came, by the same clock.
+    """
+
+    submitted: float
+    token_ids: Sequence[Sequence[int]]
+    stamps: Sequence[Sequence[float]]
+
+
 class Contender(ABC):
-    """A way to run a Hugging Face model, batch 1, greedily.
+    """A way to run a model greedily.
 
     Attributes:
         label: for reading.
         first_steps: seconds of the first decode steps, where they take longer than the others;
             set by ``prepare``.
+        starts_together: whether all prompts of a batch get their first tokens in one step.
     """
 
     label: str
-    mode: Callable[[], AbstractContextManager[object]] = torch.inference_mode
+    first_steps: tuple[float, ...] = ()
+    starts_together = False
 
-    def __init__(self, reference: ReferenceModel) -> None:
-        self.model, self.device = reference.model, reference.device
-        self.first_steps: tuple[float, ...] = ()
-
-    def prepare(self, prompt: list[int]) -> None:
+    def prepare(self, prompts: Sequence[list[int]]) -> None:
         """Does what the first steps do once; not needed before ``run``."""
         return
 
     def run(self, prompt: list[int], new_tokens: int) -> Run:
         """Decodes past any end of sequence; each token is brought to the host, and timed there."""
-        tokens: list[int] = []
+        found = self.run_batch([prompt], new_tokens)
+        stamps = found.stamps[0]
+        return Run(
+            [*found.token_ids[0]], stamps[0] - found.submitted, [b - a for a, b in pairwise(stamps)]
+        )
+
+    @abstractmethod
+    def run_batch(self, prompts: Sequence[list[int]], new_tokens: int) -> Batch:
+        """The same for prompts of one length, all at once."""
+
+    def close(self) -> None:
+        """Gives back the memory of one batch size; it does not run at that size again."""
+        return
+
+
+class TorchContender(Contender):
+    """One that runs the Hugging Face model step by step."""
+
+    mode: Callable[[], AbstractContextManager[object]] = torch.inference_mode
+    starts_together = True
+
+    def __init__(self, reference: ReferenceModel) -> None:
+        self.model, self.device = reference.model, reference.device
+
+    def run_batch(self, prompts: Sequence[list[int]], new_tokens: int) -> Batch:
+        """As ``Contender`` has it; long prompts are computed in pieces."""
+        tokens: list[list[int]] = []
         times: list[float] = []
         with self.mode():
             self.begin()
             synchronize(self.device)
-            last = time.perf_counter()
-            ids = torch.tensor([prompt], device=self.device)
+            submitted = time.perf_counter()
+            ids = torch.tensor(prompts, device=self.device)
+            *pieces, ids = ids.split(max(1, PREFILL_TOKENS // len(prompts)), dim=1)
+            for piece in pieces:
+                self.logits(piece)
             while len(tokens) < new_tokens:
                 ids = self.logits(ids).argmax(-1, keepdim=True)
-                tokens.append(int(ids))  # waits for the device
-                now = time.perf_counter()
-                times.append(now - last)
-                last = now
-        return Run(tokens, times[0], times[1:])
+                tokens.append(ids[:, 0].tolist())  # waits for the device
+                times.append(time.perf_counter())
+        return Batch(submitted, [*zip(*tokens, strict=True)], [times] * len(prompts))
 
     @abstractmethod
     def begin(self) -> None:
@@ -81,16 +126,19 @@ class Contender(ABC):
 
     @abstractmethod
     def logits(self, ids: Tensor) -> Tensor:
-        """Logits [1, V] after these further tokens i64[1, S]; only the last row is computed."""
+        """Logits [B, V] after these further tokens i64[B, S]; only the last row is computed."""
 
 
-class Eager(Contender):
+class Eager(TorchContender):
     """The model as it is, with the cache that transformers takes by itself."""
 
     label = "Hugging Face eager"
 
     def begin(self) -> None:
         self._cache: object = None
+
+    def close(self) -> None:
+        self.begin()
 
     def logits(self, ids: Tensor) -> Tensor:
         found = self.model(
@@ -109,7 +157,7 @@ def torch_compile(forward: Forward) -> Forward:
     return compiled
 
 
-class Compiled(Contender):
+class Compiled(TorchContender):
     """A compiled decode step over a static cache; the prompt runs eagerly, as ``generate`` does it.
 
     Args:
@@ -138,8 +186,13 @@ class Compiled(Contender):
         self._named = "cache_position" in inspect.signature(self.model.forward).parameters
         self._past = 0
 
-    def prepare(self, prompt: list[int]) -> None:
-        self.first_steps = tuple(self.run(prompt, FIRST_STEPS + 1).itl)
+    def prepare(self, prompts: Sequence[list[int]]) -> None:
+        stamps = self.run_batch(prompts, FIRST_STEPS + 1).stamps[0]
+        self.first_steps = tuple(b - a for a, b in pairwise(stamps))
+
+    def close(self) -> None:
+        del self.cache
+        torch.compiler.reset()  # its graphs hold memory
 
     def begin(self) -> None:
         self.cache.reset()  # in place: captured graphs know its addresses
@@ -147,8 +200,9 @@ class Compiled(Contender):
 
     def logits(self, ids: Tensor) -> Tensor:
         positions = torch.arange(self._past, self._past + ids.shape[1], device=self.device)
-        forward = self.step if self._past else self.model
-        if self._past and self.device.type == "cuda":
+        decodes = self._past > 0 and ids.shape[1] == 1
+        forward = self.step if decodes else self.model
+        if decodes and self.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()  # the step before is not looked at again
         found = forward(
             input_ids=ids,
@@ -163,27 +217,45 @@ class Compiled(Contender):
         return logits
 
 
-def make_contender(name: str, reference: ReferenceModel, length: int) -> Contender:
-    """The contender of a name in ``NAMES``, for sequences up to a length in tokens."""
+def make_contender(
+    name: str, reference: ReferenceModel, length: int, sequences: int = 1
+) -> Contender:
+    """The contender of a name in ``NAMES``, for sequences up to a length in tokens.
+
+    Args:
+        name: of one that is not ``absent``.
+        reference: the model.
+        length: in tokens, prompt and new ones together.
+        sequences: the most at once.
+    """
+    if name == "vllm":
+        from .vllm_contender import VLLM
+
+        return VLLM(reference, length, sequences)
     return Eager(reference) if name == "eager" else Compiled(reference, length)
 
 
-def parse_names(text: str) -> tuple[str, ...]:
+def absent(name: str) -> bool:
+    """Whether a contender cannot run because its package is not installed."""
+    return name in PACKAGES and find_spec(PACKAGES[name]) is None
+
+
+def parse_names(text: str, names: Sequence[str] = NAMES) -> tuple[str, ...]:
     """Contenders from a comma list, each once.
 
     Raises:
-        UsageError: a name that is none of ``NAMES``.
+        UsageError: a name that is none of ``names``.
     """
-    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-    for name in names:
-        if name not in NAMES:
+    found = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in found:
+        if name not in names:
             raise UsageError(
                 "option --compare",
-                expected=f"a comma list of {', '.join(NAMES)}",
+                expected=f"a comma list of {', '.join(names)}",
                 found=repr(name),
-                remedy=f"Write --compare {','.join(NAMES)}, one of them, or leave it out.",
+                remedy=f"Write --compare {','.join(names)}, one of them, or leave it out.",
             )
-    return names
+    return found
 
 
 def synchronize(device: torch.device) -> None:

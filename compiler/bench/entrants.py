@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ...errors import TilewrightError
-from .contenders import Run, make_contender
+from .contenders import PACKAGES, Run, absent, make_contender
 from .reference import ReferenceModel
 
 
@@ -16,7 +16,7 @@ class Series:
     """One contender's runs, all of the same prompt and length.
 
     Attributes:
-        name: "tilewright", "eager" or "torch.compile".
+        name: "tilewright", or that of a contender.
         prefill: prompt tokens a second, one figure a run.
         decode: new tokens a second after the first, one figure a run.
         ttft: median seconds to the first token.
@@ -41,6 +41,7 @@ class Entrant:
         run: generates from a prompt.
         first_steps: seconds of the steps that compile.
         error: why it runs no more.
+        is_absent: whether that is because it is not installed.
         runs: what was measured, the first one included, which does not count.
     """
 
@@ -49,6 +50,7 @@ class Entrant:
     run: Callable[[list[int], int], Run] | None
     first_steps: tuple[float, ...] = ()
     error: str | None = None
+    is_absent: bool = False
     runs: list[Run] = field(default_factory=list)
 
     def go(self, prompt: list[int], new_tokens: int) -> None:
@@ -86,16 +88,24 @@ class Entrant:
 
 def enter(name: str, model: ReferenceModel, prompt: list[int], new_tokens: int) -> Entrant:
     """A contender, prepared; one that cannot be is out from the start."""
+    if absent(name):
+        return left_out(name)
     entrant = Entrant(name, name, None)
     try:
         contender = make_contender(name, model, len(prompt) + new_tokens)
         entrant.label = f"{contender.label}, {str(model.dtype).removeprefix('torch.')}"
-        contender.prepare(prompt)
+        contender.prepare([prompt])
     except Exception as error:  # whatever a compiler may raise
         entrant.fail(error)
         return entrant
     entrant.run, entrant.first_steps = contender.run, contender.first_steps
     return entrant
+
+
+def left_out(name: str) -> Entrant:
+    """One that is not installed."""
+    said = f"not installed (pip install {PACKAGES[name]})"
+    return Entrant(name, name, None, error=said, is_absent=True)
 
 
 def enter_all(
@@ -112,8 +122,9 @@ def enter_all(
     except TilewrightError:
         raise
     except Exception as error:  # not enough memory, or whatever the model's own code raises
-        rivals = [Entrant(name, name, None) for name in compare]
+        rivals = [left_out(n) if absent(n) else Entrant(n, n, None) for n in compare]
         for rival in rivals:
-            rival.fail(error)
+            if not rival.is_absent:
+                rival.fail(error)
         return None, rivals
     return model, [enter(name, model, prompt, new_tokens) for name in compare]

@@ -12,6 +12,7 @@ from ...errors import UsageError
 from ...runtime.engine import CausalLMEngine
 from ...runtime.params import SamplingParams
 from ...settings import current
+from .bars import FLOOR, Bar, find_bars
 from .contenders import Run, synchronize
 from .entrants import Entrant, Series, enter_all
 from .floor import make_floor
@@ -25,27 +26,6 @@ TRACED_STEPS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Bar:
-    """A ratio that ours has to reach.
-
-    Attributes:
-        phase: "decode" or "prefill".
-        against: the contender.
-        value: ours over theirs, in tokens a second.
-    """
-
-    phase: str
-    against: str
-    value: float
-
-
-BARS = {
-    "cpu": (Bar("decode", "eager", 1.65), Bar("prefill", "eager", 1.0)),
-    "cuda": (Bar("decode", "torch.compile", 1.0),),
-}
-
-
-@dataclass(frozen=True, slots=True)
 class Rival:
     """A contender's figures, and ours over them.
 
@@ -53,6 +33,7 @@ class Rival:
         name, label: for options and for reading.
         series: its runs; None where it failed.
         error: why it failed.
+        is_absent: whether that is because it is not installed.
         first_steps: seconds of the first decode steps, which compile and capture; not measured.
         decode, prefill: ours over its, tokens a second.
         agreeing_tokens: how many of the first tokens are the same; None with random weights.
@@ -62,6 +43,7 @@ class Rival:
     label: str
     series: Series | None
     error: str | None = None
+    is_absent: bool = False
     first_steps: tuple[float, ...] = ()
     decode: Ratio | None = None
     prefill: Ratio | None = None
@@ -114,13 +96,22 @@ class Latency:
         """How many of the first tokens are the uncompiled model's; None without it."""
         return next((r.agreeing_tokens for r in self.rivals if r.name == "eager"), None)
 
+    @property
+    def fastest(self) -> Rival | None:
+        """The contender that decodes fastest, of those that ran."""
+        ran = [rival for rival in self.rivals if rival.decode is not None]
+        return min(ran, key=lambda rival: rival.decode.value, default=None)  # type: ignore[union-attr]
+
     def bars(self) -> list[tuple[Bar, Ratio, bool]]:
-        """The bars of this device whose contender was measured: (bar, ratio, whether it is met)."""
-        kind = "cpu" if self.machine.device == "cpu" else "cuda"
+        """The bars of this device and model whose contender was measured: (bar, ratio, whether it
+        is met).
+        """
         rivals = {rival.name: rival for rival in self.rivals}
         found = []
-        for bar in BARS[kind]:
+        for bar in find_bars(self.machine.device, self.bytes_per_token):
             ratio = getattr(rivals.get(bar.against), bar.phase, None)
+            if bar.against == FLOOR and self.floor_decode is not None:
+                ratio = paired_ratio(self.ours.decode, [self.floor_decode] * len(self.ours.decode))
             if ratio is not None:
                 found.append((bar, ratio, ratio.value >= bar.value))
         return found
@@ -258,16 +249,17 @@ def _rival(ours: Series, entrant: Entrant, prompt_tokens: int, random_weights: b
     series = entrant.series(prompt_tokens)
     if series is None:
         error = entrant.error or "it did not run"
-        return Rival(entrant.name, entrant.label, None, error, entrant.first_steps)
+        return Rival(
+            entrant.name, entrant.label, None, error, entrant.is_absent, entrant.first_steps
+        )
     return Rival(
         entrant.name,
         entrant.label,
         series,
-        None,
-        entrant.first_steps,
-        paired_ratio(ours.decode, series.decode),
-        paired_ratio(ours.prefill, series.prefill),
-        None if random_weights else _agreeing(ours.token_ids, series.token_ids),
+        first_steps=entrant.first_steps,
+        decode=paired_ratio(ours.decode, series.decode),
+        prefill=paired_ratio(ours.prefill, series.prefill),
+        agreeing_tokens=None if random_weights else _agreeing(ours.token_ids, series.token_ids),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,6 +27,10 @@ class ReferenceModel:
         random_weights: a seed: a folder's config.json is enough, and the weights are transformers'
             own initialisation (normal, std ``initializer_range``), drawn on the device.
 
+    Attributes:
+        config: of the model.
+        model: made when it is first asked for, which may fail as whatever fills it does.
+
     Raises:
         UsageError: not a causal LM.
         CheckpointError: files that are missing or damaged.
@@ -39,8 +44,8 @@ class ReferenceModel:
         device: torch.device | None = None,
         random_weights: int | None = None,
     ) -> None:
-        self.dtype, self.device = dtype, device or torch.device("cpu")
-        self.has_random_weights = random_weights is not None
+        self.path, self.dtype, self.device = path, dtype, device or torch.device("cpu")
+        self.has_random_weights, self.seed = random_weights is not None, random_weights
         source = open_source(path, dtype=dtype, random_weights=random_weights)
         if source.config is None:
             raise UsageError(
@@ -49,11 +54,17 @@ class ReferenceModel:
                 found=source.kind,
                 remedy="Name a Hugging Face folder or a .gguf file.",
             )
-        if random_weights is not None:
-            torch.manual_seed(random_weights)
-        self.model = build_model(source.config, dtype, self.device)
-        if random_weights is None:
-            fill_parameters(self.model, source.weights, path)
+        self.config, self._weights = source.config, source.weights
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The module, with its weights on the device."""
+        if self.seed is not None:
+            torch.manual_seed(self.seed)
+        model = build_model(self.config, self.dtype, self.device)
+        if self.seed is None:
+            fill_parameters(model, self._weights, self.path)
+        return model
 
 
 def build_model(

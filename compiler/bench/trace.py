@@ -18,6 +18,8 @@ from ...runtime.engine import CausalLMEngine
 from ...runtime.executor import CACHE_PREFIXES
 from ...runtime.params import SamplingParams
 from ..inspect.facts import Setting, bindings, call_costs, final_graph, op_label
+from ..inspect.kernels import calls_by_function
+from .decoding import decode_image, decode_program
 
 MARK = (
     "spin_kernel"  # the kernel of torch.cuda._sleep, launched behind each step to tell them apart
@@ -52,7 +54,7 @@ class Kernel:
     Attributes:
         name: as the profiler gives it.
         launches, seconds: in one step, mean.
-        bytes: that one launch moves at least, where the graph tells; None where it does not.
+        bytes: that one launch moves at least, mean, where the graph tells; None where it does not.
     """
 
     name: str
@@ -111,7 +113,8 @@ def trace_decode(engine: CausalLMEngine, prompt: list[int], steps: int) -> Trace
         events = record_events(engine, prompt, steps)
     except Exception as error:  # a measurement beside the point must not cost those made before
         return f"the profiler failed: {' '.join(str(error).split())[:200]}"
-    layers = sum(name.startswith(CACHE_PREFIXES[0]) for name in engine.image.program.inputs)
+    inputs = decode_program(engine).inputs
+    layers = sum(name.startswith(CACHE_PREFIXES[0]) for name in inputs)
     found = summarize(events, layers, known_bytes(engine, len(prompt) + steps // 2))
     return found or (
         f"the profiler listed {len(events)} events on the device, and no decode step among them"
@@ -175,17 +178,19 @@ def summarize(
 
 
 def known_bytes(engine: CausalLMEngine, context: int) -> dict[str, tuple[int, int]]:
-    """(calls in a decode step, bytes of each) by what the graph's nodes do: ``add_rms_norm``.
-
-    Only where all calls of a label move the same number of bytes.
+    """(launches in a decode step, bytes of each, mean) by the functions of our kernels; for others
+    by what the graph's nodes do, ``add_rms_norm``, where all of a label move as many bytes.
     """
-    graph = final_graph(engine.image)
-    sizes = bindings(graph, engine.image, Setting("decode", 1, context))
+    image = decode_image(engine)
+    graph = final_graph(image)
+    sizes = bindings(graph, image, Setting("decode", 1, context))
     moved: dict[str, list[int]] = {}
     for cost in call_costs(graph, engine.target, sizes):
         if cost.bytes:
             moved.setdefault(op_label(cost.node).removeprefix("fused "), []).append(cost.bytes)
-    return {label: (len(each), each[0]) for label, each in moved.items() if len({*each}) == 1}
+    known = {label: (len(each), each[0]) for label, each in moved.items() if len({*each}) == 1}
+    ours = calls_by_function(image, sizes)
+    return known | {name: (len(each), sum(each) // len(each)) for name, each in ours.items()}
 
 
 def _split(events: Sequence[Event]) -> list[list[Event]]:
@@ -230,8 +235,11 @@ def _by_name(
 def _bytes_of(
     name: str, launches: int, steps: int, known: Mapping[str, tuple[int, int]]
 ) -> int | None:
-    """Bytes of one launch: the longest label in the name, if it has as many calls as launches."""
+    """Bytes of one launch: by its own name, else by the longest label in it, if that has as many
+    calls as there are launches.
+    """
     labels = sorted((label for label in known if label in name), key=len)
-    if not labels or known[labels[-1]][0] * steps != launches:
+    label = name if name in known else labels[-1] if labels else None
+    if label is None or known[label][0] * steps != launches:
         return None
-    return known[labels[-1]][1]
+    return known[label][1]

@@ -1,15 +1,17 @@
-"""``tilewright bench latency | startup``: figures that everyone measures the same way."""
+"""``tilewright bench …``: figures that everyone measures the same way."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ...errors import UsageError
-from .console import err, out, print_json, progress
+from .bench_kernels import kernels
+from .bench_options import uncompiled, warn_if_busy
+from .bench_throughput import throughput
+from .console import out, print_json, progress
 from .options import (
     BackendOption,
     CheckpointOption,
@@ -20,13 +22,13 @@ from .options import (
     open_causal_lm,
 )
 
-if TYPE_CHECKING:
-    from ...runtime.engine import CausalLMEngine
-    from ..bench.reference import ReferenceModel
-
 bench_app = typer.Typer(
-    help="Measure latency or startup.", no_args_is_help=True, rich_markup_mode="rich"
+    help="Measure latency, throughput, kernels or startup.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
 )
+bench_app.command("kernels")(kernels)
+bench_app.command("throughput")(throughput)
 
 
 @bench_app.command("latency")
@@ -34,7 +36,7 @@ def latency(
     engine: EngineOrModel,
     compare: Annotated[
         str | None,
-        typer.Option(help="torch.compile,eager or one of them: measured too, run by run in turn."),
+        typer.Option(help="torch.compile,eager,vllm or some of them: measured too, in turns."),
     ] = None,
     reference: Annotated[
         str | None,
@@ -62,70 +64,24 @@ def latency(
     from ..bench.latency import measure_latency
     from .bench_view import latency_data, print_latency
 
-    uncompiled = _uncompiled(loaded, engine, reference or checkpoint) if names else None
+    model = uncompiled(loaded, engine, reference or checkpoint) if names else None
     with progress("bench latency") as advance:
         found = measure_latency(
             loaded,
-            uncompiled,
+            model,
             compare=names,
             prompt_tokens=prompt_tokens,
             new_tokens=new_tokens,
             repeat=repeat,
             advance=advance,
         )
-    if found.machine.is_busy:
-        err().print(
-            f"warning: the machine is busy (load {found.machine.load:.1f} on "
-            f"{found.machine.cores} cores): figures are rough, repeat when it is idle",
-            style="yellow",
-        )
+    warn_if_busy(found.machine)
     if as_json:
         print_json(latency_data(found))
     else:
         print_latency(found)
-    if any(rival.error for rival in found.rivals):
+    if any(rival.error and not rival.is_absent for rival in found.rivals):
         raise typer.Exit(1)
-
-
-def _uncompiled(
-    loaded: CausalLMEngine, engine: str, reference: str | Path | None
-) -> Callable[[], ReferenceModel]:
-    """Makes the model that the contenders run: on the engine's device, in its element type; where
-    the engine's weights are random, with random ones too.
-    """
-    import torch
-
-    from ..bench.latency import engine_dtype
-    from ..bench.reference import ReferenceModel
-
-    report = loaded.report()
-    path, seed = _checkpoint(engine, reference, report), random_seed(report)
-    device = torch.device(loaded.target.device_type)
-    # A CPU computes in float32 at its best, whatever the engine does.
-    dtype = torch.float32 if device.type == "cpu" else engine_dtype(loaded)
-    return lambda: ReferenceModel(path, dtype=dtype, device=device, random_weights=seed)
-
-
-def random_seed(report: Mapping[str, object]) -> int | None:
-    """The seed of an engine whose weights are random; None for one from a checkpoint."""
-    model = report.get("model")
-    seed = model.get("random_weights") if isinstance(model, dict) else None
-    return seed if isinstance(seed, int) else None
-
-
-def _checkpoint(engine: str, reference: str | Path | None, report: Mapping[str, object]) -> str:
-    """Where the uncompiled model is."""
-    model = report.get("model")
-    named = model.get("name") if isinstance(model, dict) else None
-    path = str(reference or (named if is_engine(engine) else engine))
-    if not Path(path).exists():
-        raise UsageError(
-            "option --reference",
-            expected="the model that the engine was compiled from",
-            found=f"nothing at {path}",
-            remedy="Name it: --reference MODEL.",
-        )
-    return path
 
 
 @bench_app.command("startup")

@@ -7,8 +7,9 @@ import statistics
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from ..bench.bars import FLOOR, Bar
 from ..bench.entrants import Series
-from ..bench.latency import Bar, Latency, Rival
+from ..bench.latency import Latency, Rival
 from ..bench.statistics import Ratio
 from ..bench.trace import Kernel, Trace
 from .console import out
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SHOWN_KERNELS = 12
-NAME_WIDTH = 72
+NAME_WIDTH = 64
 
 
 def latency_data(found: Latency) -> dict[str, object]:
@@ -31,10 +32,11 @@ def latency_data(found: Latency) -> dict[str, object]:
     data["contenders"] = {rival.name: _rival_data(rival) for rival in found.rivals}
     data |= {name: getattr(found, name) for name in floors}
     data["bars"] = {
-        bar.phase: {"against": bar.against, "bar": bar.value, "ratio": ratio.value, "met": met}
+        bar.name: {"against": bar.against, "bar": bar.value, "ratio": ratio.value, "met": met}
         for bar, ratio, met in found.bars()
     }
-    data["trace"] = _trace_data(found.trace, found.ours) if isinstance(found.trace, Trace) else None
+    data["fastest"] = None if found.fastest is None else found.fastest.name
+    data["trace"] = _trace_data(found.trace, found) if isinstance(found.trace, Trace) else None
     data["trace_note"] = found.trace if isinstance(found.trace, str) else None
     return data
 
@@ -51,6 +53,7 @@ def _rival_data(rival: Rival) -> dict[str, object]:
     return {
         "label": rival.label,
         "error": rival.error,
+        "installed": not rival.is_absent,
         "first_steps_seconds": list(rival.first_steps),
         "series": None if rival.series is None else _series_data(rival.series),
         "decode_ratio": None if rival.decode is None else asdict(rival.decode),
@@ -59,18 +62,28 @@ def _rival_data(rival: Rival) -> dict[str, object]:
     }
 
 
-def _trace_data(trace: Trace, ours: Series) -> dict[str, object]:
-    rates = [kernel.bytes_per_second for kernel in trace.kernels]
+def _trace_data(trace: Trace, found: Latency) -> dict[str, object]:
     kernels = [
-        {**asdict(kernel), "bytes_per_second": rate}
-        for kernel, rate in zip(trace.kernels, rates, strict=True)
+        {
+            **asdict(kernel),
+            "bytes_per_second": kernel.bytes_per_second,
+            "share_of_step": kernel.seconds / trace.busy,
+            "share_of_floor": _of_floor(kernel, found),
+        }
+        for kernel in trace.kernels
     ]
     return {
         **asdict(trace),
         "kernels": kernels,
         "launches_per_layer": trace.launches_per_layer,
-        "itl_not_busy": ours.itl - trace.busy,
+        "itl_not_busy": found.ours.itl - trace.busy,
     }
+
+
+def _of_floor(kernel: Kernel, found: Latency) -> float | None:
+    """The share of the rate at which the machine reads."""
+    rate = kernel.bytes_per_second
+    return None if rate is None else rate / found.machine.read_bytes_per_second
 
 
 def print_latency(found: Latency) -> None:
@@ -81,6 +94,8 @@ def print_latency(found: Latency) -> None:
     for rival in found.rivals:
         for line in _rival_lines(rival, found):
             console.print(line)
+    for line in _summary_lines(found):
+        console.print(line)
     machine = found.machine
     rate = f"memory reads {machine.read_bytes_per_second / 1e9:.1f} GB/s"
     if machine.copy_bytes_per_second is not None and machine.matmul_flops_per_second is not None:
@@ -96,7 +111,7 @@ def print_latency(found: Latency) -> None:
         style="dim",
     )
     if isinstance(found.trace, Trace):
-        _print_trace(found.trace, found.ours)
+        _print_trace(found.trace, found)
     elif found.trace is not None:
         console.print(f"kernels of a decode step: {found.trace}", style="yellow", markup=False)
 
@@ -130,10 +145,26 @@ def _times(ttft: float, prefill: float, itl: float, decode: float) -> tuple[str,
     )
 
 
+def _summary_lines(found: Latency) -> list[str]:
+    """What is of no single contender: the fastest of them, and the floor."""
+    ran = [rival for rival in found.rivals if rival.decode is not None]
+    lines = [
+        _ratio_line(bar.phase, "the floor", ratio, (bar, met))
+        for bar, ratio, met in found.bars()
+        if bar.against == FLOOR
+    ]
+    if found.fastest is not None and len(ran) > 1:
+        lines.append(f"the fastest contender at decode: {found.fastest.name}")
+    return lines
+
+
 def _rival_lines(rival: Rival, found: Latency) -> list[str]:
+    if rival.is_absent:
+        return [f"{rival.name}: {rival.error}"]
     if rival.decode is None or rival.prefill is None:
         return [f"{rival.name} failed: {rival.error}".replace("[", r"\[")]
-    bars = {bar.phase: (bar, met) for bar, _, met in found.bars() if bar.against == rival.name}
+    own = [(bar, met) for bar, _, met in found.bars() if bar.against == rival.name]
+    bars = {bar.phase: (bar, met) for bar, met in own}
     lines = [
         _ratio_line(phase, rival.name, ratio, bars.get(phase))
         for phase, ratio in (("decode", rival.decode), ("prefill", rival.prefill))
@@ -155,13 +186,13 @@ def _ratio_line(phase: str, name: str, ratio: Ratio, bar: tuple[Bar, bool] | Non
     if bar is None:
         return line
     wanted, met = bar
-    if wanted.against == "torch.compile":
+    if wanted.value == 1.0:
         return f"{line}; faster: {'yes' if met else 'no'}"
     return f"{line}; bar {wanted.value:g}×: {'met' if met else 'not met'}"
 
 
-def _print_trace(trace: Trace, ours: Series) -> None:
-    console = out()
+def _print_trace(trace: Trace, found: Latency) -> None:
+    console, ours = out(), found.ours
     console.print()
     console.print(
         f"a decode step on the device (median of {trace.steps}, under the profiler): "
@@ -174,10 +205,10 @@ def _print_trace(trace: Trace, ours: Series) -> None:
         f"{trace.idle * 1e6:.0f} µs{between}; without the profiler a token takes "
         f"{ours.itl * 1e3:.3f} ms, {(ours.itl - trace.busy) * 1e3:.3f} more than busy"
     )
-    columns = ("kernel", "a step", "µs each", "ms a step", "of busy", "MB each", "GB/s")
+    columns = ("kernel", "a step", "µs each", "ms a step", "of busy", "MB each", "GB/s", "of read")
     table = plain_table(columns)
     for kernel in trace.kernels[:SHOWN_KERNELS]:
-        table.add_row(*_kernel_row(kernel, trace.busy))
+        table.add_row(*_kernel_row(kernel, trace.busy, found))
     console.print(table, markup=False)  # names of kernels hold brackets
     hidden = trace.kernels[SHOWN_KERNELS:]
     if hidden:
@@ -185,8 +216,8 @@ def _print_trace(trace: Trace, ours: Series) -> None:
         console.print(f"and {len(hidden)} more, {rest * 1e3:.3f} ms a step (--json has them all)")
 
 
-def _kernel_row(kernel: Kernel, busy: float) -> tuple[str, ...]:
-    rate = kernel.bytes_per_second
+def _kernel_row(kernel: Kernel, busy: float, found: Latency) -> tuple[str, ...]:
+    rate, share = kernel.bytes_per_second, _of_floor(kernel, found)
     return (
         short_name(kernel.name),
         f"{kernel.launches:g}",
@@ -195,6 +226,7 @@ def _kernel_row(kernel: Kernel, busy: float) -> tuple[str, ...]:
         f"{kernel.seconds / busy:.0%}",
         "" if kernel.bytes is None else f"{kernel.bytes / 1e6:.2f}",
         "" if rate is None else f"{rate / 1e9:.0f}",
+        "" if share is None else f"{share:.2f}",
     )
 
 

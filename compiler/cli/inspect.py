@@ -88,11 +88,14 @@ def _print_kernel(image: EngineImage, wanted: str, as_json: bool) -> None:
     from ...targets import Target
     from ..inspect.kernel_view import kernel_data, kernel_lines
     from ..inspect.kernels import kernel_report, pick_kernel
-    from ..inspect.text import settings
+    from ..inspect.text import parts, settings
     from .tables import facts_table
 
-    chosen, target = settings(image), Target.parse(image.target)
-    found = pick_kernel(kernel_report(image, chosen).kernels, wanted)
+    target = Target.parse(image.target)
+    reports = [kernel_report(part, chosen) for part, chosen in parts(image)]
+    named = {kernel.name: kernel for report in reports[::-1] for kernel in report.kernels}
+    found = pick_kernel([*named.values()], wanted)
+    chosen = [setting for setting in settings(image) if setting.name in found.steps]
     if as_json:
         print_json(kernel_data(found, target))
         return

@@ -57,6 +57,19 @@ class CallCost:
     seconds: float
 
 
+def as_run(image: EngineImage, setting: Setting) -> EngineImage:
+    """The image with the Program and the graphs that run a setting."""
+    return image.decoding if setting.name == DECODE.name else image
+
+
+def graph_texts(image: EngineImage) -> list[tuple[str, str]]:
+    """(name, text) of the graph after each pass: those of the decode graph follow, without the one
+    that both have in common.
+    """
+    decode = () if image.decode is None else image.decode.graphs[1:]
+    return [*image.graphs, *decode]
+
+
 def final_graph(image: EngineImage) -> Graph:
     """The graph that the backend was given, without weights.
 
@@ -120,7 +133,8 @@ def headline(image: EngineImage) -> list[tuple[str, str]]:
     facts = [
         ("model", image.name),
         ("target", image.target),
-        ("backend", f"{image.backend} ({calls_text(report)})"),
+        ("backend", f"{image.backend} ({calls_text(report.get('calls'))})"),
+        *_decode_line(report),
         ("weights", f"{number(report.get('parameters'))} parameters, {size(weight_bytes(image))}"),
     ]
     if image.lm is not None:
@@ -136,9 +150,13 @@ def headline(image: EngineImage) -> list[tuple[str, str]]:
     return facts
 
 
-def calls_text(report: Mapping[str, object]) -> str:
-    """How many kernel calls each loader has, in words."""
-    calls = report.get("calls")
+def _decode_line(report: Mapping[str, object]) -> list[tuple[str, str]]:
+    calls = report.get("decode_calls")
+    return [("decode steps", f"a Program of their own ({calls_text(calls)})")] if calls else []
+
+
+def calls_text(calls: object) -> str:
+    """How many kernel calls of each kind a Program has, in words."""
     if not isinstance(calls, dict):
         return "no calls"
     return ", ".join(f"{count} {loader} call{'s'[: count != 1]}" for loader, count in calls.items())
@@ -186,15 +204,17 @@ def pass_rows(image: EngineImage) -> list[dict[str, object]]:
 
 
 def pick_pass(image: EngineImage, wanted: str) -> tuple[str, str]:
-    """(title, text) of the graph after a pass, by number or by name (the last one of that name).
+    """(title, text) of the graph after a pass, by number or by name: the last one of that name, and
+    rather of the general graph than of the decode graph, whose passes come after.
 
     Raises:
         UsageError: no such pass; the message lists them.
     """
-    titles = [f"{index:03d}-{name}" for index, (name, _) in enumerate(image.graphs)]
-    for index in reversed(range(len(titles))):
-        if wanted in (str(index), titles[index], image.graphs[index][0]):
-            return titles[index], image.graphs[index][1]
+    texts, general = graph_texts(image), len(image.graphs)
+    titles = [f"{index:03d}-{name}" for index, (name, _) in enumerate(texts)]
+    for index in (*reversed(range(general)), *range(general, len(titles))):
+        if wanted in (str(index), titles[index], texts[index][0]):
+            return titles[index], texts[index][1]
     raise UsageError(
         f"pass {wanted!r}",
         expected=f"one of {', '.join(titles)}, or its number or name",

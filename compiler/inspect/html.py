@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 
 from ...codegen.program import Call
+from ...ir.graph import Graph
 from ...runtime.image import EngineImage
 from ...version import __version__
 from .drawing import draw_graph, op_class
 from .facts import (
     Setting,
+    as_run,
     fallback_lines,
     final_graph,
+    graph_texts,
     headline,
     kv_bytes_per_token,
     op_label,
@@ -54,11 +58,15 @@ def render_page(image: EngineImage) -> str:
 
 def page_data(image: EngineImage) -> dict[str, object]:
     """All that the page shows, as plain data."""
-    chosen, graph = settings(image), final_graph(image)
-    data = as_data(image)
-    labels = [_call_label(call) for call in image.program.calls]
+    chosen, data = settings(image), as_data(image)
+    graphs = {setting.name: final_graph(as_run(image, setting)) for setting in chosen}
+    calls = (call for setting in chosen for call in as_run(image, setting).program.calls)
+    labels = [_call_label(call) for call in calls]
     classes = {
-        name: op_class(node.op) for node in graph.calls() for name in (node.op, op_label(node))
+        name: op_class(node.op)
+        for graph in graphs.values()
+        for node in graph.calls()
+        for name in (node.op, op_label(node))
     }
     return {
         "version": __version__,
@@ -66,12 +74,13 @@ def page_data(image: EngineImage) -> dict[str, object]:
         "facts": headline(image),
         "settings": [[s.name, s.tokens, s.context] for s in chosen],
         "passes": pass_rows(image),
-        "graphs": [{"name": name, "text": text} for name, text in image.graphs],
-        "drawing": draw_graph(graph, image, chosen),
-        "state": list(graph.state),
+        "graphs": [{"name": name, "text": text} for name, text in graph_texts(image)],
+        **_drawings(image, graphs, chosen),
+        "state": list(final_graph(image).state),
         "costs": data["costs"],
         "classes": {**{label: op_class(op) for label, op in labels}, **classes},
         "kernels": data["kernels"],
+        "decode_kernels": data.get("decode_kernels"),
         "steps": data.get("steps"),
         "memory": {setting.name: _memory(image, setting) for setting in chosen},
         "weights": weight_sizes(image)[:MOST_WEIGHTS],
@@ -80,6 +89,22 @@ def page_data(image: EngineImage) -> dict[str, object]:
         "kv_per_token": kv_bytes_per_token(image),
         "context": image.lm.max_model_len if image.lm is not None else 0,
         "notes": fallback_lines(image),
+    }
+
+
+def _drawings(
+    image: EngineImage, graphs: Mapping[str, Graph], settings: Sequence[Setting]
+) -> dict[str, object]:
+    """The graphs as drawings, each with the costs of the settings that it runs, and which of them
+    runs each setting.
+    """
+    if image.decode is None:
+        groups: list[list[Setting]] = [list(settings)]
+    else:
+        groups = [[setting] for setting in settings]
+    return {
+        "drawings": [draw_graph(graphs[group[0].name], image, group) for group in groups],
+        "drawn": {s.name: index for index, group in enumerate(groups) for s in group},
     }
 
 

@@ -20,7 +20,8 @@ FOOTNOTE = "A call of a library or of torch counts as one launch. Sources: --ker
 
 def has_kernels(image: EngineImage) -> bool:
     """Whether any call of the engine is Triton's, so that there is more to say than its name."""
-    return any(call.loader == "triton" for call in image.program.calls)
+    calls = (*image.program.calls, *image.decoding.program.calls)
+    return any(call.loader == "triton" for call in calls)
 
 
 def kernel_columns(settings: Sequence[Setting]) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from ...ir.schema import schema
 from ...runtime.executor import CACHE_PREFIXES
 from ...runtime.image import EngineImage
 from ...targets import Target
-from .facts import FREE, Setting, bindings, compute_dtype, final_graph
+from .facts import FREE, Setting, as_run, bindings, compute_dtype, final_graph
 from .layers import split_layers
 
 VIEWS = FREE | {"const", "permute", "slice", "expand", "dim_value"}
@@ -55,13 +55,13 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class KernelFacts:
-    """One kernel of the Program.
+    """One kernel of the engine's Programs.
 
     Attributes:
         name: a package's id, the op of a library call, else as the Program names it.
         kind: as ``Call.kind``.
         origin: the ops that its first call computes.
-        calls: how many the Program has.
+        calls: how many the Programs have.
         steps: all of them together, by the names of the settings.
         package: text, launch facts and binaries of a kernel of ours.
     """
@@ -80,7 +80,7 @@ class KernelReport:
 
     Attributes:
         kernels: the one with most roofline time at the first setting first.
-        whole: all calls together, by setting.
+        whole: all calls of the Program that runs the setting together, by setting.
         layers: of a causal LM, by its caches; 0 for a module.
         a_layer: launches of one layer by setting, the mean where layers differ.
     """
@@ -92,34 +92,64 @@ class KernelReport:
 
 
 def kernel_report(image: EngineImage, settings: Sequence[Setting]) -> KernelReport:
-    """What the engine's Program consists of.
+    """What the Programs consist of that run the settings.
 
     Raises:
         EngineError: a kernel's files are missing or damaged.
     """
-    graph, packages = final_graph(image), _packages(image)
-    made = nodes_of_calls(graph, image.program)
-    steps: dict[str, list[Step]] = {}
-    for setting in settings:
-        one = _At(image, bindings(graph, image, setting))
-        steps[setting.name] = [
-            one.step(call, nodes, packages.get(kernel_name(call)))
-            for call, nodes in zip(image.program.calls, made, strict=True)
-        ]
-    kernels = _grouped(image.program, packages, steps)
-    first = settings[0].name
+    runs = {setting.name: as_run(image, setting) for setting in settings}
+    packages = {id: one for run in runs.values() for id, one in _packages(run).items()}
     layers = sum(name.startswith(CACHE_PREFIXES[0]) for name in image.program.inputs)
+    steps: dict[str, list[Step]] = {}
+    a_layer: dict[str, float] = {}
+    for setting in settings:
+        run = runs[setting.name]
+        graph = final_graph(run)
+        made = nodes_of_calls(graph, run.program)
+        one = _At(run, bindings(graph, image, setting))
+        found = steps[setting.name] = [
+            one.step(call, nodes, packages.get(kernel_name(call)))
+            for call, nodes in zip(run.program.calls, made, strict=True)
+        ]
+        if layers:
+            a_layer[setting.name] = _a_layer(graph, made, found, layers)
+    kernels = _grouped({name: run.program for name, run in runs.items()}, packages, steps)
+    first = settings[0].name
     return KernelReport(
         tuple(sorted(kernels, key=lambda k: (-k.steps[first].seconds, -k.calls, k.name))),
-        {name: sum(found, Step()) for name, found in steps.items()},
+        {name: sum(each, Step()) for name, each in steps.items()},
         layers,
-        {name: _a_layer(graph, made, found, layers) for name, found in steps.items() if layers},
+        a_layer,
     )
 
 
 def kernel_name(call: Call) -> str:
     """What a report calls the kernel of a call: a package's id, or the op of a library."""
     return call.kernel.rsplit("/", 1)[-1] if call.loader == "triton" else call.kernel
+
+
+def calls_by_function(image: EngineImage, sizes: Mapping[str, int]) -> dict[str, list[int]]:
+    """Bytes of each launch of a step, by the name that its function has on the device.
+
+    Of a call of several launches the first is given all of the bytes. Calls of libraries are left
+    out: their functions have names of their own.
+
+    Args:
+        image: whose Program runs the step.
+        sizes: values of its symbols.
+    """
+    packages, at = _packages(image), _At(image, sizes)
+    found: dict[str, list[int]] = defaultdict(list)
+    made = nodes_of_calls(final_graph(image), image.program)
+    for call, nodes in zip(image.program.calls, made, strict=True):
+        package = packages.get(kernel_name(call))
+        if package is None:
+            continue
+        moved = at.step(call, nodes, package).bytes
+        for function in at.functions(call, package):
+            found[function].append(moved)
+            moved = 0
+    return dict(found)
 
 
 def pick_kernel(kernels: Sequence[KernelFacts], wanted: str) -> KernelFacts:
@@ -160,22 +190,34 @@ def _packages(image: EngineImage) -> dict[str, KernelPackage]:
 
 
 def _grouped(
-    program: Program, packages: Mapping[str, KernelPackage], steps: Mapping[str, Sequence[Step]]
+    programs: Mapping[str, Program],
+    packages: Mapping[str, KernelPackage],
+    steps: Mapping[str, Sequence[Step]],
 ) -> list[KernelFacts]:
-    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for index, call in enumerate(program.calls):
-        groups[kernel_name(call), call.kind].append(index)
+    """The kernels of the Programs that run the settings."""
+    groups: dict[tuple[str, str], list[Call]] = defaultdict(list)
+    for program in {id(program): program for program in programs.values()}.values():
+        for call in program.calls:
+            groups[kernel_name(call), call.kind].append(call)
+    sums = {setting: _sums(programs[setting], found) for setting, found in steps.items()}
     return [
         KernelFacts(
-            name,
-            kind,
-            program.calls[indices[0]].origin,
-            len(indices),
-            {setting: sum((of[i] for i in indices), Step()) for setting, of in steps.items()},
-            packages.get(name),
+            *key,
+            calls[0].origin,
+            len(calls),
+            {setting: of.get(key, Step()) for setting, of in sums.items()},
+            packages.get(key[0]),
         )
-        for (name, kind), indices in groups.items()
+        for key, calls in groups.items()
     ]
+
+
+def _sums(program: Program, steps: Sequence[Step]) -> dict[tuple[str, str], Step]:
+    """All steps of each kernel together, by its name and kind."""
+    found: dict[tuple[str, str], Step] = defaultdict(Step)
+    for call, step in zip(program.calls, steps, strict=True):
+        found[kernel_name(call), call.kind] += step
+    return found
 
 
 def _a_layer(
@@ -211,6 +253,12 @@ class _At:
             seconds = self.target.roofline_seconds(flops, moved, dtype)
             found += Step(0, flops, moved, seconds)
         return found
+
+    def functions(self, call: Call, package: KernelPackage) -> list[str]:
+        """The function of each of its launches."""
+        results = [self.program.buffers[name] for name in call.results]
+        planned = plan_call(package.source, results, self.sizes).launches
+        return [launch.function for launch, _, _ in planned]
 
     def _launches(self, call: Call, package: KernelPackage | None) -> tuple[int, tuple[str, ...]]:
         """How many launches the call makes, and of which binaries."""

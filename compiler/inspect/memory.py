@@ -9,7 +9,7 @@ from ...codegen.plan import MemoryPlan, plan_buffers
 from ...codegen.program import Program
 from ...runtime.image import EngineImage
 from ...targets import Target
-from .facts import Setting, bindings, final_graph
+from .facts import Setting, as_run, bindings, final_graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,8 @@ class Arena:
 
 
 def memory_plan(image: EngineImage, setting: Setting) -> Arena:
-    """The buffer plan of the engine's Program at one setting."""
+    """The buffer plan of the Program that runs a setting."""
+    image = as_run(image, setting)
     graph = final_graph(image)
     program, of_graph = image.program, False
     if len(program.calls) < len(graph.nodes) // 4:

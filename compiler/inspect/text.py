@@ -56,32 +56,42 @@ class Section:
 
 def sections(image: EngineImage) -> list[Section]:
     """Every table, in reading order."""
-    return [_passes(image), *_ops(image), _kernels(image), _weights(image), _memory(image)]
+    return [_passes(image), *_ops(image), *_kernels(image), _weights(image), _memory(image)]
 
 
 def as_data(image: EngineImage) -> dict[str, object]:
     """The same as plain data, with figures as numbers."""
-    graph, target = final_graph(image), Target.parse(image.target)
-    costs = {
-        setting.name: [
-            {"op": op, "calls": calls, "flops": flops, "bytes": moved, "roofline_seconds": seconds}
-            for op, calls, flops, moved, seconds in by_op(
-                call_costs(graph, target, bindings(graph, image, setting))
-            )
-        ]
-        for setting in settings(image)
-    }
     return {
         "facts": dict(headline(image)),
         "kind": image.kind,
         "passes": pass_rows(image),
-        "costs": costs,
+        "costs": {
+            setting.name: [
+                {"op": op, "calls": n, "flops": flops, "bytes": moved, "roofline_seconds": seconds}
+                for op, n, flops, moved, seconds in by_op(_costs(part, setting))
+            ]
+            for part, chosen in parts(image)
+            for setting in chosen
+        },
         **kernels_data(image),
         "weight_bytes": weight_bytes(image),
         "kv_bytes_per_token": kv_bytes_per_token(image),
         "memory": {setting.name: memory_facts(image, setting) for setting in settings(image)},
         "notes": fallback_lines(image),
     }
+
+
+def parts(image: EngineImage) -> list[tuple[EngineImage, tuple[Setting, ...]]]:
+    """The image of each Program, and the settings that it runs."""
+    chosen = settings(image)
+    if image.decode is None:
+        return [(image, chosen)]
+    return [(image.decoding, chosen[:1]), (image, chosen[1:])]
+
+
+def _costs(image: EngineImage, setting: Setting) -> list[CallCost]:
+    graph = final_graph(image)
+    return call_costs(graph, Target.parse(image.target), bindings(graph, image, setting))
 
 
 def settings(image: EngineImage) -> tuple[Setting, ...]:
@@ -113,13 +123,20 @@ def kernels(image: EngineImage) -> list[tuple[tuple[str, str], int]]:
 
 
 def kernels_data(image: EngineImage) -> dict[str, object]:
-    """Each kernel (``kernels``), and of a Triton engine what a step comes to (``steps``)."""
+    """Each kernel (``kernels``, and ``decode_kernels`` where decode steps have a Program of their
+    own), and of a Triton engine what a step comes to (``steps``).
+    """
     if not has_kernels(image):
         rows = [{"kernel": k, "ops": o, "calls": n} for (k, o), n in kernels(image)]
         return {"kernels": rows}
-    target, report = Target.parse(image.target), kernel_report(image, settings(image))
-    rows = [kernel_data(kernel, target) for kernel in report.kernels]
-    return {"kernels": rows, "steps": sums_data(report)}
+    target, steps = Target.parse(image.target), {}
+    found: list[list[dict[str, object]]] = []
+    for part, chosen in parts(image):
+        report = kernel_report(part, chosen)
+        found.append([kernel_data(kernel, target) for kernel in report.kernels])
+        steps.update(sums_data(report))
+    decode: dict[str, object] = {} if image.decode is None else {"decode_kernels": found[0]}
+    return {"kernels": found[-1], "steps": steps, **decode}
 
 
 def _passes(image: EngineImage) -> Section:
@@ -145,10 +162,10 @@ def _passes(image: EngineImage) -> Section:
 
 
 def _ops(image: EngineImage) -> list[Section]:
-    graph, target = final_graph(image), Target.parse(image.target)
+    target = Target.parse(image.target)
     found = []
-    for setting in settings(image):
-        costs = call_costs(graph, target, bindings(graph, image, setting))
+    for part, setting in ((part, one) for part, chosen in parts(image) for one in chosen):
+        costs = _costs(part, setting)
         whole = sum(cost.seconds for cost in costs) or 1.0
         rows = [
             (op, str(n), number(flops), size(moved), duration(s), f"{s / whole:.1%}")
@@ -165,15 +182,14 @@ def _ops(image: EngineImage) -> list[Section]:
     return found
 
 
-def _kernels(image: EngineImage) -> Section:
+def _kernels(image: EngineImage) -> list[Section]:
     if has_kernels(image):
-        return _compiled_kernels(image)
+        return [_compiled_kernels(part, chosen) for part, chosen in parts(image)]
     rows = [(kernel, ops, str(count)) for (kernel, ops), count in kernels(image)]
-    return Section("Kernel calls of the Program", ("kernel", "computes", "calls"), rows, 2)
+    return [Section("Kernel calls of the Program", ("kernel", "computes", "calls"), rows, 2)]
 
 
-def _compiled_kernels(image: EngineImage) -> Section:
-    chosen = settings(image)
+def _compiled_kernels(image: EngineImage, chosen: Sequence[Setting]) -> Section:
     report = kernel_report(image, chosen)
     rows = kernel_rows(report, Target.parse(image.target), chosen)
     names = " and ".join(setting.name for setting in chosen)

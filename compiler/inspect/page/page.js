@@ -9,6 +9,7 @@ const count = (v) => scaled(v, [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"],
 const time = (s) => s >= 1 ? `${s.toFixed(1)} s` : s >= 1e-3 ? `${(s * 1e3).toFixed(1)} ms` : s >= 1e-6 ? `${(s * 1e6).toFixed(1)} µs` : `${(s * 1e9).toFixed(0)} ns`;
 const CLASSES = { matmul: "matmul", attention: "attention", norm: "norm, rope, gate", fused: "fused", math: "elementwise, reduction", cache: "cache write", move: "data movement", aten: "torch op, control" };
 let setting = D.settings[0][0];
+const drawn = () => D.drawings[D.drawn[setting]];
 
 function tip(event, text) {
   const box = $("tip");
@@ -25,7 +26,7 @@ function head() {
   $("footer").textContent = `Written by tilewright ${D.version}. Rooflines are the least times that the target's peak rates allow.`;
   if (D.settings.length < 2) return;
   $("setting").innerHTML = D.settings.map(([n, t, c]) => `<button data-setting="${n}" title="T = ${t}, context ${c}">${n}</button>`).join("");
-  $("setting").addEventListener("click", (e) => { if (e.target.dataset.setting) { setting = e.target.dataset.setting; update(); } });
+  $("setting").addEventListener("click", (e) => { if (e.target.dataset.setting) { const before = drawn(); setting = e.target.dataset.setting; if (drawn() !== before) { chosen = null; folded.clear(); } update(); } });
 }
 
 /* The graph: blocks one below the other in one drawing. */
@@ -56,9 +57,10 @@ function layer(block) {
 }
 
 function draw() {
-  const width = Math.max(...D.drawing.map((b) => b.width), 460) + 2 * SIDE;
+  const drawing = drawn();
+  const width = Math.max(...drawing.map((b) => b.width), 460) + 2 * SIDE;
   let y = 0, out = "";
-  D.drawing.forEach((b, i) => {
+  drawing.forEach((b, i) => {
     const open = !folded.has(i), height = TOP + (open ? b.height + 14 : 0);
     out += `<rect class="frame" x="0" y="${y}" width="${width}" height="${height}" rx="12"/>`;
     out += `<g class="fold" data-fold="${i}"><rect x="0" y="${y}" width="${width}" height="${TOP}" fill="transparent"/><text class="heading" x="20" y="${y + 28}">${open ? "▾" : "▸"} ${esc(b.title)}<tspan dx="12">${esc(layer(b))}</tspan></text></g>`;
@@ -69,7 +71,7 @@ function draw() {
       out += b.nodes.map((n, j) => nodeMarkup(n, `${i}.${j}`)).join("") + "</g>";
     }
     y += height + BETWEEN;
-    if (i < D.drawing.length - 1) out += `<path class="edge" d="M${width / 2},${y - BETWEEN}V${y}"/>`;
+    if (i < drawing.length - 1) out += `<path class="edge" d="M${width / 2},${y - BETWEEN}V${y}"/>`;
   });
   $("drawing").innerHTML = `<svg role="img" aria-label="The final graph"><g id="scene">${out}</g></svg>`;
   view.w = width;
@@ -133,8 +135,8 @@ function mark() {
     if (room < 0) { view.x += room; place(); }
   }
   const [i, j] = (chosen || "").split(".");
-  const n = chosen ? D.drawing[i].nodes[j] : null;
-  $("detail").innerHTML = n && n.cost ? detail(n, D.drawing[i]) : "";
+  const n = chosen ? drawn()[i].nodes[j] : null;
+  $("detail").innerHTML = n && n.cost ? detail(n, drawn()[i]) : "";
 }
 
 function detail(n, block) {
@@ -232,22 +234,30 @@ function plain() {
 
 /* Kernels of ours: a row each, and its source below it when it is clicked. */
 const unfolded = new Set();
-const HEADS = [["kernel", ""], ["kind", ""], ["launches", "a step"], ["registers", "a thread"], ["spills", "bytes a thread"], ["shared", "memory a block"], ["threads", "a block"], ["blocks", "an SM holds at once"], ["occupancy", "warps an SM holds, of those it could"], ["FLOPs", "a step"], ["bytes", "a step"], ["roofline", "least time a step"]];
+const HEADS = [["kernel", ""], ["kind", ""], ["launches", "a step"], ["registers", "a thread"], ["spills", "bytes a thread"], ["shared", "memory a block"], ["threads", "a block"], ["blocks", "an SM holds at once"], ["occupancy", "warps an SM holds, of those it could"], ["FLOPs", "a step"], ["bytes", "a step"], ["roofline", "least time a step"], ["of the floor", "share of the step's least time"]];
+
+/* Decode steps may have a Program of their own. */
+const shownKernels = () => setting === "decode" && D.decode_kernels ? D.decode_kernels : D.kernels;
 
 function compiled() {
   const s = D.steps[setting], layer = s.launches_a_layer === null ? "" : `, ${+s.launches_a_layer.toFixed(2)} a layer (${plural(s.layers, "layer")})`;
   $("call-tables").classList.add("stacked");
   $("kernels-lead").textContent = `${plural(s.launches, "launch")} a step${layer}; ${count(s.flops)}FLOP, ${bytes(s.bytes)}, at least ${time(s.roofline_seconds)}. A call of a library or of torch counts as one launch. Click a kernel for its source.`;
-  $("kernels").innerHTML = `<tr>${HEADS.map(([h, t]) => `<th title="${t}">${h}</th>`).join("")}</tr>` + D.kernels.map(kernelRow).join("");
+  $("kernels").innerHTML = `<tr>${HEADS.map(([h, t]) => `<th title="${t}">${h}</th>`).join("")}</tr>` + shownKernels().map(kernelRow).join("");
 }
 
 function kernelRow(k, i) {
   const ran = k.binaries.filter((b) => b.runs_at.includes(setting)), shown = ran.length ? ran : k.binaries, c = k.costs[setting];
   const each = (f) => shown.length ? [...new Set(shown.map(f))].join(" / ") : "–";
-  const cells = [esc(k.kernel), esc(k.kind), k.launches[setting], each((b) => b.registers), each((b) => b.spilled_bytes ? `<span class="hot">${b.spilled_bytes}</span>` : 0), each((b) => bytes(b.shared_bytes)), each((b) => b.threads), each((b) => b.blocks_per_sm ?? "–"), each((b) => b.occupancy === null ? "–" : `${Math.round(100 * b.occupancy)} %`), count(c.flops), bytes(c.bytes), time(c.roofline_seconds)];
+  const cells = [esc(k.kernel), esc(k.kind), k.launches[setting], each((b) => b.registers), each((b) => b.spilled_bytes ? `<span class="hot">${b.spilled_bytes}</span>` : 0), each((b) => bytes(b.shared_bytes)), each((b) => b.threads), each((b) => b.blocks_per_sm ?? "–"), each((b) => b.occupancy === null ? "–" : `${Math.round(100 * b.occupancy)} %`), count(c.flops), bytes(c.bytes), time(c.roofline_seconds), shareBar(c.roofline_seconds)];
   const open = unfolded.has(i);
   const row = `<tr ${k.source === null ? "" : `class="kernel" data-kernel="${i}" tabindex="0" aria-expanded="${open}"`}>${cells.map((one) => `<td>${one}</td>`).join("")}</tr>`;
   return open ? `${row}<tr class="source"><td colspan="${cells.length}"><p>${esc(kernelNote(k))}</p><pre>${esc(k.source)}</pre></td></tr>` : row;
+}
+
+function shareBar(seconds) {
+  const share = (100 * seconds / (D.steps[setting].roofline_seconds || 1)).toFixed(1);
+  return `<span class="share" title="${share} %" style="background:var(--accent);width:${share}px"></span>`;
 }
 
 function kernelNote(k) {

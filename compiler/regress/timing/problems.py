@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,11 +13,13 @@ from ....codegen.base import Kernel
 from ....codegen.program import Call, Program
 from ....runtime.engine import CausalLMEngine
 from ....runtime.executor import CACHE_PREFIXES
-from ....runtime.step_buffer import StepBuffer, StepShape
+from ....runtime.image import LMConfig
+from ....runtime.runner import ProgramRunner
+from ....runtime.step_buffer import SAMPLING, StepBuffer, StepShape
 from ...inspect.kernels import VIEWS, kernel_name
 from ..snapshot import plain_name
 from .package import Package
-from .steps import StepSetting, make_step, pages_of
+from .steps import DECODES, StepSetting, make_step, pages_of
 
 Operands = tuple[torch.Tensor | None, ...]
 Load = Callable[[], Kernel]
@@ -35,6 +37,7 @@ class Problem:
         operands: what it was given.
         sizes: values of the Program's symbols.
         kernel: loaded.
+        count: how many such calls the step makes.
     """
 
     subject: str
@@ -43,6 +46,12 @@ class Problem:
     operands: Operands
     sizes: Mapping[str, int]
     kernel: Kernel
+    count: int = 1
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it is of a decode step."""
+        return self.setting.startswith(DECODES)
 
 
 class _Watch:
@@ -62,18 +71,25 @@ class _Watch:
         return self.kernel(operands, sizes)
 
 
-def record_problems(engine: CausalLMEngine, setting: StepSetting) -> list[Problem]:
+def record_problems(
+    engine: CausalLMEngine, setting: StepSetting, runner: ProgramRunner | None = None
+) -> list[Problem]:
     """Runs one step, and keeps the first call of each kernel on operands of its shapes.
 
     Calls that torch answers with a view are left out: they take no time on the device.
+
+    Args:
+        engine: running.
+        setting: of the step.
+        runner: what runs it; by default that of the engine's general Program.
     """
-    runner, lm = engine.runner, engine.image.lm
+    lm, runner = engine.image.lm, runner or engine.runner
     assert lm is not None
-    step, device = make_step(setting, lm), runner.device
-    shape = StepShape.of(step)
-    metadata = StepBuffer(shape.nbytes, device)
-    metadata.fill(step, shape)
-    inputs = metadata.views(shape) | _caches(engine, setting)
+    step = make_step(setting, lm)
+    metadata = StepBuffer(StepShape.of(step), runner.device)
+    metadata.fill(step)
+    given = metadata.views | _caches(runner, lm, setting) | _greedy(setting, runner.device)
+    inputs = {name: given[name] for name in runner.program.inputs}
     before = runner.steps
     seen: list[tuple[Call, Kernel, Operands]] = []
     watches = [_Watch(call, kernel, seen) for call, kernel in before]
@@ -85,21 +101,33 @@ def record_problems(engine: CausalLMEngine, setting: StepSetting) -> list[Proble
     return _distinct(seen, watches[0].sizes if watches else {}, setting)
 
 
-def _caches(engine: CausalLMEngine, setting: StepSetting) -> dict[str, torch.Tensor]:
-    """KV buffers for the step alone, filled with random numbers."""
-    program, lm, device = engine.image.program, engine.image.lm, engine.runner.device
-    assert lm is not None
+def _caches(runner: ProgramRunner, lm: LMConfig, setting: StepSetting) -> dict[str, torch.Tensor]:
+    """KV buffers for the step alone, filled with random numbers; layers of one type share them, for
+    only the first layer's are kept.
+    """
+    program = runner.program
     pages = 1 + setting.sequences * pages_of(setting, lm.page_size)
     known = {"N": pages, "P": lm.page_size}
+    shared: dict[tuple[str, str], torch.Tensor] = {}
     found = {}
     for name in program.inputs:
         if name.startswith(CACHE_PREFIXES):
-            type_ = program.buffers[name]
-            sizes = [known.get(str(s), s) for s in type_.shape]
-            found[name] = torch.empty(
-                [int(str(s)) for s in sizes], dtype=type_.dtype.torch, device=device
-            ).normal_()
+            type_, kind = program.buffers[name], name.rstrip("0123456789")
+            if (kind, str(type_)) not in shared:
+                sizes = [int(str(known.get(str(s), s))) for s in type_.shape]
+                shared[kind, str(type_)] = torch.empty(
+                    sizes, dtype=type_.dtype.torch, device=runner.device
+                ).normal_()
+            found[name] = shared[kind, str(type_)]
     return found
+
+
+def _greedy(setting: StepSetting, device: torch.device) -> dict[str, torch.Tensor]:
+    """What a step that samples is told beside: to take the likeliest tokens."""
+    return {
+        name: torch.full((setting.sequences,), int(name == "top_p"), dtype=dtype, device=device)
+        for name, dtype in SAMPLING.items()
+    }
 
 
 def _distinct(
@@ -107,19 +135,21 @@ def _distinct(
     sizes: Mapping[str, int],
     setting: StepSetting,
 ) -> list[Problem]:
-    found: list[Problem] = []
-    known: set[object] = set()
+    first: dict[object, Problem] = {}
+    counts: Counter[object] = Counter()
     names: Counter[str] = Counter()
     for call, kernel, operands in seen:
         key = (call.kernel, tuple(None if x is None else (x.shape, x.stride()) for x in operands))
-        if key in known or call.kernel.split("/", 1)[1] in VIEWS:
+        if call.kernel.split("/", 1)[1] in VIEWS:
             continue
-        known.add(key)
+        counts[key] += 1
+        if key in first:
+            continue
         name = subject_of(call)
         names[name] += 1
         subject = name if names[name] == 1 else f"{name}#{names[name]}"
-        found.append(Problem(subject, setting.name, call, operands, sizes, kernel))
-    return found
+        first[key] = Problem(subject, setting.name, call, operands, sizes, kernel)
+    return [replace(problem, count=counts[key]) for key, problem in first.items()]
 
 
 def subject_of(call: Call) -> str:
@@ -138,7 +168,10 @@ class Kernels:
     def __init__(self, image: Any, package: Package) -> None:
         self.image, self.package = image, package
         self.get_backend = package.module("codegen.base").get_backend
-        self.calls = _first_calls(image.program)
+        decode = getattr(image, "decode", None)  # older code has no Program for such steps
+        self.programs: list[Program] = [image.program]
+        self.programs += [] if decode is None else [decode.program]
+        self.calls = [_first_calls(program) for program in self.programs]
 
     def of(self, problem: Problem) -> Load | str:
         """What loads this engine's kernel for a problem, or why there is none."""
@@ -150,10 +183,16 @@ class Kernels:
 
     def counterpart(self, problem: Problem) -> Call | None:
         """This engine's call of a problem's name and operands: of several that of the same text,
-        else that of the same number, else the first.
+        else that of the same number, else the first. For a decode step it is one of the Program of
+        such steps, or else one of the general Program, which runs them where there is no other.
         """
+        programs = self.calls[::-1] if problem.decodes else self.calls[:1]
+        found = (self._likest(calls, problem) for calls in programs)
+        return next((call for call in found if call is not None), None)
+
+    def _likest(self, there: Sequence[Call], problem: Problem) -> Call | None:
         name, _, number = problem.subject.partition("#")
-        named = [call for call in self.calls if subject_of(call) == name]
+        named = [call for call in there if subject_of(call) == name]
         alike = [call for call in named if self._fits(call, problem)]
         wanted = named[min(int(number or 1), len(named)) - 1] if named else None
 
@@ -165,17 +204,22 @@ class Kernels:
 
     def load(self, call: Call, device: torch.device) -> Kernel:
         """The kernel of a call, its code at an address of its own."""
-        program, read = self.image.program, self.image.files.__getitem__
+        program, read = self._program(call), self.image.files.__getitem__
         if call.loader == "triton":
             self.package.module("codegen.triton.launch").LoadedFunction.forget()
         kernel: Kernel = self.get_backend(call.loader).load(call, program, {}, read, device)
         return kernel
 
+    def _program(self, call: Call) -> Program:
+        """The Program that a call is of."""
+        owners = (p for p in self.programs if any(own is call for own in p.calls))
+        return next(owners, self.programs[0])
+
     def _fits(self, call: Call, problem: Problem) -> bool:
         """Whether a call takes the problem's operands, and its loader nothing beside them."""
         if len(call.operands) != len(problem.operands) or call.constants or problem.call.constants:
             return False
-        buffers = self.image.program.buffers
+        buffers = self._program(call).buffers
         types = [None if name is None else buffers[name] for name in call.operands]
         return all(
             (t is None) == (x is None)
