@@ -68,7 +68,7 @@ class Tiles:
 
 DEFAULTS: Mapping[bool, tuple[tuple[int, Tiles], ...]] = {
     False: (
-        (64, Tiles(128, 4, 3)),
+        (64, Tiles(128, 4, 3, prefetch=2)),
         (128, Tiles(64, 4, 4, prefetch=2)),
         (128, Tiles(64, 4, 2)),
         (256, Tiles(32, 4, 3)),
