@@ -44,10 +44,10 @@ from .linear_tiles import (
 )
 from .linear_views import Place
 
-_BUCKETS = (8, 16, 32, 64, 128)  # tokens of a program; the last of them takes any number, in blocks
+_BUCKETS = (16, 32, 64, 128)  # tokens of a program; the last of them takes any number, in blocks
 _FUNCTIONS = (
     *("_weights", "_inputs", "_prefetch", "_one_token", "_tokens"),
-    *("_few_tokens", "_gathered", "_normalise"),
+    *("_gathered", "_normalise"),
 )
 _CONSTANTS = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "SPLITS", "AHEAD", PDL)
 
@@ -64,7 +64,7 @@ def emit_linear(
     if problem is None:
         return None
     tiles = [default_gemm(problem, target, block_m) for block_m in _BUCKETS]
-    if tiles[-1] is None:
+    if any(one is None for one in tiles):
         return None
     gemms = [one for one in tiles if one is not None]
     return linear_source(problem, target, default_gemv(problem, target), gemms)
@@ -157,16 +157,13 @@ class _Entries:
             arguments.append(Pointer("counter_ptr", DType.I32, "counter", 0))
             spaces.append((DType.F32, blocks * (columns * tiles.splits * tile)))
             counters = blocks * columns
-        what = (
-            f"{x}, {stride}, {self._pointer(p.weight)}, weight_rows, "
-            f"tl.minimum(tl.reshape(token, (BLOCK_M,)), tokens - 1), {p.k}, BLOCK_K"
+        product = (
+            f"_tokens({x}, {stride}, {self._pointer(p.weight)}, weight_rows, "
+            f"tl.minimum(tl.reshape(token, (BLOCK_M,)), tokens - 1), {p.k}, BLOCK_K, SPLITS, "
+            "AHEAD, PDL)"
         )
-        product = f"_tokens({what}, SPLITS, AHEAD, PDL)"
-        if tiles.lanes > 1:
-            product = f"_few_tokens({what}, {tiles.lanes}, PDL)"
         name = p.body.name + ("_of_normed" if normed else "_of_tokens")
         name += "_in_parts" if tiles.splits > 1 else ""
-        name += f"_in_{tiles.lanes}_lanes" if tiles.lanes > 1 else ""
         self._enter(name, arguments, product, tiles.splits > 1)
         constants = self._constants(
             tiles.block_m, tiles.block_n, tiles.block_k, tiles.splits, tiles.ahead

@@ -141,53 +141,6 @@ def _tokens(
 
 
 @triton.jit
-def _few_tokens(
-    x,
-    x_stride,
-    weight,
-    rows,
-    tokens,
-    K: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    LANES: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """As ``_tokens`` for few rows of weights: LANES warps share the columns of a step, and each has
-    its own sums until the end. Two tiles of weights are on their way before x is waited for.
-    """
-    R: tl.constexpr = rows.shape[0]
-    M: tl.constexpr = tokens.shape[0]
-    STEP: tl.constexpr = LANES * BLOCK_K
-    lane = tl.arange(0, LANES)[:, None, None] * BLOCK_K
-    w_k = lane + tl.arange(0, BLOCK_K)[None, None, :]
-    x_k = lane + tl.arange(0, BLOCK_K)[None, :, None]
-    w_rows = weight + rows.to(tl.int64)[None, :, None] * K
-    x_rows = x + tokens.to(tl.int64)[None, None, :] * x_stride
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-    now = _weights(w_rows, w_k, K, STEP)
-    ahead = now
-    if K > STEP:
-        ahead = _weights(w_rows, STEP + w_k, K, STEP)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-    value = _inputs(x_rows, x_k, K, STEP)
-    next_value = value
-    if K > STEP:
-        next_value = _inputs(x_rows, STEP + x_k, K, STEP)
-    acc = tl.zeros([LANES, R, M], tl.float32)
-    for start in tl.static_range(0, K, STEP):
-        later, later_value = ahead, next_value
-        if start + 2 * STEP < K:
-            later = _weights(w_rows, start + 2 * STEP + w_k, K, STEP)
-            later_value = _inputs(x_rows, start + 2 * STEP + x_k, K, STEP)
-        acc = tl.dot(now, value, acc, input_precision="ieee")
-        now, value = ahead, next_value
-        ahead, next_value = later, later_value
-    return tl.sum(acc, axis=0)
-
-
-@triton.jit
 def _gathered(acc, partial, counters, SPLITS: tl.constexpr):
     """The sum of a tile's parts, and whether this program came last and has it.
 

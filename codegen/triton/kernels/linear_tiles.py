@@ -24,7 +24,6 @@ SPACE: Mapping[str, tuple[int, ...]] = {
     "num_stages": (1, 2, 3, 4, 5, 6),
     "splits": (1, 2, 3, 4, 6, 8),
     "ahead": (0, 256, 512, 1024, 2048, 4096),
-    "lanes": (1, 2, 4, 8),
 }
 """What may be tuned, and the values to try: the fields of `GemvTiles` and `GemmTiles`."""
 
@@ -54,8 +53,6 @@ class GemmTiles:
         splits: programs that share the columns of weights of a tile.
         ahead: columns of weights behind the first tile that are brought to L2 before x is waited
             for, 0 for none.
-        lanes: warps that share the columns of a step, ``block_k`` of them each; 1 for steps in
-            which all warps share a tile. More have no splits, and nothing is brought to L2.
     """
 
     block_m: int
@@ -65,13 +62,10 @@ class GemmTiles:
     num_stages: int
     splits: int = 1
     ahead: int = 0
-    lanes: int = 1
 
     def has_work(self, k: int) -> bool:
         """Whether each of the splits has columns, of ``k``."""
         tiles = -(-k // self.block_k)
-        if self.lanes > 1:
-            return self.splits == 1 and tiles >= self.lanes
         return (self.splits - 1) * -(-tiles // self.splits) < tiles
 
 
@@ -201,8 +195,6 @@ def default_gemm(problem: Problem, target: Target, block_m: int) -> GemmTiles | 
 
     Products with many columns have programs enough; those with few share their rows of weights.
     """
-    if block_m < 16:
-        return _few_tokens(problem, target, block_m)
     if problem.linear.dtype is DType.F32:
         wanted = [(16, 32, 4, stages, 1) for stages in (3, 2, 1)]
     else:
@@ -223,16 +215,6 @@ def default_gemm(problem: Problem, target: Target, block_m: int) -> GemmTiles | 
         if fits and tiles.has_work(problem.k):
             return tiles
     return None
-
-
-def _few_tokens(problem: Problem, target: Target, block_m: int) -> GemmTiles | None:
-    """Tiles for so few tokens that warps share columns: for products with few rows of weights, and
-    enough columns; None for others, which read as fast with those for 16.
-    """
-    tiles = GemmTiles(block_m, 16 // problem.parts, 128, 4, 1, lanes=4)
-    few = problem.n * problem.parts / _ROWS / target.sms < _FEW
-    narrow = problem.linear.dtype is not DType.F32
-    return tiles if few and narrow and problem.k >= 2048 and problem.k % 512 == 0 else None
 
 
 def invariant_gemm(problem: Problem, target: Target) -> GemmTiles | None:

@@ -177,20 +177,3 @@ def test_defaults_fit_their_target(name: str, dtype: DType, target: str) -> None
         tiles = default_gemm(problem, device, block_m)
         assert tiles is not None and tiles.has_work(problem.k)
         assert shared_bytes(problem, tiles) <= device.shared_memory_per_block
-
-
-@settings(max_examples=12, deadline=None, phases=PHASES)
-@given(
-    form=forms(),
-    tokens=st.integers(1, 20),
-    lanes=st.sampled_from([2, 4]),
-    block_n=st.sampled_from([2, 16]),
-)
-def test_warps_that_share_columns(form: Form, tokens: int, lanes: int, block_n: int) -> None:
-    form = replace(form, k=max(form.k, 16 * lanes))
-    check(form, tokens, None, [GemmTiles(8, block_n, 16, lanes, 1, lanes=lanes)])
-
-
-def test_lanes_and_splits_do_not_go_together() -> None:
-    assert not GemmTiles(8, 16, 16, 4, 1, splits=2, lanes=4).has_work(4096)
-    assert not GemmTiles(8, 16, 128, 4, 1, lanes=4).has_work(128)
