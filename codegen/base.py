@@ -51,8 +51,8 @@ class Backend(Protocol):
         name: as ``compile(backend=…)`` takes it.
         kv_cache: the form of KV cache that it serves.
         fuses: whether it takes ``fused`` nodes; else it is given single ops.
-        own_kernels: whether it computes products by kernels of ours where asked to: a causal LM then
-            has a decode graph, and may be deterministic.
+        own_kernels: whether kernels of ours compute products where asked to: a causal LM then has a
+            decode graph, and may be deterministic.
     """
 
     name: str
