@@ -63,6 +63,7 @@ def variants() -> list[Tiles]:
     found += [Tiles(64, w, 3) for w in (2, 8)] + [Tiles(64, 8, 4)]
     found += [Tiles(128, 4, 2), Tiles(128, 8, 2), Tiles(128, 8, 3)]
     found += [replace(BASE, prefetch=p) for p in (1, 2, 4)]
+    found += [replace(BASE, num_stages=4, prefetch=2)]  # the default
     found += [replace(BASE, min_keys=k) for k in (128, 256)]
     found += [replace(BASE, by_page=False), replace(BASE, evict_first=True)]
     found += [replace(BASE, fixed_split_keys=k) for k in (512, 1024)]
