@@ -123,13 +123,16 @@ class PagedExecutor:
         self.caches.allocate({"N": num_pages, "P": page_size})
         pages = -(-self.max_model_len // page_size)
         if self._decode is not None:
-            self.graphs = self._graphs(self._decode, pages, min(self.max_sequences, MOST_DECODED))
+            self.graphs = self._graphs(self._decode, pages)
         elif self.runner.device.type == "cuda" and _replays(self.runner):
-            self.graphs = self._graphs(self.runner, pages, self.max_sequences)
+            self.graphs = self._graphs(self.runner, pages)
 
-    def _graphs(self, runner: ProgramRunner, pages: int, sequences: int) -> DecodeGraphs:
+    def _graphs(self, runner: ProgramRunner, pages: int) -> DecodeGraphs:
+        most = self.max_sequences
+        if runner is self._decode:
+            most = min(most, MOST_DECODED)
         kind = DecodeGraphs if runner.device.type == "cuda" else EagerDecode
-        return kind(runner, self.caches.tensors, sequences, pages)
+        return kind(runner, self.caches.tensors, most, pages)
 
     def copy_pages(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
         """Copies pages, for forks that write."""
