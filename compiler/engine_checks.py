@@ -15,10 +15,12 @@ from ..ir.parser import parse_graph
 from ..ir.types import TensorType
 from ..ir.verifier import verify
 from ..passes.driver import largest_error
+from ..runtime.decode_graphs import TOKENS
 from ..runtime.executor import CACHE_PREFIXES
 from ..runtime.image import EngineImage
 from ..runtime.runner import ProgramRunner
-from .inspect.facts import Setting, bindings, final_graph
+from ..runtime.step_buffer import SAMPLING
+from .inspect.facts import Setting, bindings, final_graph, graph_texts
 
 PROMPT, CONTEXT = 8, 16
 Advance = Callable[[str, float], None]
@@ -41,23 +43,25 @@ def verify_image(
         VerificationError: graph text that is ill-formed, or a Program that computes something
             else than its graph.
     """
-    for index, (name, text) in enumerate(image.graphs):
-        advance(f"graph {name}", 0.4 * index / len(image.graphs))
+    texts = graph_texts(image)
+    for index, (name, text) in enumerate(texts):
+        advance(f"graph {name}", 0.4 * index / len(texts))
         _check_text(f"{index:03d}-{name}", text)
-    yield Check("graphs", f"{len(image.graphs)} texts parse and are well-formed")
+    yield Check("graphs", f"{len(texts)} texts parse and are well-formed")
     advance("loading weights", 0.4)
     weights = {name: weight.load() for name, weight in image.weights.items()}
-    graph = final_graph(image)
-    runner = ProgramRunner(image.program, weights, lambda name: image.files[name])
-    steps = _lm_steps if image.lm is not None else _module_steps
-    inputs: Mapping[str, torch.Tensor] = {}
-    for index, (name, make) in enumerate(steps(graph, image)):
-        advance(name, 0.6 + 0.2 * index)
-        inputs = make(inputs)
-        error, inputs = _compare(f"program, {name}", graph, runner, weights, inputs)
-        yield Check(
-            f"program, {name}", f"agrees with the interpreter, largest relative error {error:.1e}"
-        )
+    steps = _module_steps(image) if image.lm is None else _lm_steps(image)
+    done, inputs = 0, dict[str, torch.Tensor]()
+    for what, part, own in steps:
+        graph = final_graph(part)
+        runner = ProgramRunner(part.program, weights, lambda name: image.files[name])
+        for name, make in own:
+            advance(f"{what}, {name}", 0.6 + 0.1 * done)
+            inputs = make(graph, inputs)
+            error, inputs = _compare(f"{what}, {name}", graph, runner, weights, inputs)
+            found = f"agrees with the interpreter, largest relative error {error:.1e}"
+            yield Check(f"{what}, {name}", found)
+            done += 1
 
 
 class _Declared:
@@ -102,23 +106,44 @@ def _compare(
     inputs: Mapping[str, torch.Tensor],
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """The largest error of any output, and the inputs with the state as the reference leaves it."""
+    inputs = {input_name(node): inputs[input_name(node)] for node in graph.inputs}
     ordered = [inputs[input_name(node)] for node in graph.inputs]
     with torch.no_grad():
         expected = interpret(graph, [tensor.clone() for tensor in ordered], weights)
     found = runner.run({name: tensor.clone() for name, tensor in inputs.items()})
-    pairs = [(a, found[name]) for name, a in zip(graph.output_names, expected, strict=True)]
-    error = largest_error(culprit, [a for a, _ in pairs], [b for _, b in pairs])
     state = dict(zip(graph.output_names, expected, strict=True))
+    names = [name for name in state if name != TOKENS]
+    error = largest_error(culprit, [state[name] for name in names], [found[n] for n in names])
+    if TOKENS in state:
+        _check_tokens(culprit, found["logits"], found[TOKENS])
     return error, {name: state.get(name, tensor) for name, tensor in inputs.items()}
 
 
-Make = Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
+def _check_tokens(culprit: str, logits: torch.Tensor, tokens: torch.Tensor) -> None:
+    """Greedy tokens are likeliest by the Program's own logits: a rounding of those may make another
+    one the likeliest.
+    """
+    valid = bool(((tokens >= 0) & (tokens < logits.shape[-1])).all())
+    if not valid or not torch.equal(logits.gather(-1, tokens[:, None])[:, 0], logits.amax(-1)):
+        raise VerificationError(
+            culprit,
+            expected=f"the likeliest tokens of its logits, {logits.argmax(-1).tolist()}",
+            found=str(tokens.tolist()),
+            remedy="Compile the model again with this version, and report this if it stays.",
+        )
 
 
-def _lm_steps(graph: Graph, image: EngineImage) -> list[tuple[str, Make]]:
-    """A prefill of 8 random tokens into a new cache, then one token of decode after them."""
+Make = Callable[[Graph, Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
+Steps = list[tuple[str, EngineImage, list[tuple[str, Make]]]]
+"""What is checked, the image as it runs that, and steps: of a graph and the state before."""
 
-    def prefill(_: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+
+def _lm_steps(image: EngineImage) -> Steps:
+    """A prefill of 8 random tokens into a new cache, then one token of decode after them. If decode
+    steps have a Program of their own: one more token, and 8 tokens as sequences that end with them.
+    """
+
+    def prefill(graph: Graph, _: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         caches = {
             input_name(node): _zeros(node.type, graph, image)
             for node in graph.inputs
@@ -126,10 +151,36 @@ def _lm_steps(graph: Graph, image: EngineImage) -> list[tuple[str, Make]]:
         }
         return {**caches, **_metadata(graph, image, 0, PROMPT)}
 
-    def decode(before: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def decode(graph: Graph, before: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {**before, **_metadata(graph, image, PROMPT, 1)}
 
-    return [("prefill", prefill), ("decode", decode)]
+    def one(graph: Graph, before: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {**before, **_each_by_itself(_metadata(graph, image, PROMPT + 1, 1))}
+
+    def several(graph: Graph, before: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {**before, **_each_by_itself(_metadata(graph, image, 0, PROMPT))}
+
+    general: Steps = [("program", image, [("prefill", prefill), ("decode", decode)])]
+    if image.decode is None:
+        return general
+    each: list[tuple[str, Make]] = [("one sequence", one), (f"{PROMPT} sequences", several)]
+    return [*general, ("decode program", image.decoding, each)]
+
+
+def _each_by_itself(step: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Every token of a step of one sequence as a sequence of its own that ends with it, over the
+    same pages: they are all written before any is read. Its next token is the likeliest.
+    """
+    count = len(step["token_ids"])
+    return {
+        **step,
+        "seq_lens": (step["positions"] + 1).to(torch.int32),
+        "block_tables": step["block_tables"].expand(count, -1).contiguous(),
+        **{
+            name: torch.full((count,), int(name == "top_p"), dtype=dtype)
+            for name, dtype in SAMPLING.items()
+        },
+    }
 
 
 def _zeros(type_: TensorType, graph: Graph, image: EngineImage) -> torch.Tensor:
@@ -156,15 +207,15 @@ def _metadata(graph: Graph, image: EngineImage, start: int, count: int) -> dict[
     return {name: tensor for name, tensor in every.items() if name in wanted}
 
 
-def _module_steps(graph: Graph, image: EngineImage) -> list[tuple[str, Make]]:
+def _module_steps(image: EngineImage) -> Steps:
     """One call on random inputs; integers are 0 or 1, which every index range holds."""
 
-    def call(_: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def call(graph: Graph, _: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(0)
         sizes = bindings(graph, image, Setting("call", PROMPT, PROMPT))
         return {input_name(node): _random(node.type, sizes, generator) for node in graph.inputs}
 
-    return [("call", call)]
+    return [("program", image, [("call", call)])]
 
 
 def _random(

@@ -55,12 +55,21 @@ DEFECTS = (
     ),
     Defect(
         "a dropped fusion",
-        "passes/pipeline.py",
-        "*((FUSE,) if fuses else ())",
-        "*((FUSE,) if fuses is None else ())",
+        "passes/fuse_linears.py",
+        "return [norm] if plain and alone else []",
+        "return []",
         2,
         "decode step",
         "launches",
+    ),
+    Defect(
+        "PDL switched off",
+        "codegen/triton/source.py",
+        "return target.arch >= EARLY_START",
+        "return target.arch >= 10 * EARLY_START",
+        2,
+        "paged_decode",
+        "pdl",
     ),
     Defect(
         "a lost vectorised load",
@@ -93,8 +102,8 @@ DEFECTS = (
     Defect(
         "a sleep in the host loop",
         "runtime/loop.py",
-        "            self._copy(plan.copies)\n",
-        "            self._copy(plan.copies)\n            time.sleep(2e-4)\n",
+        "        flight = self._flight\n        if flight is None:\n",
+        "        time.sleep(2e-3)\n        flight = self._flight\n        if flight is None:\n",
         3,
         "decode step",
         "itl",
@@ -102,8 +111,8 @@ DEFECTS = (
     Defect(
         "a sleep in the host loop, counted",
         "runtime/loop.py",
-        "            self._copy(plan.copies)\n",
-        "            self._copy(plan.copies)\n            time.sleep(2e-4)\n",
+        "        flight = self._flight\n        if flight is None:\n",
+        "        time.sleep(2e-3)\n        flight = self._flight\n        if flight is None:\n",
         2,
         "host",
         "C calls a decode step, batch 1",
@@ -111,10 +120,10 @@ DEFECTS = (
     ),
     Defect(
         "a host that waits in each step",
-        "runtime/decode_graphs.py",
-        "        captured.graph.replay()\n",
-        "        captured.graph.replay()\n        torch.cuda.synchronize()\n"
-        "        self.metadata.fill(step, shape)\n        captured.graph.replay()\n",
+        "runtime/device_queue.py",
+        "        graph.replay()\n\n    def record(self, event: Any)",
+        "        graph.replay()\n        torch.cuda.synchronize()\n        graph.replay()\n\n"
+        "    def record(self, event: Any)",
         3,
         "decode step",
         "itl",

@@ -3,8 +3,9 @@
 manifest.json                  what was recorded, when, why, with what; sha256 of every other file
 <case>.<target>.json           facts: kernels, launches, figures, hashes of each pass's graph
 <case>.<target>.program.json   the Program, a call a line
+<case>.<target>.decode.json    that of decode steps, where they have their own
 kernels/<name>-<digest8>.txt   sources, shared by cases and targets
-graphs/<sha8>.txt              the last graph of each case, shared too
+graphs/<sha8>.txt              the last graphs of each case, shared too
 """
 
 from __future__ import annotations
@@ -65,6 +66,9 @@ def write_baseline(
         files[f"{case}.{target}.json"] = _json(facts)
         files[f"{case}.{target}.program.json"] = snapshot.program
         files[_graph_file(sha256(snapshot.graph))] = snapshot.graph
+        if snapshot.decode is not None:
+            files[f"{case}.{target}.decode.json"] = snapshot.decode.program
+            files[_graph_file(sha256(snapshot.decode.graph))] = snapshot.decode.graph
         files |= {f"kernels/{kernel.id}.txt": kernel.text for kernel in snapshot.kernels}
     here = Checkout.running()
     manifest = {
@@ -125,9 +129,14 @@ def read_baseline(folder: str | Path) -> Baseline | None:
 def _snapshot(name: str, texts: Mapping[str, str], versions: Mapping[str, str]) -> Snapshot:
     facts = json.loads(texts[name])
     sources = {kernel["id"]: texts[f"kernels/{kernel['id']}.txt"] for kernel in facts["kernels"]}
+    decode = facts.get("decode")  # older baselines lack it
+    if decode is not None:
+        program = texts[name.removesuffix(".json") + ".decode.json"]
+        decode = {**decode, "graph": texts[_graph_file(decode["graph"])], "program": program}
     return Snapshot.from_json(
         {
             **facts,
+            "decode": decode,
             "versions": versions,
             "texts": sources,
             "graph": texts[_graph_file(facts["graph"])],

@@ -19,7 +19,7 @@ from ..inspect.kernels import VIEWS, kernel_name
 from .gates import UNITS, bare, part_of
 from .matching import Pair
 from .running import Runs
-from .snapshot import KernelSnapshot, Number, Snapshot, plain_name
+from .snapshot import PROGRAMS, KernelSnapshot, Number, Snapshot, plain_name
 from .wording import between, listed
 
 _LAUNCHES, _FLOPS, _BYTES = range(3)  # columns of `Snapshot.parts`
@@ -56,7 +56,7 @@ class Blame:
     def same_code(self) -> bool:
         """Whether the Program and every kernel are the same."""
         same = all(a is not None and b is not None and a.digest == b.digest for a, b in self.pairs)
-        return same and self.old.program == self.new.program
+        return same and self.old.programs == self.new.programs
 
     def reconsidered(self, phase: str, series: str, verdict: Verdict) -> tuple[Verdict, str]:
         """The verdict on a figure that moved beyond its gate, and why it is only a change."""
@@ -65,13 +65,17 @@ class Blame:
 
     def culprits(self, subject: str, series: str) -> str:
         """Which kernels, calls or passes have more or less of it, the largest changes first."""
-        if subject == "program":
-            return self._of_program(series)
+        if subject in PROGRAMS:
+            return self._of_program(subject, series)
         if subject == "compile":
             shares = self.old.shares.get(series, {}), self.new.shares.get(series, {})
             return _moved(*shares) if all(shares) else ""
         if series == "graph obstacles":
-            return _moved(_obstacles(self.old), _obstacles(self.new))
+            sides = (_program(side.program_of(subject)) for side in (self.old, self.new))
+            old, new = (Counter(obstacles(one) if one is not None else ()) for one in sides)
+            return _moved(old, new)
+        if series == "pdl launches":
+            return self._parts(subject, series) or self._pdl(subject)
         if series == "roofline":
             return self._first_of(subject, ("bytes", "flops"))
         if series in ("peak memory", "resident peak"):
@@ -83,8 +87,9 @@ class Blame:
     def weights(self) -> dict[str, float]:
         """How much each kernel weighs: its shares of launches, FLOPs and bytes, over all phases."""
         weights: dict[str, float] = {}
-        for side in (self.old, self.new):
-            for parts in side.parts.values():
+        for side in (0, 1):
+            for phase in (self.old, self.new)[side].parts:
+                parts = self._sides(phase)[side]
                 for column in (_LAUNCHES, _FLOPS, _BYTES):
                     whole = sum(part[column] for part in parts.values()) or 1
                     for subject, part in parts.items():
@@ -94,7 +99,7 @@ class Blame:
     def _neither(self, phase: str, series: str, verdict: Verdict) -> str:
         if series in _MODELLED and self.same_code:
             return _MODEL_CHANGED
-        if phase in ("program", "compile"):
+        if phase in (*PROGRAMS, "compile"):
             return self._left_to_torch() if verdict is Verdict.IMPROVEMENT else ""
         if bare(series) == "programs":
             return self._as_launches(phase, series)
@@ -123,16 +128,27 @@ class Blame:
     def _not_run(self, phase: str) -> str:
         """Which binaries run no longer, where launches fell for no other reason."""
         lost = [runs for runs in self.runs if runs.phase == phase and runs.lost]
-        old, new = self.old.parts.get(phase, {}), self.new.parts.get(phase, {})
+        old, new = self._sides(phase)
         others = {*old, *new} - {runs.subject for runs in lost}
         delta = sum(new.get(n, _NOTHING)[0] - old.get(n, _NOTHING)[0] for n in others)
         if delta < 0:
             return ""
         return "; ".join(f"{runs.subject}: {runs.note}" for runs in lost)
 
+    def _sides(self, phase: str) -> tuple[Mapping[str, Part], Mapping[str, Part]]:
+        """What each kernel has in a phase, old and new, both under the new side's names: one kernel
+        more shifts the numbers of others that share its name.
+        """
+        renamed = {a.subject: b.subject for a, b in self.pairs if a is not None and b is not None}
+        taken = set(renamed.values())
+        gone = {a.subject for a, b in self.pairs if a is not None and b is None}
+        renamed |= {name: f"{name} of before" for name in gone if name in taken}
+        old = self.old.parts.get(phase, {})
+        return {renamed.get(n, n): p for n, p in old.items()}, self.new.parts.get(phase, {})
+
     def _parts(self, phase: str, series: str) -> str:
         column = _PARTS[series]
-        sides = (self.old.parts.get(phase, {}), self.new.parts.get(phase, {}))
+        sides = self._sides(phase)
         old, new = ({name: part[column] for name, part in parts.items()} for parts in sides)
         return _moved(old, new, UNITS.get(series, ""))
 
@@ -142,15 +158,19 @@ class Blame:
 
     def _memory(self, phase: str) -> str:
         """Buffers are of calls: those that came, went or grew have theirs otherwise."""
-        if self.old.program == self.new.program:
+        if self.old.program_of(phase) == self.new.program_of(phase):
             return "the Program is the same: its buffers are planned otherwise"
-        old, new = self.old.parts.get(phase, {}), self.new.parts.get(phase, {})
+        old, new = self._sides(phase)
         came, gone = _lacking(new, old), _lacking(old, new)
         return _lists({"new": came, "gone": gone}) or self._first_of(phase, ("bytes", "launches"))
 
     def _left_to_torch(self) -> str:
         """There is less of ours to compile and to load where torch has taken calls over."""
-        more = [kind for kind in ("aten calls", "eager calls") if self._delta("program", kind) > 0]
+        more = [
+            kind
+            for kind in ("aten calls", "eager calls")
+            if any(self._delta(program, kind) > 0 for program in PROGRAMS)
+        ]
         return f"there are more {' and '.join(more)}: torch makes what was ours" if more else ""
 
     def _as_launches(self, subject: str, series: str) -> str:
@@ -166,13 +186,30 @@ class Blame:
             return ""
         return f"as its launches: {between(launches[0], launches[1], '')}"
 
-    def _of_program(self, series: str) -> str:
+    def _pdl(self, phase: str) -> str:
+        """Kernels that run in a phase, and whose launches may start early no longer, or do now."""
+        lost: list[str] = []
+        won: list[str] = []
+        for old, new in self.pairs:
+            if old is None or new is None or new.subject not in self.new.parts.get(phase, {}):
+                continue
+            before, after = (
+                sum(n for series, n in kernel.series.items() if bare(series) == "pdl")
+                for kernel in (old, new)
+            )
+            if before != after:
+                (lost if after < before else won).append(new.subject)
+        return _lists({"lost by": lost, "won by": won})
+
+    def _of_program(self, subject: str, series: str) -> str:
         if series == "kernels":
             return self._kernels_with(lambda kernel: True, "")
         if series in ("binaries", "code bytes"):
             return self._kernels_with(lambda kernel: sorted(kernel.cubins.values()), "machine code")
         kind = series.removesuffix(" calls")
-        return _moved(_calls_of_kind(self.old, kind), _calls_of_kind(self.new, kind))
+        sides = (side.programs.get(subject, "") for side in (self.old, self.new))
+        old, new = (_calls_of_kind(text, kind) for text in sides)
+        return _moved(old, new)
 
     def _kernels_with(self, what: Callable[[KernelSnapshot], object], word: str) -> str:
         """Kernels that came and went, and those of which that differs."""
@@ -198,10 +235,10 @@ def _lists(found: Mapping[str, Sequence[str]]) -> str:
     return "; ".join(f"{what}: {listed(names)}" for what, names in found.items() if names)
 
 
-def _calls_of_kind(snapshot: Snapshot, kind: str) -> Counter[str]:
-    """Calls of a kind by what they call, those left out that `program_series` leaves out."""
+def _calls_of_kind(text: str, kind: str) -> Counter[str]:
+    """A Program's calls of a kind by what they call, without those that no series counts."""
     counts: Counter[str] = Counter()
-    program = _program(snapshot)
+    program = _program(text)
     for call in program.calls if program is not None else ():
         if call.kind == kind and not (kind == "eager" and call.kernel.split("/", 1)[1] in VIEWS):
             bodies = [value.name for value in call.attrs.values() if isinstance(value, Graph)]
@@ -209,15 +246,10 @@ def _calls_of_kind(snapshot: Snapshot, kind: str) -> Counter[str]:
     return counts
 
 
-def _obstacles(snapshot: Snapshot) -> Counter[str]:
-    program = _program(snapshot)
-    return Counter(obstacles(program) if program is not None else ())
-
-
-def _program(snapshot: Snapshot) -> Program | None:
+def _program(text: str) -> Program | None:
     """None for one that another version wrote: nobody is named then."""
     try:
-        data = json.loads(snapshot.program)
+        data = json.loads(text)
         return Program.from_json(data) if isinstance(data, dict) else None
     except (ValueError, EngineError):
         return None

@@ -27,7 +27,7 @@ from ..options import KVCacheConfig, resolve_options
 from .checkout import Checkout
 from .counting import PYTHON, CountedPhases, Counts, count_calls
 from .facts import snapshot_of
-from .host import host_series, unlaunched_runner
+from .host import host_series, unlaunched_runners
 from .model import Side
 from .snapshot import Snapshot
 from .suite import Case, GraphCase, HostCase, ModelCase, Suite
@@ -130,7 +130,8 @@ def _of_model(case: ModelCase, target: str, folder: Path, warm: bool) -> Snapsho
         compile_image(path, None, None, options, Phases())
     phases = CountedPhases()
     image = compile_image(path, None, None, options, phases)
-    generation = _generation(parse_graph(image.graphs[-1][1]), target)
+    decode = () if image.decode is None else (image.decode.graphs[-1],)
+    generation = _generation([parse_graph(text) for _, text in (image.graphs[-1], *decode)], target)
     counts = {
         "lowering": phases.counts["lower"],
         "passes": phases.counts["passes"],
@@ -145,7 +146,7 @@ def _of_graph(case: GraphCase, target: str, warm: bool) -> Snapshot:
     graph = parse_graph(case.text)
     if not warm:
         lower_graph(graph, Target.parse(target))
-    counts = {"code generation": _generation(graph, target)}
+    counts = {"code generation": _generation([graph], target)}
     lowered = get_backend("triton").lower(graph, Target.parse(target))
     image = EngineImage(
         graph.name,
@@ -161,13 +162,13 @@ def _of_graph(case: GraphCase, target: str, warm: bool) -> Snapshot:
 
 
 def _of_host(case: HostCase, target: str, folder: Path) -> Snapshot:
-    series = {"host": host_series(unlaunched_runner(folder))}
+    series = {"host": host_series(unlaunched_runners(folder))}
     return Snapshot(case.name, target, case.definition, versions(), (), series, {}, (), "", "")
 
 
-def _generation(graph: Graph, target: str) -> Counts:
-    """The work from a graph to the sources of its kernels; compiling those is Triton's."""
-    return count_calls(lambda: lower_graph(graph, Target.parse(target)))[1]
+def _generation(graphs: Sequence[Graph], target: str) -> Counts:
+    """The work from graphs to the sources of their kernels; compiling those is Triton's."""
+    return count_calls(lambda: [lower_graph(graph, Target.parse(target)) for graph in graphs])[1]
 
 
 def _cache_path(case: Case, target: str) -> Path:

@@ -16,7 +16,15 @@ from .matching import Pair, kernel_diff, match_kernels, one_sided, paired_series
 from .model import Diff, Row
 from .pass_diff import first_pass
 from .running import Runs, compared_runs
-from .snapshot import KernelSnapshot, Number, Snapshot, plain_name
+from .snapshot import (
+    DECODE_PROGRAM,
+    PROGRAM,
+    PROGRAMS,
+    KernelSnapshot,
+    Number,
+    Snapshot,
+    plain_name,
+)
 from .suite import Case, Suite
 
 What: TypeAlias = Literal["changed", "added", "gone"]
@@ -52,22 +60,28 @@ class ComparedCase:
         they weigh, each with all that is said of it. Where nothing should differ, what is generated
         comes before all of that.
         """
-        rows = [self._program()]
-        for subject in dict.fromkeys(("program", *self.old.series, *self.new.series)):
+        rows = list(self._programs())
+        for subject in dict.fromkeys((*PROGRAMS, *self.old.series, *self.new.series)):
             rows += self._figures(subject)
         rows += self._watched()
         weights = self._blame.weights()
         for pair in sorted(self._pairs, key=lambda pair: -weights.get(_subject(pair), 0.0)):
             rows += self._kernel(*pair)
         if self.expect_identical:
-            rows.sort(key=lambda row: (row.tier, row.subject == "program"))
+            rows.sort(key=lambda row: (row.tier, row.subject in PROGRAMS))
         return rows
 
     def diffs(self) -> list[Diff]:
-        """Of kernels and of the Program, where they differ."""
+        """Of kernels and of the Programs, where they differ."""
         found = [diff for pair in self._pairs if (diff := self._diff(pair))]
-        text = program_diff(self.old, self.new)
-        return [*found, self._made("program", "changed", text)] if text else found
+        for subject in PROGRAMS:
+            old, new = (side.programs.get(subject) for side in (self.old, self.new))
+            if (old is None) != (new is None):
+                what: What = "added" if old is None else "gone"
+                found.append(self._made(subject, what, old or new or ""))
+            elif text := program_diff(self.old, self.new, subject):
+                found.append(self._made(subject, "changed", text))
+        return found
 
     @cached_property
     def _pairs(self) -> list[Pair]:
@@ -167,16 +181,27 @@ class ComparedCase:
             note=runs.note,
         )
 
-    def _program(self) -> Row:
-        differs = self.old.program != self.new.program
-        notes = [first_pass(self.old.passes, self.new.passes)]
-        if differs and not program_diff(self.old, self.new):
+    def _programs(self) -> Iterator[Row]:
+        """A row of each Program that a side has."""
+        blamed = first_pass(self.old.passes, self.new.passes)
+        yield self._program(PROGRAM, blamed)
+        if DECODE_PROGRAM in {**self.old.programs, **self.new.programs}:
+            blamed = blamed or first_pass(self.old.all_passes, self.new.all_passes)
+            yield self._program(DECODE_PROGRAM, blamed)
+
+    def _program(self, subject: str, blamed: str) -> Row:
+        old, new = (side.programs.get(subject) for side in (self.old, self.new))
+        if old is None or new is None:
+            return self._generated(subject, True, "it is new" if old is None else "it is gone")
+        differs = old != new
+        notes = [blamed]
+        if differs and not program_diff(self.old, self.new, subject):
             notes.append("its calls are the same but for the digests of kernels")
         elif notes[0] and not differs:  # how it came about is no part of what is generated
             notes.append("what comes out is the same")
         elif differs and not notes[0]:
             notes.append("the graph is the same after every pass: it is lowered otherwise")
-        return self._generated("program", differs, "; ".join(filter(None, notes)))
+        return self._generated(subject, differs, "; ".join(filter(None, notes)))
 
     def _watched(self) -> Iterator[Row]:
         called = {name.split("#")[0] for parts in self.new.parts.values() for name in parts}

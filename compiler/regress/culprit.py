@@ -11,7 +11,7 @@ from .compare import compare_snapshots
 from .matching import match_kernels, program_diff
 from .model import Diff, Side
 from .pass_diff import first_changed_pass, stops_before
-from .snapshot import Snapshot
+from .snapshot import PROGRAMS, Snapshot
 from .suite import Suite
 from .wording import clean, one_line, quantity
 from .worktrees import SHOWN
@@ -39,7 +39,7 @@ class Within:
         pass_name: where that is a pass.
         pass_limit: TILEWRIGHT_PASS_LIMIT that stops just before that pass.
         note: more of it, in words.
-        kernels: whose source, launches or machine code differ; "program" where its calls do.
+        kernels: whose source, launches or machine code differ; Programs whose calls do.
         diffs: of all that is generated.
     """
 
@@ -96,6 +96,7 @@ def explain(suite: Suite, old: Snapshot, new: Snapshot, timed: bool) -> Within:
     made, coded = _differing(old, new)
     kernels, diffs = tuple(dict.fromkeys((*made, *coded))), _diffs(suite, old, new)
     blamed = first_changed_pass(old.passes, new.passes)
+    blamed = blamed or first_changed_pass(old.all_passes, new.all_passes)
     if blamed is not None:
         name, limit, note = blamed
         stage: Stage = "capture" if name is None else "pass"
@@ -117,7 +118,8 @@ def _differing(old: Snapshot, new: Snapshot) -> tuple[list[str], list[str]]:
             made.append(kernel.subject)
         elif before.cubins != after.cubins:
             coded.append(kernel.subject)
-    return [*made, *(["program"] if program_diff(old, new) else [])], coded
+    programs = [subject for subject in PROGRAMS if program_diff(old, new, subject)]
+    return [*made, *programs], coded
 
 
 def _diffs(suite: Suite, old: Snapshot, new: Snapshot) -> tuple[Diff, ...]:

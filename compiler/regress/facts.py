@@ -25,7 +25,16 @@ from ..inspect.kernels import VIEWS, kernel_name
 from .counting import PYTHON, Counts
 from .instructions import cubin_hash, instruction_series, read_instructions
 from .phases import Costs, Phase, PhaseFacts, lm_phases
-from .snapshot import KernelSnapshot, Number, Snapshot, numbered, sha256
+from .snapshot import (
+    PROGRAM,
+    PROGRAMS,
+    DecodeSnapshot,
+    KernelSnapshot,
+    Number,
+    Snapshot,
+    numbered,
+    sha256,
+)
 
 _KINDS = ("generated", "template", "library", "aten", "eager")
 
@@ -46,16 +55,14 @@ def snapshot_of(
         sizes: of the symbols, for an image of a graph; a causal LM has phases of its own.
         counts: the work of compiling, by its part.
     """
-    graph = parse_graph(image.graphs[-1][1])
-    packages = _packages(image)
-    subjects = numbered(kernel_name(call) for call in image.program.calls)
-    labels = {id: launch_labels(package) for id, package in packages.items()}
-    costs = Costs(image, graph, packages, subjects, labels)
-    phases = (
-        lm_phases(image, graph) if image.lm is not None else (Phase("call", dict(sizes or {})),)
-    )
-    at = {phase.name: costs.at(phase) for phase in phases}
-    series: dict[str, dict[str, Number]] = {"program": _program_series(image, packages)}
+    programs = programs_of(image)
+    packages = _packages(image.files, programs)
+    subjects = numbered(kernel_name(call) for program in programs for call in program.calls)
+    at = _phase_facts(image, packages, subjects, sizes or {})
+    series: dict[str, dict[str, Number]] = {
+        name: dict(_call_series(program)) for name, program in zip(PROGRAMS, programs, strict=False)
+    }
+    series[PROGRAM] |= _code_series(image, packages)
     series |= {name: dict(found.series) for name, found in at.items()}
     compiling, shares = _compiling(counts or {})
     if compiling:
@@ -79,7 +86,13 @@ def snapshot_of(
         program_text(image.program),
         {name: found.running for name, found in at.items()},
         shares,
+        _decode(image),
     )
+
+
+def programs_of(image: EngineImage) -> tuple[Program, ...]:
+    """The general Program, then that of decode steps where there is one."""
+    return (image.program, *(() if image.decode is None else (image.decode.program,)))
 
 
 def program_text(program: Program) -> str:
@@ -146,11 +159,41 @@ def _launch_line(launch: Launch) -> str:
     )
 
 
-def _packages(image: EngineImage) -> dict[str, KernelPackage]:
-    """The image's kernels, in the order of their first calls."""
-    there = {PurePosixPath(path).parts[1] for path in image.files if path.startswith(f"{FOLDER}/")}
-    names = dict.fromkeys(map(kernel_name, image.program.calls))
-    return {name: read_package(image.files.__getitem__, name) for name in names if name in there}
+def _packages(files: Mapping[str, bytes], programs: Sequence[Program]) -> dict[str, KernelPackage]:
+    """The Programs' kernels, in the order of their first calls."""
+    there = {PurePosixPath(path).parts[1] for path in files if path.startswith(f"{FOLDER}/")}
+    names = dict.fromkeys(kernel_name(call) for program in programs for call in program.calls)
+    return {name: read_package(files.__getitem__, name) for name in names if name in there}
+
+
+def _phase_facts(
+    image: EngineImage,
+    packages: Mapping[str, KernelPackage],
+    subjects: Mapping[str, str],
+    sizes: Mapping[str, int],
+) -> dict[str, PhaseFacts]:
+    """What each phase comes to, by the Program that runs it."""
+    labels = {id: launch_labels(package) for id, package in packages.items()}
+
+    def costs(one: EngineImage) -> Costs:
+        return Costs(one, parse_graph(one.graphs[-1][1]), packages, subjects, labels)
+
+    general = costs(image)
+    decode = general if image.decode is None else costs(image.decoding)
+    if image.lm is None:
+        phases: tuple[Phase, ...] = (Phase("call", dict(sizes)),)
+    else:
+        phases = lm_phases(image.lm, general.graph, decode.graph)
+    return {phase.name: (decode if phase.decodes else general).at(phase) for phase in phases}
+
+
+def _decode(image: EngineImage) -> DecodeSnapshot | None:
+    decode = image.decode
+    if decode is None:
+        return None
+    _, *own = decode.graphs  # the first is one of the general graphs
+    passes = tuple((name, sha256(text)) for name, text in own)
+    return DecodeSnapshot(passes, decode.graphs[-1][1], program_text(decode.program))
 
 
 def _kernel(
@@ -221,12 +264,16 @@ def _resources(binary: Binary, target: Target) -> dict[str, Number]:
     return series
 
 
-def _program_series(image: EngineImage, packages: Mapping[str, KernelPackage]) -> dict[str, Number]:
+def _call_series(program: Program) -> dict[str, int]:
     counts = dict.fromkeys(_KINDS, 0)
-    for call in image.program.calls:
+    for call in program.calls:
         if call.kernel.split("/", 1)[1] not in VIEWS or call.kind != "eager":
             counts[call.kind] = counts.get(call.kind, 0) + 1
-    series: dict[str, Number] = {f"{kind} calls": count for kind, count in counts.items()}
+    return {f"{kind} calls": count for kind, count in counts.items()}
+
+
+def _code_series(image: EngineImage, packages: Mapping[str, KernelPackage]) -> dict[str, Number]:
+    series: dict[str, Number] = {}
     binaries = [binary for p in packages.values() for binary in p.binaries.values()]
     series["kernels"] = len(packages)
     series["binaries"] = len(binaries)

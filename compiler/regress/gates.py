@@ -104,8 +104,11 @@ DEFAULTS: tuple[tuple[str, Better, str], ...] = (
     ("program/kernels", "lower", "0"),
     ("program/binaries", "lower", "0"),
     ("program/code bytes", "lower", "5%"),
-    ("program/aten calls", "lower", "0"),
-    ("program/eager calls", "lower", "0"),
+    *(
+        (f"{program}/{kind} calls", "lower", "0")
+        for program in ("program", "decode program")
+        for kind in ("aten", "eager")
+    ),
     # What compiling takes.
     ("compile/python calls*", "lower", "1%"),
     # What the host does in a step.

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+from ...codegen.program import Program
 from ...codegen.triton.interpreted import InterpretedKernel
 from ...codegen.triton.invocation import Invocation
 from ...codegen.triton.source import Launch
@@ -50,8 +52,21 @@ MODEL = {
 """config.json of the model; what is counted hardly depends on its sizes, but on its calls."""
 
 
-def unlaunched_runner(folder: Path) -> ProgramRunner:
-    """The tiny model's Program as Triton's backend makes it, its kernels not launched.
+@dataclass(frozen=True, slots=True)
+class Runners:
+    """What runs the tiny model.
+
+    Attributes:
+        general: any step.
+        decode: steps in which every sequence brings one token; None where `general` does.
+    """
+
+    general: ProgramRunner
+    decode: ProgramRunner | None
+
+
+def unlaunched_runners(folder: Path) -> Runners:
+    """The tiny model's Programs as Triton's backend makes them, their kernels not launched.
 
     Args:
         folder: for the model's config.
@@ -70,36 +85,41 @@ def unlaunched_runner(folder: Path) -> ProgramRunner:
     )
     image = compile_image(folder, None, None, options, Phases())
     weights = load_weights(image.weights, torch.device("cpu"))
-    runner = ProgramRunner(image.program, weights, image.files.__getitem__)
-    runner.steps = [
-        (call, _Planned(kernel) if isinstance(kernel, InterpretedKernel) else kernel)
-        for call, kernel in runner.steps
-    ]
-    return runner
+
+    def unlaunched(program: Program) -> ProgramRunner:
+        runner = ProgramRunner(program, weights, image.files.__getitem__)
+        runner.steps = [
+            (call, _Planned(kernel) if isinstance(kernel, InterpretedKernel) else kernel)
+            for call, kernel in runner.steps
+        ]
+        return runner
+
+    decode = None if image.decode is None else unlaunched(image.decode.program)
+    return Runners(unlaunched(image.program), decode)
 
 
-def host_series(runner: ProgramRunner) -> dict[str, Number]:
+def host_series(runners: Runners) -> dict[str, Number]:
     """Calls of Python and of C functions in steps of the tiny model, and how batches are padded.
 
     Counts are of functions of ours, and of the C functions that those call: torch's count once,
     and ``time.sleep`` counts too.
 
     Args:
-        runner: of `unlaunched_runner`.
+        runners: of `unlaunched_runners`.
     """
     series: dict[str, Number] = {}
     replays = 0
     for batch in _BATCHES:
         for graphs in (True, False):
             # The first time the runner has other sizes in mind, and torch has never done it.
-            _generate(runner, batch, 1 + _FIRST, graphs)
-            few, _ = _generate(runner, batch, 1 + _FIRST, graphs)
-            many, replayed = _generate(runner, batch, 1 + _FIRST + _STEPS, graphs)
+            _generate(runners, batch, 1 + _FIRST, graphs)
+            few, _ = _generate(runners, batch, 1 + _FIRST, graphs)
+            many, replayed = _generate(runners, batch, 1 + _FIRST + _STEPS, graphs)
             replays += replayed
             name = f"a decode step{'' if graphs else ' without graphs'}, batch {batch} ({PYTHON})"
             series[f"python calls {name}"] = (many.calls - few.calls) / _STEPS
             series[f"C calls {name}"] = (many.c_calls - few.c_calls) / _STEPS
-    one, _ = _generate(runner, 1, 1, graphs=True)
+    one, _ = _generate(runners, 1, 1, graphs=True)
     series[f"python calls a prefill ({PYTHON})"] = one.calls
     series[f"C calls a prefill ({PYTHON})"] = one.c_calls
     series["graph replays"] = replays
@@ -109,12 +129,12 @@ def host_series(runner: ProgramRunner) -> dict[str, Number]:
     return series
 
 
-def _generate(runner: ProgramRunner, batch: int, tokens: int, graphs: bool) -> tuple[Counts, int]:
+def _generate(runners: Runners, batch: int, tokens: int, graphs: bool) -> tuple[Counts, int]:
     """What generating so many tokens for each of a batch comes to, and how many graphs it replays;
-    everything but the Program is new each time.
+    everything but the Programs is new each time.
     """
     pool = PagedPool(max(_BATCHES) * -(-_LONGEST // _PAGE) + 1, _PAGE)
-    executor = _Executor(runner, graphs)
+    executor = _Executor(runners, graphs)
     scheduler = Scheduler(pool, executor.capabilities, max_num_seqs=max(_BATCHES))
     loop = GenerationLoop(executor, pool, scheduler, Sampler(), None, (), _LONGEST, _VOCAB)
     prompts = [[(7 * i + 13 * j) % _VOCAB for i in range(_PROMPT)] for j in range(batch)]
@@ -140,20 +160,21 @@ class _Planned(Invocation):
 
 
 class _Executor(PagedExecutor):
-    """Steps as on a GPU: those that decode replay a graph, or what stands for one."""
+    """Steps as on a GPU: those that decode replay a graph, or what stands for one. Without graphs
+    the general Program runs them, as it does where no graph can hold the other.
+    """
 
-    def __init__(self, runner: ProgramRunner, graphs: bool) -> None:
-        super().__init__(runner, max(_BATCHES), _LONGEST)
-        self.wants_graphs, self.replays = graphs, 0
+    def __init__(self, runners: Runners, graphs: bool) -> None:
+        decode = (runners.decode or runners.general) if graphs else None
+        super().__init__(runners.general, max(_BATCHES), _LONGEST, decode=decode)
+        self.replays = 0
         generator = torch.Generator().manual_seed(0)
         self.logits = torch.rand((max(_BATCHES), _VOCAB), generator=generator)
 
-    def allocate(self, num_pages: int, page_size: int) -> None:
-        super().allocate(num_pages, page_size)
-        if self.wants_graphs:
-            pages = -(-_LONGEST // page_size)
-            self.graphs = _Graphs(self.runner, self.caches.tensors, max(_BATCHES), pages)
-            self.graphs.replayed = self.replay
+    def _graphs(self, runner: ProgramRunner, pages: int) -> DecodeGraphs:
+        graphs = _Graphs(runner, self.caches.tensors, self.max_sequences, pages)
+        graphs.replayed = self.replay
+        return graphs
 
     def replay(self) -> None:
         """Counts what would be one."""
@@ -167,5 +188,9 @@ class _Graphs(DecodeGraphs):
     replayed: Any = None
 
     def _capture(self, shape: Any) -> Any:
-        logits = torch.zeros((shape.rows, _VOCAB))
-        return SimpleNamespace(graph=SimpleNamespace(replay=self.replayed), logits=logits)
+        tokens = torch.arange(shape.rows) if self.samples else None
+        return SimpleNamespace(
+            graph=SimpleNamespace(replay=self.replayed),
+            logits=torch.zeros((shape.rows, _VOCAB)),
+            tokens=tokens,
+        )

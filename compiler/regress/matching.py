@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from difflib import unified_diff
 
 from .gates import bare, part_of
-from .snapshot import KernelSnapshot, Number, Snapshot, plain_name
+from .snapshot import PROGRAM, KernelSnapshot, Number, Snapshot, plain_name
 
 Pair = tuple[KernelSnapshot | None, KernelSnapshot | None]
 Values = tuple[str, Number | None, Number | None]
@@ -112,16 +112,16 @@ def kernel_diff(old: KernelSnapshot, new: KernelSnapshot) -> str:
     )
 
 
-def program_diff(old: Snapshot, new: Snapshot) -> str:
-    """A unified diff of the Programs, kernels named without digests: those have rows of their own;
-    empty where nothing else differs.
+def program_diff(old: Snapshot, new: Snapshot, subject: str = PROGRAM) -> str:
+    """A unified diff of two Programs, kernels named without digests: those have rows of their own;
+    empty where nothing else differs. A side without the Program has an empty text.
     """
-    a, b = _without_digests(old), _without_digests(new)
-    return _unified(a, b, "program", "program")
+    a, b = _without_digests(old, subject), _without_digests(new, subject)
+    return _unified(a, b, subject, subject)
 
 
-def _without_digests(snapshot: Snapshot) -> str:
-    text = snapshot.program
+def _without_digests(snapshot: Snapshot, subject: str) -> str:
+    text = snapshot.programs.get(subject, "")
     for kernel in snapshot.kernels:
         text = text.replace(f'/{kernel.id}"', f'/{kernel.id.rsplit("-", 1)[0]}"')
     return text

@@ -13,20 +13,22 @@ from ...codegen.program import Call
 from ...codegen.triton.invocation import Planned, plan_call
 from ...codegen.triton.package import KernelPackage, launch_key
 from ...ir.dims import evaluate
+from ...ir.dtypes import DType
 from ...ir.graph import Graph
 from ...ir.node import Node
 from ...ir.schema import schema
 from ...runtime.decode_graphs import obstacles
 from ...runtime.executor import CACHE_PREFIXES
-from ...runtime.image import EngineImage
+from ...runtime.image import EngineImage, LMConfig
 from ...targets import Target
 from ..inspect.facts import compute_dtype
 from ..inspect.kernels import VIEWS, kernel_name, nodes_of_calls
 from ..inspect.layers import split_layers
 from .resident import resident_peak
+from .snapshot import DECODE
 
 Number = int | float
-DECODE, PREFILL, MIXED = "decode step", "prefill", "mixed"
+PREFILL, MIXED = "prefill", "mixed"
 _CONTEXT, _PROMPT, _BATCH = 512, 512, 32
 _MIXED_BATCH, _TOKENS_EACH = 8, 8
 
@@ -38,10 +40,13 @@ class Phase:
     Attributes:
         name: as rows name it.
         sizes: by symbol.
+        decodes: whether every sequence brings one token, so that the decode Program runs it where
+            there is one.
     """
 
     name: str
     sizes: Mapping[str, int]
+    decodes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,23 +75,30 @@ class _Cost:
     seconds: float
     programs: int = 0
     workspace: int = 0
+    counters: int = 0
     binaries: tuple[str, ...] = ()
 
 
-def lm_phases(image: EngineImage, graph: Graph) -> tuple[Phase, ...]:
+def lm_phases(lm: LMConfig, general: Graph, decode: Graph) -> tuple[Phase, ...]:
     """Decoding one sequence and a batch, a prompt, and chunks of prompts of a batch, as far as the
     engine's limits allow.
+
+    Args:
+        lm: the limits.
+        general, decode: graphs of the Programs, whose symbols get values.
     """
-    assert image.lm is not None
-    page, longest = image.lm.page_size, image.lm.max_model_len
-    batch = min(_BATCH, image.lm.max_batch_size)
+    page, longest = lm.page_size, lm.max_model_len
+    batch = min(_BATCH, lm.max_batch_size)
 
     def phase(name: str, sequences: int, tokens: int, context: int) -> Phase:
+        decodes = name.startswith(DECODE)
+        symbols = (decode if decodes else general).symbols
         context = min(context, longest)
         pages = -(-context // page)
         known = {"B": sequences, "R": sequences, "M": pages, "N": sequences * pages, "P": page}
         known["L"] = context
-        return Phase(name, {symbol: known.get(symbol, tokens) for symbol in graph.symbols})
+        sizes = {symbol: known.get(symbol, tokens) for symbol in symbols}
+        return Phase(name, sizes, decodes)
 
     found = [phase(DECODE, 1, 1, _CONTEXT)]
     if batch > 1:
@@ -137,7 +149,8 @@ class Costs:
             "roofline": sum(cost.seconds for cost in costs),
             "peak memory": plan.peak,
             "workspace": max(workspaces, default=0),
-            "resident peak": resident_peak(self.program, plan, workspaces),
+            "resident peak": resident_peak(self.program, plan, workspaces)
+            + sum(cost.counters for cost in costs),
         }
         layers = sum(name.startswith(CACHE_PREFIXES[0]) for name in self.program.inputs)
         if layers:
@@ -199,6 +212,7 @@ class Costs:
             pdl=sum(package.binaries[key].pdl for key in keys),
             programs=sum(math.prod(grid) for _, grid, _ in planned.launches),
             workspace=sum(dtype.itemsize * count for dtype, count in planned.workspaces),
+            counters=planned.counters * DType.I32.bytes,
             binaries=tuple(labels[key] for key in keys),
         )
 

@@ -11,6 +11,10 @@ from typing import Any
 Number = int | float
 _DIGEST = re.compile(r"-[0-9a-f]{8}$")
 _BODY_HASH = re.compile(r"_[0-9a-f]{4,}$")
+PROGRAM, DECODE_PROGRAM = PROGRAMS = ("program", "decode program")
+"""What reports call the Programs."""
+DECODE = "decode step"
+"""How the phases begin that the decode Program runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,31 @@ class KernelSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class DecodeSnapshot:
+    """The Program that decode steps have for themselves.
+
+    Attributes:
+        passes: (pass, sha256 of the graph after it), from where it leaves the general graph.
+        graph: text of the last one.
+        program: text of the Program.
+    """
+
+    passes: tuple[tuple[str, str], ...]
+    graph: str
+    program: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON, with the texts."""
+        passes = [list(pair) for pair in self.passes]
+        return {"passes": passes, "graph": self.graph, "program": self.program}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> DecodeSnapshot:
+        """Reads ``to_json`` back."""
+        return DecodeSnapshot(_pairs(data["passes"]), str(data["graph"]), str(data["program"]))
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """A case on a target.
 
@@ -54,6 +83,7 @@ class Snapshot:
         program: text of the Program.
         running: phase → kernel's subject → labels of the binaries that run in it, in order.
         shares: who has how much of a series of "compile": series → phase or pass → amount.
+        decode: the Program of decode steps, None where they have none of their own.
     """
 
     case: str
@@ -68,11 +98,24 @@ class Snapshot:
     program: str
     running: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
     shares: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    decode: DecodeSnapshot | None = None
 
     @property
-    def program_hash(self) -> str:
-        """sha256 of the Program's text."""
-        return sha256(self.program)
+    def programs(self) -> dict[str, str]:
+        """The texts of the Programs by what reports call them."""
+        decode = {} if self.decode is None else {DECODE_PROGRAM: self.decode.program}
+        return {PROGRAM: self.program, **decode}
+
+    @property
+    def all_passes(self) -> tuple[tuple[str, str], ...]:
+        """Those of both graphs, numbered as ``TILEWRIGHT_PASS_LIMIT`` counts them."""
+        return self.passes + (() if self.decode is None else self.decode.passes)
+
+    def program_of(self, phase: str) -> str:
+        """Text of the Program that runs a phase."""
+        if self.decode is not None and phase.startswith(DECODE):
+            return self.decode.program
+        return self.program
 
     def facts(self) -> dict[str, Any]:
         """As JSON, but for the long texts, of which it has the hashes."""
@@ -105,13 +148,22 @@ class Snapshot:
             "shares": {series: dict(shares) for series, shares in self.shares.items()},
             "passes": [list(pair) for pair in self.passes],
             "graph": sha256(self.graph),
-            "program": self.program_hash,
+            "program": sha256(self.program),
+            "decode": None
+            if (one := self.decode) is None
+            else {
+                **one.to_json(),
+                "graph": sha256(one.graph),
+                "program": sha256(one.program),
+            },
         }
 
     def to_json(self) -> dict[str, Any]:
         """As JSON, with all texts."""
         texts = {kernel.id: kernel.text for kernel in self.kernels}
-        return {**self.facts(), "texts": texts, "graph": self.graph, "program": self.program}
+        decode = None if self.decode is None else self.decode.to_json()
+        whole = {"graph": self.graph, "program": self.program, "decode": decode}
+        return {**self.facts(), "texts": texts, **whole}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Snapshot:
@@ -140,7 +192,7 @@ class Snapshot:
                 str(phase): {str(name): _part(part) for name, part in parts.items()}
                 for phase, parts in data["parts"].items()
             },
-            tuple((str(name), str(hash)) for name, hash in data["passes"]),
+            _pairs(data["passes"]),
             str(data["graph"]),
             str(data["program"]),
             {
@@ -151,6 +203,7 @@ class Snapshot:
                 str(series): {str(name): int(share) for name, share in shares.items()}
                 for series, shares in data.get("shares", {}).items()
             },
+            None if data.get("decode") is None else DecodeSnapshot.from_json(data["decode"]),
         )
 
 
@@ -173,6 +226,10 @@ def numbered(names: Iterable[str]) -> dict[str, str]:
         count = seen[plain] = seen.get(plain, 0) + 1
         found[name] = plain if count == 1 else f"{plain}#{count}"
     return found
+
+
+def _pairs(data: Any) -> tuple[tuple[str, str], ...]:
+    return tuple((str(name), str(hash)) for name, hash in data)
 
 
 def _numbers(data: Mapping[str, Any]) -> dict[str, Number]:

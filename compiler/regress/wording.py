@@ -10,6 +10,7 @@ from itertools import groupby
 
 from ...autotune.verdicts import Verdict
 from .model import Comparison, Diff, Row, Side
+from .snapshot import PROGRAMS
 
 # What XML 1.0 forbids, and DEL and the C1 range with it: a terminal takes some of them as commands.
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -195,9 +196,9 @@ def causes(comparison: Comparison) -> list[tuple[str, str]]:
             differ.setdefault(where(row), []).append(row)
     found: dict[str, list[str]] = {}
     for place, rows in differ.items():
-        program = [row.note for row in rows if row.subject == "program" and row.note]
-        kernels = listed([row.subject for row in rows if row.subject != "program"])
-        words = "; ".join([*program, *([f"kernels: {kernels}"] if kernels else [])])
+        program = [row.note for row in rows if row.subject in PROGRAMS and row.note]
+        kernels = listed([row.subject for row in rows if row.subject not in PROGRAMS])
+        words = "; ".join([*dict.fromkeys(program), *([f"kernels: {kernels}"] if kernels else [])])
         if words:
             found.setdefault(words, []).append(place)
     return [(words, listed(places)) for words, places in found.items()]

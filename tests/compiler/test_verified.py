@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tilewright as tw
-from tilewright.compiler import compile_checks, verified
+from tilewright.compiler import compile_checks, graphs, verified
 from tilewright.errors import VerificationError
 from tilewright.ir.build import const, make
 from tilewright.ir.dtypes import DType
@@ -71,9 +71,9 @@ def test_a_pass_that_goes_wrong_is_found_after_a_check_that_passed(folder, monke
         logits = graph.outputs[0]
         return graph.with_outputs((make("add", logits, const(1.0, DType.F32)), *graph.outputs[1:]))
 
-    pipeline = compile_checks.pipeline
+    pipeline = graphs.pipeline
     wrong = replace(FUSE, name="wrong", run=shifted)
-    monkeypatch.setattr(compile_checks, "pipeline", lambda *a: (*pipeline(*a), wrong))
+    monkeypatch.setattr(graphs, "pipeline", lambda *a: (*pipeline(*a), wrong))
     with pytest.raises(VerificationError, match="wrong"):
         compiled(folder)
 

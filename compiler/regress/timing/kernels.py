@@ -6,8 +6,9 @@ import random
 from collections.abc import Mapping, Sequence
 
 from ....runtime.engine import CausalLMEngine
+from ...bench.decoding import decode_runner
 from .problems import Kernels, Problem, record_problems
-from .steps import SETTINGS, fits
+from .steps import DECODES, SETTINGS, fits
 from .units import Flush, PairedUnit
 
 WRONG = 0.1
@@ -36,7 +37,8 @@ class KernelPairs:
         self.old, self.new, self.flush = old, new, flush
         assert engine.image.lm is not None
         for setting in (s for s in SETTINGS if fits(s, engine.image.lm)):
-            for problem in record_problems(engine, setting):
+            runner = decode_runner(engine) if setting.name.startswith(DECODES) else engine.runner
+            for problem in record_problems(engine, setting, runner):
                 name = f"{problem.subject} @ {problem.setting}"
                 if not only or name in only:
                     self._enter(name, problem)

@@ -187,10 +187,10 @@ class Kernels:
         such steps, or else one of the general Program, which runs them where there is no other.
         """
         programs = self.calls[::-1] if problem.decodes else self.calls[:1]
-        found = (self._likest(calls, problem) for calls in programs)
+        found = (self._closest(calls, problem) for calls in programs)
         return next((call for call in found if call is not None), None)
 
-    def _likest(self, there: Sequence[Call], problem: Problem) -> Call | None:
+    def _closest(self, there: Sequence[Call], problem: Problem) -> Call | None:
         name, _, number = problem.subject.partition("#")
         named = [call for call in there if subject_of(call) == name]
         alike = [call for call in named if self._fits(call, problem)]

@@ -27,6 +27,8 @@ class StepSetting:
     context: int
 
 
+DECODES = "decode"
+"""How the settings begin in which every sequence brings one token."""
 SETTINGS = (
     StepSetting("decode b1", 1, 1, 512),
     StepSetting("decode b32", 32, 1, 512),

@@ -13,7 +13,7 @@ import pytest
 from regress_suites import GRAPH, HEAD, LLAMA, suite_of
 from tilewright.autotune.verdicts import Verdict
 from tilewright.codegen.triton import lowering, sass
-from tilewright.compiler import api
+from tilewright.compiler import graphs
 from tilewright.compiler.api import Phases, compile_image
 from tilewright.compiler.inspect.kernels import kernel_report
 from tilewright.compiler.inspect.text import settings
@@ -25,7 +25,7 @@ from tilewright.compiler.regress.compare import compare_snapshots
 from tilewright.compiler.regress.snapshot import Snapshot
 from tilewright.errors import TilewrightError
 from tilewright.passes.fuse import FUSE
-from tilewright.passes.pipeline import pipeline
+from tilewright.passes.pipeline import decode_pipeline, pipeline
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +57,8 @@ def _planted(defect, change):
     """Each kernel source is changed on its way to the compiler."""
     real = lowering.lower_graph
 
-    def lower_graph(graph, target):
-        program, sources, notes = real(graph, target)
+    def lower_graph(*args):
+        program, sources, notes = real(*args)
         changed = [change(source) for source in sources]
         names = {
             lowering.kernel_id(a): lowering.kernel_id(b)
@@ -104,6 +104,7 @@ def test_figures_are_those_of_the_kernel_report(suite, healthy, tmp_path):
     snapshot = healthy["tiny", "h100"]
     assert list(snapshot.series) == [
         "program",
+        "decode program",
         "decode step",
         "decode step, batch 4",
         "prefill",
@@ -122,6 +123,61 @@ def test_figures_are_those_of_the_kernel_report(suite, healthy, tmp_path):
     }
     batch = snapshot.series["decode step, batch 4"]
     assert batch["flops"] > 3 * snapshot.series["decode step"]["flops"]
+
+
+@pytest.mark.quick
+def test_decode_steps_are_those_of_the_decode_program(healthy):
+    snapshot = healthy["tiny", "h100"]
+    general, decode = (json.loads(text)["calls"] for text in snapshot.programs.values())
+    for phase, parts in snapshot.parts.items():
+        calls = decode if phase.startswith("decode") else general
+        ids = {kernel.subject: kernel.id for kernel in snapshot.kernels}
+        ran = {ids.get(subject, subject) for subject in parts}
+        assert ran == {call["kernel"].rsplit("/", 1)[1] for call in calls}, phase
+    # q+k+v, KV, attention and its merge, o, gate+up, down: norms and residuals are within.
+    steps = {name: of for name, of in snapshot.series.items() if name.startswith("decode step")}
+    assert all(6 <= of["launches a layer"] <= 8 for of in steps.values()) and len(steps) == 2
+    assert snapshot.series["prefill"]["launches a layer"] > 8
+    assert all(of["pdl launches"] == of["launches"] for of in steps.values())
+    kinds = snapshot.series["decode program"]
+    assert kinds["library calls"] == kinds["aten calls"] == kinds["eager calls"] == 0
+    assert sum(kinds.values()) == len(decode)
+
+
+def test_the_decode_program_is_compared_like_the_general_one(suite, healthy, baseline):
+    old = healthy["tiny", "h100"]
+    program = old.decode.program.replace('"embedding"', '"gather"')
+    assert program != old.decode.program
+    passes = (*old.decode.passes[:-1], (old.decode.passes[-1][0], "0" * 64))
+    new = replace(old, decode=replace(old.decode, program=program, passes=passes))
+    found = compare_snapshots(suite, baseline, {("tiny", "h100"): new}, only=["tiny"])
+    (row,) = found.of(Verdict.CHANGED)
+    limit = len(old.all_passes) - 2
+    assert (row.tier, row.subject, row.series) == (1, "decode program", "source")
+    assert row.note == (
+        f"pass {passes[-1][0]} makes another graph: TILEWRIGHT_PASS_LIMIT={limit} stops before it"
+    )
+    (diff,) = found.diffs
+    assert (diff.subject, diff.what) == ("decode program", "changed")
+    assert "gather" in diff.text
+    strict = compare_snapshots(
+        suite, baseline, {("tiny", "h100"): new}, only=["tiny"], expect_identical=True
+    )
+    assert [row.subject for row in strict.findings] == ["decode program"]
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_decode_program_that_came_or_went_is_shown(suite, healthy, baseline, gone):
+    old = healthy["tiny", "h100"]
+    without = replace(old, decode=None)
+    sides = (old, without) if gone else (without, old)
+    base = replace(baseline, snapshots={**baseline.snapshots, ("tiny", "h100"): sides[0]})
+    found = compare_snapshots(suite, base, {("tiny", "h100"): sides[1]}, only=["tiny"])
+    row = next(r for r in found.rows if (r.subject, r.series) == ("decode program", "source"))
+    assert row.verdict is Verdict.CHANGED and row.note == ("it is gone" if gone else "it is new")
+    (diff,) = found.diffs
+    assert (diff.subject, diff.what) == ("decode program", "gone" if gone else "added")
+    assert diff.text == old.decode.program
 
 
 def test_instructions_are_those_of_another_disassembler(suite, tmp_path, healthy):
@@ -148,19 +204,22 @@ def test_instructions_are_those_of_another_disassembler(suite, tmp_path, healthy
 
 
 def test_a_dropped_fusion_is_found_in_the_step_with_the_kernels_to_blame(suite, baseline, defect):
-    def without(cache, fuses=False):
-        return tuple(step for step in pipeline(cache, fuses) if step.name != "fuse")
+    def without(real):
+        return lambda *args: tuple(step for step in real(*args) if step.name != "fuse")
 
-    assert len(without("paged", True)) < len(pipeline("paged", True))
-    defect.setattr(api, "pipeline", without)
+    assert len(without(pipeline)("paged", True)) < len(pipeline("paged", True))
+    defect.setattr(graphs, "pipeline", without(pipeline))
+    defect.setattr(graphs, "decode_pipeline", without(decode_pipeline))
     new = collect(suite, ["tiny"])
     found = _found(suite, baseline, new, Verdict.REGRESSION)
-    launches = found["decode step", "launches"]
+    launches = found["prefill", "launches"]
     assert launches.new > launches.old
     assert "add_rms_norm 3 → 0" in launches.note
     assert "rms_norm 0 → " in launches.note
-    assert ("decode step", "launches a layer") in found
-    assert ("decode step", "bytes") in found
+    assert ("prefill", "launches a layer") in found
+    assert ("prefill", "bytes") in found
+    decode = found["decode step", "launches"]
+    assert decode.new > decode.old and "add_rms_norm" not in decode.note
     program = _found(suite, baseline, new, Verdict.CHANGED)["program", "source"]
     limit = len(pipeline("paged", True)) - 1
     assert f"pass fuse is gone: TILEWRIGHT_PASS_LIMIT={limit} " in program.note
@@ -242,17 +301,23 @@ def test_programs_are_the_grids_of_the_launches(healthy):
     assert norm.launches[1].startswith("  add_rms_norm[T, 1, 1]")
     assert norm.series["programs (call)"] == 512
     series = {k.subject: k.series for k in healthy["tiny", "h100"].kernels}
-    assert series["gated"]["programs (decode step)"] == 2  # one program in each of two layers
-    assert series["gated"]["programs (decode step, batch 4)"] == 2
-    assert series["gated"]["programs (prefill)"] == 16  # 64 rows
+    assert series["embedding"]["programs (decode step)"] == 1
+    assert "programs (prefill)" not in series["embedding"]  # another kernel of a prompt's
+    assert series["gated"]["programs (prefill)"] == 16  # 64 rows in each of two layers
+    assert "programs (decode step)" not in series["gated"]
 
 
 def test_what_runs_in_a_phase_is_named(healthy):
     snapshot = healthy["tiny", "h100"]
     assert list(snapshot.running) == list(snapshot.parts)
-    runs = {phase: running["paged_attention"] for phase, running in snapshot.running.items()}
-    assert runs["decode step"] == runs["decode step, batch 4"] == ("decode", "merge")
-    assert runs["prefill"] == runs["mixed"] == ("prefill",)
+    for phase, running in snapshot.running.items():
+        if phase.startswith("decode"):
+            assert running["paged_decode"][0] == "decode" and "paged_attention" not in running
+        else:
+            assert running["paged_attention"] == ("prefill",) and "paged_decode" not in running
+    # One sequence and several are different functions of a decode linear.
+    one, several = (snapshot.running[f"decode step{n}"]["linear_add"] for n in ("", ", batch 4"))
+    assert not set(one) & set(several)
     assert snapshot.running["prefill"]["gated"] == ("",)
     assert not any("linear" in name for name in snapshot.running["prefill"])  # of a library
     assert snapshot.parts["mixed"]["paged_attention"][0] == 2
@@ -263,8 +328,9 @@ def test_what_runs_in_a_phase_is_named(healthy):
 def test_snapshots_of_before_have_no_running(healthy):
     data = healthy["tiny", "h100"].to_json()
     assert Snapshot.from_json(json.loads(json.dumps(data))) == healthy["tiny", "h100"]
-    old = Snapshot.from_json({k: v for k, v in data.items() if k not in ("running", "shares")})
-    assert (old.running, old.shares) == ({}, {})
+    later = ("running", "shares", "decode")
+    old = Snapshot.from_json({k: v for k, v in data.items() if k not in later})
+    assert (old.running, old.shares, old.decode) == ({}, {}, None)
     with pytest.raises((TypeError, ValueError, AttributeError)):
         Snapshot.from_json({**data, "running": {"prefill": [1]}})
 
@@ -289,9 +355,11 @@ def test_compiling_is_counted_by_part_and_by_pass(healthy):
     assert series[f"python calls {python}"] == sum(parts.values())
     assert snapshot.shares[f"python calls {python}"] == parts
     passes = snapshot.shares[f"python calls of passes {python}"]
-    assert list(passes) == list(dict.fromkeys(step.name for step in pipeline("paged", True)))
-    # Beside them there is only what the driver does before the first.
-    assert 0 <= parts["passes"] - sum(passes.values()) < 10
+    names = [name for name, _ in snapshot.all_passes[1:]]
+    assert names == [s.name for s in (*pipeline("paged", True), *decode_pipeline(16))]
+    assert set(passes) == set(names)
+    # Beside them there is what the driver does before the first, and what chooses the graphs.
+    assert 0 <= parts["passes"] - sum(passes.values()) < 0.01 * parts["passes"]
 
 
 def test_a_slower_pass_is_found_and_named(suite, baseline, defect):
@@ -305,7 +373,7 @@ def test_a_slower_pass_is_found_and_named(suite, baseline, defect):
         replace(step, run=twice) if step.name == "fuse" else step
         for step in pipeline("paged", True)
     )
-    defect.setattr(api, "pipeline", lambda cache, fuses=False: slow)
+    defect.setattr(graphs, "pipeline", lambda *args: slow)
     new = collect(suite, ["tiny"])
     found = _found(suite, baseline, new, Verdict.REGRESSION)
     assert {series.rsplit(" ", 1)[0] for _, series in found} == {

@@ -9,11 +9,11 @@ import pytest
 from tilewright.codegen.triton.invocation import Invocation, plan_call
 from tilewright.compiler.regress import host as module
 from tilewright.compiler.regress.gates import judge, rule_of
-from tilewright.compiler.regress.host import host_series, unlaunched_runner
+from tilewright.compiler.regress.host import host_series, unlaunched_runners
 from tilewright.runtime import decode_graphs
+from tilewright.runtime.in_flight import Launcher
 from tilewright.runtime.loop import GenerationLoop
 from tilewright.runtime.runner import ProgramRunner
-from tilewright.runtime.scheduler import Scheduler
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -24,21 +24,21 @@ def few():
 
 
 @pytest.fixture(scope="module")
-def runner(few, tmp_path_factory):
-    return unlaunched_runner(tmp_path_factory.mktemp("host"))
+def runners(few, tmp_path_factory):
+    return unlaunched_runners(tmp_path_factory.mktemp("host"))
 
 
 @pytest.fixture(scope="module")
-def healthy(runner):
-    return host_series(runner)
+def healthy(runners):
+    return host_series(runners)
 
 
 @pytest.fixture
-def regressions(runner, healthy):
+def regressions(runners, healthy):
     """Names of the series that got worse, without versions."""
 
     def found():
-        new = host_series(runner)
+        new = host_series(runners)
         assert new.keys() == healthy.keys()
         return {
             name.rsplit(" (", 1)[0]
@@ -56,9 +56,10 @@ STEPS = {
 }
 
 
-def test_what_is_counted(runner, healthy, regressions):
+def test_what_is_counted(runners, healthy, regressions):
     assert regressions() == set()  # the second time is exactly as the first
-    assert host_series(runner) == healthy
+    assert host_series(runners) == healthy
+    assert runners.decode is not None and runners.decode.program is not runners.general.program
     names = {name.rsplit(" (", 1)[0] for name in healthy}
     assert {f"C calls {step}" for step in STEPS} | {"C calls a prefill"} <= names
     steps = module._STEPS + module._FIRST
@@ -70,9 +71,9 @@ def test_what_is_counted(runner, healthy, regressions):
 
 def test_a_sleep_in_the_loop_is_found(monkeypatch, regressions):
     # Calls of C functions count where code of ours makes them, so it has to look like ours.
-    space = {"__name__": GenerationLoop.__module__, "time": time, "real": Scheduler.schedule}
-    exec("def slow(self):\n    time.sleep(0)\n    return real(self)\n", space)
-    monkeypatch.setattr(Scheduler, "schedule", space["slow"])
+    space = {"__name__": GenerationLoop.__module__, "time": time, "real": GenerationLoop._step}
+    exec("def slow(self, started):\n    time.sleep(0)\n    return real(self, started)\n", space)
+    monkeypatch.setattr(GenerationLoop, "_step", space["slow"])
     found = regressions()
     assert {f"C calls {step}" for step in STEPS} <= found
     assert "C calls a prefill" in found
@@ -99,9 +100,12 @@ def test_sizes_that_are_bound_anew_are_found(monkeypatch, regressions):
 
 
 def test_graphs_that_take_fewer_steps_and_wider_buckets_are_found(monkeypatch, regressions):
-    real = decode_graphs.is_decode
+    real, takes = decode_graphs.is_decode, Launcher.takes
     monkeypatch.setattr(
         decode_graphs, "is_decode", lambda step: len(step.seq_lens) == 1 and real(step)
+    )
+    monkeypatch.setattr(
+        Launcher, "takes", lambda self, plan: len(plan.chunks) == 1 and takes(self, plan)
     )
     found = regressions()
     assert "graph replays" in found

@@ -12,14 +12,16 @@ import pytest
 
 from regress_suites import HEAD, LLAMA, suite_of
 from tilewright.autotune.verdicts import Verdict
-from tilewright.codegen.triton import candidates, generate_ops, lowering
+from tilewright.codegen.triton import candidates, generate, generate_ops, lowering
+from tilewright.codegen.triton.kernels import append_kv, paged_decode
 from tilewright.codegen.triton.kernels import paged_attention_tiles as tiles
-from tilewright.compiler import api
+from tilewright.compiler import graphs
 from tilewright.compiler.regress import collect as module
 from tilewright.compiler.regress.baseline import Baseline
 from tilewright.compiler.regress.collect import collect, versions
 from tilewright.compiler.regress.compare import compare_snapshots
 from tilewright.compiler.regress.counting import PYTHON
+from tilewright.compiler.regress.gates import bare
 from tilewright.compiler.regress.markdown import render_markdown
 from tilewright.compiler.regress.model import Side
 from tilewright.ir.build import cast
@@ -65,8 +67,8 @@ def _change_sources(monkeypatch, change):
     """Each kernel source is changed on its way to the compiler, and so are the calls of it."""
     real = lowering.lower_graph
 
-    def lower_graph(graph, target):
-        program, sources, notes = real(graph, target)
+    def lower_graph(*args):
+        program, sources, notes = real(*args)
         changed = [change(source) for source in sources]
         ids = {
             lowering.kernel_id(old): lowering.kernel_id(new)
@@ -90,10 +92,12 @@ def test_projections_that_are_not_merged_are_found_in_each_step(monkeypatch, com
 
     monkeypatch.setattr(merge_projections, "_groups", only_pairs)
     found = compared()
-    for phase in ("decode step", "decode step, batch 4", "prefill"):
+    # Three linears instead of one; a batch has a launch for the norm in front of each.
+    for phase, more in (("decode step", 2), ("decode step, batch 4", 4), ("prefill", 2)):
         row = _found(found)[phase, "launches"]
-        assert row.new - row.old == 2  # three linears instead of one
-        assert row.note == "linear 5 → 7"
+        assert row.new - row.old == more
+        assert "linear" in row.note and len(row.note.split(", ")) <= 2
+    assert row.note == "linear 5 → 7"
     changed = _found(found, Verdict.CHANGED)
     note = changed["program", "source"].note
     assert note.startswith("pass merge_projections makes another graph: ")
@@ -114,9 +118,12 @@ def test_logits_kept_in_float32_are_found_as_bytes(monkeypatch, compared):
     select = kv_cache.select_rows
     monkeypatch.setattr(kv_cache, "select_rows", lambda *args: cast(select(*args), DType.F32))
     found = _found(compared())
-    row = found["decode step", "bytes"]
+    row = found["prefill", "bytes"]
     assert row.new - row.old == 160 * (2 + 4)  # read in 16 bits, written in 32
     assert row.note.startswith("cast")
+    row = found["decode step", "bytes"]
+    assert row.new - row.old == 160 * (2 + 2)  # two bytes more, and the sampler reads them
+    assert "sample" in row.note and "linear" in row.note and "cast" not in row.note
 
 
 def test_an_op_that_went_to_torch_is_found_as_an_obstacle_with_its_name(monkeypatch, compared):
@@ -143,11 +150,12 @@ def test_a_pipeline_that_was_lost_is_found_in_its_launch_alone(monkeypatch, comp
 def test_a_slow_exponential_is_found_in_the_kernel_that_has_one(monkeypatch, compared):
     monkeypatch.setattr(generate_ops, "native", lambda dtype: dtype is DType.F64)
     comparison = compared()
-    assert _subjects(comparison) == {"gated"}
+    kernels = {"gated", "rms_norm_linear_gated"}
+    assert kernels <= _subjects(comparison) <= kernels | {"program"}
     row = _found(comparison)["gated", "instructions"]
     assert row.new > 1.3 * row.old
     text = render_markdown(comparison)
-    assert text.index("<code>gated</code>") < text.index("<code>program</code>")
+    assert "<code>gated</code>" in text and "<code>rms_norm_linear_gated</code>" in text
 
 
 def test_a_launch_more_in_the_prompt_leaves_the_other_phases_alone(monkeypatch, compared):
@@ -165,16 +173,32 @@ def test_a_launch_more_in_the_prompt_leaves_the_other_phases_alone(monkeypatch, 
     assert not any(subject.startswith("decode") for subject, _ in found)
 
 
+def test_pdl_switched_off_is_found_in_the_kernels_that_lost_it(monkeypatch, compared):
+    for module_ in (append_kv, generate, paged_decode):  # the linears keep it
+        monkeypatch.setattr(module_, "has_pdl", lambda target: False)
+    comparison = compared()
+    found = _found(comparison)
+    lost = {subject.split("#")[0] for subject, series in found if bare(series) == "pdl"}
+    assert {"paged_decode", "rope_append_kv", "embedding", "gated"} <= lost
+    assert not any("linear" in subject or subject == "sample" for subject, _ in found)
+    for phase in ("decode step", "decode step, batch 4", "prefill"):
+        assert found[phase, "pdl launches"].new < found[phase, "pdl launches"].old
+        assert found[phase, "pdl launches"].note.startswith("lost by: ")
+        assert (phase, "launches") not in found
+    assert "rope_append_kv" in found["decode step", "pdl launches"].note
+    assert found["paged_decode", "pdl (decode)"].gate == "-0"
+
+
 def test_a_pass_that_became_quadratic_is_found_in_compiling(monkeypatch, compared):
     def slow(graph):
         assert all(schema(a.op) and schema(b.op) for a, b in product(graph.nodes, graph.nodes))
         return graph
 
-    def with_slow(cache, fuses=False):
-        steps = pipeline(cache, fuses)
+    def with_slow(*args):
+        steps = pipeline(*args)
         return (*steps[:3], replace(steps[3], run=lambda g: steps[3].run(slow(g))), *steps[4:])
 
-    monkeypatch.setattr(api, "pipeline", with_slow)
+    monkeypatch.setattr(graphs, "pipeline", with_slow)
     comparison = compared()
     assert _subjects(comparison) == {"compile"}
     whole = f"python calls ({PYTHON})"
@@ -184,7 +208,11 @@ def test_a_pass_that_became_quadratic_is_found_in_compiling(monkeypatch, compare
 
 
 def test_what_changes_no_machine_code_is_shown_and_blamed_on_nobody(monkeypatch, compared):
-    _change_sources(monkeypatch, lambda source: replace(source, text=source.text + "# Hello.\n"))
+    def hello(source):
+        said = "# Hello.\n" if source.kind == "generated" else ""
+        return replace(source, text=source.text + said)
+
+    _change_sources(monkeypatch, hello)
     comparison = compared()
     assert comparison.exit_code == 0
     assert {row.tier for row in comparison.of(Verdict.CHANGED)} == {1}

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import tilewright as tw
 from house.tree import ROOT
+from tilewright.compiler.bench.decoding import decode_runner
 from tilewright.compiler.inspect.kernels import VIEWS
 from tilewright.compiler.regress.timing.package import Package
 from tilewright.compiler.regress.timing.problems import Kernels, record_problems, subject_of
@@ -97,8 +98,15 @@ def engines(model):
 
 @pytest.fixture(scope="module")
 def interpreted(engines):
-    """The problems of a decode step by the kernels' own code."""
-    return record_problems(engines("triton"), StepSetting("decode b1", 1, 1, 4))
+    """The problems of a step by the kernels' own code."""
+    return record_problems(engines("triton"), StepSetting("prefill 4", 1, 4, 4))
+
+
+@pytest.fixture(scope="module")
+def decoded(engines):
+    """The problems of a decode step, by the Program that runs it."""
+    engine = engines("triton")
+    return record_problems(engine, StepSetting("decode b1", 1, 1, 4), decode_runner(engine))
 
 
 def tokens(engine):
@@ -210,6 +218,36 @@ def test_a_counterpart_computes_the_same(engines, kernels):
             torch.testing.assert_close(a, b)
 
 
+def test_decode_steps_are_timed_by_the_program_that_runs_them(engines, decoded, kernels, chosen):
+    image = engines("triton").image
+    assert image.decode is not None
+    program = image.decode.program
+    assert {p.call.kernel for p in decoded} == {call.kernel for call in program.calls}
+    subjects = {problem.subject for problem in decoded}
+    assert {"paged_decode", "rms_norm_linear", "rms_norm_linear_gated", "linear_add"} <= subjects
+    own = kernels(image)
+    for problem in decoded:
+        call = chosen(own, problem)
+        assert any(call is one for one in program.calls), problem.subject
+        assert own._program(call) is program
+        assert call.kernel == problem.call.kernel
+
+
+def test_without_a_decode_program_kernels_of_the_general_one_are_counterparts(
+    engines, decoded, kernels, chosen
+):
+    image = engines("triton").image
+    older = kernels(replace(image, decode=None))
+    for problem in decoded:
+        call = chosen(older, problem)
+        if "linear" in problem.subject or problem.subject in ("paged_decode", "sample"):
+            assert isinstance(call, str), problem.subject
+        elif not isinstance(call, str):
+            assert any(call is one for one in image.program.calls), problem.subject
+    appends = next(p for p in decoded if p.subject == "rope_append_kv")
+    assert not isinstance(chosen(older, appends), str)
+
+
 def test_other_operands_have_no_counterpart(engines, interpreted, kernels, chosen):
     own = kernels(engines("triton").image)
     linear = next(p for p in interpreted if p.subject == "linear")
@@ -236,7 +274,7 @@ def test_of_several_alike_the_same_text_goes_before_the_number(
     own = kernels(engines("triton").image)
     add = next(p for p in interpreted if p.subject == "add_rms_norm")
     other = replace(add.call, kernel="triton/generated/add_rms_norm_0000-00000000")
-    own.calls = [other, *own.calls]
+    own.calls[0] = [other, *own.calls[0]]
     assert chosen(own, add).kernel == add.call.kernel
     changed = replace(add, call=replace(add.call, kernel="triton/generated/add_rms_norm_1-1"))
     assert chosen(own, changed) is other
