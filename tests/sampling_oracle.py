@@ -5,6 +5,7 @@ out in float64 and apart from the op and the kernels that are held against it.
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import torch
 
@@ -43,11 +44,12 @@ def _nuclei(scaled: list[float], top_p: float, epsilon: float) -> list[float]:
     """Where top-p may cut."""
     if not top_p < 1:
         return [-math.inf]
-    levels = sorted(set(scaled), reverse=True)
+    counts = Counter(scaled)
+    levels = sorted(counts, reverse=True)
     total = math.fsum(map(math.exp, scaled))
     found, before = [], 0.0
     for level in levels:
-        after = before + scaled.count(level) * math.exp(level) / total
+        after = before + counts[level] * math.exp(level) / total
         first_or_below = level == levels[0] or before < top_p + epsilon
         if first_or_below and (after >= top_p - epsilon or level == levels[-1]):
             found.append(level)

@@ -23,21 +23,25 @@ H100 = Target.parse("h100")
 GUARD = 64  # poisoned elements on either side of each buffer
 
 
-def poison(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+def poison(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> torch.Tensor:
     """A tensor of what must never be read: NaN, or the largest integer."""
     if dtype is torch.bool:
-        return torch.ones(*shape, dtype=dtype)
+        return torch.ones(*shape, dtype=dtype, device=device)
     if dtype.is_floating_point and dtype.itemsize > 1:
-        return torch.full(tuple(shape), float("nan"), dtype=dtype)
+        return torch.full(tuple(shape), float("nan"), dtype=dtype, device=device)
     if dtype.is_floating_point:
-        return torch.full(tuple(shape), 0x7F, dtype=torch.uint8).view(dtype)
-    return torch.full(tuple(shape), torch.iinfo(dtype).max, dtype=dtype)
+        return torch.full(tuple(shape), 0x7F, dtype=torch.uint8, device=device).view(dtype)
+    return torch.full(tuple(shape), torch.iinfo(dtype).max, dtype=dtype, device=device)
 
 
-def guarded(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+def guarded(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> torch.Tensor:
     """A dense, poisoned buffer with poison on either side of it."""
     count = torch.Size(shape).numel()
-    return poison((count + 2 * GUARD,), dtype)[GUARD : GUARD + count].view(tuple(shape))
+    return poison((count + 2 * GUARD,), dtype, device)[GUARD : GUARD + count].view(tuple(shape))
 
 
 class GuardedKernel(InterpretedKernel):
@@ -54,9 +58,9 @@ class GuardedKernel(InterpretedKernel):
 def intact(buffer: torch.Tensor) -> bool:
     """Whether the guards on either side of a buffer that ``guarded`` made are untouched."""
     whole = buffer.untyped_storage()
-    raw = torch.empty(0, dtype=torch.uint8).set_(whole)
+    raw = torch.empty(0, dtype=torch.uint8, device=buffer.device).set_(whole)
     width = GUARD * buffer.element_size()
-    clean = poison((GUARD,), buffer.dtype).view(torch.uint8)
+    clean = poison((GUARD,), buffer.dtype, buffer.device).view(torch.uint8)
     return bool((raw[:width] == clean).all() and (raw[-width:] == clean).all())
 
 

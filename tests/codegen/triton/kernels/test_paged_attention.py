@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paged_forms import FEATURES, OP, OUTSIDE, RAGGED, SHAPES, Shape, layouts_of, truth
+from paged_forms import ragged_call as call
+from paged_forms import ragged_operands as operands_of
 from tilewright.codegen.triton.invocation import plan_call
-from tilewright.codegen.triton.kernels.paged_attention import (
-    emit_paged_attention,
-)
+from tilewright.codegen.triton.kernels.paged_attention import emit_paged_attention
 from tilewright.codegen.triton.kernels.paged_attention_tiles import (
     DECODE,
     PREFILL,
@@ -22,115 +23,14 @@ from tilewright.codegen.triton.kernels.paged_attention_tiles import (
     default_tiles,
     num_splits,
 )
-from tilewright.codegen.triton.layout import Layout, located
 from tilewright.codegen.triton.source import KernelSource, Scalar
-from tilewright.ir.build import input_node, make, permute
-from tilewright.ir.dims import Size, evaluate, symbol
+from tilewright.ir.dims import evaluate, symbol
 from tilewright.ir.dtypes import DType
 from tilewright.ir.node import Node
-from tilewright.ir.schema import schema
-from tilewright.ir.types import TensorType
 from tilewright.targets import TARGETS, Target
 from triton_running import compile_for, run_interpreted
 
 SMALL = TARGETS["h100"].override(sms=4)  # fewer splits: the interpreter takes a program at a time
-REFERENCE = schema("paged_attention").reference
-OUTSIDE = 1 << 30  # a page id that no cache has
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What is static in a call."""
-
-    group: int = 4
-    kv_heads: int = 2
-    head_dim: int = 16
-    value_dim: int = 16
-    page: int = 4
-    dtype: DType = DType.F32
-    sinks: bool = False
-    alibi: bool = False
-    strided: bool = False
-
-    @property
-    def heads(self) -> int:
-        return self.group * self.kv_heads
-
-
-def call(shape: Shape, sizes: dict[str, Size] | None = None, **attrs) -> Node:
-    """The call's node: T, B, M, N and P are symbols where ``sizes`` does not say otherwise."""
-    T, B, M, N, P = ({n: symbol(n) for n in "TBMNP"} | (sizes or {})).values()
-    H, G, D, E = shape.heads, shape.kv_heads, shape.head_dim, shape.value_dim
-
-    def tensor(name: str, *size: Size, dtype: DType = shape.dtype) -> Node:
-        return input_node(name, TensorType(dtype, size))
-
-    q = tensor("q", T, H, D)
-    if shape.strided:  # queries are a part of a wider row, head dim first
-        wide = tensor("q", T, D, H + 3)
-        q = permute(make("slice", wide, dim=2, start=2, stop=H + 2, step=1), 0, 2, 1)
-    integers = {"dtype": DType.I32}
-    return make(
-        "paged_attention",
-        q,
-        tensor("k", N, P, G, D),
-        tensor("v", N, P, G, E),
-        tensor("tables", B, M, **integers),
-        tensor("lens", B, **integers),
-        tensor("starts", B + 1, **integers),
-        tensor("sinks", H) if shape.sinks else None,
-        tensor("alibi", H, dtype=DType.F32) if shape.alibi else None,
-        **{"scale": shape.head_dim**-0.5, **attrs},
-    )
-
-
-def layouts_of(node: Node) -> tuple[Layout | None, ...]:
-    return tuple(None if arg is None else located(arg)[1] for arg in node.args)
-
-
-def operands_of(
-    shape: Shape, sequences: Sequence[tuple[int, int]], padding: int = 0, spare: int = 1
-) -> tuple[list[torch.Tensor | None], dict[str, int]]:
-    """Buffers for sequences of (tokens before, tokens now), and the value of each symbol.
-
-    All that lies beyond lengths is poisoned: NaN in caches, page ids outside the cache in tables.
-    """
-    queries, lengths = [now for _, now in sequences], [sum(pair) for pair in sequences]
-    H, G, P = shape.heads, shape.kv_heads, shape.page
-    counts = [-(-length // P) for length in lengths]
-    T, M, N = sum(queries) + padding, max(counts) + spare, sum(counts) + 2
-    ids = torch.randperm(N)[: sum(counts)].split(counts)
-    tables = torch.where(torch.rand(len(sequences), M) < 0.5, OUTSIDE, -OUTSIDE).int()
-    caches = [
-        torch.full((N, P, G, width), torch.nan) for width in (shape.head_dim, shape.value_dim)
-    ]
-    for b, (pages, length) in enumerate(zip(ids, lengths, strict=True)):
-        tables[b, : len(pages)] = pages
-        for cache in caches:
-            rows = torch.full((len(pages) * P, *cache.shape[2:]), torch.nan)
-            rows[:length] = torch.randn(length, *cache.shape[2:])
-            cache[pages] = rows.unflatten(0, (-1, P))
-    wide = (T, shape.head_dim, H + 3) if shape.strided else (T, H, shape.head_dim)
-    starts = torch.tensor([0, *queries]).cumsum(0).int()
-    dtype = shape.dtype.torch
-    operands = [
-        torch.randn(wide).to(dtype),
-        *(cache.to(dtype) for cache in caches),
-        tables,
-        torch.tensor(lengths, dtype=torch.int32),
-        starts,
-        torch.randn(H).to(dtype) if shape.sinks else None,
-        torch.rand(H) if shape.alibi else None,
-    ]
-    return operands, {"T": T, "B": len(sequences), "M": M, "N": N, "P": P}
-
-
-def truth(shape: Shape, node: Node, operands: Sequence[torch.Tensor | None]) -> torch.Tensor:
-    """The reference in double precision."""
-    wide = [t.double() if t is not None and t.is_floating_point() else t for t in operands]
-    if shape.strided:
-        wide[0] = wide[0][:, :, 2 : shape.heads + 2].transpose(1, 2)
-    return REFERENCE(*wide, **dict(node.attrs))
 
 
 def run(
@@ -164,36 +64,12 @@ def check(
     source = emitted(node, target)
     operands, sizes = operands_of(shape, sequences, padding)
     wanted = truth(shape, node, operands)
-    relative, absolute = schema("paged_attention").tolerance[shape.dtype]
+    relative, absolute = OP.tolerance[shape.dtype]
     for chosen in [only(source, variant) for variant in variants] or [source]:
         found = run(chosen, node, operands, sizes).double()
         torch.testing.assert_close(found, wanted, rtol=relative, atol=absolute)
 
 
-FEATURES = st.fixed_dictionaries(
-    {},
-    optional={
-        "window": st.sampled_from([1, 3, 20]),
-        "softcap": st.sampled_from([0.5, 30.0]),
-        "causal": st.just(False),
-    },
-)
-SHAPES = st.builds(
-    Shape,
-    group=st.sampled_from([1, 3, 4, 8, 19]),
-    kv_heads=st.integers(1, 2),
-    head_dim=st.sampled_from([16, 17, 64, 80, 96]),
-    value_dim=st.sampled_from([8, 16, 64, 80]),
-    page=st.sampled_from([1, 7, 8, 16, 64, 256]),
-    sinks=st.booleans(),
-    alibi=st.booleans(),
-    strided=st.booleans(),
-)
-RAGGED = st.lists(
-    st.tuples(st.sampled_from([0, 1, 30, 70]), st.sampled_from([0, 0, 1, 1, 2, 5, 21])),
-    min_size=1,
-    max_size=4,
-)
 STEPS = st.lists(
     st.tuples(st.sampled_from([0, 1, 30, 135]), st.integers(0, 1)), min_size=1, max_size=4
 )

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import paged_forms
+from paged_forms import FEATURES, LENGTHS, OP, OUTSIDE, SHAPES, layouts_of, truth
+from paged_forms import decode_call as call
+from paged_forms import decode_operands as operands_of
 from tilewright.codegen.triton.aot import compile_sources
 from tilewright.codegen.triton.candidates import KERNELS
 from tilewright.codegen.triton.invocation import plan_call
@@ -25,41 +30,18 @@ from tilewright.codegen.triton.kernels.paged_decode_tiles import (
     num_splits,
     shared_bytes,
 )
-from tilewright.codegen.triton.layout import Layout, located
 from tilewright.codegen.triton.source import KernelSource, Scalar
-from tilewright.ir.build import input_node, make, permute
-from tilewright.ir.dims import Size, evaluate, symbol
+from tilewright.ir.build import input_node, make
+from tilewright.ir.dims import evaluate, symbol
 from tilewright.ir.dtypes import DType
 from tilewright.ir.node import Node
-from tilewright.ir.schema import schema
 from tilewright.ir.types import TensorType
 from tilewright.targets import TARGETS, Target
 from triton_running import run_interpreted
 
 H100 = TARGETS["h100"]
-OP = schema("paged_attention")
-OUTSIDE = 1 << 30  # a page id that no cache has
 TILES = Tiles(block_n=16, num_warps=1, num_stages=1, min_keys=16)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What is static in a call; a page size is, too, where ``paged`` says that it is known."""
-
-    group: int = 4
-    kv_heads: int = 2
-    head_dim: int = 16
-    value_dim: int = 16
-    page: int = 4
-    paged: bool = True
-    dtype: DType = DType.F32
-    sinks: bool = False
-    alibi: bool = False
-    strided: bool = False
-
-    @property
-    def heads(self) -> int:
-        return self.group * self.kv_heads
+Shape = partial(paged_forms.Shape, paged=True)
 
 
 @pytest.fixture(autouse=True)
@@ -74,84 +56,10 @@ def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty", poisoned)
 
 
-def call(shape: Shape, sizes: dict[str, Size] | None = None, **attrs) -> Node:
-    """The call's node: B, M, N and P are symbols where neither shape nor ``sizes`` know them."""
-    known = {"P": shape.page} if shape.paged else {}
-    B, M, N, P = ({n: symbol(n) for n in "BMNP"} | known | (sizes or {})).values()
-    H, G, D, E = shape.heads, shape.kv_heads, shape.head_dim, shape.value_dim
-
-    def tensor(name: str, *size: Size, dtype: DType = shape.dtype) -> Node:
-        return input_node(name, TensorType(dtype, size))
-
-    q = tensor("q", B, H, D)
-    if shape.strided:  # queries are a part of a wider row, head dim first
-        wide = tensor("q", B, D, H + 3)
-        q = permute(make("slice", wide, dim=2, start=2, stop=H + 2, step=1), 0, 2, 1)
-    return make(
-        "paged_attention",
-        q,
-        tensor("k", N, P, G, D),
-        tensor("v", N, P, G, E),
-        tensor("tables", B, M, dtype=DType.I32),
-        tensor("lens", B, dtype=DType.I32),
-        None,
-        tensor("sinks", H) if shape.sinks else None,
-        tensor("alibi", H, dtype=DType.F32) if shape.alibi else None,
-        **{"scale": shape.head_dim**-0.5, **attrs},
-    )
-
-
-def layouts_of(node: Node) -> tuple[Layout | None, ...]:
-    return tuple(None if arg is None else located(arg)[1] for arg in node.args)
-
-
 def problem_of(node: Node) -> Problem:
     problem = Problem.of(node, layouts_of(node))
     assert problem is not None
     return problem
-
-
-def operands_of(
-    shape: Shape, lengths: Sequence[int], spare: int = 1
-) -> tuple[list[torch.Tensor | None], dict[str, int]]:
-    """Buffers for sequences of these lengths, and the value of each symbol.
-
-    All that lies beyond lengths is poisoned: NaN in caches, page ids outside the cache in tables.
-    """
-    H, G, P = shape.heads, shape.kv_heads, shape.page
-    counts = [-(-length // P) for length in lengths]
-    M, N = max(counts) + spare, sum(counts) + 2
-    ids = torch.randperm(N)[: sum(counts)].split(counts)
-    tables = torch.where(torch.rand(len(lengths), M) < 0.5, OUTSIDE, -OUTSIDE).int()
-    caches = [
-        torch.full((N, P, G, width), torch.nan) for width in (shape.head_dim, shape.value_dim)
-    ]
-    for b, (pages, length) in enumerate(zip(ids, lengths, strict=True)):
-        tables[b, : len(pages)] = pages
-        for cache in caches:
-            rows = torch.full((len(pages) * P, *cache.shape[2:]), torch.nan)
-            rows[:length] = torch.randn(length, *cache.shape[2:])
-            cache[pages] = rows.unflatten(0, (-1, P))
-    wide = (len(lengths), shape.head_dim, H + 3)
-    dtype = shape.dtype.torch
-    operands = [
-        torch.randn(wide if shape.strided else (len(lengths), H, shape.head_dim)).to(dtype),
-        *(cache.to(dtype) for cache in caches),
-        tables,
-        torch.tensor(lengths, dtype=torch.int32),
-        None,
-        torch.randn(H).to(dtype) if shape.sinks else None,
-        torch.rand(H) if shape.alibi else None,
-    ]
-    return operands, {"B": len(lengths), "M": M, "N": N, "P": P}
-
-
-def truth(shape: Shape, node: Node, operands: Sequence[torch.Tensor | None]) -> torch.Tensor:
-    """The reference in double precision."""
-    wide = [t.double() if t is not None and t.is_floating_point() else t for t in operands]
-    if shape.strided:
-        wide[0] = wide[0][:, :, 2 : shape.heads + 2].transpose(1, 2)
-    return OP.reference(*wide, **dict(node.attrs))
 
 
 def run(
@@ -162,7 +70,11 @@ def run(
 
 
 def check(
-    shape: Shape, lengths: Sequence[int], tiles: Tiles | None = TILES, splits: int = 3, **attrs
+    shape: paged_forms.Shape,
+    lengths: Sequence[int],
+    tiles: Tiles | None = TILES,
+    splits: int = 3,
+    **attrs,
 ) -> None:
     """The kernel agrees with the reference; with ``tiles`` None, the default does."""
     node = call(shape, **attrs)
@@ -179,29 +91,6 @@ def check(
     torch.testing.assert_close(found, wanted, rtol=relative, atol=absolute)
 
 
-FEATURES = st.fixed_dictionaries(
-    {},
-    optional={
-        "window": st.sampled_from([1, 3, 20]),
-        "softcap": st.sampled_from([0.5, 30.0]),
-        "causal": st.just(False),
-    },
-)
-SHAPES = st.builds(
-    Shape,
-    group=st.sampled_from([1, 3, 4, 8, 19]),
-    kv_heads=st.integers(1, 2),
-    head_dim=st.sampled_from([16, 17, 64, 80, 96]),
-    value_dim=st.sampled_from([8, 16, 64, 80]),
-    page=st.sampled_from([1, 7, 8, 16, 48, 64, 256]),
-    paged=st.booleans(),
-    sinks=st.booleans(),
-    alibi=st.booleans(),
-    strided=st.booleans(),
-)
-LENGTHS = st.lists(
-    st.sampled_from([0, 1, 7, 8, 9, 15, 16, 17, 64, 65, 135]), min_size=1, max_size=4
-)
 CUTS = st.builds(
     Tiles,
     block_n=st.sampled_from([16, 32, 64]),

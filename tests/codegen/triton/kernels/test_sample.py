@@ -6,31 +6,43 @@ right if its interval of the distribution function, widened by that, holds ``uni
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from sampling_oracle import acceptable
+from sample_forms import (
+    EPSILON,
+    FLOATS,
+    INFINITY,
+    NAN,
+    SMALL,
+    R,
+    Row,
+    assert_acceptable,
+    call,
+    calls,
+    layouts_of,
+    parameters,
+    problem_of,
+    source_of,
+    wide_call,
+    widened,
+)
 from tilewright.codegen.triton.aot import compile_sources
 from tilewright.codegen.triton.candidates import KERNELS
 from tilewright.codegen.triton.kernels import sample
 from tilewright.codegen.triton.kernels.sample import (
     SPACE,
-    Problem,
     Tiles,
     default_tiles,
     emit_sample,
     sample_source,
 )
-from tilewright.codegen.triton.layout import Layout, located
 from tilewright.codegen.triton.package import Resources
-from tilewright.codegen.triton.source import KernelSource
 from tilewright.ir.build import input_node, make, permute
-from tilewright.ir.dims import Size, symbol
+from tilewright.ir.dims import symbol
 from tilewright.ir.dtypes import DType
 from tilewright.ir.node import Node
 from tilewright.ir.schema import schema
@@ -41,94 +53,23 @@ from triton_bodies import run
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 H100 = TARGETS["h100"]
-EPSILON = 1e-5
-INFINITY, NAN = math.inf, math.nan
-SMALL = Tiles(chunk=16, block=64, num_warps=4, num_stages=1)
-R, N = symbol("R"), symbol("N")
+N = symbol("N")
 REFERENCE = schema("sample").reference
-Row = tuple[float, int, float, float, float]  # temperature, top_k, top_p, min_p, uniform
-
-
-def call(vocab: Size, dtype: DType, logits: Node | None = None) -> Node:
-    logits = logits or input_node("logits", TensorType(dtype, (R, vocab)))
-    names = schema("sample").operands[1:]
-    types = (DType.I32 if name == "top_k" else DType.F32 for name in names)
-    given = (input_node(n, TensorType(t, (R,))) for n, t in zip(names, types, strict=True))
-    return make("sample", logits, *given)
-
-
-def layouts_of(node: Node) -> tuple[Layout | None, ...]:
-    return tuple(located(arg)[1] for arg in node.operands)
-
-
-def problem_of(node: Node) -> Problem | None:
-    return Problem.of(node, layouts_of(node))
-
-
-def source_of(node: Node, tiles: Tiles = SMALL, pdl: bool = False) -> KernelSource:
-    problem = problem_of(node)
-    assert problem is not None
-    return sample_source(problem, tiles, pdl)
-
-
-def parameters(rows: list[Row]) -> list[torch.Tensor]:
-    return [
-        torch.tensor([row[i] for row in rows], dtype=torch.int32 if i == 1 else torch.float32)
-        for i in range(5)
-    ]
 
 
 def tokens_of(logits: torch.Tensor, rows: list[Row], tiles: Tiles = SMALL) -> list[int]:
     """The kernel's tokens; the logits lie within rows that are wider, and NaN there."""
     dtype, (count, vocab) = DType.from_torch(logits.dtype), logits.shape
-    wide = torch.full((count, vocab + 7), NAN, dtype=logits.dtype)
-    wide[:, 3 : 3 + vocab] = logits
-    base = input_node("wide", TensorType(dtype, (R, vocab + 7)))
-    node = call(vocab, dtype, make("slice", base, dim=1, start=3, stop=3 + vocab))
-    (found,) = run(source_of(node, tiles), node, [wide, *parameters(rows)], {"R": count})
+    node = wide_call(vocab, dtype)
+    operands = [widened(logits), *parameters(rows)]
+    (found,) = run(source_of(node, tiles), node, operands, {"R": count})
     return found.tolist()
 
 
 def check(
     logits: torch.Tensor, rows: list[Row], tiles: Tiles = SMALL, epsilon: float = EPSILON
 ) -> None:
-    found = tokens_of(logits, rows, tiles)
-    held = torch.stack([p.double() for p in parameters(rows)], 1).tolist()
-    for row, (token, values) in enumerate(zip(found, held, strict=True)):
-        t, k, p, m, u = values
-        allowed = acceptable(logits[row], t, int(k), p, m, u, epsilon)
-        assert token in allowed, (row, rows[row], token, sorted(allowed))
-
-
-FLOATS = (DType.F32, DType.BF16, DType.F16)
-UNIFORMS = st.sampled_from([0.0, 1 - 2**-24]) | st.floats(0, 1 - 2**-24, width=32)
-
-
-@st.composite
-def calls(draw: st.DrawFn) -> tuple[torch.Tensor, list[Row]]:
-    """Rows that are smooth, full of ties, masked, or broken."""
-    vocab = draw(st.integers(1, 90) | st.sampled_from([16, 64]))
-    count = 3
-    logits = torch.randn(count, vocab, generator=torch.Generator().manual_seed(draw(SEEDS)))
-    logits *= draw(st.sampled_from([0.25, 1.0, 6.0]))
-    if draw(st.booleans()):
-        logits = logits.round()
-    if draw(st.booleans()):
-        logits[torch.rand(logits.shape) < 0.5] = -INFINITY
-    if draw(st.integers(0, 3)) == 0:
-        logits[draw(st.integers(0, 2)), -1] = draw(st.sampled_from([NAN, INFINITY]))
-    row = st.tuples(
-        st.sampled_from([0.0, 1.0, 1.0, 0.3, 1e-4, 100.0]),
-        st.sampled_from([0, 0, 1, 2, 5, 40, vocab, vocab + 9]),
-        st.sampled_from([1.0, 1.0, 0.9, 0.5, 1e-7, 1 - 2**-24]),
-        st.sampled_from([0.0, 0.0, 0.1, 1e-6, 1.0]),
-        UNIFORMS,
-    )
-    rows = [draw(row) for _ in range(count)]
-    return logits.to(draw(st.sampled_from(FLOATS)).torch), rows
-
-
-SEEDS = st.integers(0, 9999)
+    assert_acceptable(logits, rows, tokens_of(logits, rows, tiles), epsilon)
 
 
 @given(calls())

@@ -1,0 +1,246 @@
+"""Paged attention over ragged tokens on a GPU: causal prefill, each cut of the kernel beside the
+scaled_dot_product_attention of torch (cuDNN and FlashAttention) in the same run.
+
+    python benchmarks/bench_paged_attention.py [--lengths 2048,8192] [--all] [-o lines.jsonl]
+
+One sequence, 32 query and 8 KV heads of 128 in bfloat16; ours reads K and V from scattered pages,
+torch from one piece. TFLOP/s count the half of the scores that a causal mask leaves. Some rows are
+held against float64 first; exit code 1 if one is wrong. ``--all`` times the search space that fits,
+else the default alone; ``--list`` names what would be timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from graph_timing import report, seconds_of
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tilewright.codegen.triton.aot import compile_sources
+from tilewright.codegen.triton.kernels.paged_attention import paged_attention_source
+from tilewright.codegen.triton.kernels.paged_attention_tiles import (
+    DECODE,
+    PREFILL,
+    SPACE,
+    Problem,
+    Tiles,
+    default_tiles,
+    num_splits,
+    shared_bytes,
+)
+from tilewright.codegen.triton.layout import located
+from tilewright.codegen.triton.package import KernelPackage
+from tilewright.codegen.triton.source import KernelSource
+from tilewright.ir.build import input_node, make
+from tilewright.ir.dims import symbol
+from tilewright.ir.dtypes import DType
+from tilewright.ir.node import Node
+from tilewright.ir.schema import schema
+from tilewright.ir.types import TensorType
+from tilewright.targets import TARGETS, Target
+
+HEADS, KV_HEADS, DIM, PAGE = 32, 8, 128, 16
+CALLS = 5
+RIVALS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
+OP = schema("paged_attention")
+
+
+def attention_node() -> Node:
+    """The call, over symbols T, B, M and N."""
+    T, B, M, N = map(symbol, "TBMN")
+
+    def tensor(name: str, *shape: object, dtype: DType = DType.BF16) -> Node:
+        return input_node(name, TensorType(dtype, shape))  # type: ignore[arg-type]
+
+    caches = (tensor(name, N, PAGE, KV_HEADS, DIM) for name in "kv")
+    return make(
+        "paged_attention",
+        tensor("q", T, HEADS, DIM),
+        *caches,
+        tensor("tables", B, M, dtype=DType.I32),
+        tensor("lens", B, dtype=DType.I32),
+        tensor("starts", B + 1, dtype=DType.I32),
+        None,
+        None,
+        scale=DIM**-0.5,
+    )
+
+
+def problem_of(node: Node) -> Problem:
+    """What the template sees."""
+    found = Problem.of(node, tuple(None if a is None else located(a)[1] for a in node.args))
+    assert found is not None
+    return found
+
+
+def variants(problem: Problem, target: Target, whole: bool) -> list[tuple[Tiles, KernelSource]]:
+    """The default first, then all that fit if the ``whole`` space is wanted; each for any number of
+    tokens.
+    """
+    decode, default = (default_tiles(problem, target, table) for table in (DECODE, PREFILL))
+    assert decode is not None and default is not None
+    tried = [default, *(Tiles(*v) for v in itertools.product(*SPACE.values()) if whole)]
+    found = []
+    for tiles in dict.fromkeys(tried):
+        if shared_bytes(problem, tiles) > target.shared_memory_per_block:
+            continue
+        source = paged_attention_source(problem, decode, tiles, num_splits(problem, target))
+        found.append((tiles, replace(source, variants=source.variants[-1:])))
+    return found
+
+
+@dataclass
+class Case:
+    """One sequence of ``length`` tokens, all of them new."""
+
+    length: int
+
+    def __post_init__(self) -> None:
+        generator = torch.Generator("cuda").manual_seed(0)
+
+        def draw(heads: int) -> torch.Tensor:
+            shape = (self.length, heads, DIM)
+            return torch.randn(shape, generator=generator, device="cuda").bfloat16()
+
+        self.q, self.k, self.v = draw(HEADS), draw(KV_HEADS), draw(KV_HEADS)
+        pages = -(-self.length // PAGE)
+        self.tables = torch.randperm(pages + 7, generator=generator, device="cuda")[:pages]
+        self.tables = self.tables.int()[None]
+        self.caches = [self._scattered(rows, pages) for rows in (self.k, self.v)]
+
+    def _scattered(self, rows: torch.Tensor, pages: int) -> torch.Tensor:
+        cache = torch.full((pages + 7, PAGE, KV_HEADS, DIM), torch.nan, device="cuda").bfloat16()
+        padded = cache.new_full((pages * PAGE, KV_HEADS, DIM), torch.nan)
+        padded[: self.length] = rows
+        cache[self.tables[0].long()] = padded.unflatten(0, (pages, PAGE))
+        return cache
+
+    @property
+    def flops(self) -> float:
+        """Of both products, under the causal mask."""
+        return 2.0 * self.length**2 * HEADS * DIM
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The value of each symbol."""
+        pages = self.tables.shape[1]
+        return {"T": self.length, "B": 1, "M": pages, "N": pages + 7}
+
+    @property
+    def operands(self) -> list[torch.Tensor | None]:
+        """Of the call."""
+        ends = torch.tensor([0, self.length], dtype=torch.int32, device="cuda")
+        return [self.q, *self.caches, self.tables, ends[1:].clone(), ends, None, None]
+
+    def sdpa(self, backend: SDPBackend) -> Callable[[int], torch.Tensor]:
+        """Torch's call, result [S, H, D]; heads of K and V are repeated where it groups none."""
+        q, k, v = (x.transpose(0, 1)[None].contiguous() for x in (self.q, self.k, self.v))
+        repeated = [x.repeat_interleave(HEADS // KV_HEADS, 1) for x in (k, v)]
+
+        def grouped(index: int) -> torch.Tensor:
+            with sdpa_kernel(backend):
+                found = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            return found[0].transpose(0, 1)
+
+        def each(index: int) -> torch.Tensor:
+            with sdpa_kernel(backend):
+                found = F.scaled_dot_product_attention(q, *repeated, is_causal=True)
+            return found[0].transpose(0, 1)
+
+        try:
+            grouped(0)
+        except RuntimeError:
+            return each
+        return grouped
+
+    def error(self, found: torch.Tensor) -> float:
+        """The largest error of some rows, over what the op's tolerance allows; inf for NaN."""
+        some = {0, 1, 15, 16, 127, 128, self.length // 3, self.length - 2, self.length - 1}
+        rows = torch.tensor(sorted(some), device="cuda")
+        # Each as the last token of a sequence of its own over the same pages.
+        tables = self.tables.expand(len(rows), -1)
+        caches = (cache.double() for cache in self.caches)
+        lens = (rows + 1).int()
+        wanted = OP.reference(self.q[rows].double(), *caches, tables, lens, scale=DIM**-0.5)
+        assert isinstance(wanted, torch.Tensor)
+        relative, absolute = OP.tolerance[DType.BF16]
+        off = (found[rows].double() - wanted).abs() / (absolute + relative * wanted.abs())
+        return float(off.nan_to_num(torch.inf).max())
+
+
+def timed(
+    case: Case,
+    name: str,
+    run: Callable[[int], torch.Tensor],
+    more: dict[str, object],
+    out: Path | None,
+) -> bool:
+    """Measures what gives right rows; whether it does."""
+    error = case.error(run(0))
+    seconds = seconds_of(run, CALLS) if error <= 1.0 else float("nan")
+    rate = case.flops / seconds
+    record = {
+        "kernel": "paged_attention",
+        "length": case.length,
+        "variant": name,
+        "microseconds": seconds * 1e6,
+        "tflop_per_s": rate * 1e-12,
+        "error": error,
+        **more,
+    }
+    text = f"S{case.length:<6} {name:24} {seconds * 1e6:9.1f} us {rate * 1e-12:6.1f} TFLOP/s"
+    report(record, f"{text} error {error:.2f}", out)
+    return error <= 1.0
+
+
+def kernel_of(case: Case, package: KernelPackage) -> Callable[[int], torch.Tensor]:
+    """A call of ours."""
+    from tilewright.codegen.triton.launch import LaunchedKernel
+
+    types = attention_node().types
+    kernel = LaunchedKernel(package, types, (), torch.device("cuda", 0))
+    operands, sizes = case.operands, case.sizes
+    return lambda index: kernel(operands, sizes)[0]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parses the command line, measures, and prints a line a variant."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--lengths", default="2048,8192")
+    parser.add_argument("--all", action="store_true")
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("-o", "--output", type=Path)
+    options = parser.parse_args(arguments)
+    target = TARGETS["h100"] if options.list else Target.detect()
+    tried = variants(problem_of(attention_node()), target, options.all)
+    if options.list:
+        for tiles, source in tried:
+            print(tiles, source.digest[:8])
+        return 0
+    packages = compile_sources([source for _, source in tried], target.arch)
+    print(torch.cuda.get_device_name())
+    wrong = 0
+    for length in map(int, options.lengths.split(",")):
+        case = Case(length)
+        for name, backend in RIVALS.items():
+            try:
+                timed(case, f"torch {name}", case.sdpa(backend), {}, options.output)
+            except RuntimeError as failure:  # torch without this backend
+                print(f"torch {name}: {str(failure).splitlines()[0]}")
+        for (tiles, _), package in zip(tried, packages, strict=True):
+            name = "m{block_m} n{block_n} w{num_warps} s{num_stages}".format(**asdict(tiles))
+            resources = [r.registers for r in package.resources]
+            more = {"tiles": asdict(tiles), "registers": resources}
+            wrong += not timed(case, name, kernel_of(case, package), more, options.output)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
