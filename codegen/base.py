@@ -66,6 +66,7 @@ class Backend(Protocol):
         target: Target,
         max_model_len: int | None = None,
         deterministic: bool = False,
+        max_sequences: int | None = None,
     ) -> Lowered:
         """A Program for the graph.
 
@@ -75,6 +76,8 @@ class Backend(Protocol):
             max_model_len: bounds the positions of a causal LM.
             deterministic: whether a row of a result may depend on no other rows than those that the
                 op reads, to the bit: the same sequence, alone or in a batch, the same numbers.
+            max_sequences: bounds the rows of a decode graph, which no kernel needs to be cut for
+                beyond; more rows are right all the same.
 
         Raises:
             UnsupportedError: a kernel that cannot be compiled, or a deterministic Program that the

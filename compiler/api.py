@@ -259,7 +259,14 @@ def _finish(
     lowered = phases.run(
         "codegen",
         0.75,
-        lambda: lower_graphs(passed, backend, options.target, limit, options.deterministic),
+        lambda: lower_graphs(
+            passed,
+            backend,
+            options.target,
+            limit,
+            options.deterministic,
+            options.max_batch_size,
+        ),
     )
     phases.run("check", 0.85, lambda: checks.of_programs(passed, lowered, samples))
     final, general = passed.final, lowered.general

@@ -61,7 +61,8 @@ class Checks:
         cache, page_size = self.options.cache, self.options.page_size
         exact = self.options.deterministic
         passed = pass_graphs(graph, cache, self.backend, "structure", ids, page_size, exact)
-        lowered = lower_graphs(passed, self.backend, self.options.target, self.limit, exact)
+        most = self.options.max_batch_size
+        lowered = lower_graphs(passed, self.backend, self.options.target, self.limit, exact, most)
         key = check_key(passed.graphs, lowered, cut.weights)
         error = remembered(key)
         if error is None:

@@ -12,10 +12,13 @@ import torch
 
 from ..codegen.base import Backend, Lowered
 from ..ir.graph import Graph
+from ..passes.base import Pass
 from ..passes.cache_samples import adapt_to_pages, adapt_to_slots
 from ..passes.driver import PassRecord, VerifyLevel, run_passes
+from ..passes.fuse import FUSE
 from ..passes.one_token import takes_one_token
 from ..passes.pipeline import decode_pipeline, pipeline
+from ..runtime.decode_graphs import obstacles
 from ..targets import Target
 
 Tensors = Sequence[torch.Tensor]
@@ -93,7 +96,7 @@ def pass_graphs(
     """
     steps = pipeline(cache, backend.fuses, deterministic)
     final, records = run_passes(captured, steps, level=level, samples=samples)
-    fork = records[-2].graph if len(records) == len(steps) and len(steps) > 1 else final
+    fork = _before_fusion(captured, steps, records)
     passed = Passed(captured, cache, records, fork, page_size)
     done = len(records) == len(steps)  # a pass limit within the pipeline leaves no decode graph
     has_decode = cache == "paged" and backend.own_kernels and done and not deterministic
@@ -103,6 +106,16 @@ def pass_graphs(
     more = decode_pipeline(page_size)
     _, found = run_passes(fork, more, level=level, samples=inputs, first=len(steps))
     return replace(passed, decode_records=found)
+
+
+def _before_fusion(captured: Graph, steps: Sequence[Pass], records: Sequence[PassRecord]) -> Graph:
+    """The graph that ``FUSE`` was given; the last one where it did not run."""
+    graph = captured
+    for step, record in zip(steps, records, strict=False):
+        if step is FUSE:
+            return graph
+        graph = record.graph
+    return graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +154,17 @@ def lower_graphs(
     target: Target,
     limit: int | None,
     deterministic: bool = False,
+    max_sequences: int | None = None,
 ) -> LoweredGraphs:
-    """Lowers the graphs of a model; ``limit`` is a causal LM's context."""
+    """Lowers the graphs of a model; ``limit`` is a causal LM's context, and ``max_sequences`` the
+    most of them in a step. A decode Program that no
+    CUDA graph can hold would bring nothing: it is left out.
+    """
     general = backend.lower(passed.final, target, limit, deterministic)
-    decode = passed.decode
-    return LoweredGraphs(general, None if decode is None else backend.lower(decode, target, limit))
+    if passed.decode is None:
+        return LoweredGraphs(general, None)
+    decode = backend.lower(passed.decode, target, limit, max_sequences=max_sequences)
+    return LoweredGraphs(general, None if obstacles(decode.program) else decode)
 
 
 def _adapted(

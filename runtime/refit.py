@@ -47,7 +47,9 @@ def _compiled_anew(image: EngineImage, here: Target, why: str) -> EngineImage:
     lowered = backend.lower(parse_graph(image.graphs[-1][1]), here, limit)
     files, decode = dict(lowered.files), image.decode
     if decode is not None:
-        again = backend.lower(parse_graph(decode.graphs[-1][1]), here, limit)
+        most = None if image.lm is None else image.lm.max_batch_size
+        graph = parse_graph(decode.graphs[-1][1])
+        again = backend.lower(graph, here, limit, max_sequences=most)
         files.update(again.files)
         decode = replace(decode, program=again.program)
     warnings.warn(

@@ -32,6 +32,7 @@ class EagerBackend:
         target: Target,
         max_model_len: int | None = None,
         deterministic: bool = False,
+        max_sequences: int | None = None,
     ) -> Lowered:
         """One call a node, in the graph's order."""
         buffers = Buffers(graph)

@@ -37,6 +37,7 @@ class OnnxBackend:
         target: Target,
         max_model_len: int | None = None,
         deterministic: bool = False,
+        max_sequences: int | None = None,
     ) -> Lowered:
         """One call and one model a region, one call a node that has no place in one.
 

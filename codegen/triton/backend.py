@@ -36,6 +36,7 @@ class TritonBackend:
         target: Target,
         max_model_len: int | None = None,
         deterministic: bool = False,
+        max_sequences: int | None = None,
     ) -> Lowered:
         """A kernel or library call for each node; what no candidate takes runs in torch, and is
         noted. Kernels are compiled for the target's architecture, all at once.
@@ -45,7 +46,7 @@ class TritonBackend:
         from .show import show_packages
 
         tuned_for = TARGETS["h100"] if target.is_cpu else target
-        program, sources, notes = lower_graph(graph, tuned_for, deterministic)
+        program, sources, notes = lower_graph(graph, tuned_for, deterministic, max_sequences)
         if target.is_cpu:
             packages = [KernelPackage(source, {}) for source in sources]
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from .generate import emit_fused
 from .kernels.append_kv import emit_append_kv
@@ -29,6 +30,14 @@ KERNELS: Mapping[str, tuple[Emit, ...]] = {
 """Kernels of ours by op. Products and dense attention go to the libraries (library.py); what
 neither takes runs as torch defines it, and is reported.
 """
+
+
+def kernels_for(max_sequences: int | None) -> Mapping[str, tuple[Emit, ...]]:
+    """``KERNELS``, decode products cut for up to so many sequences; None for any number."""
+    linear: Emit = partial(emit_linear, most=max_sequences)
+    return {**KERNELS, "fused": (linear, emit_fused)}
+
+
 INVARIANT: Mapping[str, tuple[Emit, ...]] = {
     **KERNELS,
     "fused": (emit_invariant_linear, emit_fused),

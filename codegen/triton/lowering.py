@@ -17,7 +17,7 @@ from ...targets import Target
 from ..eager.backend import eager_call, is_call
 from ..lowering import Buffers, assemble
 from ..program import Call, Program
-from .candidates import INVARIANT, KERNELS
+from .candidates import INVARIANT, kernels_for
 from .layout import VIEWS, Layout, is_dense, located
 from .library import PREFIX, takes, views_of
 from .package import kernel_id
@@ -25,7 +25,10 @@ from .source import KernelSource
 
 
 def lower_graph(
-    graph: Graph, target: Target, deterministic: bool = False
+    graph: Graph,
+    target: Target,
+    deterministic: bool = False,
+    max_sequences: int | None = None,
 ) -> tuple[Program, tuple[KernelSource, ...], tuple[str, ...]]:
     """A Program, the sources of its kernels (each once), and what fell back to torch, in words.
 
@@ -33,7 +36,7 @@ def lower_graph(
         UnsupportedError: ``deterministic``, and an op whose sums only a library or torch computes,
             in an order that may change with the number of rows.
     """
-    lowering = _Lowering(graph, target, deterministic)
+    lowering = _Lowering(graph, target, deterministic, max_sequences)
     for node in graph.nodes:
         if is_call(node) and node.op not in VIEWS:
             lowering.compute(node)
@@ -45,10 +48,12 @@ def lower_graph(
 
 
 class _Lowering:
-    def __init__(self, graph: Graph, target: Target, deterministic: bool) -> None:
+    def __init__(
+        self, graph: Graph, target: Target, deterministic: bool, max_sequences: int | None
+    ) -> None:
         self.target, self.buffers = target, Buffers(graph)
         self.deterministic = deterministic
-        self.kernels = INVARIANT if deterministic else KERNELS
+        self.kernels = INVARIANT if deterministic else kernels_for(max_sequences)
         self.calls: list[Call] = []
         self.sources: dict[str, KernelSource] = {}
         self.notes: list[str] = []

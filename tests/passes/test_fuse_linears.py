@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from rewriting import assert_same_numbers, parse
 from tilewright.ir.graph import Graph
 from tilewright.ir.ops.control import body_of

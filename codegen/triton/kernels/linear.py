@@ -53,9 +53,10 @@ _CONSTANTS = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "SPLITS", "AHEAD", PDL)
 
 
 def emit_linear(
-    node: Node, layouts: tuple[Layout | None, ...], target: Target
+    node: Node, layouts: tuple[Layout | None, ...], target: Target, most: int | None = None
 ) -> KernelSource | None:
-    """A kernel for a ``fused`` node of kind "linear" in float16, bfloat16 or float32.
+    """A kernel for a ``fused`` node of kind "linear" in float16, bfloat16 or float32; cut for up to
+    ``most`` tokens, right for any number.
 
     None for other nodes, where an operand has no rows with a static stride, and where a body holds
     an op that kernels lack.
@@ -63,7 +64,7 @@ def emit_linear(
     problem = Problem.of(node, layouts)
     if problem is None:
         return None
-    tiles = [default_gemm(problem, target, block_m) for block_m in _BUCKETS]
+    tiles = [default_gemm(problem, target, block_m) for block_m in _buckets(most)]
     if any(one is None for one in tiles):
         return None
     gemms = [one for one in tiles if one is not None]
@@ -81,6 +82,13 @@ def emit_invariant_linear(
     if problem is None or tiles is None:
         return None
     return linear_source(problem, target, None, [tiles])
+
+
+def _buckets(most: int | None) -> Sequence[int]:
+    """Tokens of a program, up to the first that holds ``most`` of them."""
+    if most is None:
+        return _BUCKETS
+    return [size for size in _BUCKETS if size // 2 < most or size == _BUCKETS[0]]
 
 
 def linear_source(
