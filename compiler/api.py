@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..codegen.base import get_backend
+from ..codegen.triton.workers import kept_workers
 from ..errors import CaptureError, UnsupportedError, UsageError
 from ..formats.tokenizer import Tokenizer
 from ..formats.weights import Weight, apply_weight
@@ -146,6 +147,17 @@ def compile_image(
     phases: Phases,
 ) -> EngineImage:
     """An engine's parts, not yet started: what `compile` starts and the CLI writes to disk."""
+    with kept_workers():
+        return _compiled(model, example_inputs, dynamic_shapes, options, phases)
+
+
+def _compiled(
+    model: object,
+    example_inputs: Examples | None,
+    dynamic_shapes: DynamicShapes,
+    options: CompileOptions,
+    phases: Phases,
+) -> EngineImage:
     source = phases.run("open", 0.0, lambda: _open(model, options))
     inputs = Inputs(example_inputs, dynamic_shapes)
     if source.is_causal_lm and options.cache is not None and example_inputs is None:

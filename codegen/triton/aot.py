@@ -10,21 +10,19 @@ import base64
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from ...errors import UnsupportedError
 from ...settings import current
 from ...targets import available_cores
 from .package import Binary, KernelPackage, Resources, argument_type, launch_key
 from .source import EARLY_START, PDL, KernelSource, Launch
+from .workers import Answer, Job, in_workers
 
 ARCHS = (80, 86, 89, 90, 100, 120)
 _FIELDS = frozenset({"cubin", "entry", "parameters", "registers", "spilled_bytes"})
@@ -45,9 +43,6 @@ _SWITCHES = (
     "DUMP_MIR",
 )
 _JOBS_A_WORKER = 4  # a worker takes a second to start, a kernel 0.1 to 1 s
-
-Job = Mapping[str, Any]
-Answer = Mapping[str, Any]
 
 
 def compile_sources(sources: Sequence[KernelSource], arch: int) -> list[KernelPackage]:
@@ -148,58 +143,12 @@ def _answers(jobs: Mapping[str, Job]) -> Mapping[str, Answer]:
     if missing:
         count = min(available_cores(), -(-len(missing) // _JOBS_A_WORKER))
         shares = [missing[i::count] for i in range(count)]
-        found = _in_processes([[jobs[key] for key in share] for share in shares])
+        found = in_workers([[jobs[key] for key in share] for share in shares], worker_environment())
         for share, some in zip(shares, found, strict=True):
             answers.update(zip(share, some, strict=True))
         for key in missing:
             if "error" not in answers[key]:
                 _keep(folder / f"{key}.json", answers[key])
-    return answers
-
-
-def _in_processes(shares: Sequence[Sequence[Job]]) -> list[list[Answer]]:
-    """The answers of each share, a process each; none outlives an interrupt."""
-    running: list[subprocess.Popen[str]] = []
-    with ThreadPoolExecutor(len(shares)) as pool:
-        try:
-            return list(pool.map(lambda jobs: _run_worker(jobs, running), shares))
-        except BaseException:
-            for worker in running:
-                worker.kill()
-            raise
-
-
-def _run_worker(jobs: Sequence[Job], running: list[subprocess.Popen[str]]) -> list[Answer]:
-    """One process for a share of the jobs, entered into ``running``."""
-    environment = worker_environment()
-    if not sys.executable:
-        raise UnsupportedError(
-            "compiling kernels",
-            expected="a Python to start workers with (sys.executable)",
-            found="none: Python is embedded in another program",
-            remedy="Compile with the tilewright command, and load the engine here.",
-        )
-    command = [sys.executable, "-m", f"{__package__}.worker"]
-    text = "".join(json.dumps(job) + "\n" for job in jobs)
-    with tempfile.TemporaryDirectory(prefix="tilewright-") as own_cache:
-        environment["TRITON_CACHE_DIR"] = own_cache  # ours is by content; theirs by file names
-        worker = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-            cwd=own_cache,
-        )
-        running.append(worker)
-        written, said = worker.communicate(text)
-    # A last line without its end is of a worker that was killed as it wrote.
-    lines = written.splitlines(keepends=True)
-    answers = [json.loads(line) for line in lines if line.endswith("\n")]
-    if len(answers) < len(jobs):  # killed, or it could not start
-        last = (said.strip().splitlines() or [f"exit code {worker.returncode}"])[-1]
-        answers += [{"error": last, "trace": said}] * (len(jobs) - len(answers))
     return answers
 
 

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from ...codegen.triton.lowering import lower_graph
+from ...codegen.triton.workers import kept_workers
 from ...errors import TilewrightError
 from ...formats.atomic import write_atomic
 from ...ir.graph import Graph
@@ -60,16 +61,17 @@ def collect(
     wanted = [(case, target) for case in suite.chosen(only) for target in case.targets]
     found: dict[Key, Snapshot] = {}
     warm: set[str] = set()
-    for index, (case, target) in enumerate(wanted):
-        if progress is not None:
-            progress(f"{case.name} on {target}", index / len(wanted))
-        path = _cache_path(case, target)
-        known = None if fresh else _cached(path)
-        if known is None:
-            known = _collect_one(case, target, warm=case.name in warm)
-            warm.add(case.name)
-            _keep(path, known)
-        found[case.name, target] = known
+    with kept_workers():
+        for index, (case, target) in enumerate(wanted):
+            if progress is not None:
+                progress(f"{case.name} on {target}", index / len(wanted))
+            path = _cache_path(case, target)
+            known = None if fresh else _cached(path)
+            if known is None:
+                known = _collect_one(case, target, warm=case.name in warm)
+                warm.add(case.name)
+                _keep(path, known)
+            found[case.name, target] = known
     return found
 
 
