@@ -44,7 +44,7 @@ for target in ("h100", "a100", "b200"):
 
 print("\nkernels for h100, at decode:")
 print(f"  {'':34}launches  registers  spills  shared  occupancy  roofline")
-for kernel in found["h100"]["kernels"]:
+for kernel in found["h100"]["decode_kernels"]:
     roofline = f"{kernel['costs']['decode']['roofline_seconds'] * 1e6:7.3f} µs"
     row = f"  {kernel['kernel']:34}{kernel['launches']['decode']:8}"
     running = [one for one in kernel["binaries"] if "decode" in one["runs_at"]]

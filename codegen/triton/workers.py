@@ -38,7 +38,8 @@ class Worker:
             )
         self.environment = dict(environment)
         self._folder = tempfile.TemporaryDirectory(prefix="tilewright-")
-        self._said = tempfile.TemporaryFile("w+", encoding="utf-8")  # a pipe would fill up
+        # A pipe would fill up. Closed in close().
+        self._said = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, "-m", f"{__package__}.worker"],
             stdin=subprocess.PIPE,

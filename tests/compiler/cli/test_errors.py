@@ -136,7 +136,7 @@ def test_options_that_do_not_go_together(engine):
     refused(run("generate", engine, "hello", "--backend", "eager"), "compiled already")
     refused(run("generate", engine, "hi", "--no-chat", "--system", "be brief"), "--system")
     refused(run("inspect", engine, "--pass", "nonesuch"), "000-captured")
-    refused(run("bench", "latency", engine, "--compare", "vllm"), "eager")
+    refused(run("bench", "latency", engine, "--compare", "llamacpp"), "eager")
     refused(run("bench", "latency", engine, "--prompt-tokens", 64), "64")
     refused(run("bench", "latency", engine, "--new-tokens", 1), "--new-tokens")
 
