@@ -17,7 +17,7 @@ PROMISES = {
     "04_torch_compile.py": ["weights were changed", "gradient of the first layer: (256, 64)"],
     "05_cross_compile.py": [
         "compiled for h100",
-        "paged_attention",
+        "paged_decode",
         "b200: at least",
         "@triton.jit",
     ],
