@@ -16,13 +16,12 @@ from ....ir.dtypes import DType
 from ....ir.node import Node
 from ....ir.printer import value_names
 from ....targets import Target
-from ..generate_ops import elementwise, held, operand, rounded
+from ..generate_ops import TRITON_NAMES, elementwise, held, operand, rounded
 from ..generate_text import helper_text, kernel_text
 from ..layout import Layout
 from ..source import (
     HEADER,
     PDL,
-    TRITON_TYPES,
     Argument,
     Constexpr,
     KernelSource,
@@ -148,7 +147,8 @@ class _Entries:
         """The launches for several tokens."""
         p = self.problem
         normed = p.norm is not None
-        inputs = [node for node in p.body.inputs if not (normed and node in self._norm_inputs())]
+        behind = {p.weight, p.bias, *(place.source for place in p.places.values())}
+        inputs = [node for node in p.body.inputs if not normed or node in behind]
         arguments = list(self._arguments(inputs))
         spaces: list[tuple[DType, Size]] = []
         x, stride = self._x_start(), p.x.row
@@ -245,9 +245,7 @@ class _Entries:
             assert text is not None
             result = self.names[member]
             lines.append(f"{result} = {text}")
-        dtype = p.node.dtype
-        narrow = TRITON_TYPES[dtype]
-        stored = f"{result}.to(tl.{_TL_NAMES.get(narrow, 'float32')})"
+        stored = f"{result}.to({TRITON_NAMES[p.node.dtype]})"
         lines.append(
             f"tl.store(out_ptr + token.to(tl.int64) * {p.n} + column, {stored}, mask=there)"
         )
@@ -286,7 +284,7 @@ class _Entries:
         assert p.norm is not None
         name, weight = f"{p.body.name}_normalise", self._norm_weight()
         arguments = (
-            *self._arguments(self._norm_inputs(), ()),
+            *self._arguments([n for n in (p.x.source, weight) if n is not None], ()),
             Pointer("normed_ptr", p.linear.dtype, "workspace", 0),
         )
         line = (
@@ -317,13 +315,6 @@ class _Entries:
         norm = self.problem.norm
         return None if norm is None else norm.args[1]
 
-    def _norm_inputs(self) -> list[Node]:
-        """What the norm alone reads."""
-        p = self.problem
-        read_behind = {place.source for place in p.places.values()}
-        found = [p.x.source, *([] if self._norm_weight() is None else [self._norm_weight()])]
-        return [node for node in found if node is not None and node not in read_behind]
-
     def _x_start(self) -> str:
         x = self.problem.x
         return self._pointer(x.source) + (f" + {x.offset}" if x.offset != 0 else "")
@@ -331,6 +322,3 @@ class _Entries:
     def _pointer(self, node: Node | None) -> str:
         assert node is not None
         return f"{self.names[node]}ptr"
-
-
-_TL_NAMES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}

@@ -177,3 +177,10 @@ def test_defaults_fit_their_target(name: str, dtype: DType, target: str) -> None
         tiles = default_gemm(problem, device, block_m)
         assert tiles is not None and tiles.has_work(problem.k)
         assert shared_bytes(problem, tiles) <= device.shared_memory_per_block
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+@pytest.mark.parametrize("norm", ["weight", "bare"])
+def test_what_the_norm_reads_may_be_added_behind_the_product(norm: str, tokens: int) -> None:
+    form = Form(k=32, n=32, norm=norm, behind=("x",))
+    check(form, tokens, SMALL_GEMV, [SMALL_GEMM])
