@@ -12,7 +12,7 @@ from ..codegen.program import Json, Program
 from ..formats.tokenizer import Tokenizer
 from .structure import Structure
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 Kind = Literal["causal_lm", "module"]
 
 

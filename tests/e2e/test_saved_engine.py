@@ -168,7 +168,7 @@ def rewrite_manifest(folder: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 99}, "engine format 1, found format 99"),
+        ({"format": 99}, "engine format 2, found format 99"),
         ({"target": "h100"}, "h100"),
         ({"target": "no-such-device"}, "no-such-device"),
         ({"backend": 7, "lm": 3}, ""),

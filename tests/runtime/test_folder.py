@@ -76,7 +76,7 @@ def test_the_manifest_lists_every_file_with_its_hash(tmp_path) -> None:
     manifest = json.loads((path / "manifest.json").read_text())
     there = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()}
     assert set(manifest["files"]) == there - {"manifest.json"}
-    assert manifest["format"] == 1
+    assert manifest["format"] == 2
     assert manifest["target"] == str(tw.Target.detect())
     for name in ("program.json", "report.json", "graphs/000-captured.txt"):
         assert name in there
