@@ -112,7 +112,7 @@ def _before_fusion(captured: Graph, steps: Sequence[Pass], records: Sequence[Pas
     """The graph that ``FUSE`` was given; the last one where it did not run."""
     graph = captured
     for step, record in zip(steps, records, strict=False):
-        if step is FUSE:
+        if step.name == FUSE.name:
             return graph
         graph = record.graph
     return graph

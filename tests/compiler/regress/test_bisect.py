@@ -365,7 +365,7 @@ def test_a_dropped_pass_of_the_package_itself_is_named(tmp_path):
     commits.append(committed(folder, "Drop a pass", 0))
     commits.append(committed(folder, "after", 0))
     suite = suite_of(tmp_path, HEAD + LLAMA)
-    found = bisect_series(folder, suite, "tiny.h100/decode step/launches", commits[0], "main")
+    found = bisect_series(folder, suite, "tiny.h100/prefill/launches", commits[0], "main")
     assert found.commit == commits[1]
     assert (found.stage, found.pass_name, found.note) == ("pass", "fuse", "is gone")
     values = dict(found.values)
