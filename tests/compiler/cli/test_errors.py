@@ -167,7 +167,7 @@ def test_a_tampered_manifest(copy):
 
 def test_an_engine_of_another_format(copy):
     path = copy / "manifest.json"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 99'))
+    path.write_text(path.read_text().replace('"format": 2', '"format": 99'))
     refused(run("generate", copy, "hello"), "99")
 
 
