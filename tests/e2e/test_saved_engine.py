@@ -193,7 +193,7 @@ def test_an_edited_manifest_is_refused(copy) -> None:
         tw.load(copy)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "null", "{", '{"format": 1}', "\0" * 20])
+@pytest.mark.parametrize("content", ["", "[]", "null", "{", '{"format": 2}', "\0" * 20])
 def test_a_manifest_that_is_none_is_refused(copy, content: str) -> None:
     (copy / "manifest.json").write_text(content)
     with pytest.raises(EngineError, match=r"manifest\.json"):
