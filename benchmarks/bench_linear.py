@@ -12,14 +12,15 @@ Every variant is held against float64 first. ``--chain`` times the four of a lay
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 
+import graph_timing
 import torch
 import torch.nn.functional as F
+from graph_timing import read_rate, seconds_of
 
 from tilewright.codegen.triton.aot import compile_sources
 from tilewright.codegen.triton.kernels.linear import linear_source
@@ -222,34 +223,6 @@ def _in_float64(body: Graph) -> Graph:
     return Graph(body.name, tuple(values[n] for n in body.inputs), (values[body.outputs[0]],))
 
 
-def seconds_of(run: Callable[[int], object], launches: int, repeats: int = 5) -> float:
-    """Median seconds of a launch, of graphs with so many."""
-    for index in range(2):
-        run(index)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for index in range(launches):
-            run(index)
-    graph.replay()
-    times = []
-    for _ in range(repeats):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        stop.record()
-        stop.synchronize()
-        times.append(start.elapsed_time(stop) / 1e3 / launches)
-    return sorted(times)[len(times) // 2]
-
-
-def read_rate() -> float:
-    """Bytes a second that a plain sum reads."""
-    data = torch.randn(1 << 29, device="cuda").bfloat16()
-    pieces = [data, data.clone()]
-    return data.nbytes / seconds_of(lambda i: pieces[i % 2].sum(), 4)
-
-
 def chain(output: Path | None, rate: float, tokens: int, layers: int = 8) -> None:
     """The four products of a layer, one behind the other, layer by layer, in one graph."""
     contests = {name: Contest(SHAPES[name], tokens) for name in LAYER}
@@ -278,22 +251,16 @@ def report(
     """Prints a line, and appends it."""
     share = nbytes / seconds / rate
     text = "" if error is None else f"  error {error:.1e}"
-    print(
-        f"{shape:10} T={tokens:<3} {label:34} {seconds * 1e6:8.2f} us {share:6.3f}{text}",
-        flush=True,
-    )
-    if output is not None:
-        line = {
-            "shape": shape,
-            "tokens": tokens,
-            "variant": label,
-            "us": seconds * 1e6,
-            "share_of_read": share,
-            "error": error,
-            "device": torch.cuda.get_device_name(),
-        }
-        with output.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+    record = {
+        "shape": shape,
+        "tokens": tokens,
+        "variant": label,
+        "us": seconds * 1e6,
+        "share_of_read": share,
+        "error": error,
+    }
+    line = f"{shape:10} T={tokens:<3} {label:34} {seconds * 1e6:8.2f} us {share:6.3f}{text}"
+    graph_timing.report(record, line, output)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -39,7 +39,7 @@ from tilewright.codegen.triton.layout import located
 from tilewright.codegen.triton.package import KernelPackage
 from tilewright.codegen.triton.source import KernelSource
 from tilewright.ir.build import input_node, make
-from tilewright.ir.dims import symbol
+from tilewright.ir.dims import Size, symbol
 from tilewright.ir.dtypes import DType
 from tilewright.ir.node import Node
 from tilewright.ir.schema import schema
@@ -56,8 +56,8 @@ def attention_node() -> Node:
     """The call, over symbols T, B, M and N."""
     T, B, M, N = map(symbol, "TBMN")
 
-    def tensor(name: str, *shape: object, dtype: DType = DType.BF16) -> Node:
-        return input_node(name, TensorType(dtype, shape))  # type: ignore[arg-type]
+    def tensor(name: str, *shape: Size, dtype: DType = DType.BF16) -> Node:
+        return input_node(name, TensorType(dtype, shape))
 
     caches = (tensor(name, N, PAGE, KV_HEADS, DIM) for name in "kv")
     return make(

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from graph_timing import read_rate, report, seconds_of
 
 from tilewright.codegen.triton.aot import compile_sources
 from tilewright.codegen.triton.invocation import plan_call
@@ -34,7 +33,7 @@ from tilewright.codegen.triton.layout import located
 from tilewright.codegen.triton.package import KernelPackage
 from tilewright.codegen.triton.source import KernelSource
 from tilewright.ir.build import input_node, make
-from tilewright.ir.dims import symbol
+from tilewright.ir.dims import Size, symbol
 from tilewright.ir.dtypes import DType
 from tilewright.ir.node import Node
 from tilewright.ir.schema import schema
@@ -43,10 +42,9 @@ from tilewright.targets import TARGETS, Target
 
 HEADS, KV_HEADS, DIM = 32, 8, 128
 TOKEN_BYTES = KV_HEADS * DIM * 2 * 2  # of keys and values, in bfloat16
-READ_GB_PER_S = 3033.0  # a sum of 2 GiB on the H100 of our measurements
+USUAL_RATE = 3e12  # bytes a second, to choose a number of calls by
 COLD_BYTES = 200_000_000  # of the caches that calls take in turn: four times the H100's L2
 MOST_CALLS = 288
-REPLAYS = 7
 SHAPES = ((1, 8192), (32, 4096), (128, 1024), (1, 512), (8, 1024), (32, 1024))
 BASE = Tiles(64, 4, 3)
 OP = schema("paged_attention")
@@ -85,8 +83,8 @@ def decode_node(page: int, general: bool = False) -> Node:
     """The call, over symbols B, M and N; ``general`` with the operand query_start."""
     B, M, N = map(symbol, "BMN")
 
-    def tensor(name: str, *shape: object, dtype: DType = DType.BF16) -> Node:
-        return input_node(name, TensorType(dtype, shape))  # type: ignore[arg-type]
+    def tensor(name: str, *shape: Size, dtype: DType = DType.BF16) -> Node:
+        return input_node(name, TensorType(dtype, shape))
 
     return make(
         "paged_attention",
@@ -188,25 +186,6 @@ class Case:
         return float((off / (absolute + relative * self.wanted.abs())).nan_to_num(torch.inf).max())
 
 
-def seconds_of(run: Callable[[int], None], calls: int) -> float:
-    """Median time of a call, of ``calls`` in one graph."""
-    run(0)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for index in range(calls):
-            run(index)
-    times = []
-    for _ in range(REPLAYS + 1):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in "ab")
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1e-3 / calls)
-    return statistics.median(times[1:])
-
-
 def measured(
     case: Case, kernel: Callable[..., Sequence[torch.Tensor]], general: bool, between: bool
 ) -> tuple[float, float]:
@@ -217,7 +196,7 @@ def measured(
     if not error <= 1.0:
         return float("nan"), error
     count = len(operands)
-    wanted = max(count, min(MOST_CALLS, int(2e-3 * READ_GB_PER_S * 1e9 / case.nbytes)))
+    wanted = max(count, min(MOST_CALLS, int(2e-3 * USUAL_RATE / case.nbytes)))
     calls = -(-wanted // count) * count
     small, sizes = torch.zeros(1024, device="cuda"), case.sizes
 
@@ -265,30 +244,31 @@ def run_all(
     shapes = [s for s in SHAPES if options.cases in f"B{s[0]} S{s[1]}"]
     tokens = max(2 * b * s + COLD_BYTES // TOKEN_BYTES for b, s in shapes)
     elements = -(-tokens // 256) * 256 * KV_HEADS * DIM
+    rate = read_rate()
+    print(f"{torch.cuda.get_device_name()}, read {rate / 1e9:.0f} GB/s")
     pools = [torch.randn(elements, device="cuda", dtype=torch.bfloat16) for _ in "kv"]
     wrong = 0
     for (batch, keys), page in itertools.product(shapes, options.pages):
         case = Case.of(batch, keys, page, options.capacity, pools)
         for (tiles, of_page, _), package in zip(kept, packages, strict=True):
             if of_page == page:
-                record = record_of(case, tiles, package, options.between)
-                report(record, options.output)
+                record = record_of(case, tiles, package, options.between, rate)
+                report(record, line_of(record), options.output)
                 wrong += not record["error"] <= 1.0
     return 1 if wrong else 0
 
 
 def record_of(
-    case: Case, tiles: Tiles | None, package: KernelPackage, between: bool
+    case: Case, tiles: Tiles | None, package: KernelPackage, between: bool, read: float
 ) -> dict[str, Any]:
-    """What is written of a kernel on a case."""
+    """What is written of a kernel on a case; ``read`` is the memory's rate in bytes a second."""
     from tilewright.codegen.triton.launch import LaunchedKernel
 
     node = decode_node(case.page, general=tiles is None)
     kernel = LaunchedKernel(package, node.types, (), torch.device("cuda", 0))
     seconds, error = measured(case, kernel, tiles is None, between)
-    rate = case.nbytes / seconds * 1e-9
+    rate = case.nbytes / seconds
     return {
-        "device": torch.cuda.get_device_name(),
         "batch": case.batch,
         "keys": case.keys,
         "page": case.page,
@@ -298,25 +278,21 @@ def record_of(
         "registers": [r.registers for r in package.resources],
         "shared": [r.shared for r in package.resources],
         "microseconds": seconds * 1e6,
-        "gb_per_s": rate,
-        "share_of_read": rate / READ_GB_PER_S,
+        "gb_per_s": rate * 1e-9,
+        "share_of_read": rate / read,
         "error": error,
         "between": between,
     }
 
 
-def report(record: Mapping[str, Any], output: Path | None) -> None:
-    """A line for reading, and one of JSON."""
+def line_of(record: Mapping[str, Any]) -> str:
+    """A record for reading."""
     case = f"B{record['batch']} S{record['keys']} P{record['page']}"
-    print(
+    return (
         f"{case:16} {record['variant']:26} {record['microseconds']:8.2f} µs "
         f"{record['gb_per_s']:6.0f} GB/s {record['share_of_read']:6.3f} "
-        f"error {record['error']:.2f} grids {record['grids']}",
-        flush=True,
+        f"error {record['error']:.2f} grids {record['grids']}"
     )
-    if output is not None:
-        with output.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ class Case:
             moved = torch.where(top_p < 1, top_p + p_off, top_p)
             at = (uniform + u_off).clamp(0, 1 - 2**-24)
             edges.append(OP.reference(logits, temperature, top_k, moved, min_p, at))
-        stacked = torch.stack(edges)  # type: ignore[arg-type]
+        stacked = torch.stack(edges)
         inside = (stacked.amin(0) <= found) & (found <= stacked.amax(0))
         return int((~inside).sum())
 
