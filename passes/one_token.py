@@ -38,9 +38,9 @@ def one_token(graph: Graph, page_size: int | None = None) -> Graph:
     values: dict[Node, Node | None] = {}
     for node in graph.nodes:
         values[node] = _restricted(node, values, known)
-    inputs = tuple(values[n] for n in graph.inputs if input_name(n) not in _DROPPED)
-    outputs = tuple(values[output] for output in graph.outputs)
-    return Graph(graph.name, inputs, outputs, graph.weights, graph.output_names)  # type: ignore[arg-type]
+    inputs = tuple(new for node in graph.inputs if (new := values[node]) is not None)
+    outputs = tuple(new for node in graph.outputs if (new := values[node]) is not None)
+    return Graph(graph.name, inputs, outputs, graph.weights, graph.output_names)
 
 
 def _restricted(
@@ -79,6 +79,8 @@ def takes_one_token(graph: Graph) -> bool:
     nothing but a pick of rows asks which logits are wanted, and no nested graph has ragged rows.
     """
     for node in graph.inputs:
+        if input_name(node) in _DROPPED and node in graph.outputs:
+            return False
         readers = graph.users[node]
         if input_name(node) == "query_start":
             if any(r.op != "paged_attention" or r.args[5] is not node for r in readers):

@@ -105,3 +105,8 @@ def test_other_readers_of_what_would_go_keep_the_graph_general(line: str) -> Non
     assert not takes_one_token(graph)
     with pytest.raises(GraphError):
         one_token(graph)
+
+
+def test_an_input_that_would_go_and_is_an_output_keeps_the_graph_general() -> None:
+    text = TEXT.replace('"v_cache": vn', '"v_cache": vn, "starts": query_start')
+    assert not takes_one_token(parse(text))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from ....ir.node import Node
 from ..source import Constexpr, Launch, Scalar
 
 
@@ -36,3 +37,10 @@ def entry_of(
     text = f"\n\n@triton.jit\ndef {launch.function}({', '.join(parameters)}):\n"
     text += f"    {inner}(\n{call_lines}    )\n"
     return Entry(replace(launch, arguments=arguments), text)
+
+
+def described(node: Node, names: Sequence[str | None]) -> str:
+    """The types of a node's operands and of its result, for readers of the kernel's text."""
+    pairs = zip(names, node.args, strict=True)
+    lines = [f"# {name}: {arg.type}\n" for name, arg in pairs if arg is not None]
+    return "".join(["\n", *lines, f"# out: {node.type}\n"])

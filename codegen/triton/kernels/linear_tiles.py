@@ -11,6 +11,7 @@ from ....ir.graph import Graph
 from ....ir.node import Node
 from ....ir.ops.control import body_of
 from ....targets import Target
+from ..generate_ops import attr_float
 from ..generate_space import BODY_VIEWS
 from ..layout import Layout, is_dense
 from .linear_views import Place, place_of
@@ -146,7 +147,7 @@ class Problem:
     @property
     def eps(self) -> float:
         """Of the norm."""
-        return 0.0 if self.norm is None else float(self.norm.attr("eps"))  # type: ignore[arg-type]
+        return 0.0 if self.norm is None else attr_float(self.norm.attr("eps"))
 
 
 def _is_plain(node: Node, known: Mapping[Node, Layout | None]) -> bool:

@@ -17,7 +17,7 @@ from ....targets import Target
 from ..layout import Layout
 from ..source import HEADER, Constexpr, KernelSource, Launch, Pointer, Scalar, Variant, jit_text
 from . import paged_attention_kernel
-from .entries import Entry, entry_of
+from .entries import Entry, described, entry_of
 from .paged_attention_tiles import (
     DECODE,
     MAX_SPLITS,
@@ -99,18 +99,15 @@ def _source(
     problem: Problem, entries: Sequence[Entry], variants: Sequence[Variant]
 ) -> KernelSource:
     functions = ("_sequence_of", "_tanh", "_attend", "_merge")
-    texts = [HEADER, _described(problem.node), jit_text(paged_attention_kernel, functions)]
+    texts = [
+        HEADER,
+        described(problem.node, _OPERANDS),
+        jit_text(paged_attention_kernel, functions),
+    ]
     texts += [entry.text for entry in entries]
     return KernelSource(
         "paged_attention", "template", "".join(texts), tuple(variants), contracts=True
     )
-
-
-def _described(node: Node) -> str:
-    """What is attended over, for readers of the kernel's text."""
-    pairs = zip(_OPERANDS, node.args, strict=False)
-    lines = [f"# {name}: {arg.type}\n" for name, arg in pairs if arg is not None]
-    return "".join(["\n", *lines, f"# out: {node.type}\n"])
 
 
 def _split(problem: Problem, tiles: Tiles, splits: Size) -> tuple[list[Entry], Variant]:

@@ -25,7 +25,7 @@ from ..source import (
     jit_text,
 )
 from . import paged_attention_kernel, paged_decode_kernel
-from .entries import Entry, entry_of
+from .entries import Entry, described, entry_of
 from .paged_attention_tiles import Problem, block
 from .paged_decode_tiles import (
     Tiles,
@@ -78,17 +78,14 @@ def paged_decode_source(
         entries.append(_merge(problem, tiles, target, splits, several, parts))
         count = product((problem.num_seqs, problem.heads, splits, several))
         spaces = ((DType.F32, count * problem.value_dim), (DType.F32, count), (DType.F32, count))
-    texts = [HEADER, _described(problem.node), jit_text(paged_attention_kernel, ("_tanh",))]
+    texts = [
+        HEADER,
+        described(problem.node, _OPERANDS),
+        jit_text(paged_attention_kernel, ("_tanh",)),
+    ]
     texts += [jit_text(paged_decode_kernel, _FUNCTIONS), *(entry.text for entry in entries)]
     variant = Variant(tuple(entry.launch for entry in entries), spaces)
     return KernelSource("paged_decode", "template", "".join(texts), (variant,), contracts=True)
-
-
-def _described(node: Node) -> str:
-    """What is attended over, for readers of the kernel's text."""
-    pairs = zip(_OPERANDS, node.args, strict=True)
-    lines = [f"# {name}: {arg.type}\n" for name, arg in pairs if arg is not None]
-    return "".join(["\n", *lines, f"# out: {node.type}\n"])
 
 
 def _attend(
