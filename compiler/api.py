@@ -82,7 +82,7 @@ def compile(
         model: an nn.Module, a Hugging Face model, or a path: a Hugging Face folder or a .gguf file.
         example_inputs: a tuple or dict of tensors; needed for a plain nn.Module only.
         target: "auto" (this machine), a name of `tilewright targets`, or a Target.
-        backend: "auto", "onnxruntime" or "eager".
+        backend: "auto", "triton", "onnxruntime" or "eager".
         kv_cache: "auto", "paged", "static", a KVCacheConfig; None compiles a causal LM as a plain
             module. A plain nn.Module becomes a causal LM too if its only example input is token ids
             i64[1, S], dynamic_shapes is None, and it gives logits [1, S, V] over the ids' own

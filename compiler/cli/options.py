@@ -20,7 +20,7 @@ ENGINE_HELP = "An engine folder, or a model (folder or .gguf), which is compiled
 Model = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]
 EngineOrModel = Annotated[str, typer.Argument(help=ENGINE_HELP, show_default=False)]
 TargetOption = Annotated[str, typer.Option(help="Device: auto, or a name of `tilewright targets`.")]
-BackendOption = Annotated[str, typer.Option(help="auto, onnxruntime or eager.")]
+BackendOption = Annotated[str, typer.Option(help="auto, triton, onnxruntime or eager.")]
 CacheOption = Annotated[str, typer.Option("--kv-cache", help="auto, paged or static.")]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 ContextOption = Annotated[
