@@ -156,7 +156,7 @@ def summarize(
     Returns:
         None where no step has a kernel.
     """
-    steps = [step for step in _split(events) if any(event.is_kernel for event in step)]
+    steps = _usual([step for step in _split(events) if any(event.is_kernel for event in step)])
     if not steps:
         return None
     kernels = [[event for event in step if event.is_kernel] for step in steps]
@@ -204,6 +204,15 @@ def _split(events: Sequence[Event]) -> list[list[Event]]:
         else:
             pieces[-1].append(event)
     return pieces[1:-1]
+
+
+def _usual(steps: Sequence[list[Event]]) -> list[list[Event]]:
+    """The steps with as many kernels as most have. Steps are launched one ahead of the host, so
+    that two stand before the second MARK.
+    """
+    counts = [sum(event.is_kernel for event in step) for step in steps]
+    usual = statistics.mode(counts) if counts else 0
+    return [step for step, count in zip(steps, counts, strict=True) if count == usual]
 
 
 def _covered(events: Sequence[Event], start: float, end: float) -> float:

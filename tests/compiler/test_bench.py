@@ -213,6 +213,17 @@ def test_a_trace_of_steps():
     assert norm.bytes == 1000 and norm.bytes_per_second == pytest.approx(2000 / 8e-6)
 
 
+def test_two_steps_between_marks_are_none():
+    """The first call launches its own step and the next one, each later call one more."""
+    first = step(1000, ("gemv", 0, 20), ("norm", 20, 2), ("gemv", 50, 20), ("norm", 70, 2))
+    others = [e for at in (1200, 1300) for e in step(at, ("gemv", 0, 20), ("norm", 20, 2))]
+    prompt = step(0, ("prefill", 0, 500))
+    found = summarize([*prompt, *first, *others], 1, {"gemv": (1, 9), "norm": (1, 3)})
+    assert (found.steps, found.launches) == (2, 2)
+    assert [(kernel.launches, kernel.bytes) for kernel in found.kernels] == [(1, 9), (1, 3)]
+    assert found.kernels[0].seconds == pytest.approx(20e-6)
+
+
 @pytest.mark.quick
 def test_a_trace_without_steps_is_none():
     assert summarize([], 2) is None
