@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from ..codegen.base import Backend, Lowered
-from ..ir.graph import Graph
+from ..ir.graph import Graph, Weight
 from ..passes.base import Pass
 from ..passes.cache_samples import adapt_to_pages, adapt_to_slots
 from ..passes.driver import PassRecord, VerifyLevel, run_passes
@@ -95,7 +95,8 @@ def pass_graphs(
         VerificationError: a pass whose result is ill-formed or computes something else.
     """
     steps = pipeline(cache, backend.fuses, deterministic)
-    final, records = run_passes(captured, steps, level=level, samples=samples)
+    loaded: dict[Weight, torch.Tensor] = {}
+    final, records = run_passes(captured, steps, level=level, samples=samples, loaded=loaded)
     fork = _before_fusion(captured, steps, records)
     passed = Passed(captured, cache, records, fork, page_size)
     done = len(records) == len(steps)  # a pass limit within the pipeline leaves no decode graph
@@ -104,7 +105,7 @@ def pass_graphs(
         return passed
     inputs = None if samples is None else adapt_to_pages(captured, fork, samples, page_size)
     more = decode_pipeline(page_size)
-    _, found = run_passes(fork, more, level=level, samples=inputs, first=len(steps))
+    _, found = run_passes(fork, more, level=level, samples=inputs, first=len(steps), loaded=loaded)
     return replace(passed, decode_records=found)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 
 from ..errors import GraphError
+from ..targets import available_cores
 from .weight_base import HOST, Leaf, Placement, Weight
 from .weight_ops import DTYPES, show_value
 
@@ -59,8 +61,9 @@ class Random(Leaf):
         """Draw the numbers."""
         if math.prod(self.shape) > CHUNK_ELEMENTS:
             out = torch.empty(self.shape, dtype=self.dtype, device="cpu")
-            for chunk, region in self.pieces(out):
-                chunk.write(region)
+            with ThreadPoolExecutor(available_cores()) as pool:
+                for done in [pool.submit(c.write, region) for c, region in self.pieces(out)]:
+                    done.result()
             return out
         generator = torch.Generator("cpu").manual_seed(self.seed)
         numbers = torch.randn(self.shape, generator=generator, device="cpu")

@@ -61,6 +61,7 @@ def run_passes(
     samples: Sequence[torch.Tensor] | None = None,
     observe: Callable[[PassRecord], None] | None = None,
     first: int = 0,
+    loaded: dict[Weight, torch.Tensor] | None = None,
 ) -> tuple[Graph, list[PassRecord]]:
     """Runs passes in order, and checks each.
 
@@ -72,6 +73,8 @@ def run_passes(
         samples: one tensor an input of ``graph``; needed for numbers to be compared.
         observe: called after each pass.
         first: number of the first pass, where others came before: for the pass limit and dumps.
+        loaded: values of weights, kept to those of the graph that ran last: given to another run
+            from a graph that shares them, they need not be loaded again.
 
     Returns:
         The last graph, and one record a pass.
@@ -81,7 +84,7 @@ def run_passes(
             the pass.
     """
     limit, dump = current().pass_limit, current().dump
-    checker = _Checker(level, samples)
+    checker = _Checker(level, samples, {} if loaded is None else loaded)
     records: list[PassRecord] = []
     checker.start(graph)
     for index, step in enumerate(passes, first):
@@ -113,12 +116,17 @@ class _Checker:
     runs once.
     """
 
-    def __init__(self, level: VerifyLevel, samples: Sequence[torch.Tensor] | None) -> None:
+    def __init__(
+        self,
+        level: VerifyLevel,
+        samples: Sequence[torch.Tensor] | None,
+        loaded: dict[Weight, torch.Tensor],
+    ) -> None:
         self.structural = level != "off"
         self.numeric = level in ("sample", "full") and samples is not None
         self.inputs: tuple[torch.Tensor, ...] = tuple(samples or ())
         self.outputs: tuple[torch.Tensor, ...] = ()
-        self.loaded: dict[Weight, torch.Tensor] = {}
+        self.loaded = loaded
 
     def start(self, graph: Graph) -> None:
         if self.structural:
@@ -153,7 +161,7 @@ class _Checker:
             comparable = step.adapt_outputs(after, inputs, outputs)
         elif len(inputs) == len(self.inputs):
             comparable = outputs
-        error = largest_error(step.name, self.outputs[: len(comparable)], comparable)
+        error = largest_error(f"pass {step.name}", self.outputs[: len(comparable)], comparable)
         self.inputs, self.outputs = inputs, outputs
         return error
 
@@ -165,7 +173,8 @@ class _Checker:
                 self.loaded[weight] = weight.load()
             weights[param_name(node)] = self.loaded[weight]
         live = {graph.weights[param_name(node)] for node in graph.params}
-        self.loaded = {weight: value for weight, value in self.loaded.items() if weight in live}
+        for weight in self.loaded.keys() - live:
+            del self.loaded[weight]
         with torch.no_grad():
             return interpret(graph, inputs, weights)
 
@@ -204,10 +213,10 @@ def largest_error(
 
 def _disagreement(culprit: str, expected: str, found: str) -> VerificationError:
     return VerificationError(
-        f"pass {culprit}",
+        culprit,
         expected=expected,
         found=found,
-        remedy="It changed what the graph computes: report it with the graph before.",
+        remedy="It does not compute what its graph says: report it with the graph.",
     )
 
 

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 
 from ...errors import UnsupportedError
 from ...ir.node import Node
 from ...ir.schema import schema
-from .compat import repair_interpreter
+from .compat import interpret_programs, repair_interpreter
 from .invocation import Invocation
 from .loading import module_of
 from .source import PDL, KernelSource, Launch
@@ -45,11 +44,17 @@ class InterpretedKernel(Invocation):
         arguments: Sequence[torch.Tensor | int | None],
     ) -> None:
         function = getattr(_module(self.source.text), launch.function)
-        run: Callable[..., Any] = function[grid]
-        constants = dict(launch.constexprs)
+        constexprs = dict(launch.constexprs)
         if launch.pdl:
-            constants[PDL] = False
-        run(*arguments, **constants)
+            constexprs[PDL] = False
+        interpret_programs(function, grid, self.programs(launch, grid), arguments, constexprs)
+
+    def programs(
+        self, launch: Launch, grid: tuple[int, int, int]
+    ) -> Iterable[tuple[int, int, int]]:
+        """Which of a launch's programs are run: all of them."""
+        x, y, z = grid
+        return ((i, j, k) for i in range(x) for j in range(y) for k in range(z))
 
 
 def can_interpret() -> bool:

@@ -1,0 +1,103 @@
+"""Kernels of which only some programs are interpreted: a large weight has thousands of equal ones,
+each of which takes milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+
+import torch
+
+from ..codegen.triton.interpreted import InterpretedKernel
+from ..codegen.triton.source import Launch
+from ..errors import VerificationError
+from ..passes.driver import largest_error
+
+LARGE = 1 << 20  # elements of an operand: its kernel is worth cutting down
+MOST_PROGRAMS = 32  # of a launch
+_UNWRITTEN = {  # bits of a NaN that no arithmetic gives, by width of the element
+    2: (torch.int16, 0x7FA5),
+    4: (torch.int32, 0x7FA5A5A5),
+}
+
+
+class SpotCheckedKernel(InterpretedKernel):
+    """A kernel whose last launch, where it reads a large operand, runs about ``MOST_PROGRAMS``: the
+    first, the last, and some between them, evenly spaced along the grid's first axis. What these
+    write is held against the reference's values, which stand for what the others would have
+    written. So programs along that axis must not need one another, and write equal shares.
+
+    Args:
+        kernel: whose place it takes.
+        expected: the reference's values of its results, None where there are none to be had: all
+            programs run.
+
+    Raises:
+        VerificationError: when called, if what is written differs, or is less than the programs'
+            share.
+    """
+
+    def __init__(self, kernel: InterpretedKernel, expected: Sequence[torch.Tensor] | None) -> None:
+        pairs = tuple(kernel.aliases.items())
+        super().__init__(kernel.source, kernel.result_types, pairs, kernel.device)
+        types = [type_.dtype.torch for type_ in kernel.result_types]
+        markable = all(t.is_floating_point and t.itemsize in _UNWRITTEN for t in types)
+        self.expected = expected if markable and not pairs else None
+        self._thinned: Launch | None = None
+
+    def __call__(
+        self, operands: Sequence[torch.Tensor | None], sizes: Mapping[str, int]
+    ) -> Sequence[torch.Tensor]:
+        launches = self._plan(sizes).launches
+        large = any(x is not None and x.numel() > LARGE for x in operands)
+        if self.expected is None or not launches or not large:
+            return super().__call__(operands, sizes)
+        self._thinned, grid, _ = launches[-1]
+        results = super().__call__(operands, sizes)
+        self._thinned = None
+        part = Fraction(len(_spots(grid)), grid[0])
+        pairs = zip(results, self.expected, strict=True)
+        return [self._completed(found, wanted, part) for found, wanted in pairs]
+
+    def programs(
+        self, launch: Launch, grid: tuple[int, int, int]
+    ) -> Iterable[tuple[int, int, int]]:
+        """All, or some of those of the launch that is cut down."""
+        if launch is not self._thinned:
+            return super().programs(launch, grid)
+        x, y, z = grid
+        return ((i, j, k) for i in _spots(grid) for j in range(y) for k in range(z))
+
+    def _result(
+        self, index: int, shape: tuple[int, ...], operands: Sequence[torch.Tensor | None]
+    ) -> torch.Tensor:
+        result = super()._result(index, shape, operands)
+        if self._thinned is not None:
+            type_, bits = _UNWRITTEN[result.dtype.itemsize]
+            result.view(type_).fill_(bits)
+        return result
+
+    def _completed(self, found: torch.Tensor, wanted: torch.Tensor, part: Fraction) -> torch.Tensor:
+        """``found``, checked, with the reference's values where nothing is written."""
+        type_, bits = _UNWRITTEN[found.dtype.itemsize]
+        unwritten = found.view(type_) == bits
+        written = Fraction(int((~unwritten).sum()), unwritten.numel())
+        if not part / 2 < written <= part:  # the last tile may be a partial one
+            raise VerificationError(
+                f"kernel {self.source.name}",
+                expected=f"{float(part):.3g} of its result, written by as many of its programs",
+                found=f"{float(written):.3g}",
+                remedy="Report it; backend='eager' has no kernels.",
+            )
+        completed = torch.where(unwritten, wanted, found)
+        largest_error(f"kernel {self.source.name}", [wanted], [completed])
+        return completed
+
+
+def _spots(grid: tuple[int, int, int]) -> list[int]:
+    """Which programs along the first axis are run; at least the first and the last."""
+    count = max(2, MOST_PROGRAMS // (grid[1] * grid[2]))
+    if count >= grid[0]:
+        return list(range(grid[0]))
+    return sorted({round(i * (grid[0] - 1) / (count - 1)) for i in range(count)})
