@@ -98,8 +98,8 @@ class Checks:
     def _error(
         self, passed: Passed, lowered: LoweredGraphs, samples: Sequence[torch.Tensor]
     ) -> float:
-        """The largest error of either Program, both at work at once. The one that decodes also runs
-        on one token: many kernels have a variant for it.
+        """The largest error of either Program. The one that decodes also runs on one token: many
+        kernels have a variant for it.
         """
         cases = [samples]
         if self.limit is not None:
@@ -112,7 +112,8 @@ class Checks:
             (passed.final, lowered.general, inputs[:1]),
             (passed.decode, lowered.decode, decoded),
         ]
-        with ThreadPoolExecutor(len(tasks)) as pool:
+        # Triton's interpreter is one a process: only those of other processes work side by side.
+        with ThreadPoolExecutor(len(tasks) if self._device() is None else 1) as pool:
             return max(pool.map(lambda task: self._program_error(*task), tasks))
 
     def _program_error(self, graph: Graph, lowered: Lowered, cases: Cases) -> float:
