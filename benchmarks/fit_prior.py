@@ -1,0 +1,129 @@
+"""Fits the constants of the tuner's prior to whole spaces that were measured once, and shows how it
+ranks the problems that it has not seen.
+
+    python benchmarks/fit_prior.py [--data results/….jsonl] [--steps 3000] [--check]
+
+A random walk over the constants of each template, seeded; what is made small is how far the best of
+the prior's first 1, 5 and 10 configs is from the best there is. ``--check`` only prints the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import math
+import random
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+from tuning_problems import PROBLEMS
+
+from tilewright.autotune.prior import Constants, Work, predict
+from tilewright.autotune.space import Config
+from tilewright.codegen.triton.tuning.registry import TEMPLATES
+from tilewright.codegen.triton.tuning.tunable import KernelTunable
+from tilewright.targets import TARGETS, Target
+
+DATA = Path(__file__).parent / "results" / "2026-11-27-h100-spaces.jsonl.gz"
+H100 = TARGETS["h100"]
+FIRST = (1, 5, 10)
+WEIGHTS = (1.0, 2.0, 3.0)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A problem whose space was measured.
+
+    Attributes:
+        name, held_out: of the problem.
+        tunable: it.
+        seconds: median of each config that ran; refused ones are left out, as they are when tuning.
+        works: what each of them does.
+    """
+
+    name: str
+    held_out: bool
+    tunable: KernelTunable
+    seconds: Mapping[Config, float]
+    works: Mapping[Config, Work]
+
+    @property
+    def best(self) -> float:
+        """The least of the medians."""
+        return min(self.seconds.values())
+
+    def regrets(self, constants: Constants) -> list[float]:
+        """How far the best of the prior's first configs is from the best, 0 for none."""
+        order = sorted(self.works, key=lambda c: predict(self.works[c], H100, constants))
+        return [min(self.seconds[c] for c in order[:n]) / self.best - 1 for n in FIRST]
+
+
+def measured(data: Path, target: Target = H100) -> list[Measured]:
+    """Every problem of the data."""
+    medians: dict[str, dict[Config, float]] = defaultdict(dict)
+    for line in map(json.loads, gzip.decompress(data.read_bytes()).splitlines()):
+        if line["status"] == "ok":
+            config = Config.from_json(line["config"])
+            medians[line["problem"]][config] = statistics.median(line["ns"]) * 1e-9
+    found = []
+    for problem in PROBLEMS:
+        tunable, seconds = problem.make(target), medians[problem.name]
+        works = {
+            config: tunable.template.work(tunable.node, config, tunable.sizes, target)
+            for config in seconds
+        }
+        found.append(Measured(problem.name, problem.held_out, tunable, seconds, works))
+    return found
+
+
+def loss(problems: Sequence[Measured], constants: Constants) -> float:
+    """Mean of the weighted regrets."""
+    rows = (problem.regrets(constants) for problem in problems)
+    return statistics.mean(sum(w * r for w, r in zip(WEIGHTS, row, strict=True)) for row in rows)
+
+
+def fit(problems: Sequence[Measured], start: Constants, steps: int) -> Constants:
+    """The best constants of a seeded random walk."""
+    dice = random.Random(0)
+    best, least = start, loss(problems, start)
+    names = [field.name for field in fields(Constants)]
+    for _ in range(steps):
+        changed = {
+            name: getattr(best, name) * math.exp(dice.gauss(0, 0.4))
+            for name in dice.sample(names, dice.choice((1, 2, 3)))
+        }
+        tried = replace(best, **changed)
+        if (found := loss(problems, tried)) < least:
+            best, least = tried, found
+    return best
+
+
+def main() -> None:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    problems = measured(options.data)
+    constants = {template.name: template.constants for template in TEMPLATES}
+    if not options.check:
+        for template in TEMPLATES:
+            own = [p for p in problems if p.tunable.template is template and not p.held_out]
+            constants[template.name] = fit(own, template.constants, options.steps)
+            rounded = {n: float(f"{v:.3g}") for n, v in asdict(constants[template.name]).items()}
+            print(template.name, rounded)
+    print(f"{'problem':22} default   best of the prior's first {FIRST}, over the best")
+    for p in problems:
+        row = p.regrets(constants[p.tunable.template.name])
+        default = p.seconds[p.tunable.default] / p.best
+        held = "held out" if p.held_out else ""
+        print(f"{p.name:22} {default:7.3f}   {'  '.join(f'{1 + r:.3f}' for r in row)}  {held}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Runs configs of a kernel on a GPU, in a worker process of the tuner (autotune/worker.py)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ....autotune.space import Config
+from ....ir.interpreter import interpret
+from ....ir.parser import parse_graph
+from ....ir.schema import schema
+from ....targets import Target
+from ..aot import compile_sources
+from ..launch import LaunchedKernel
+from .problem import bases_of, call_of
+from .registry import template_named
+from .wide import in_float64
+
+COLD = 4
+"""Operands that calls take in turn are so many times the L2, together."""
+
+_MOST_COPIES, _MOST_BYTES = 64, 8 << 30
+_SHORTEST = 200e-6  # seconds of a replay, so that its start does not count
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+"""Largest error over the largest magnitude, against float64."""
+
+
+def build(spec: Mapping[str, Any]) -> KernelRunner:
+    """The runner of a problem, as `KernelTunable.runner` describes it."""
+    return KernelRunner(spec)
+
+
+class _CheckedKernel(LaunchedKernel):
+    """A kernel whose results are NaN before it runs, where ``poisons`` is set."""
+
+    poisons = False
+
+    def _result(
+        self, index: int, shape: tuple[int, ...], operands: Sequence[torch.Tensor | None]
+    ) -> torch.Tensor:
+        result = super()._result(index, shape, operands)
+        if self.poisons and index not in self.aliases and result.is_floating_point():
+            result.fill_(math.nan)
+        return result
+
+
+class KernelRunner:
+    """One problem on the current GPU.
+
+    Args:
+        spec: ``template`` (its name), ``graph`` (text of the problem), ``sizes`` (values of the
+            symbols), ``target``.
+    """
+
+    def __init__(self, spec: Mapping[str, Any]) -> None:
+        self.template = template_named(str(spec["template"]))
+        self.graph = parse_graph(str(spec["graph"]))
+        self.node = call_of(self.graph)
+        self.sizes = {str(name): int(size) for name, size in spec["sizes"].items()}
+        self.target = Target.parse(str(spec["target"]))
+        self.device = torch.device("cuda", torch.cuda.current_device())
+        first = self.template.operands(self.node, self.sizes, self.device, 0)
+        self.operands = [first]
+        nbytes = sum({id(x): x.nbytes for x in first if x is not None}.values())
+        wanted = math.ceil(COLD * self.target.l2_bytes / max(nbytes, 1))
+        copies = max(1, min(wanted, _MOST_COPIES, _MOST_BYTES // max(nbytes, 1)))
+        for seed in range(1, copies):
+            self.operands.append(self.template.operands(self.node, self.sizes, self.device, seed))
+        self.expected = self._reference()
+        self.kernels: dict[Config, _CheckedKernel] = {}
+        self.graphs: dict[Config, tuple[torch.cuda.CUDAGraph, int]] = {}
+
+    def prepare(self, config: Config) -> None:
+        """Compiles (what the parent has compiled is in the cache) and loads a config's kernel."""
+        source = self.template.source(self.node, config, self.sizes, self.target)
+        if source is None:
+            raise ValueError(f"{self.template.name} has no kernel for {config}")
+        (package,) = compile_sources([source], self.target.arch)
+        aliases = schema(self.node.op).aliases
+        self.kernels[config] = _CheckedKernel(package, self.node.types, aliases, self.device)
+
+    def check(self, config: Config) -> float:
+        """The largest error against float64, in units of what is tolerated; inf for NaN."""
+        worst, kernel = 0.0, self.kernels[config]
+        kernel.poisons = True
+        found = kernel(self.operands[0], self.sizes)
+        kernel.poisons = False
+        torch.cuda.synchronize()
+        for result, expected in zip(found, self.expected, strict=True):
+            scale = float(expected.abs().max()) or 1.0
+            error = float((result.double() - expected).abs().max()) / scale
+            worst = max(worst, error / _TOLERANCE.get(result.dtype, 1e-4))
+        return worst if math.isfinite(worst) else math.inf
+
+    def time(self, config: Config, rounds: int) -> list[float]:
+        """Seconds of a call in each of ``rounds`` replays of a CUDA graph, operands cold."""
+        graph, calls = self.graphs.get(config) or self._captured(config)
+        times = []
+        for _ in range(rounds):
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            graph.replay()
+            stop.record()
+            stop.synchronize()
+            times.append(start.elapsed_time(stop) * 1e-3 / calls)
+        return times
+
+    def facts(self) -> dict[str, Any]:
+        """The device, its clock in MHz and its temperature in °C, where the driver tells."""
+        found: dict[str, Any] = {"device": torch.cuda.get_device_name(self.device)}
+        for name, read in (("clock", torch.cuda.clock_rate), ("celsius", torch.cuda.temperature)):
+            try:
+                found[name] = read(self.device)
+            except (RuntimeError, ModuleNotFoundError, AttributeError):
+                found[name] = None
+        return found
+
+    def _captured(self, config: Config) -> tuple[torch.cuda.CUDAGraph, int]:
+        kernel, copies = self.kernels[config], len(self.operands)
+        for operands in self.operands[:2]:
+            kernel(operands, self.sizes)
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        kernel(self.operands[0], self.sizes)
+        stop.record()
+        stop.synchronize()
+        once = max(start.elapsed_time(stop) * 1e-3, 1e-6)
+        calls = copies * max(1, min(8, math.ceil(_SHORTEST / once / copies)))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for index in range(calls):
+                kernel(self.operands[index % copies], self.sizes)
+        graph.replay()
+        torch.cuda.synchronize()
+        self.graphs[config] = graph, calls
+        return graph, calls
+
+    def _reference(self) -> list[torch.Tensor]:
+        wide = in_float64(self.graph)
+        bases = dict(zip(bases_of(self.node), self.operands[0], strict=True))
+        inputs = [bases[node] for node in self.graph.inputs]
+        given = [x.double() if x is not None and x.is_floating_point() else x for x in inputs]
+        with torch.no_grad():
+            return list(interpret(wide, given))  # type: ignore[arg-type]

@@ -1,0 +1,104 @@
+"""What a kernel template tells the tuner: its space, its default, what a config does and costs."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from types import ModuleType
+
+import torch
+
+from ....autotune.ast_hash import normalised_ast_hash
+from ....autotune.prior import Constants, Work
+from ....autotune.space import Choice, Config, Constraint, PowerOfTwo, Space, Value
+from ....ir.node import Node
+from ....targets import Target
+from ..source import KernelSource
+
+Sizes = Mapping[str, int]
+"""Values of the symbols in a call's types."""
+
+Facts = tuple[tuple[str, str | int], ...]
+"""A problem in words and numbers, for the key of a tuning record."""
+
+
+class Template(ABC):
+    """A family of kernels for one kind of call. Stateless: one instance of each.
+
+    Attributes:
+        name: in keys, and on the command line.
+        modules: whose code makes the kernel: other code, another key.
+        constants: of the prior, fitted to this template (benchmarks/fit_prior.py).
+    """
+
+    name: str
+    modules: tuple[ModuleType, ...]
+    constants: Constants = Constants()
+
+    @cached_property
+    def code_hash(self) -> str:
+        """A hash of the modules' code without comments and docstrings."""
+        return normalised_ast_hash("\n".join(map(inspect.getsource, self.modules)))
+
+    @abstractmethod
+    def takes(self, node: Node) -> bool:
+        """Whether the template computes a call."""
+
+    @abstractmethod
+    def facts(self, node: Node, sizes: Sizes) -> Facts:
+        """The problem: shapes, dtypes, and what stands around the work."""
+
+    @abstractmethod
+    def space(self, node: Node, sizes: Sizes, target: Target) -> Space:
+        """The configs of a problem that could run on the target."""
+
+    @abstractmethod
+    def default(self, node: Node, sizes: Sizes, target: Target) -> Config:
+        """What is taken without tuning; a config of the space."""
+
+    @abstractmethod
+    def source(
+        self, node: Node, config: Config, sizes: Sizes, target: Target
+    ) -> KernelSource | None:
+        """The kernel of a config, for these sizes; None where it cannot be made."""
+
+    @abstractmethod
+    def work(self, node: Node, config: Config, sizes: Sizes, target: Target) -> Work:
+        """What a config does."""
+
+    @abstractmethod
+    def numerics(self, config: Config) -> str:
+        """What decides the order of sums: configs of one class give one call's very bits."""
+
+    @abstractmethod
+    def operands(
+        self, node: Node, sizes: Sizes, device: torch.device, seed: int
+    ) -> Sequence[torch.Tensor | None]:
+        """Random contents of the buffers that the operands lie in."""
+
+
+def power_range(name: str, low: int, high: int, default: int) -> PowerOfTwo:
+    """A power of two from ``low`` to ``high``, or as far as the default."""
+    return PowerOfTwo(name, min(low, default), max(high, default))
+
+
+def with_default(name: str, values: Sequence[int], default: int) -> Choice:
+    """A choice of ``values`` and the default."""
+    return Choice(name, tuple(sorted({*values, default})))
+
+
+def sensible(
+    default: Config, reason: str, holds: Callable[[Mapping[str, Value]], bool]
+) -> Constraint:
+    """What a config must be to be worth its time; the default need not."""
+    values = default.as_dict()
+    return Constraint(reason, lambda c: holds(c) or dict(c) == values)
+
+
+def int_(config: Config | Mapping[str, Value], name: str) -> int:
+    """A value that is an integer."""
+    value = config[name]
+    assert isinstance(value, int)
+    return value

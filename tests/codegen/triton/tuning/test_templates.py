@@ -1,0 +1,206 @@
+"""Templates as the tuner sees them: defaults are in their spaces, configs are kernels, problems are
+text that reads back, and the prior ranks what was measured on an H100.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import linear_forms
+import paged_forms
+from linear_forms import Form
+from linear_forms import node_of as linear_node
+from tilewright.autotune.space import Config
+from tilewright.autotune.tunable import Ready, Refused
+from tilewright.codegen.triton.kernels.paged_decode_tiles import default_tiles as paged_default
+from tilewright.codegen.triton.tuning.decode import problem_of as decode_problem
+from tilewright.codegen.triton.tuning.decode import sizes_of
+from tilewright.codegen.triton.tuning.problem import bases_of, call_of, problem_graph
+from tilewright.codegen.triton.tuning.registry import TEMPLATES, template_named
+from tilewright.codegen.triton.tuning.tunable import KernelTunable
+from tilewright.codegen.triton.tuning.wide import in_float64
+from tilewright.errors import UsageError
+from tilewright.ir.build import input_node, make
+from tilewright.ir.dims import symbol
+from tilewright.ir.dtypes import DType
+from tilewright.ir.interpreter import interpret
+from tilewright.ir.node import Node
+from tilewright.ir.parser import parse_graph
+from tilewright.ir.types import TensorType
+from tilewright.targets import TARGETS
+
+H100 = TARGETS["h100"]
+BENCHMARKS = Path(__file__).parents[4] / "benchmarks"
+
+
+def decode_call(page: int = 16) -> Node:
+    """Decode attention whose q is a slice of a larger buffer, as in a model."""
+    b, m, n = map(symbol, "BMN")
+    qkv = input_node("qkv", TensorType(DType.BF16, (b, 48, 128)))
+    q = make("slice", qkv, dim=1, start=0, step=1, stop=32)
+    cache = [input_node(x, TensorType(DType.BF16, (n, page, 8, 128))) for x in "kv"]
+    tables = input_node("tables", TensorType(DType.I32, (b, m)))
+    lens = input_node("lens", TensorType(DType.I32, (b,)))
+    return make("paged_attention", q, *cache, tables, lens, None, None, None, scale=0.1)
+
+
+def linear_call() -> Node:
+    return linear_node(Form(k=512, n=256, norm="weight", behind=("residual",), dtype=DType.BF16))
+
+
+CASES = {
+    "linear_gemv": (linear_call, {"B": 1}),
+    "linear_gemm": (linear_call, {"B": 24}),
+    "paged_decode": (decode_call, {"B": 4, "M": 8, "N": 40}),
+}
+
+
+def tunable(name: str) -> KernelTunable:
+    make_node, sizes = CASES[name]
+    return KernelTunable.of(template_named(name), make_node(), sizes, H100)
+
+
+def test_each_template_has_a_case() -> None:
+    assert [template.name for template in TEMPLATES] == list(CASES)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", CASES)
+def test_the_default_is_a_config_of_the_space_and_its_kernel_the_default_one(name: str) -> None:
+    one = tunable(name)
+    assert one.space.why_not(one.default) is None
+    assert one.space.count() > 20
+    source = one.template.source(one.node, one.default, one.sizes, H100)
+    assert source is not None and source.variants
+
+
+@settings(max_examples=60)
+@given(form=linear_forms.forms(large=True), tokens=st.sampled_from([1, 2, 16, 17, 64, 130]))
+def test_any_linear_has_its_default_in_its_space(form: Form, tokens: int) -> None:
+    for template in TEMPLATES[:2]:
+        one = KernelTunable.of(template, linear_node(form), {"B": tokens}, H100)
+        if template.takes(one.node):
+            assert one.space.why_not(one.default) is None, one.name
+
+
+@settings(max_examples=60)
+@given(
+    shape=st.builds(
+        paged_forms.Shape,
+        head_dim=st.sampled_from([64, 80, 128, 256, 512, 700]),
+        page=st.sampled_from([8, 12, 256]),
+        dtype=st.sampled_from([DType.F32, DType.BF16, DType.F16]),
+    )
+)
+def test_any_decode_attention_has_its_default_in_its_space(shape: paged_forms.Shape) -> None:
+    shape = replace(shape, value_dim=shape.head_dim)
+    node = paged_forms.decode_call(shape)
+    one = KernelTunable.of(template_named("paged_decode"), node, sizes_of(node, 3, 100), H100)
+    if paged_default(decode_problem(node), H100) is not None:
+        assert one.space.why_not(one.default) is None, one.name
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", CASES)
+def test_a_problem_is_text_that_reads_back_and_views_stay_views(name: str) -> None:
+    one = tunable(name)
+    again = parse_graph(str(one.graph))
+    assert again == one.graph and call_of(again) is one.node
+    assert one.template.takes(one.node)
+    assert set(bases_of(one.node)) - {None} == set(one.graph.inputs)
+    assert problem_graph(one.node) == one.graph
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", CASES)
+def test_every_config_has_a_kernel_a_prior_and_a_class(name: str) -> None:
+    one = tunable(name)
+    for config in list(one.space.configs())[::7]:
+        assert one.template.source(one.node, config, one.sizes, H100) is not None, config
+        assert 1e-7 < one.prior(config) < 1e-2
+        assert one.numerics(config)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_configs_are_compiled_and_those_that_spill_or_do_not_fit_are_refused(name: str) -> None:
+    one = tunable(name)
+    configs = [one.default, *list(one.space.configs())[:: one.space.count() // 4]]
+    found = one.prepare(configs)
+    assert isinstance(found[one.default], Ready) and set(found) == set(configs)
+    digests = {r.digest for r in found.values() if isinstance(r, Ready)}
+    assert len(digests) > 1
+
+
+def test_a_cut_that_spills_is_refused_in_words() -> None:
+    one = KernelTunable.of(
+        template_named("paged_decode"), decode_call(), {"B": 1, "M": 64, "N": 64}, H100
+    )
+    config = Config(tuple({**one.default.as_dict(), "block_n": 64, "num_warps": 1}.items()))
+    assert isinstance(refused := one.prepare([config])[config], Refused)
+    assert "spills" in refused.reason
+
+
+@pytest.mark.quick
+def test_keys_differ_by_what_matters_and_by_nothing_else() -> None:
+    one = tunable("linear_gemm")
+    assert one.key.differences(tunable("linear_gemm").key) == ()
+    more = replace(one, sizes={"B": 64})
+    assert one.key.differences(more.key) == ("space_hash", "problem.tokens")
+    other = replace(one, target=TARGETS["a100"])
+    assert set(other.key.differences(one.key)) >= {"arch", "device"}
+    wider = linear_node(Form(k=512, n=512, norm="weight", behind=("residual",), dtype=DType.BF16))
+    assert "problem.n" in one.key.differences(replace(one, graph=problem_graph(wider)).key)
+    code = "linear_kernel"
+    assert code in [module.__name__.rpartition(".")[2] for module in one.template.modules]
+
+
+@pytest.mark.quick
+def test_an_unknown_template_is_refused_with_those_that_exist() -> None:
+    with pytest.raises(UsageError, match="linear_gemv, linear_gemm, paged_decode"):
+        template_named("gemm")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_operands_and_reference_fit_together(name: str) -> None:
+    """On a CPU: what a runner on a GPU makes, run by the reference."""
+    one = tunable(name)
+    operands = one.template.operands(one.node, one.sizes, torch.device("cpu"), 0)
+    bases = dict(zip(bases_of(one.node), operands, strict=True))
+    given = [bases[node] for node in one.graph.inputs]
+    wide = [x.double() if x.is_floating_point() else x for x in given if x is not None]
+    (exact,) = interpret(in_float64(one.graph), wide)
+    (found,) = interpret(one.graph, [x for x in given if x is not None])
+    assert exact.dtype is torch.float64 and exact.isfinite().all()
+    assert (found.double() - exact).abs().max() <= 2e-2 * exact.abs().max()
+
+
+def _benchmark(name: str) -> ModuleType:
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+        return module
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+def test_the_prior_ranks_what_was_measured() -> None:
+    """Of each space, 3% of the best within the prior's first ten; also where it was not fitted."""
+    fit = _benchmark("fit_prior")
+    for problem in fit.measured(fit.DATA):
+        first, _, ten = problem.regrets(problem.tunable.template.constants)
+        assert ten < 0.03, (problem.name, ten)
+        assert first < 0.30, (problem.name, first)
+        assert problem.tunable.default in problem.seconds
