@@ -96,26 +96,32 @@ class Runner(Protocol):
 
 
 class Tunable(Protocol):
-    """A kernel and a problem, whose configs are to be compared.
-
-    Attributes:
-        key: what the choice depends on.
-        space: of its configs.
-        default: a config that always works.
-        name: for people and for the names of studies.
-        runner: who runs the configs, built inside a worker.
-    """
+    """A kernel and a problem, whose configs are to be compared."""
 
     @property
-    def key(self) -> Key: ...
+    def key(self) -> Key:
+        """What the choice depends on."""
+        ...
+
     @property
-    def space(self) -> Space: ...
+    def space(self) -> Space:
+        """Of its configs."""
+        ...
+
     @property
-    def default(self) -> Config: ...
+    def default(self) -> Config:
+        """A config that always works."""
+        ...
+
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """For people, and for the names of studies."""
+        ...
+
     @property
-    def runner(self) -> RunnerSpec: ...
+    def runner(self) -> RunnerSpec:
+        """Who runs the configs, built inside a worker."""
+        ...
 
     def prior(self, config: Config) -> float:
         """Seconds that a model expects, before anything ran; the same in every process."""

@@ -43,6 +43,7 @@ class Measured:
         tunable: it.
         seconds: median of each config that ran; refused ones are left out, as they are when tuning.
         works: what each of them does.
+        replays: seconds in each replay.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Measured:
     tunable: KernelTunable
     seconds: Mapping[Config, float]
     works: Mapping[Config, Work]
+    replays: Mapping[Config, tuple[float, ...]]
 
     @property
     def best(self) -> float:
@@ -64,19 +66,20 @@ class Measured:
 
 def measured(data: Path, target: Target = H100) -> list[Measured]:
     """Every problem of the data."""
-    medians: dict[str, dict[Config, float]] = defaultdict(dict)
+    replays: dict[str, dict[Config, tuple[float, ...]]] = defaultdict(dict)
     for line in map(json.loads, gzip.decompress(data.read_bytes()).splitlines()):
         if line["status"] == "ok":
             config = Config.from_json(line["config"])
-            medians[line["problem"]][config] = statistics.median(line["ns"]) * 1e-9
+            replays[line["problem"]][config] = tuple(ns * 1e-9 for ns in line["ns"])
     found = []
     for problem in PROBLEMS:
-        tunable, seconds = problem.make(target), medians[problem.name]
+        tunable, own = problem.make(target), replays[problem.name]
+        seconds = {config: statistics.median(times) for config, times in own.items()}
         works = {
             config: tunable.template.work(tunable.node, config, tunable.sizes, target)
             for config in seconds
         }
-        found.append(Measured(problem.name, problem.held_out, tunable, seconds, works))
+        found.append(Measured(problem.name, problem.held_out, tunable, seconds, works, own))
     return found
 
 

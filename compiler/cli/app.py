@@ -18,6 +18,7 @@ from .generate import generate
 from .inspect import inspect_engine
 from .regress import regress_app
 from .targets import targets
+from .tune import tune_app
 from .verify import verify_engine
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -91,4 +92,5 @@ app.add_typer(bench_app, name="bench")
 app.command("inspect")(inspect_engine)
 app.command("verify")(verify_engine)
 app.add_typer(regress_app, name="regress")
+app.add_typer(tune_app, name="tune")
 app.command("targets")(targets)

@@ -1,0 +1,190 @@
+"""How good the tuner's choices are, and what they cost.
+
+    python benchmarks/bench_autotune.py replay [--seeds 20]    # anywhere: on spaces measured once
+    python benchmarks/bench_autotune.py live [--seconds 200]   # on a GPU: fresh workers, real noise
+
+``replay`` plays the twelve problems whose spaces were measured whole (measure_spaces.py): a worker
+answers with the recorded replays of a config, drawn at random, times a drift that all configs of a
+process share for a while. It prints, for each problem and way of searching, how far the choice is
+from the best config there is, what share of the space was timed, and how often the same config was
+chosen. ``live`` runs ``quick`` anew for each seed, with an empty store.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import statistics
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import fit_prior
+from fit_prior import Measured, measured
+from tuning_problems import PROBLEMS
+
+from tilewright.autotune.effort import EFFORTS, Effort
+from tilewright.autotune.pool import Pool
+from tilewright.autotune.search import Tuned, tune
+from tilewright.autotune.space import Config
+from tilewright.autotune.tunable import Prepared, Ready, Refused, RunnerSpec
+from tilewright.codegen.triton.tuning.tunable import KernelTunable
+from tilewright.targets import Target
+
+DRIFT = 0.01  # of a clock that wanders: common to all configs, slow against a round
+
+
+@dataclass(frozen=True)
+class Recorded(KernelTunable):
+    """A problem whose configs were measured before: nothing is compiled."""
+
+    seconds: Mapping[Config, Sequence[float]] = field(default_factory=dict)
+
+    def prepare(self, configs: Sequence[Config]) -> Mapping[Config, Prepared]:
+        """Those that ran are ready, the others were refused."""
+        return {
+            c: Ready(str(c)) if c in self.seconds else Refused("it spilled when it was measured")
+            for c in configs
+        }
+
+
+class Player:
+    """A worker that answers with recorded replays."""
+
+    def __init__(self, recorded: Recorded, seed: int) -> None:
+        self.recorded, self.dice, self.drift = recorded, random.Random(seed), 0.0
+        self.timed: Counter[Config] = Counter()
+
+    def open(self, spec: RunnerSpec) -> None:
+        """Nothing to build."""
+
+    def load(self, config: Config) -> None:
+        """Nothing to load."""
+
+    def check(self, config: Config) -> float:
+        """All that ran were right."""
+        return 0.0
+
+    def time(self, config: Config, rounds: int) -> tuple[float, ...]:
+        """Recorded replays of a config, with a drift."""
+        self.timed[config] += rounds
+        found = []
+        for _ in range(rounds):
+            self.drift = 0.9 * self.drift + self.dice.gauss(0, DRIFT * 0.4)
+            seconds = self.dice.choice(self.recorded.seconds[config])
+            found.append(seconds * math.exp(self.drift))
+        return tuple(found)
+
+    def facts(self) -> Mapping[str, Any]:
+        """No device."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def recorded(problem: Measured) -> Recorded:
+    """The tunable of a problem, over its data."""
+    t = problem.tunable
+    return Recorded(t.template, t.graph, t.sizes, t.target, problem.replays)
+
+
+def searched(problem: Recorded, effort: Effort, seed: int) -> tuple[Tuned, Player]:
+    """One search, and who was asked."""
+    player = Player(problem, seed)
+    with Pool(start=lambda: player) as pool:
+        return tune(problem, effort, pool, seed=seed), player
+
+
+def at_random(problem: Recorded, count: int, seed: int) -> Config:
+    """Random search: as many configs, the least of three replays each."""
+    player = Player(problem, seed)
+    configs = player.dice.sample(list(problem.seconds), min(count, len(problem.seconds)))
+    return min(configs, key=lambda c: statistics.median(player.time(c, 3)))
+
+
+def replay(seeds: int) -> None:
+    """The table of all problems."""
+    print(f"{seeds} searches of each; loss: over the best config's median, mean and worst")
+    print(
+        f"{'problem':22} {'valid':>5} {'default':>8} | quick: timed   loss  worst same class |"
+        f" full:  loss  worst timed | random as many as quick: loss  worst"
+    )
+    for problem in measured(fit_prior.DATA):
+        one = recorded(problem)
+        medians = problem.seconds
+        loss = lambda c, m=medians, b=problem.best: m[c] / b - 1  # noqa: E731
+        quick = [searched(one, EFFORTS["quick"], seed) for seed in range(seeds)]
+        full = [searched(one, EFFORTS["full"], seed) for seed in range(max(1, seeds // 4))]
+        timed = statistics.mean(len(player.timed) for _, player in quick)
+        count = round(timed)
+        blind = [loss(at_random(one, count, seed)) for seed in range(seeds)]
+        chosen = Counter(str(tuned.choice.config) for tuned, _ in quick)
+        classes = Counter(tuned.choice.numerics for tuned, _ in quick)
+        of_quick = [loss(tuned.choice.config) for tuned, _ in quick]
+        of_full = [loss(tuned.choice.config) for tuned, _ in full]
+        of_full_timed = statistics.mean(len(player.timed) for _, player in full)
+        valid, mean, default = one.space.count(), statistics.mean, loss(one.default)
+        print(
+            f"{problem.name:22} {valid:5} {default:8.3f} |"
+            f" {timed:5.1f} {timed / valid:5.1%} {mean(of_quick):6.3f} {max(of_quick):6.3f}"
+            f" {chosen.most_common(1)[0][1]:4} {classes.most_common(1)[0][1]:5} |"
+            f" {mean(of_full):6.3f} {max(of_full):6.3f} {of_full_timed:5.0f} |"
+            f" {mean(blind):6.3f} {max(blind):6.3f}",
+            flush=True,
+        )
+
+
+def live(seconds: float, only: str, seeds: int) -> None:
+    """Quick searches on this machine's GPU, each from nothing."""
+    import time
+
+    ends = time.monotonic() + seconds
+    for problem in PROBLEMS:
+        if only not in problem.name:
+            continue
+        tunable = problem.make(Target.detect())
+        chosen: Counter[str] = Counter()
+        classes: Counter[str] = Counter()
+        gains, took = [], []
+        for seed in range(seeds):
+            if time.monotonic() > ends:
+                break
+            started = time.monotonic()
+            with Pool() as pool:
+                tuned = tune(tunable, EFFORTS["quick"], pool, seed=seed)
+            took.append(time.monotonic() - started)
+            choice = tuned.choice
+            chosen[str(choice.config)] += 1
+            classes[choice.numerics] += 1
+            if choice.seconds and choice.default_seconds:
+                gains.append(choice.default_seconds / choice.seconds)
+        if took:
+            print(
+                f"{problem.name:22} {len(took)} searches of {statistics.mean(took):.1f} s (first "
+                f"{took[0]:.1f}), same config {chosen.most_common(1)[0][1]}, same class "
+                f"{classes.most_common(1)[0][1]}, gain {statistics.median(gains):.3f}, "
+                f"{chosen.most_common(1)[0][0]}",
+                flush=True,
+            )
+
+
+def main() -> None:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("replay", "live"))
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=200.0)
+    parser.add_argument("--only", default="")
+    options = parser.parse_args()
+    actions: dict[str, Callable[[], None]] = {
+        "replay": lambda: replay(options.seeds),
+        "live": lambda: live(options.seconds, options.only, options.seeds),
+    }
+    actions[options.what]()
+
+
+if __name__ == "__main__":
+    main()

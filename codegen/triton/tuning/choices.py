@@ -1,0 +1,64 @@
+"""Which config a kernel gets when a model is compiled: what a store knows, else the default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ....autotune.key import Conditions
+from ....autotune.lookup import Found, lookup
+from ....autotune.space import Config
+from ....autotune.store import Store
+from ....autotune.tunable import Ready
+from ....ir.node import Node
+from ....targets import Target
+from .template import Sizes, Template
+from .tunable import KernelTunable
+
+
+@dataclass
+class Choices:
+    """Looks problems up in a store. What is asked twice is looked up once.
+
+    Only records of the very problem and device are taken: one of another size or device may lose
+    to the default, and only measuring could tell; the tuner starts from those. A record of other
+    conditions (Triton, driver, version of ours) is taken where its kernel still compiles without
+    spills.
+
+    Attributes:
+        store: the records.
+        target: the device.
+        conditions: of this process.
+        found: what came of each lookup, by the digest of its key.
+    """
+
+    store: Store
+    target: Target
+    conditions: Conditions
+    found: dict[str, Found] = field(default_factory=dict)
+    _configs: dict[str, Config | None] = field(default_factory=dict)
+
+    def config(self, template: Template, node: Node, sizes: Sizes) -> Config | None:
+        """The config of a call, None for the default."""
+        tunable = KernelTunable.of(template, node, sizes, self.target)
+        digest = tunable.key.digest
+        if digest not in self._configs:
+            self._configs[digest] = self._looked_up(tunable, digest)
+        return self._configs[digest]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know of records that are used though conditions differ."""
+        return tuple(w for found in self.found.values() if (w := found.warning) is not None)
+
+    def _looked_up(self, tunable: KernelTunable, digest: str) -> Config | None:
+        found = self.found[digest] = lookup(self.store, tunable.key, self.conditions)
+        record = found.record
+        if record is None or found.how not in ("exact", "shipped", "stale"):
+            return None
+        config = record.config
+        if not tunable.space.contains(config):
+            return None
+        if found.how == "stale":
+            ready = isinstance(tunable.prepare([config])[config], Ready)
+            return config if ready else None
+        return config

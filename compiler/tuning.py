@@ -1,0 +1,168 @@
+"""Tunes the kernels of a model on the device at hand, and keeps what was found in the store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+from ..autotune.effort import Effort
+from ..autotune.key import Conditions
+from ..autotune.lookup import Found, lookup, neighbours
+from ..autotune.pool import Pool
+from ..autotune.record import Record
+from ..autotune.search import Progress, Tuned, tune
+from ..autotune.store import Store
+from ..codegen.triton.tuning.conditions import conditions_here
+from ..codegen.triton.tuning.problems import problems_of
+from ..codegen.triton.tuning.tunable import KernelTunable
+from ..errors import UnsupportedError
+from ..ir.parser import parse_graph
+from ..runtime.image import EngineImage
+from ..settings import current
+from ..targets import Target
+
+TABLES = Path(__file__).parent.parent / "autotune" / "tables"
+CONTEXT = 1024  # tokens of a sequence that decode attention is tuned at, where the model has them
+
+
+@dataclass(frozen=True)
+class TunedProblem:
+    """What became of one problem.
+
+    Attributes:
+        tunable: the problem.
+        record: what the store has for it now; None where nothing was measured.
+        tuned: the search; None where the store knew it before.
+    """
+
+    tunable: KernelTunable
+    record: Record | None
+    tuned: Tuned | None
+
+    @property
+    def gain(self) -> float | None:
+        """The default's time over the choice's, both timed in turns; 1 for the default."""
+        if self.record is None:
+            return None
+        return self.record.default_seconds / self.record.seconds
+
+
+def tuning_store() -> Store:
+    """The user's own records, and the tables that come with the package."""
+    return Store(current().cache / "tuning.jsonl", sorted(TABLES.glob("*.jsonl")))
+
+
+def problems_of_image(image: EngineImage) -> Sequence[KernelTunable]:
+    """What can be tuned of an engine: the problems of its decode graph.
+
+    Raises:
+        UnsupportedError: an engine without kernels of ours.
+    """
+    decode = image.decode
+    if image.backend != "triton" or image.lm is None or decode is None or not decode.graphs:
+        raise UnsupportedError(
+            f"tuning {image.name}",
+            expected="a causal LM compiled with the Triton backend, with a decode Program",
+            found=f"backend {image.backend!r}" + ("" if decode else ", no decode Program"),
+            remedy="Compile it with backend='triton', for a GPU, and without deterministic=True.",
+        )
+    graph = parse_graph(decode.graphs[-1][1])
+    lm = image.lm
+    context = min(CONTEXT, lm.max_model_len)
+    return problems_of(graph, Target.parse(image.target), lm.max_batch_size, context, lm.page_size)
+
+
+def looked_up(problems: Sequence[KernelTunable], store: Store) -> Sequence[Found]:
+    """What the store has for each problem, under the conditions of this process."""
+    conditions = conditions_here(driver=True)
+    return [lookup(store, tunable.key, conditions) for tunable in problems]
+
+
+def tune_all(
+    problems: Sequence[KernelTunable],
+    effort: Effort,
+    store: Store,
+    *,
+    again: bool = False,
+    storage: str | Path | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    seconds: float | None = None,
+    progress: Callable[[KernelTunable, Progress], None] = lambda tunable, progress: None,
+    pool: Pool | None = None,
+) -> Iterator[TunedProblem]:
+    """Tunes problem after problem, and records each as soon as it is decided.
+
+    Args:
+        problems: what to tune.
+        effort: spent on each.
+        store: where records go, and where searches start from.
+        again: measure also what the store knows under these conditions.
+        storage: of Optuna, for searches that several processes share or that go on later.
+        seed: of the sampler.
+        resume: take up claims that ended processes left in ``storage``.
+        seconds: for all of them; what is not reached stays as it is.
+        progress: called as a search goes on.
+        pool: of workers; one of its own by default.
+    """
+    conditions = conditions_here(driver=True)
+    ends = None if seconds is None else time.monotonic() + seconds
+    own = pool or Pool()
+    try:
+        for tunable in problems:
+            found = lookup(store, tunable.key, conditions)
+            if found.how in ("exact", "shipped") and not again:
+                yield TunedProblem(tunable, found.record, None)
+                continue
+            if ends is not None and time.monotonic() >= ends:
+                return
+            tuned = tune(
+                tunable,
+                effort,
+                own,
+                store_neighbours=neighbours(store, tunable.key),
+                seed=seed,
+                storage=storage,
+                resume=resume,
+                tag=conditions.triton,
+                deadline=ends,
+                progress=partial(progress, tunable),
+            )
+            record = record_of(tunable, conditions, tuned, effort, seed)
+            if record is not None:
+                store.add(record)
+            yield TunedProblem(tunable, record, tuned)
+            if tuned.interrupted:
+                return
+    finally:
+        if pool is None:
+            own.close()
+
+
+def record_of(
+    tunable: KernelTunable, conditions: Conditions, tuned: Tuned, effort: Effort, seed: int
+) -> Record | None:
+    """The record of a search; None where neither the choice nor the default was timed."""
+    choice = tuned.choice
+    if choice.seconds is None:
+        return None
+    failed = tuple((o.config, f"{o.status}: {o.reason}") for o in tuned.outcomes if not o.ok)
+    return Record(
+        key=tunable.key,
+        conditions=conditions,
+        config=choice.config,
+        seconds=choice.seconds,
+        default=choice.default,
+        default_seconds=choice.default_seconds or choice.seconds,
+        numerics=choice.numerics,
+        runners_up=choice.runners_up,
+        failed=failed,
+        trials=sum(1 for outcome in tuned.outcomes if outcome.seconds),
+        seed=seed,
+        budget=effort.name,
+        made=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
