@@ -1,0 +1,105 @@
+"""What a compile takes from the store: records of the very problem, and of nothing near it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from linear_forms import Form
+from linear_forms import node_of as linear_node
+from tilewright.autotune.key import Conditions
+from tilewright.autotune.record import Record
+from tilewright.autotune.space import Config
+from tilewright.autotune.store import Store
+from tilewright.autotune.tunable import Refused
+from tilewright.codegen.triton.tuning.choices import Choices
+from tilewright.codegen.triton.tuning.registry import template_named
+from tilewright.codegen.triton.tuning.tunable import KernelTunable
+from tilewright.ir.dtypes import DType
+from tilewright.targets import TARGETS
+
+H100 = TARGETS["h100"]
+GEMM = template_named("linear_gemm")
+NODE = linear_node(Form(k=512, n=256, norm="weight", dtype=DType.BF16))
+HERE = Conditions("3.7.1", None, "0.1.0")
+TUNABLE = KernelTunable.of(GEMM, NODE, {"B": 64}, H100)
+OTHER = Config(tuple({**TUNABLE.default.as_dict(), "num_stages": 3, "block_n": 32}.items()))
+
+
+def record(tunable: KernelTunable = TUNABLE, **changes: object) -> Record:
+    made = Record(
+        key=tunable.key,
+        conditions=HERE,
+        config=OTHER,
+        seconds=1e-5,
+        default=tunable.default,
+        default_seconds=1.1e-5,
+        numerics=tunable.numerics(OTHER),
+        runners_up=(),
+        failed=(),
+        trials=9,
+        seed=0,
+        budget="quick",
+        made="2026-11-27T00:00:00+00:00",
+    )
+    return replace(made, **changes)
+
+
+def choices(path: Path, *records: Record) -> Choices:
+    store = Store(path / "tuning.jsonl")
+    for one in records:
+        store.add(one)
+    return Choices(store, H100, HERE)
+
+
+def test_the_record_of_a_problem_is_taken(tmp_path) -> None:
+    assert TUNABLE.space.contains(OTHER)
+    made = choices(tmp_path, record())
+    assert made.config(GEMM, NODE, {"B": 64}) == OTHER
+    assert made.warnings == ()
+    assert [found.how for found in made.found.values()] == ["exact"]
+
+
+def test_an_empty_store_leaves_the_default(tmp_path) -> None:
+    made = choices(tmp_path)
+    assert made.config(GEMM, NODE, {"B": 64}) is None
+    assert [found.how for found in made.found.values()] == ["miss"]
+
+
+@pytest.mark.parametrize("sizes", [{"B": 32}, {"B": 128}, {"B": 16}])
+def test_a_record_of_other_sizes_is_not_taken(tmp_path, sizes) -> None:
+    made = choices(tmp_path, record())
+    assert made.config(GEMM, NODE, sizes) is None
+
+
+def test_a_record_of_another_device_is_not_taken(tmp_path) -> None:
+    made = choices(tmp_path, record(replace(TUNABLE, target=TARGETS["h200"])))
+    assert made.config(GEMM, NODE, {"B": 64}) is None
+    assert [found.how for found in made.found.values()] == ["neighbour"]
+
+
+def test_other_conditions_warn_and_the_kernel_is_compiled_first(tmp_path, monkeypatch) -> None:
+    old = record(conditions=Conditions("3.6.0", "13.0", "0.1.0"))
+    made = choices(tmp_path, old)
+    assert made.config(GEMM, NODE, {"B": 64}) == OTHER
+    (warning,) = made.warnings
+    assert "3.6.0" in warning
+    monkeypatch.setattr(
+        KernelTunable, "prepare", lambda self, configs: {c: Refused("spills") for c in configs}
+    )
+    assert choices(tmp_path, old).config(GEMM, NODE, {"B": 64}) is None
+
+
+def test_a_config_outside_of_the_space_is_not_taken(tmp_path) -> None:
+    odd = Config(tuple({**OTHER.as_dict(), "num_stages": 100}.items()))
+    assert choices(tmp_path, record(config=odd)).config(GEMM, NODE, {"B": 64}) is None
+
+
+def test_other_code_is_another_key(tmp_path, monkeypatch) -> None:
+    kept = choices(tmp_path, record())
+    monkeypatch.setitem(vars(GEMM), "code_hash", "0" * 64)
+    assert kept.config(GEMM, NODE, {"B": 64}) is None
+    (found,) = kept.found.values()
+    assert found.how == "miss" and "template_hash" in found.differs

@@ -1,0 +1,126 @@
+"""``tilewright tune`` without a GPU: an engine's problems, merging, misuse. What it measures is in
+tests/gpu/test_tuning.py, its searches in tests/autotune.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import tilewright as tw
+from cli_running import refused, run
+from tilewright.autotune.effort import EFFORTS
+from tilewright.autotune.key import Conditions
+from tilewright.autotune.record import Record
+from tilewright.autotune.search import Tuned
+from tilewright.compiler import tuning
+from tilewright.compiler.tuning import problems_of_image, record_of, tune_all, tuning_store
+from tilewright.runtime.folder import load_image
+from tiny_models import tiny_model
+from tuning_players import Steady
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An engine for an H100."""
+    path = tmp_path_factory.mktemp("tune") / "engine"
+    model = tiny_model("llama").to(torch.bfloat16)
+    tw.compile(model, target="h100", max_batch_size=20, max_model_len=64).save(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of its own; kernels are compiled in it too, so tests take few."""
+    monkeypatch.setenv("TILEWRIGHT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tuning, "TABLES", tmp_path / "tables")
+    return tmp_path / "cache" / "tuning.jsonl"
+
+
+def test_the_problems_of_an_engine_are_its_products_and_its_attention(folder) -> None:
+    problems = problems_of_image(load_image(folder))
+    names = [(p.template.name, dict(p.key.problem)["tokens"]) for p in problems[:3]]
+    assert names == [("linear_gemv", 1), ("linear_gemm", 16), ("linear_gemm", 32)]
+    assert sum(p.template.name == "paged_decode" for p in problems) == 1
+    assert len({p.key.digest for p in problems}) == len(problems)
+
+
+def test_explain_says_what_the_store_lacks_and_then_has(folder, store) -> None:
+    result = run("tune", "explain", folder)
+    assert result.exit_code == 0 and "linear_gemv" in result.stdout and "miss" in result.stdout
+    tunable = problems_of_image(load_image(folder))[0]
+    tuning_store().add(made_of(tunable, triton="1.0"))
+    found = json.loads(run("tune", "explain", folder, "--json").stdout)
+    assert found[0]["how"] == "stale" and "triton" in json.dumps(found[0])
+
+
+def made_of(tunable, triton: str) -> Record:
+    return Record(
+        key=tunable.key,
+        conditions=Conditions(triton, None, "0"),
+        config=tunable.default,
+        seconds=1e-5,
+        default=tunable.default,
+        default_seconds=1e-5,
+        numerics="",
+        runners_up=(),
+        failed=(),
+        trials=1,
+        seed=0,
+        budget="quick",
+        made="2026-01-01",
+    )
+
+
+def test_searches_end_in_the_store_and_the_second_measures_nothing(folder, store) -> None:
+    problems = problems_of_image(load_image(folder))[:2]
+    with Steady.pool(problems) as pool:
+        first = list(tune_all(problems, EFFORTS["quick"], tuning_store(), pool=pool))
+        rounds = pool.rounds
+        assert rounds > 0 and all(one.record is not None for one in first)
+        again = list(tune_all(problems, EFFORTS["quick"], tuning_store(), pool=pool))
+        assert pool.rounds == rounds
+    assert [one.tuned for one in again] == [None, None]
+    assert [one.record for one in again] == [one.record for one in first]
+    assert len(tuning_store().records()) == 2
+    assert all(one.gain is not None and one.gain >= 0.99 for one in first)
+
+
+def test_a_budget_of_nothing_measures_and_records_nothing(folder, store) -> None:
+    problems = problems_of_image(load_image(folder))[:1]
+    with Steady.pool(problems) as pool:
+        (one,) = tune_all(problems, EFFORTS["none"], tuning_store(), pool=pool)
+        assert pool.rounds == 0
+    assert one.record is None and isinstance(one.tuned, Tuned)
+    assert one.tuned.choice.config == problems[0].default
+    assert record_of(problems[0], Conditions("3", None, "0"), one.tuned, EFFORTS["none"], 0) is None
+    assert not store.exists()
+
+
+def test_records_of_other_machines_are_merged(folder, store, tmp_path) -> None:
+    tunable, other = problems_of_image(load_image(folder))[:2]
+    files = []
+    for number, one in enumerate((tunable, other)):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text(made_of(one, "3.6").line + "\n", encoding="utf-8")
+        files.append(path)
+    result = run("tune", "merge", *files)
+    assert result.exit_code == 0, result.output
+    assert len(tuning_store().records()) == 2
+    again = json.loads(run("tune", "merge", *files, "--json").stdout)
+    assert again["kept"] == 2
+
+
+def test_misuse_is_refused(folder) -> None:
+    refused(run("tune", folder), "a GPU of sm_90", "merged")
+    refused(run("tune", "explain", folder, "--only", "gemm"), "linear_gemm")
+    refused(run("tune", folder, "--effort", "hasty"), "quick")
+    refused(run("tune", folder, "--trials", "-1"), "trials")
+
+
+def test_an_engine_without_kernels_of_ours_is_refused(tmp_path) -> None:
+    tw.compile(tiny_model("llama"), target="cpu", backend="eager").save(tmp_path / "engine")
+    refused(run("tune", "explain", tmp_path / "engine"), "Triton backend")
