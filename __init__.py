@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from . import errors
 
 if TYPE_CHECKING:
+    from .autotune.effort import TuneConfig
     from .compiler.api import compile
     from .compiler.options import KVCacheConfig
     from .runtime.engine import Engine, load
@@ -29,6 +30,7 @@ _HOME = {  # public name → the module that defines it
     "Completion": ".runtime.output",
     "SamplingParams": ".runtime.params",
     "Target": ".targets",
+    "TuneConfig": ".autotune.effort",
 }
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "KVCacheConfig",
     "SamplingParams",
     "Target",
+    "TuneConfig",
     "__version__",
     "compile",
     "errors",

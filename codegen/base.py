@@ -9,6 +9,7 @@ from typing import Literal, Protocol, TypeAlias, cast
 
 import torch
 
+from ..autotune.store import Store
 from ..errors import UsageError
 from ..ir.graph import Graph
 from ..targets import Target
@@ -67,6 +68,7 @@ class Backend(Protocol):
         max_model_len: int | None = None,
         deterministic: bool = False,
         max_sequences: int | None = None,
+        tuning: Store | None = None,
     ) -> Lowered:
         """A Program for the graph.
 
@@ -78,6 +80,7 @@ class Backend(Protocol):
                 op reads, to the bit: the same sequence, alone or in a batch, the same numbers.
             max_sequences: bounds the rows of a decode graph, which no kernel needs to be cut for
                 beyond; more rows are right all the same.
+            tuning: records of which configs of kernels are the fastest; None takes defaults.
 
         Raises:
             UnsupportedError: a kernel that cannot be compiled, or a deterministic Program that the

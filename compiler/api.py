@@ -12,7 +12,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from ..codegen.base import get_backend
+from ..autotune.effort import TuneConfig, effort_of
+from ..codegen.base import Backend, get_backend
 from ..codegen.triton.workers import kept_workers
 from ..errors import CaptureError, UnsupportedError, UsageError
 from ..formats.tokenizer import Tokenizer
@@ -74,6 +75,7 @@ def compile(
     random_weights: int | None = None,
     deterministic: bool = False,
     memory_fraction: float = 0.9,
+    tune: str | TuneConfig = "cached",
     progress: Progress | None = None,
 ) -> Engine:
     """Compiles a model into an engine.
@@ -85,25 +87,24 @@ def compile(
         backend: "auto", "triton", "onnxruntime" or "eager".
         kv_cache: "auto", "paged", "static", a KVCacheConfig; None compiles a causal LM as a plain
             module. A plain nn.Module becomes a causal LM too if its only example input is token ids
-            i64[1, S], dynamic_shapes is None, and it gives logits [1, S, V] over the ids' own
-            vocabulary, tokens mixing in causal attention only. Where "auto" finds otherwise it
-            stays a plain module, and the report's capture notes say why; a form that was named is
-            an error.
-        dtype: "auto" keeps a module's own, and takes float32 for files on a CPU; or "float32",
-            "bfloat16", "float16".
+            i64[1, S], dynamic_shapes is None, and it gives logits [1, S, V] over their vocabulary,
+            tokens mixing in causal attention only. Where "auto" finds otherwise the report's
+            capture notes say why; for a form that was named it is an error.
+        dtype: "auto" (a module's own, float32 for files), "float32", "bfloat16" or "float16".
         max_model_len: longest sequence in tokens, prompt and completion together; by default the
             model's own limit, at most 8192.
         max_batch_size: most sequences at once, by default 8.
         dynamic_shapes: of a plain module's inputs, as torch.export takes it.
-        verify: "off", "structure", "sample" (numbers before and after each pass on a short input)
-            or "full".
+        verify: "off", "structure", "sample" (numbers of one layer of each kind) or "full".
         trust_remote_code: whether a model folder may bring Python code of its own.
-        random_weights: a seed: the weights of a model folder are not read, but random (norms are
-            ones), the same in every process; to measure shapes without their checkpoint.
+        random_weights: a seed: the weights of a model folder are random (norms are ones), the same
+            in every process; to measure shapes without their checkpoint.
         deterministic: whether a sequence gives the same bits alone and in any batch. Needs the
-            Triton backend, whose kernels then have one cut for all sizes, which takes longer.
-        memory_fraction: of a GPU's memory that weights, KV cache and steps may take together. The
-            cache has room for max_batch_size sequences of full length, or for what fits.
+            Triton backend, whose kernels then have one cut for all sizes: slower.
+        memory_fraction: of a GPU's memory for weights, KV cache and steps; the cache has room for
+            max_batch_size sequences of full length, or for what fits.
+        tune: "cached" uses what is known of decode kernels, "none" does not; "quick", "full" or a
+            TuneConfig measure what is not known first, on this machine's GPU.
         progress: called as phases begin.
 
     Returns:
@@ -127,6 +128,7 @@ def compile(
         random_weights=random_weights,
         deterministic=deterministic,
         memory_fraction=memory_fraction,
+        tune=tune,
     )
     phases = Phases(progress)
     image = phases.run(
@@ -254,6 +256,8 @@ def _finish(
     cache = None if limit is None else options.cache
     backend = get_backend(options.backend)
     checks = Checks(source, options, backend, limit)
+    if limit is not None and effort_of(options.tune).measures:
+        phases.run("tune", 0.42, lambda: _tune(graph, backend, options))
     phases.run("verify", 0.45, checks.on_one_of_each_layer)
     passed = phases.run(
         "passes",
@@ -278,6 +282,7 @@ def _finish(
             limit,
             options.deterministic,
             options.max_batch_size,
+            options.records,
         ),
     )
     phases.run("check", 0.85, lambda: checks.of_programs(passed, lowered, samples))
@@ -297,6 +302,16 @@ def _finish(
         else DecodePart(lowered.decode.program, _texts(passed.fork, passed.decode_records)),
     )
     return image, final
+
+
+def _tune(graph: Graph, backend: Backend, options: CompileOptions) -> None:
+    """Measures what the store does not know of the decode graph's kernels."""
+    from .tuning import tune_decode  # brings the templates, and with them Triton
+
+    page = options.page_size
+    passed = pass_graphs(graph, options.cache, backend, "off", None, page)
+    if passed.decode is not None:
+        tune_decode(passed.decode, options)
 
 
 def _open(model: object, options: CompileOptions) -> Source:

@@ -66,7 +66,15 @@ class Checks:
         exact = self.options.deterministic
         passed = pass_graphs(graph, cache, self.backend, "structure", ids, page_size, exact)
         most = self.options.max_batch_size
-        lowered = lower_graphs(passed, self.backend, self.options.target, self.limit, exact, most)
+        lowered = lower_graphs(
+            passed,
+            self.backend,
+            self.options.target,
+            self.limit,
+            exact,
+            most,
+            self.options.records,
+        )
         key = check_key(passed.graphs, lowered, cut.weights)
         error = remembered(key)
         if error is None:

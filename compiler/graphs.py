@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from ..autotune.store import Store
 from ..codegen.base import Backend, Lowered
 from ..ir.graph import Graph, Weight
 from ..passes.base import Pass
@@ -156,15 +157,16 @@ def lower_graphs(
     limit: int | None,
     deterministic: bool = False,
     max_sequences: int | None = None,
+    tuning: Store | None = None,
 ) -> LoweredGraphs:
-    """Lowers the graphs of a model; ``limit`` is a causal LM's context, and ``max_sequences`` the
-    most of them in a step. A decode Program that no
-    CUDA graph can hold would bring nothing: it is left out.
+    """Lowers the graphs of a model; ``limit`` is a causal LM's context, ``max_sequences`` the most
+    of them in a step, and ``tuning`` what is known of decode kernels. A decode Program that no CUDA
+    graph can hold would bring nothing: it is left out.
     """
     general = backend.lower(passed.final, target, limit, deterministic)
     if passed.decode is None:
         return LoweredGraphs(general, None)
-    decode = backend.lower(passed.decode, target, limit, max_sequences=max_sequences)
+    decode = backend.lower(passed.decode, target, limit, max_sequences=max_sequences, tuning=tuning)
     return LoweredGraphs(general, None if obstacles(decode.program) else decode)
 
 

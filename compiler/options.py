@@ -8,6 +8,8 @@ from typing import Literal, cast
 
 import torch
 
+from ..autotune.effort import TuneConfig, effort_of
+from ..autotune.store import Store
 from ..codegen.base import KVCacheKind, backend_names, get_backend
 from ..errors import UnsupportedError, UsageError
 from ..passes.driver import VerifyLevel
@@ -59,6 +61,7 @@ class CompileOptions:
         random_weights: seed of the weights of a model folder that has none, None to read them.
         deterministic: whether a row's numbers depend on no other row.
         memory_fraction: of the device's memory that an engine may take.
+        tune: what may be spent on measuring decode kernels.
     """
 
     target: Target
@@ -74,6 +77,14 @@ class CompileOptions:
     random_weights: int | None = None
     deterministic: bool = False
     memory_fraction: float = 0.9
+    tune: str | TuneConfig = "cached"
+
+    @property
+    def records(self) -> Store | None:
+        """What is known of kernels; None where defaults are asked for, or one cut for all."""
+        from .tuning import tuning_store
+
+        return None if self.tune == "none" or self.deterministic else tuning_store()
 
 
 def resolve_options(
@@ -89,6 +100,7 @@ def resolve_options(
     random_weights: int | None = None,
     deterministic: bool = False,
     memory_fraction: float = 0.9,
+    tune: str | TuneConfig = "cached",
 ) -> CompileOptions:
     """Checks the options that a user gave, and fills in what "auto" means here.
 
@@ -129,7 +141,25 @@ def resolve_options(
         random_weights,
         deterministic,
         float(memory_fraction),
+        _tune(tune, device, name, deterministic),
     )
+
+
+def _tune(
+    tune: str | TuneConfig, target: Target, backend: str, deterministic: bool
+) -> str | TuneConfig:
+    """The option, where it can be had."""
+    if not effort_of(tune).measures:
+        return tune
+    here = backend == "triton" and not target.is_cpu and Target.detect().arch == target.arch
+    if not here or deterministic:
+        raise UnsupportedError(
+            f"tune={tune if isinstance(tune, str) else 'TuneConfig(…)'} for {target.name}",
+            expected=f"the Triton backend, not deterministic, and a GPU of {target.sm} here",
+            found=f"backend {backend!r} on {Target.detect().name}",
+            remedy="Use tune='cached'; tune on such a machine, and merge its records here.",
+        )
+    return tune
 
 
 def _is_seed(value: object) -> bool:

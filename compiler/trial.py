@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from ..codegen.eager.backend import is_call
 from ..codegen.lowering import Buffers
 from ..codegen.program import Call, Program
 from ..codegen.triton.backend import OwnBytes
+from ..codegen.triton.hand_on import handed_values, hands_on, own_results
 from ..codegen.triton.interpreted import SWITCH, InterpretedKernel
 from ..errors import VerificationError
 from ..ir.graph import Graph, param_name
@@ -115,7 +117,7 @@ def run_trial(folder: Path) -> float:
     worst = 0.0
     for case in range(len({name.split(":")[1] for name in tensors if name.startswith("input:")})):
         inputs = [tensors[f"input:{case}:{i}"] for i in range(len(graph.inputs))]
-        values = _Values(graph)
+        values = _Values(graph, program, weights)
         with torch.no_grad():
             expected = interpret(graph, inputs, weights, values.take)
         runner.steps = [(call, values.spot_checked(call, kernel)) for call, kernel in whole]
@@ -128,8 +130,8 @@ def run_trial(folder: Path) -> float:
 class _Values:
     """The reference's values by the names of a Program's buffers."""
 
-    def __init__(self, graph: Graph) -> None:
-        self.buffers = Buffers(graph)
+    def __init__(self, graph: Graph, program: Program, weights: Mapping[str, torch.Tensor]) -> None:
+        self.buffers, self.program, self.weights = Buffers(graph), program, weights
         self.found: dict[str, torch.Tensor] = {}
 
     def take(self, node: Node, value: Value) -> None:
@@ -139,9 +141,14 @@ class _Values:
 
     def spot_checked(self, call: Call, kernel: Kernel) -> Kernel:
         """A kernel that runs in part where there is much of it."""
-        if not isinstance(kernel, InterpretedKernel) or not set(call.results) <= set(self.found):
+        handed, own = None, own_results(call, call.results)
+        if hands_on(call):
+            weight = self.weights[self.program.weights[str(call.operands[-1])]]
+            groups = int(str(self.program.buffers[call.results[-1]].shape[1]))
+            handed = partial(handed_values, weight=weight, groups=groups)
+        if not isinstance(kernel, InterpretedKernel) or not set(own) <= set(self.found):
             return kernel
-        return SpotCheckedKernel(kernel, [self.found[name] for name in call.results])
+        return SpotCheckedKernel(kernel, [self.found[name] for name in own], handed)
 
 
 def outputs_error(

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..autotune.effort import Effort
+from ..autotune.effort import Effort, TuneConfig, effort_of
 from ..autotune.key import Conditions
 from ..autotune.lookup import Found, lookup, neighbours
 from ..autotune.pool import Pool
@@ -20,13 +21,19 @@ from ..codegen.triton.tuning.conditions import conditions_here
 from ..codegen.triton.tuning.problems import problems_of
 from ..codegen.triton.tuning.tunable import KernelTunable
 from ..errors import UnsupportedError
+from ..ir.graph import Graph
 from ..ir.parser import parse_graph
 from ..runtime.image import EngineImage
 from ..settings import current
 from ..targets import Target
 
+if TYPE_CHECKING:
+    pass
+
+if TYPE_CHECKING:
+    from .options import CompileOptions
+
 TABLES = Path(__file__).parent.parent / "autotune" / "tables"
-CONTEXT = 1024  # tokens of a sequence that decode attention is tuned at, where the model has them
 
 
 @dataclass(frozen=True)
@@ -70,10 +77,19 @@ def problems_of_image(image: EngineImage) -> Sequence[KernelTunable]:
             found=f"backend {image.backend!r}" + ("" if decode else ", no decode Program"),
             remedy="Compile it with backend='triton', for a GPU, and without deterministic=True.",
         )
-    graph = parse_graph(decode.graphs[-1][1])
-    lm = image.lm
-    context = min(CONTEXT, lm.max_model_len)
-    return problems_of(graph, Target.parse(image.target), lm.max_batch_size, context, lm.page_size)
+    graph, lm = parse_graph(decode.graphs[-1][1]), image.lm
+    return problems_of(graph, Target.parse(image.target), lm.max_batch_size)
+
+
+def tune_decode(graph: Graph, options: CompileOptions) -> None:
+    """Tunes what the store does not know of a decode graph, as ``options.tune`` says."""
+    wanted = options.tune
+    given = wanted if isinstance(wanted, TuneConfig) else TuneConfig()
+    problems = problems_of(graph, options.target, options.max_batch_size)
+    for _ in tune_all(
+        problems, effort_of(wanted), tuning_store(), storage=given.storage, seed=given.seed
+    ):
+        pass
 
 
 def looked_up(problems: Sequence[KernelTunable], store: Store) -> Sequence[Found]:

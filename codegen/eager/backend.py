@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from ...autotune.store import Store
 from ...ir.graph import Graph
 from ...ir.interpreter import resolve_attr
 from ...ir.node import Node
@@ -33,6 +34,7 @@ class EagerBackend:
         max_model_len: int | None = None,
         deterministic: bool = False,
         max_sequences: int | None = None,
+        tuning: Store | None = None,
     ) -> Lowered:
         """One call a node, in the graph's order."""
         buffers = Buffers(graph)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from ...autotune.store import Store
 from ...ir.graph import Graph, param_name
 from ...ir.interpreter import interpret
 from ...ir.node import Attr, Node
@@ -38,6 +39,7 @@ class OnnxBackend:
         max_model_len: int | None = None,
         deterministic: bool = False,
         max_sequences: int | None = None,
+        tuning: Store | None = None,
     ) -> Lowered:
         """One call and one model a region, one call a node that has no place in one.
 

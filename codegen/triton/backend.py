@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 
+from ...autotune.store import Store
 from ...errors import EngineError
 from ...ir.graph import Graph
 from ...targets import TARGETS, Target
 from ..base import Kernel, KVCacheKind, Lowered, ReadFile
 from ..program import Call, Program
 from .interpreted import InterpretedKernel
+from .kernels.linear_tiles import Cutting
 from .library import PREFIX as LIBRARY_PREFIX
 from .library import LibraryKernel
 from .package import FOLDER, KernelPackage, read_package
 from .source import Pointer
+
+if TYPE_CHECKING:
+    from .tuning.choices import Choices
 
 
 class OwnBytes(bytes):
@@ -37,6 +43,7 @@ class TritonBackend:
         max_model_len: int | None = None,
         deterministic: bool = False,
         max_sequences: int | None = None,
+        tuning: Store | None = None,
     ) -> Lowered:
         """A kernel or library call for each node; what no candidate takes runs in torch, and is
         noted. Kernels are compiled for the target's architecture, all at once.
@@ -46,7 +53,9 @@ class TritonBackend:
         from .show import show_packages
 
         tuned_for = TARGETS["h100"] if target.is_cpu else target
-        program, sources, notes = lower_graph(graph, tuned_for, deterministic, max_sequences)
+        chosen = None if tuning is None else _choices(tuning, tuned_for)
+        cutting = Cutting(max_sequences, chosen)
+        program, sources, notes = lower_graph(graph, tuned_for, deterministic, cutting)
         if target.is_cpu:
             packages = [KernelPackage(source, {}) for source in sources]
         else:
@@ -57,6 +66,9 @@ class TritonBackend:
             for package in packages
             for name, content in package.files().items()
         }
+        if chosen is not None:
+            files["tuning.jsonl"] = OwnBytes(chosen.lines())
+            notes += chosen.notes
         return Lowered(program, files, notes)
 
     def load(
@@ -95,6 +107,13 @@ class TritonBackend:
                 remedy="Run the engine on a machine with the GPU it was compiled for.",
             )
         return InterpretedKernel(package.source, results, call.aliases, device)
+
+
+def _choices(tuning: Store, target: Target) -> Choices:
+    from .tuning.choices import Choices
+    from .tuning.conditions import conditions_here
+
+    return Choices(tuning, target, conditions_here())
 
 
 def _check_arguments(package: KernelPackage, call: Call, program: Program) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 from .generate import emit_fused
 from .kernels.append_kv import emit_append_kv
 from .kernels.linear import emit_invariant_linear, emit_linear
+from .kernels.linear_tiles import Cutting
 from .kernels.paged_attention import emit_invariant_attention, emit_paged_attention
 from .kernels.paged_decode import emit_paged_decode
 from .kernels.sample import emit_sample
@@ -32,9 +33,9 @@ neither takes runs as torch defines it, and is reported.
 """
 
 
-def kernels_for(max_sequences: int | None) -> Mapping[str, tuple[Emit, ...]]:
-    """``KERNELS``, decode products cut for up to so many sequences; None for any number."""
-    linear: Emit = partial(emit_linear, most=max_sequences)
+def kernels_for(cutting: Cutting) -> Mapping[str, tuple[Emit, ...]]:
+    """``KERNELS``, decode products cut as ``cutting`` says."""
+    linear: Emit = partial(emit_linear, cutting=cutting)
     return {**KERNELS, "fused": (linear, emit_fused)}
 
 

@@ -6,7 +6,9 @@ operands are dense buffers, made by a copy kernel if need be.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from ...errors import UnsupportedError
 from ...ir.dims import product
@@ -18,17 +20,20 @@ from ..eager.backend import eager_call, is_call
 from ..lowering import Buffers, assemble
 from ..program import Call, Program
 from .candidates import INVARIANT, kernels_for
+from .hand_on import find_links
+from .kernels.linear import emit_linear
+from .kernels.linear_tiles import ANY, Cutting
 from .layout import VIEWS, Layout, is_dense, located
 from .library import PREFIX, takes, views_of
 from .package import kernel_id
-from .source import KernelSource
+from .source import Emit, KernelSource
 
 
 def lower_graph(
     graph: Graph,
     target: Target,
     deterministic: bool = False,
-    max_sequences: int | None = None,
+    cutting: Cutting = ANY,
 ) -> tuple[Program, tuple[KernelSource, ...], tuple[str, ...]]:
     """A Program, the sources of its kernels (each once), and what fell back to torch, in words.
 
@@ -36,7 +41,7 @@ def lower_graph(
         UnsupportedError: ``deterministic``, and an op whose sums only a library or torch computes,
             in an order that may change with the number of rows.
     """
-    lowering = _Lowering(graph, target, deterministic, max_sequences)
+    lowering = _Lowering(graph, target, deterministic, cutting)
     for node in graph.nodes:
         if is_call(node) and node.op not in VIEWS:
             lowering.compute(node)
@@ -48,12 +53,12 @@ def lower_graph(
 
 
 class _Lowering:
-    def __init__(
-        self, graph: Graph, target: Target, deterministic: bool, max_sequences: int | None
-    ) -> None:
+    def __init__(self, graph: Graph, target: Target, deterministic: bool, cutting: Cutting) -> None:
         self.target, self.buffers = target, Buffers(graph)
         self.deterministic = deterministic
-        self.kernels = INVARIANT if deterministic else kernels_for(max_sequences)
+        self.kernels = INVARIANT if deterministic else kernels_for(cutting)
+        self.cutting = cutting
+        self.links = find_links(graph, target, cutting, deterministic)
         self.calls: list[Call] = []
         self.sources: dict[str, KernelSource] = {}
         self.notes: list[str] = []
@@ -109,20 +114,28 @@ class _Lowering:
         return base, layout
 
     def _source(self, node: Node, layouts: tuple[Layout | None, ...]) -> KernelSource | None:
-        for emit in self.kernels.get(node.op, ()):
+        for emit in self._emits(node):
             source = emit(node, layouts, self.target)
             if source is not None:
                 return self.sources.setdefault(kernel_id(source), source)
+        assert self.links.hands(node) is None, "what is linked is what kernels take"
         return None
 
+    def _emits(self, node: Node) -> Sequence[Emit]:
+        hands = self.links.hands(node)
+        if hands is None:
+            return self.kernels.get(node.op, ())
+        return (partial(emit_linear, cutting=self.cutting, hands=hands),)
+
     def _kernel_call(self, node: Node, source: KernelSource, bases: tuple[str | None, ...]) -> Call:
-        return Call(
+        call = Call(
             f"triton/{source.kind}/{kernel_id(source)}",
             bases,
             self.buffers.of(node),
             aliases=schema(node.op).aliases,
             origin=_origin(node),
         )
+        return self.links.extended(call, node, self.buffers)
 
     def _in_torch(self, node: Node) -> None:
         for operand in node.operands:

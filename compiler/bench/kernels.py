@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ...codegen.triton.hand_on import own_results
 from ...errors import UnsupportedError, UsageError
 from ...runtime.engine import CausalLMEngine
 from ..regress.timing.kernels import WRONG
@@ -278,7 +279,8 @@ def _error(call: StepCall, rivals: Mapping[str, KernelRival]) -> float | None:
         )
     except Exception:  # whoever cannot run says so when he is timed
         return None
-    return max((_apart(a, b) for a, b in zip(ours, theirs, strict=True)), default=None)
+    own = own_results(call.problem.call, ours)
+    return max((_apart(a, b) for a, b in zip(own, theirs, strict=True)), default=None)
 
 
 def _tensors(found: object) -> list[torch.Tensor]:

@@ -21,6 +21,7 @@ from .options import (
     Model,
     RandomOption,
     TargetOption,
+    TuneOption,
     VerifyOption,
     WeightsOption,
     compile_in_memory,
@@ -49,6 +50,7 @@ def compile_model(
     random_weights: RandomOption = None,
     deterministic: DeterministicOption = False,
     memory_fraction: MemoryOption = 0.9,
+    tune: TuneOption = "cached",
     as_json: JsonOption = False,
 ) -> None:
     """Compile MODEL into an engine folder."""
@@ -69,6 +71,7 @@ def compile_model(
         random_weights=random_weights,
         deterministic=deterministic,
         memory_fraction=memory_fraction,
+        tune=tune,
     )
 
     with progress(f"save {output.name}") as advance:

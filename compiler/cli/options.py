@@ -57,6 +57,12 @@ MemoryOption = Annotated[
         "--memory-fraction", help="Share of the GPU's memory for weights, KV cache and steps."
     ),
 ]
+TuneOption = Annotated[
+    str,
+    typer.Option(
+        help="none, cached (what is known of decode kernels), or quick or full: measure first."
+    ),
+]
 CheckpointOption = Annotated[
     Path | None,
     typer.Option(
@@ -169,6 +175,7 @@ def compile_in_memory(
     random_weights: int | None = None,
     deterministic: bool = False,
     memory_fraction: float = 0.9,
+    tune: str = "cached",
 ) -> EngineImage:
     """Compiles a model, with a progress bar; nothing is written."""
     from ..options import resolve_options
@@ -185,6 +192,7 @@ def compile_in_memory(
         random_weights=random_weights,
         deterministic=deterministic,
         memory_fraction=memory_fraction,
+        tune=tune,
     )
     if not Path(path).exists():
         raise UsageError(

@@ -196,6 +196,7 @@ def _image(
         random_weights=random_weights,
         deterministic=False,
         memory_fraction=0.9,
+        tune="none",
     )
 
 

@@ -7,6 +7,10 @@ import json
 import pytest
 
 import tilewright as tw
+from handed_forms import alone
+from tilewright.codegen.triton.hand_on import hands_on
+from tilewright.codegen.triton.invocation import plan_call
+from tilewright.codegen.triton.package import read_package
 from tilewright.errors import UnsupportedError, UsageError
 from tilewright.ir.parser import parse_graph
 from tilewright.ir.verifier import verify
@@ -47,6 +51,33 @@ def test_a_decode_layer_is_seven_launches_at_most() -> None:
         "rms_norm_linear_gated",
         "linear_add",
     ]
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 17])
+def test_a_decode_step_has_a_launch_fewer_for_each_norm_that_is_handed_on(tokens: int) -> None:
+    ours = decode_launches(tokens)
+    with alone():
+        theirs = decode_launches(tokens)
+    assert len(theirs) - len(ours) == (4 if tokens > 1 else 0)
+    normalise = [name for name in ours if name.endswith("_normalise")]
+    assert len(normalise) == (1 if tokens > 1 else 0)  # of the embedding, whose kernel is another
+
+
+def test_norms_whose_steps_round_are_handed_on_too() -> None:
+    decode = compiled(dtype="bfloat16").image.decode
+    assert decode is not None and sum(map(hands_on, decode.program.calls)) == 4
+
+
+def decode_launches(tokens: int) -> list[str]:
+    """The functions that a step of so many sequences launches."""
+    image = compiled().image
+    program, names = image.decode.program, []
+    for call in program.calls:
+        source = read_package(image.files.__getitem__, call.kernel.rsplit("/", 1)[1]).source
+        results = [program.buffers[name] for name in call.results]
+        plan = plan_call(source, results, {"B": tokens, "M": 1, "N": tokens})
+        names += [launch.function for launch, _, _ in plan.launches]
+    return names
 
 
 def compiled_layers() -> list:

@@ -99,21 +99,39 @@ def _one_token(
 
 
 @triton.jit
+def _sums(squares, tokens, GROUPS: tl.constexpr):
+    """Sums of the tokens' rows of squares [T, GROUPS]: f32 [1, M]. A few groups at a time, for a
+    program's registers do not hold all of many tokens.
+    """
+    M: tl.constexpr = tokens.shape[0]
+    CHUNK: tl.constexpr = 1024 // M
+    group = tl.arange(0, CHUNK)[:, None]
+    rows = squares + tokens.to(tl.int64)[None, :] * GROUPS
+    total = tl.zeros([CHUNK, M], tl.float32)
+    for start in tl.static_range(0, GROUPS, CHUNK):
+        total += tl.load(rows + start + group, mask=start + group < GROUPS, other=0.0)
+    return tl.sum(total, axis=0, keep_dims=True)
+
+
+@triton.jit
 def _tokens(
     x,
     x_stride,
     weight,
     rows,
     tokens,
+    squares,
+    GROUPS: tl.constexpr,
     K: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SPLITS: tl.constexpr,
     AHEAD: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Tokens of x [T, K] times rows of the weight over this program's part of K: f32 [R, M]. The
-    weight is the left operand, so that few tokens fill an instruction. The first tile of weights,
-    and AHEAD columns behind it as far as the L2, are on their way before x is waited for.
+    """Tokens of x [T, K] times rows of the weight over this program's part of K: f32 [R, M]; and
+    the tokens' sums of squares f32 [1, M], 0 where there are none. The weight is the left operand,
+    so that few tokens fill an instruction. The first tile of weights, and AHEAD columns behind it
+    as far as the L2, are on their way before x is waited for.
     """
     R: tl.constexpr = rows.shape[0]
     M: tl.constexpr = tokens.shape[0]
@@ -132,12 +150,15 @@ def _tokens(
             _prefetch(w_rows, begin + BLOCK_K, K, AHEAD)
         tl.extra.cuda.gdc_wait()
     value = _inputs(x_rows, begin + k[:, None], K, BLOCK_K)
+    total = tl.zeros([1, M], tl.float32)
+    if squares is not None:  # here, so that they come with the first of x, and not behind the last
+        total = _sums(squares, tokens, GROUPS)
     acc = tl.dot(w, value, tl.zeros([R, M], tl.float32), input_precision="ieee")
     for start in range(begin + BLOCK_K, end, BLOCK_K):
         w = _weights(w_rows, start + k[None, :], K, BLOCK_K)
         value = _inputs(x_rows, start + k[:, None], K, BLOCK_K)
         acc = tl.dot(w, value, acc, input_precision="ieee")
-    return acc
+    return acc, total
 
 
 @triton.jit
@@ -161,6 +182,36 @@ def _gathered(acc, partial, counters, SPLITS: tl.constexpr):
             acc += tl.load(parts + split * (R * M), cache_modifier=".cg")
         tl.store(counters + tile, 0)
     return acc, last
+
+
+@triton.jit
+def _hand_on(
+    h,
+    norm,
+    scaled,
+    squares,
+    column,
+    token,
+    tokens,
+    N: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """Writes what ``rms_norm(h, norm)`` in front of the next product needs of a tile of h [R, M]:
+    h times the norm's weight, to ``scaled`` [T, N], and the sums of its squares over GROUP columns,
+    to ``squares`` [T, N / GROUP].
+    """
+    R: tl.constexpr = h.shape[0]
+    M: tl.constexpr = h.shape[1]
+    GROUPS: tl.constexpr = N // GROUP
+    row = token.to(tl.int64)
+    wide = h.to(tl.float32)
+    weight = tl.load(norm + column, mask=column < N, other=0.0).to(tl.float32)
+    there = (column < N) & (token < tokens)
+    tl.store(scaled + row * N + column, (wide * weight).to(h.dtype), mask=there)
+    sums = tl.sum(tl.reshape(wide * wide, (R // GROUP, GROUP, M)), axis=1)
+    group = tl.program_id(0) * (R // GROUP) + tl.arange(0, R // GROUP)[:, None]
+    there = (group < GROUPS) & (token < tokens)
+    tl.store(squares + row * GROUPS + group, sums, mask=there)
 
 
 @triton.jit

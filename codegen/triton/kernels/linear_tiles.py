@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from ....ir.dims import Size
 from ....ir.dtypes import DType
@@ -11,11 +12,12 @@ from ....ir.graph import Graph
 from ....ir.node import Node
 from ....ir.ops.control import body_of
 from ....targets import Target
-from ..generate_ops import attr_float
+from ..generate_ops import attr_float, elementwise
 from ..generate_space import BODY_VIEWS
 from ..layout import Layout, is_dense
 from .linear_views import Place, place_of
 
+_BUCKETS = (16, 32, 64, 128)  # tokens of a program
 FLOATS = (DType.F16, DType.BF16, DType.F32)
 
 SPACE: Mapping[str, tuple[int, ...]] = {
@@ -188,6 +190,59 @@ def default_gemv(problem: Problem, target: Target) -> GemvTiles:
     rows = 4 if long or problem.parts == 2 else 2
     return GemvTiles(
         min(rows // problem.parts, _power(problem.n)), block_k, max(1, min(8, block_k // 256))
+    )
+
+
+class Chosen(Protocol):
+    """What a tuner found; None leaves the default."""
+
+    def gemv(self, node: Node) -> GemvTiles | None:
+        """For one token."""
+
+    def gemm(self, node: Node, block_m: int) -> GemmTiles | None:
+        """For up to ``block_m`` tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cutting:
+    """What products of a graph are cut for.
+
+    Attributes:
+        most: tokens at most, None for any number: more are right all the same.
+        chosen: by a tuner.
+    """
+
+    most: int | None = None
+    chosen: Chosen | None = None
+
+    def gemv(self, problem: Problem, target: Target) -> GemvTiles:
+        """Tiles for one token."""
+        chosen = None if self.chosen is None else self.chosen.gemv(problem.node)
+        return chosen or default_gemv(problem, target)
+
+    def gemms(self, problem: Problem, target: Target) -> list[GemmTiles] | None:
+        """Tiles for several tokens; the last of them take any number. None where there is no
+        kernel: no tiles fit the target, or the body holds an op that kernels lack.
+        """
+        most = self.most
+        sizes = [m for m in _BUCKETS if most is None or m // 2 < most or m == _BUCKETS[0]]
+        tiles = [self._gemm(problem, target, block_m) for block_m in sizes]
+        gemms = [one for one in tiles if one is not None]
+        return gemms if len(gemms) == len(tiles) and are_taken(problem, gemms) else None
+
+    def _gemm(self, problem: Problem, target: Target, block_m: int) -> GemmTiles | None:
+        chosen = None if self.chosen is None else self.chosen.gemm(problem.node, block_m)
+        return chosen or default_gemm(problem, target, block_m)
+
+
+ANY = Cutting()
+"""For any number of tokens, by default."""
+
+
+def are_taken(problem: Problem, gemms: Sequence[GemmTiles]) -> bool:
+    """Whether each split has columns, and kernels have each op of the body."""
+    return all(tiles.has_work(problem.k) for tiles in gemms) and all(
+        elementwise(m, ["x"] * len(m.args)) is not None for m in problem.members
     )
 
 

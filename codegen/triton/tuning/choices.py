@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 
 from ....autotune.key import Conditions
@@ -11,6 +12,9 @@ from ....autotune.store import Store
 from ....autotune.tunable import Ready
 from ....ir.node import Node
 from ....targets import Target
+from ..kernels.linear_tiles import GemmTiles, GemvTiles
+from .linear import gemm_of, gemv_of
+from .problems import GEMM, GEMV, token_sizes
 from .template import Sizes, Template
 from .tunable import KernelTunable
 
@@ -45,10 +49,32 @@ class Choices:
             self._configs[digest] = self._looked_up(tunable, digest)
         return self._configs[digest]
 
+    def gemv(self, node: Node) -> GemvTiles | None:
+        """The cut of a product for one token."""
+        config = self.config(GEMV, node, token_sizes(node, 1))
+        return None if config is None else gemv_of(config)
+
+    def gemm(self, node: Node, block_m: int) -> GemmTiles | None:
+        """The cut of a product for up to ``block_m`` tokens."""
+        config = self.config(GEMM, node, token_sizes(node, block_m))
+        return None if config is None else gemm_of(config)
+
+    def lines(self) -> bytes:
+        """What came of each lookup, one JSON object a line, for the engine's folder."""
+        texts = (json.dumps(found.to_json()) for found in self.found.values())
+        return "".join(f"{text}\n" for text in texts).encode()
+
     @property
-    def warnings(self) -> tuple[str, ...]:
-        """What the user should know of records that are used though conditions differ."""
-        return tuple(w for found in self.found.values() if (w := found.warning) is not None)
+    def notes(self) -> tuple[str, ...]:
+        """One line on records that are used though conditions differ; none where there are none."""
+        stale = [f for f in self.found.values() if f.how == "stale" and f.record is not None]
+        if not stale:
+            return ()
+        fields = sorted({name for found in stale for name in found.differs})
+        return (
+            f"{len(stale)} configs of decode kernels were tuned under other conditions "
+            f"({', '.join(fields)}); tilewright tune measures them anew",
+        )
 
     def _looked_up(self, tunable: KernelTunable, digest: str) -> Config | None:
         found = self.found[digest] = lookup(self.store, tunable.key, self.conditions)

@@ -12,7 +12,7 @@ from ....autotune.space import Choice, Config, Constraint, Integer, Space, Value
 from ....ir.dims import evaluate
 from ....ir.node import Node
 from ....targets import Target
-from ..kernels import linear, linear_kernel, linear_tiles
+from ..kernels import linear, linear_epilogue, linear_hands, linear_kernel, linear_tiles
 from ..kernels.linear import linear_source
 from ..kernels.linear_tiles import (
     GemmTiles,
@@ -35,7 +35,7 @@ _THREADS_PER_SM = 2048
 class _Linear(Template):
     """What both kernels have in common."""
 
-    modules = (linear, linear_kernel, linear_tiles)
+    modules = (linear, linear_epilogue, linear_hands, linear_kernel, linear_tiles)
 
     def takes(self, node: Node) -> bool:
         """A ``fused`` node of kind "linear" that the kernels compute."""

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ....codegen.base import Kernel
+from ....codegen.triton.hand_on import own_results
 from .problems import Load, Operands, Problem
 
 UNIT_SECONDS = 60e-6
@@ -182,9 +183,11 @@ class PairedUnit:
 
 
 def _difference(problem: Problem, old: Kernel) -> float:
-    """How far the two kernels' results are apart; state is written by both, and left out."""
-    ours = [x.double() for x in problem.kernel(problem.operands, problem.sizes)]
-    theirs = [x.double() for x in old(problem.operands, problem.sizes)]
+    """How far the two kernels' results are apart; state is written by both, and left out, and so is
+    what they hand on to others, which is not always written.
+    """
+    sides = (kernel(problem.operands, problem.sizes) for kernel in (problem.kernel, old))
+    ours, theirs = ([x.double() for x in own_results(problem.call, found)] for found in sides)
     worst = 0.0
     for a, b in zip(ours, theirs, strict=True):
         if a.shape != b.shape:

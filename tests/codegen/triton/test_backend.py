@@ -8,7 +8,9 @@ from torch import nn
 
 import tilewright as tw
 from tilewright.codegen.triton.backend import BACKEND, OwnBytes
+from tilewright.codegen.triton.hand_on import hands_on
 from tilewright.codegen.triton.lowering import lower_graph
+from tilewright.compiler.engine_checks import verify_image
 from tilewright.errors import EngineError
 from tilewright.ir.interpreter import interpret
 from tilewright.ir.parser import parse_graph
@@ -39,10 +41,22 @@ def test_named_architectures_give_the_logits_and_tokens_of_hugging_face(name: st
 def test_sequences_share_steps_of_prefill_and_decode() -> None:
     model = tiny_model("qwen3")
     engine = tw.compile(model, backend="triton", target="cpu")
+    decode = engine.image.decode
+    assert decode is not None and sum(map(hands_on, decode.program.calls)) == 4
     params = [tw.SamplingParams(max_new_tokens=n, ignore_eos=True) for n in (2, 1, 2)]
     found = engine.generate(PROMPTS, params)
     expected = [greedy(model, p, n) for p, n in zip(PROMPTS, (2, 1, 2), strict=True)]
     assert [completion.token_ids for completion in found] == expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_norms_that_are_handed_on_give_the_logits_of_the_graph(dtype: str) -> None:
+    options = {"target": "cpu", "backend": "triton", "max_model_len": 32, "verify": "off"}
+    image = tw.compile(tiny_model("llama"), dtype=dtype, **options).image
+    assert image.decode is not None
+    assert sum(map(hands_on, image.decode.program.calls)) == 4
+    checks = [check.name for check in verify_image(image)]
+    assert checks[-2:] == ["decode program, one sequence", "decode program, 8 sequences"]
 
 
 def test_a_layer_at_decode_is_these_calls() -> None:
@@ -73,9 +87,10 @@ def test_layers_share_their_kernels_and_a_target_has_its_own_binaries() -> None:
     cubins = [name for name in engine.image.files if name.endswith(".cubin")]
     kernels = {name.rsplit("/", 1)[0] for name in cubins}
     assert all(name.endswith(".sm_80.cubin") for name in cubins)
-    # Seven groups, append_kv and attention; in decode steps five products, two groups, append_kv,
-    # attention, the position's cast and sample: whatever the layers.
-    assert len(kernels) == 9 + 11
+    # Seven groups, append_kv and attention; in decode steps six products (the first layer's qkv is
+    # handed nothing), two groups, append_kv, attention, the position's cast and sample: whatever
+    # the layers.
+    assert len(kernels) == 9 + 12
 
 
 VIEWS = """

@@ -11,6 +11,7 @@ import torch
 
 import tilewright as tw
 from cli_running import refused, run
+from tilewright.codegen.triton.hand_on import own_results
 from tilewright.compiler.bench import kernel_rivals, trace
 from tilewright.compiler.bench import kernels as bench
 from tilewright.compiler.bench.decoding import decode_image, decode_program, decode_runner
@@ -131,7 +132,7 @@ def test_rivals_compute_the_same(recorded, backend):
                 for _ in range(2)
             ]
             with torch.no_grad():
-                ours = [*prepare_ours(call.problem)(copies[0])()]
+                ours = own_results(call.problem.call, prepare_ours(call.problem)(copies[0])())
                 theirs = rival.prepare(copies[1])()
             theirs = [theirs] if isinstance(theirs, torch.Tensor) else [*theirs]
             for a, b in zip(ours, theirs, strict=True):

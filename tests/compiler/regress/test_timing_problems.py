@@ -12,10 +12,16 @@ from hypothesis import strategies as st
 
 import tilewright as tw
 from house.tree import ROOT
+from tilewright.codegen.program import Call
 from tilewright.compiler.bench.decoding import decode_runner
 from tilewright.compiler.inspect.kernels import VIEWS
 from tilewright.compiler.regress.timing.package import Package
-from tilewright.compiler.regress.timing.problems import Kernels, record_problems, subject_of
+from tilewright.compiler.regress.timing.problems import (
+    Kernels,
+    Problem,
+    record_problems,
+    subject_of,
+)
 from tilewright.compiler.regress.timing.steps import (
     SETTINGS,
     StepSetting,
@@ -23,6 +29,7 @@ from tilewright.compiler.regress.timing.steps import (
     make_step,
     pages_of,
 )
+from tilewright.compiler.regress.timing.units import _difference
 from tilewright.ir.dims import evaluate
 from tilewright.runtime.image import LMConfig
 from tiny_gguf import tiny_hf_model
@@ -280,3 +287,19 @@ def test_of_several_alike_the_same_text_goes_before_the_number(
     assert chosen(own, changed) is other
     assert chosen(own, replace(changed, subject="add_rms_norm#2")).kernel == add.call.kernel
     assert chosen(own, replace(changed, subject="add_rms_norm#9")) is not None
+
+
+@pytest.mark.quick
+def test_what_a_kernel_hands_on_to_others_is_no_difference():
+    """With one token nobody writes it, and each side's memory holds something else."""
+    call = Call("triton/template/x", ("a",), ("h", "h.scaled", "h.squares"))
+    own, other = torch.ones(1, 4), torch.full((1, 4), 1.5)
+
+    def kernel(h):
+        return lambda operands, sizes: [h, torch.randn(1, 4), torch.randn(1, 1)]
+
+    problem = Problem("x", "decode b1", call, (own,), {"B": 1}, kernel(own))
+    assert _difference(problem, kernel(own.clone())) == 0.0
+    assert _difference(problem, kernel(other)) == pytest.approx(1 / 3)
+    plain = replace(problem, call=replace(call, results=("h", "h.0", "h.1")))
+    assert _difference(plain, kernel(own.clone())) > 0.0
