@@ -9,7 +9,8 @@ is the same: kernels/linear_hands.py)::
     fused_5 = rms_norm_linear_gated(fused_4, w, gate_up, fused_4.scaled, fused_4.squares)
 
 This is the Program's business: in the graph the products are as they were. The two buffers are
-written for two tokens and more: with one token nobody writes them, and nobody reads them.
+written in tiles of 2 to ``MOST_HANDED`` tokens: with fewer or more nobody writes them, and nobody
+reads them.
 
 A norm whose ``stepwise`` rounds the normed h before its weight joins is handed on too: h * w is
 rounded once instead, as with one token, and what comes out is closer to float64 (by a tenth).

@@ -34,7 +34,7 @@ from ..source import (
 )
 from . import linear_kernel
 from .linear_epilogue import Epilogue
-from .linear_hands import Hands
+from .linear_hands import MOST_HANDED, Hands
 from .linear_tiles import (
     ANY,
     Cutting,
@@ -98,19 +98,21 @@ def linear_source(
 
     None where the body holds an op that kernels lack, a split would have no columns, or a program
     a part of a sum that is handed on. Of two products between which something is handed on both
-    have a ``gemv`` or neither.
+    have a ``gemv`` or neither, and tiles of the same numbers of tokens.
     """
-    whole = not hands.given or all(tiles.block_n % hands.given == 0 for tiles in gemms)
+    handing = [tiles for tiles in gemms if tiles.block_m <= MOST_HANDED]
+    whole = not hands.given or all(tiles.block_n % hands.given == 0 for tiles in handing)
     if not whole or not are_taken(problem, gemms):
         return None
-    entries = _Entries(problem, has_pdl(target), hands)
+    entries = _Entries(problem, has_pdl(target))
     variants = []
     if gemv is not None:
         variants.append(Variant((entries.one_token(gemv),), guard=(1 - problem.tokens,)))
     for index, tiles in enumerate(gemms):
         last = index == len(gemms) - 1
         guard = () if last else (tiles.block_m - problem.tokens,)
-        variants.append(replace(entries.tokens(tiles), guard=guard))
+        handed = hands if tiles.block_m <= MOST_HANDED else _ALONE
+        variants.append(replace(entries.tokens(tiles, handed), guard=guard))
     text = HEADER + helper_text(entries.lines) + jit_text(linear_kernel, _FUNCTIONS)
     text += "".join(entries.texts.values())
     return KernelSource(problem.body.name, "template", text, tuple(variants))
@@ -142,7 +144,6 @@ class _Entries:
 
     problem: Problem
     pdl: bool
-    hands: Hands
     texts: dict[str, str] = field(default_factory=dict)
     epilogue: Epilogue = field(init=False)
     lines: list[str] = field(init=False)
@@ -167,12 +168,12 @@ class _Entries:
         constants = self._constants(1, tiles.block_n, tiles.block_k, 1, 0)
         return Launch(name, arguments, grid, constants, tiles.num_warps)
 
-    def tokens(self, tiles: GemmTiles) -> Variant:
+    def tokens(self, tiles: GemmTiles, hands: Hands) -> Variant:
         """The launches for several tokens."""
-        p, x = self.problem, self._rows()
+        p, x = self.problem, self._rows(hands)
         behind = {p.weight, p.bias, *(place.source for place in p.places.values())}
         inputs = [node for node in p.body.inputs if p.norm is None or node in behind]
-        arguments = [*self._arguments(inputs), *x.arguments, *self.hands.results(p)]
+        arguments = [*self._arguments(inputs), *x.arguments, *hands.results(p)]
         spaces = list(x.space)
         blocks = call("floordiv", p.tokens + (tiles.block_m - 1), tiles.block_m)
         columns = -(-p.n // tiles.block_n)
@@ -183,8 +184,9 @@ class _Entries:
             arguments.append(Pointer("counter_ptr", DType.I32, "counter", 0))
             spaces.append((DType.F32, blocks * (columns * tiles.splits * tile)))
             counters = blocks * columns
-        name = p.body.name + x.suffix + ("_in_parts" if tiles.splits > 1 else "")
-        self._enter(name, arguments, self._product(x, tiles.splits > 1))
+        name = p.body.name + x.suffix + ("_handed_on" if hands.given else "")
+        name += "_in_parts" if tiles.splits > 1 else ""
+        self._enter(name, arguments, self._product(x, hands, tiles.splits > 1))
         constants = self._constants(
             tiles.block_m, tiles.block_n, tiles.block_k, tiles.splits, tiles.ahead
         )
@@ -192,14 +194,14 @@ class _Entries:
         launch = Launch(name, tuple(arguments), grid, constants, tiles.num_warps, tiles.num_stages)
         return Variant((*x.launches, launch), tuple(spaces), (), counters)
 
-    def _rows(self) -> _Rows:
+    def _rows(self, hands: Hands) -> _Rows:
         """The rows of x: as they are, normalised by a launch before, or as they were handed on."""
         p = self.problem
-        if self.hands.taken:
-            pointers = self.hands.operands(p)
+        if hands.taken:
+            pointers = hands.operands(p)
             scaled, squares = (pointer.name for pointer in pointers)
             scale = f"acc *= tl.rsqrt(total / {p.k} + {p.eps!r})"
-            text = f"{scaled}, {p.k}", f"{squares}, {p.k // self.hands.taken}"
+            text = f"{scaled}, {p.k}", f"{squares}, {p.k // hands.taken}"
             return _Rows("_of_scaled", text, pointers, (scale,))
         if p.norm is None:
             return _Rows("_of_tokens", (f"{self._x_start()}, {p.x.row}", "None, 0"))
@@ -208,7 +210,7 @@ class _Entries:
         text = f"{normed.name}, {p.k}", "None, 0"
         return _Rows("_of_normed", text, (normed,), (), (space,), (self._normalise(normed),))
 
-    def _product(self, x: _Rows, parts: bool) -> list[str]:
+    def _product(self, x: _Rows, hands: Hands, parts: bool) -> list[str]:
         """The lines of the product of several tokens, and what follows it."""
         p, (rows, squares) = self.problem, x.text
         product = (
@@ -216,7 +218,7 @@ class _Entries:
             f"tl.minimum(tl.reshape(token, (BLOCK_M,)), tokens - 1), {squares}, {p.k}, BLOCK_K, "
             "SPLITS, AHEAD, PDL)"
         )
-        behind = [*x.scale, *self.lines, *self.hands.lines(p)]
+        behind = [*x.scale, *self.lines, *hands.lines(p)]
         if not parts:
             return [product, *behind]
         gathered = "acc, last = _gathered(acc, partial_ptr, counter_ptr, SPLITS)"
