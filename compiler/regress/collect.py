@@ -126,6 +126,7 @@ def _of_model(case: ModelCase, target: str, folder: Path, warm: bool) -> Snapsho
         verify="off",
         trust_remote_code=False,
         random_weights=0 if path.is_dir() else None,
+        tune="none",  # the same kernels on every machine, whatever its store holds
     )
     options = replace(options, verify="off")  # whatever the environment says: it would be counted
     if not warm:  # what is done once in a process would be counted too

@@ -82,6 +82,7 @@ def unlaunched_runners(folder: Path) -> Runners:
         verify="off",
         trust_remote_code=False,
         random_weights=0,
+        tune="none",
     )
     image = compile_image(folder, None, None, options, Phases())
     weights = load_weights(image.weights, torch.device("cpu"))

@@ -82,7 +82,7 @@ class Choices:
         if record is None or found.how not in ("exact", "shipped", "stale"):
             return None
         config = record.config
-        if not tunable.space.contains(config):
+        if config == tunable.default or not tunable.space.contains(config):
             return None
         if found.how == "stale":
             ready = isinstance(tunable.prepare([config])[config], Ready)
