@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -15,12 +17,13 @@ from ..autotune.key import Conditions
 from ..autotune.lookup import Found, lookup, neighbours
 from ..autotune.pool import Pool
 from ..autotune.record import Record
-from ..autotune.search import Progress, Tuned, tune
+from ..autotune.search import Progress, Tuned, quick_candidates, tune
 from ..autotune.store import Store
 from ..codegen.triton.tuning.conditions import conditions_here
 from ..codegen.triton.tuning.problems import problems_of
 from ..codegen.triton.tuning.tunable import KernelTunable
-from ..errors import UnsupportedError
+from ..codegen.triton.workers import kept_workers
+from ..errors import TilewrightError, UnsupportedError
 from ..ir.graph import Graph
 from ..ir.parser import parse_graph
 from ..runtime.image import EngineImage
@@ -128,14 +131,25 @@ def tune_all(
     conditions = conditions_here(driver=True)
     ends = None if seconds is None else time.monotonic() + seconds
     own = pool or Pool()
-    try:
-        for tunable in problems:
+    compiled: dict[int, Future[None]] = {}
+    with ExitStack() as stack:
+        if pool is None:
+            stack.callback(own.close)
+        stack.enter_context(kept_workers())
+        ahead = stack.enter_context(ThreadPoolExecutor(1, "ahead"))
+        for number, tunable in enumerate(problems):
             found = lookup(store, tunable.key, conditions)
             if found.how in ("exact", "shipped") and not again:
                 yield TunedProblem(tunable, found.record, None)
                 continue
             if ends is not None and time.monotonic() >= ends:
                 return
+            # The CPU compiles the next problem's candidates while the device times this one's.
+            for one in problems[number : number + 2]:
+                if effort.measures and id(one) not in compiled:
+                    compiled[id(one)] = ahead.submit(_compile, one, effort, store)
+            if id(tunable) in compiled:
+                compiled.pop(id(tunable)).result()
             tuned = tune(
                 tunable,
                 effort,
@@ -154,9 +168,14 @@ def tune_all(
             yield TunedProblem(tunable, record, tuned)
             if tuned.interrupted:
                 return
-    finally:
-        if pool is None:
-            own.close()
+
+
+def _compile(tunable: KernelTunable, effort: Effort, store: Store) -> None:
+    """Brings the candidates that the key gives into the cache of kernels."""
+    near = neighbours(store, tunable.key)
+    limit = effort.allowed(tunable.space)
+    with suppress(TilewrightError):  # who asks for them next is told
+        tunable.prepare(quick_candidates(tunable, near, limit=limit))
 
 
 def record_of(
