@@ -1,7 +1,7 @@
 """Engines whose kernels do not fit the GPU that is here: made anew from the graph's text.
 
 Nothing of the folder is executed: the graph is parsed, and our own code generator writes its
-kernels again.
+kernels again, with default cuts.
 """
 
 from __future__ import annotations
