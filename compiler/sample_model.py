@@ -24,7 +24,8 @@ _LAYER = re.compile(r"^(.*?\.)(\d+)\.(.*)$")
 
 
 def sample_source(source: Source) -> Source | None:
-    """The causal LM cut to its first layers, as many as it takes to have met every kind; true
+    """The causal LM cut to its first layers, as many as it takes to have met every kind, and one
+    more: a layer behind a layer may begin with other kernels than one behind the embedding. True
     widths.
 
     Returns:
@@ -35,9 +36,10 @@ def sample_source(source: Source) -> Source | None:
         return None
     text = source.config.get_text_config()
     layers = getattr(text, "num_hidden_layers", None)
-    kept = _distinct_prefix(source.module, getattr(text, "layer_types", None))
-    if layers is None or kept is None or kept >= layers:
+    kinds = _distinct_prefix(source.module, getattr(text, "layer_types", None))
+    if layers is None or kinds is None or kinds >= layers:
         return None
+    kept = min(kinds + 1, layers - 1)
     config = _cut(source.config, kept)
     try:
         dtype = next(p.dtype for p in source.module.parameters() if p.is_floating_point())

@@ -16,6 +16,7 @@ from ..passes.driver import largest_error
 
 LARGE = 1 << 20  # elements of an operand: its kernel is worth cutting down
 MOST_PROGRAMS = 32  # of a launch
+MOST_AGAIN = 4  # of one of a kernel that ran before
 _UNWRITTEN = {  # bits of a NaN that no arithmetic gives, by width of the element
     2: (torch.int16, 0x7FA5),
     4: (torch.int32, 0x7FA5A5A5),
@@ -34,6 +35,7 @@ class SpotCheckedKernel(InterpretedKernel):
             programs run.
         handed: for a kernel whose last results are no node's (codegen/triton/hand_on.py), their
             values from the results before them; what it gives none of is left as it is.
+        again: whether the same kernel ran before, on other operands: a few programs will do.
 
     Raises:
         VerificationError: when called, if what is written differs, or is less than the programs'
@@ -45,6 +47,7 @@ class SpotCheckedKernel(InterpretedKernel):
         kernel: InterpretedKernel,
         expected: Sequence[torch.Tensor] | None,
         handed: Callable[..., Sequence[torch.Tensor]] | None = None,
+        again: bool = False,
     ) -> None:
         pairs = tuple(kernel.aliases.items())
         super().__init__(kernel.source, kernel.result_types, pairs, kernel.device)
@@ -52,6 +55,7 @@ class SpotCheckedKernel(InterpretedKernel):
         markable = all(t.is_floating_point and t.itemsize in _UNWRITTEN for t in types)
         self.expected = expected if markable and not pairs else None
         self.handed = handed
+        self.most = MOST_AGAIN if again else MOST_PROGRAMS
         self._thinned: Launch | None = None
 
     def __call__(
@@ -64,7 +68,7 @@ class SpotCheckedKernel(InterpretedKernel):
         self._thinned, grid, _ = launches[-1]
         results = super().__call__(operands, sizes)
         self._thinned = None
-        part = Fraction(len(_spots(grid)), grid[0])
+        part = Fraction(len(_spots(grid, self.most)), grid[0])
         own, others = results[: len(self.expected)], results[len(self.expected) :]
         done = [self._completed(a, b, part) for a, b in zip(own, self.expected, strict=True)]
         # Of what was found, so that its roundings make no difference to sums of it.
@@ -79,7 +83,7 @@ class SpotCheckedKernel(InterpretedKernel):
         if launch is not self._thinned:
             return super().programs(launch, grid)
         x, y, z = grid
-        return ((i, j, k) for i in _spots(grid) for j in range(y) for k in range(z))
+        return ((i, j, k) for i in _spots(grid, self.most) for j in range(y) for k in range(z))
 
     def _result(
         self, index: int, shape: tuple[int, ...], operands: Sequence[torch.Tensor | None]
@@ -107,9 +111,9 @@ class SpotCheckedKernel(InterpretedKernel):
         return completed
 
 
-def _spots(grid: tuple[int, int, int]) -> list[int]:
+def _spots(grid: tuple[int, int, int], most: int) -> list[int]:
     """Which programs along the first axis are run; at least the first and the last."""
-    count = max(2, MOST_PROGRAMS // (grid[1] * grid[2]))
+    count = max(2, most // (grid[1] * grid[2]))
     if count >= grid[0]:
         return list(range(grid[0]))
     return sorted({round(i * (grid[0] - 1) / (count - 1)) for i in range(count)})

@@ -133,6 +133,7 @@ class _Values:
     def __init__(self, graph: Graph, program: Program, weights: Mapping[str, torch.Tensor]) -> None:
         self.buffers, self.program, self.weights = Buffers(graph), program, weights
         self.found: dict[str, torch.Tensor] = {}
+        self.ran: set[str] = set()
 
     def take(self, node: Node, value: Value) -> None:
         if is_call(node):
@@ -148,7 +149,9 @@ class _Values:
             handed = partial(handed_values, weight=weight, groups=groups)
         if not isinstance(kernel, InterpretedKernel) or not set(own) <= set(self.found):
             return kernel
-        return SpotCheckedKernel(kernel, [self.found[name] for name in own], handed)
+        again = call.kernel in self.ran
+        self.ran.add(call.kernel)
+        return SpotCheckedKernel(kernel, [self.found[name] for name in own], handed, again)
 
 
 def outputs_error(

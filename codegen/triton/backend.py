@@ -68,7 +68,6 @@ class TritonBackend:
         }
         if chosen is not None:
             files["tuning.jsonl"] = OwnBytes(chosen.lines())
-            notes += chosen.notes
         return Lowered(program, files, notes)
 
     def load(

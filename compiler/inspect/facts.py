@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -135,6 +136,7 @@ def headline(image: EngineImage) -> list[tuple[str, str]]:
         ("target", image.target),
         ("backend", f"{image.backend} ({calls_text(report.get('calls'))})"),
         *_decode_line(report),
+        *_tuning_line(image),
         ("weights", f"{number(report.get('parameters'))} parameters, {size(weight_bytes(image))}"),
     ]
     if image.lm is not None:
@@ -153,6 +155,17 @@ def headline(image: EngineImage) -> list[tuple[str, str]]:
 def _decode_line(report: Mapping[str, object]) -> list[tuple[str, str]]:
     calls = report.get("decode_calls")
     return [("decode steps", f"a Program of their own ({calls_text(calls)})")] if calls else []
+
+
+def _tuning_line(image: EngineImage) -> list[tuple[str, str]]:
+    """How many cuts of decode products a tuner chose, and how many of those on other terms."""
+    lines = [json.loads(line) for line in image.files.get("tuning.jsonl", b"").splitlines()]
+    if not any(line["record"] for line in lines):
+        return []
+    used = [line for line in lines if line["used"]]
+    stale = sorted({name for line in used if line["how"] == "stale" for name in line["differs"]})
+    text = f"{len(used)} of {len(lines)} decode cuts are not the default"
+    return [("tuning", text + (f", measured under another {', '.join(stale)}" if stale else ""))]
 
 
 def calls_text(calls: object) -> str:

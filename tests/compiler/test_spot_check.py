@@ -109,3 +109,11 @@ def test_few_programs_and_none_are_run_as_they_are(ran) -> None:
         (found,) = SpotCheckedKernel(kernel(TEXT, DType.F32), [x + x])([x], {"T": size})
         assert torch.equal(found, x + x)
     assert len(ran) == 1 + MOST_PROGRAMS
+
+
+def test_a_kernel_that_ran_before_runs_less(ran) -> None:
+    x = torch.randn(SIZE)
+    one = SpotCheckedKernel(kernel(TEXT, DType.F32), [x + x], again=True)
+    (found,) = one([x], {"T": SIZE})
+    assert torch.equal(found, x + x)
+    assert len(ran) == spot_check.MOST_AGAIN and ran[-1][0] == (SIZE - 1) // BLOCK

@@ -60,21 +60,14 @@ class Choices:
         return None if config is None else gemm_of(config)
 
     def lines(self) -> bytes:
-        """What came of each lookup, one JSON object a line, for the engine's folder."""
-        texts = (json.dumps(found.to_json()) for found in self.found.values())
-        return "".join(f"{text}\n" for text in texts).encode()
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """One line on records that are used though conditions differ; none where there are none."""
-        stale = [f for f in self.found.values() if f.how == "stale" and f.record is not None]
-        if not stale:
-            return ()
-        fields = sorted({name for found in stale for name in found.differs})
-        return (
-            f"{len(stale)} configs of decode kernels were tuned under other conditions "
-            f"({', '.join(fields)}); tilewright tune measures them anew",
+        """What came of each lookup, one JSON object a line, for the engine's folder; ``used`` says
+        whether the kernel has another cut than the default for it.
+        """
+        texts = (
+            json.dumps({"used": self._configs[digest] is not None, **found.to_json()})
+            for digest, found in self.found.items()
         )
+        return "".join(f"{text}\n" for text in texts).encode()
 
     def _looked_up(self, tunable: KernelTunable, digest: str) -> Config | None:
         found = self.found[digest] = lookup(self.store, tunable.key, self.conditions)

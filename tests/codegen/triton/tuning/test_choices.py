@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,7 +59,8 @@ def test_the_record_of_a_problem_is_taken(tmp_path) -> None:
     assert TUNABLE.space.contains(OTHER)
     made = choices(tmp_path, record())
     assert made.config(GEMM, NODE, {"B": 64}) == OTHER
-    assert made.notes == ()
+    (line,) = map(json.loads, made.lines().splitlines())
+    assert line["used"] and line["how"] == "exact"
     assert [found.how for found in made.found.values()] == ["exact"]
 
 
@@ -84,8 +86,8 @@ def test_other_conditions_warn_and_the_kernel_is_compiled_first(tmp_path, monkey
     old = record(conditions=Conditions("3.6.0", "13.0", "0.1.0"))
     made = choices(tmp_path, old)
     assert made.config(GEMM, NODE, {"B": 64}) == OTHER
-    (warning,) = made.notes
-    assert "triton" in warning and "tilewright tune" in warning
+    (line,) = map(json.loads, made.lines().splitlines())
+    assert line["used"] and line["how"] == "stale" and "triton" in line["differs"]
     monkeypatch.setattr(
         KernelTunable, "prepare", lambda self, configs: {c: Refused("spills") for c in configs}
     )
