@@ -31,9 +31,6 @@ from ..settings import current
 from ..targets import Target
 
 if TYPE_CHECKING:
-    pass
-
-if TYPE_CHECKING:
     from .options import CompileOptions
 
 TABLES = Path(__file__).parent.parent / "autotune" / "tables"

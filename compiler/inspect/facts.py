@@ -160,7 +160,7 @@ def _decode_line(report: Mapping[str, object]) -> list[tuple[str, str]]:
 def _tuning_line(image: EngineImage) -> list[tuple[str, str]]:
     """How many cuts of decode products a tuner chose, and how many of those on other terms."""
     lines = [json.loads(line) for line in image.files.get("tuning.jsonl", b"").splitlines()]
-    if not any(line["record"] for line in lines):
+    if not any(line["config"] for line in lines):
         return []
     used = [line for line in lines if line["used"]]
     stale = sorted({name for line in used if line["how"] == "stale" for name in line["differs"]})

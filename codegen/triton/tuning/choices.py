@@ -60,14 +60,22 @@ class Choices:
         return None if config is None else gemm_of(config)
 
     def lines(self) -> bytes:
-        """What came of each lookup, one JSON object a line, for the engine's folder; ``used`` says
-        whether the kernel has another cut than the default for it.
+        """What came of each lookup, one JSON object a line, for the engine's folder: the key, by
+        which rule a record was found (lookup.py), its config, and whether the kernel has that cut
+        instead of the default.
         """
-        texts = (
-            json.dumps({"used": self._configs[digest] is not None, **found.to_json()})
-            for digest, found in self.found.items()
-        )
-        return "".join(f"{text}\n" for text in texts).encode()
+        return "".join(f"{json.dumps(line)}\n" for line in map(self._line, self.found)).encode()
+
+    def _line(self, digest: str) -> dict[str, object]:
+        found = self.found[digest]
+        return {
+            "used": self._configs[digest] is not None,
+            "how": found.how,
+            "differs": list(found.differs),
+            "key": found.key.to_json(),
+            "config": None if found.record is None else found.record.config.to_json(),
+            "table": None if found.source is None else found.source.name,
+        }
 
     def _looked_up(self, tunable: KernelTunable, digest: str) -> Config | None:
         found = self.found[digest] = lookup(self.store, tunable.key, self.conditions)
