@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +15,7 @@ from ...errors import TilewrightError
 from ...version import __version__
 from .bench import bench_app
 from .compile import compile_model
-from .console import print_error, print_traceback, print_unexpected
+from .console import print_error, print_traceback, print_unexpected, print_warning
 from .generate import generate
 from .inspect import inspect_engine
 from .regress import regress_app
@@ -32,9 +34,13 @@ class Verbs(TyperGroup):
     """A group whose verbs end in one line a fact, never in a traceback that nobody asked for."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs the verb; every exception becomes a message on stderr and an exit code."""
+        """Runs the verb; every exception becomes a message on stderr and an exit code, and every
+        warning of ours a line.
+        """
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _shown(warnings.showwarning)
+                return super().invoke(ctx)
         except TilewrightError as error:
             print_traceback()
             print_error(error)
@@ -52,6 +58,18 @@ class Verbs(TyperGroup):
             print_traceback()
             print_unexpected(error)
             raise typer.Exit(2) from error
+
+
+def _shown(usual: Callable[..., None]) -> Callable[..., None]:
+    """What shows a warning: the text alone of one that is meant for users."""
+
+    def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        if category is UserWarning:
+            print_warning(str(message))
+        else:
+            usual(message, category, *where)
+
+    return show
 
 
 def _is_typers_own(error: Exception) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import UsageError
-from .console import err
+from .console import print_warning
 from .options import is_engine
 
 if TYPE_CHECKING:
@@ -43,10 +43,9 @@ def parse_only(text: str | None) -> tuple[str, ...]:
 def warn_if_busy(machine: Machine) -> None:
     """Says on stderr when others take the cores."""
     if machine.is_busy:
-        err().print(
-            f"warning: the machine is busy (load {machine.load:.1f} on "
-            f"{machine.cores} cores): figures are rough, repeat when it is idle",
-            style="yellow",
+        print_warning(
+            f"the machine is busy (load {machine.load:.1f} on {machine.cores} cores): figures are "
+            "rough, repeat when it is idle"
         )
 
 

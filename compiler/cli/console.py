@@ -49,6 +49,13 @@ def note(text: str) -> None:
     err().print(f"[dim]{escape(text)}[/]", soft_wrap=True)
 
 
+def print_warning(text: str) -> None:
+    """A yellow line on stderr."""
+    from rich.markup import escape
+
+    err().print(f"[yellow]warning: {escape(text)}[/]", soft_wrap=True)
+
+
 def print_error(error: TilewrightError) -> None:
     """An error as four labelled lines."""
     from rich.text import Text

@@ -124,3 +124,12 @@ def test_misuse_is_refused(folder) -> None:
 def test_an_engine_without_kernels_of_ours_is_refused(tmp_path) -> None:
     tw.compile(tiny_model("llama"), target="cpu", backend="eager").save(tmp_path / "engine")
     refused(run("tune", "explain", tmp_path / "engine"), "Triton backend")
+
+
+def test_a_damaged_file_is_a_line_of_warning_and_the_rest_is_merged(folder, tmp_path) -> None:
+    tunable = problems_of_image(load_image(folder))[0]
+    path = tmp_path / "half.jsonl"
+    path.write_text(f"{{\n{made_of(tunable, '3.6').line}\n", encoding="utf-8")
+    result = run("tune", "merge", path)
+    assert result.exit_code == 0 and "1 records read" in result.stdout
+    assert result.stderr.startswith("warning: ") and "UserWarning" not in result.stderr
