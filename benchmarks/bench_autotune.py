@@ -19,6 +19,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import fit_prior
@@ -105,6 +106,11 @@ def at_random(problem: Recorded, count: int, seed: int) -> Config:
     return min(configs, key=lambda c: statistics.median(player.time(c, 3)))
 
 
+def loss_of(problem: Measured, config: Config) -> float:
+    """How much longer a config takes than the best, by their medians."""
+    return problem.seconds[config] / problem.best - 1
+
+
 def replay(seeds: int) -> None:
     """The table of all problems."""
     print(f"{seeds} searches of each; loss: over the best config's median, mean and worst")
@@ -114,8 +120,7 @@ def replay(seeds: int) -> None:
     )
     for problem in measured(fit_prior.DATA):
         one = recorded(problem)
-        medians = problem.seconds
-        loss = lambda c, m=medians, b=problem.best: m[c] / b - 1  # noqa: E731
+        loss = partial(loss_of, problem)
         quick = [searched(one, EFFORTS["quick"], seed) for seed in range(seeds)]
         full = [searched(one, EFFORTS["full"], seed) for seed in range(max(1, seeds // 4))]
         timed = statistics.mean(len(player.timed) for _, player in quick)

@@ -36,6 +36,7 @@ from tilewright.codegen.triton.launch import LaunchedKernel
 from tilewright.codegen.triton.layout import dense
 from tilewright.codegen.triton.package import KernelPackage
 from tilewright.codegen.triton.source import KernelSource
+from tilewright.codegen.triton.tuning.wide import in_float64
 from tilewright.ir.build import input_node, make
 from tilewright.ir.dims import evaluate, symbol
 from tilewright.ir.dtypes import DType
@@ -183,7 +184,7 @@ class Contest:
             scale = shape.k**-0.5 if node.shape[0] == shape.n * shape.parts else 1.0
             self.operands.append((value * scale).bfloat16())
         wide = [operand.double() for operand in self.operands]
-        self.expected = interpret(_in_float64(body), wide)[0]
+        self.expected = interpret(in_float64(body), wide)[0]
         self.weight_at = 1 + shape.norm
         count = max(2, min(64, int(ROTATED_BYTES / shape.nbytes)))
         self.weights = [self.operands[self.weight_at].clone() for _ in range(count)]
@@ -208,19 +209,6 @@ class Contest:
         """Largest deviation from float64, relative to the largest magnitude."""
         deviation = (found.double() - self.expected).abs().max()
         return float(deviation / self.expected.abs().max())
-
-
-def _in_float64(body: Graph) -> Graph:
-    """The body over float64 operands."""
-    values: dict[Node, Node] = {}
-    for node in body.nodes:
-        if node.op == "input":
-            name = str(node.attr("name"))
-            values[node] = input_node(name, TensorType(DType.F64, node.shape))
-        else:
-            args = [None if arg is None else values[arg] for arg in node.args]
-            values[node] = make(node.op, *args, **dict(node.attrs))
-    return Graph(body.name, tuple(values[n] for n in body.inputs), (values[body.outputs[0]],))
 
 
 def chain(output: Path | None, rate: float, tokens: int, layers: int = 8) -> None:

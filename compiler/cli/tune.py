@@ -50,6 +50,10 @@ EffortOption = Annotated[
     str, typer.Option(help="quick (24 configs a problem at most), full, cached or none.")
 ]
 
+OnlyOption = Annotated[
+    str | None, typer.Option(help="Templates: linear_gemv (one token), linear_gemm (several).")
+]
+
 
 @tune_app.command("run")
 def run(
@@ -58,7 +62,9 @@ def run(
     effort: EffortOption = "quick",
     trials: Annotated[int | None, typer.Option(help="Configs of each problem at most.")] = None,
     seconds: Annotated[float | None, typer.Option(help="Time for everything at most.")] = None,
-    only: Annotated[str | None, typer.Option(help="Templates: linear_gemm,paged_decode.")] = None,
+    only: Annotated[
+        str | None, typer.Option(help="linear_gemv (one token) or linear_gemm.")
+    ] = None,
     storage: Annotated[
         str | None,
         typer.Option(
@@ -149,7 +155,9 @@ def merge(
 def explain(
     engine: EngineOrModel,
     target: TargetOption = "auto",
-    only: Annotated[str | None, typer.Option(help="Templates: linear_gemm,paged_decode.")] = None,
+    only: Annotated[
+        str | None, typer.Option(help="linear_gemv (one token) or linear_gemm.")
+    ] = None,
     backend: BackendOption = "auto",
     dtype: DtypeOption = "auto",
     max_model_len: ContextOption = None,

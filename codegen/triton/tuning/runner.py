@@ -141,7 +141,10 @@ class KernelRunner:
     def _reference(self) -> list[torch.Tensor]:
         wide = in_float64(self.graph)
         bases = dict(zip(bases_of(self.node), self.operands[0], strict=True))
-        inputs = [bases[node] for node in self.graph.inputs]
-        given = [x.double() if x is not None and x.is_floating_point() else x for x in inputs]
+        given = []
+        for node in self.graph.inputs:
+            value = bases[node]
+            assert value is not None, "every input of a problem is the buffer of an operand"
+            given.append(value.double() if value.is_floating_point() else value)
         with torch.no_grad():
-            return list(interpret(wide, given))  # type: ignore[arg-type]
+            return list(interpret(wide, given))
