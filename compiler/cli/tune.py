@@ -62,9 +62,7 @@ def run(
     effort: EffortOption = "quick",
     trials: Annotated[int | None, typer.Option(help="Configs of each problem at most.")] = None,
     seconds: Annotated[float | None, typer.Option(help="Time for everything at most.")] = None,
-    only: Annotated[
-        str | None, typer.Option(help="linear_gemv (one token) or linear_gemm.")
-    ] = None,
+    only: OnlyOption = None,
     storage: Annotated[
         str | None,
         typer.Option(
@@ -155,9 +153,7 @@ def merge(
 def explain(
     engine: EngineOrModel,
     target: TargetOption = "auto",
-    only: Annotated[
-        str | None, typer.Option(help="linear_gemv (one token) or linear_gemm.")
-    ] = None,
+    only: OnlyOption = None,
     backend: BackendOption = "auto",
     dtype: DtypeOption = "auto",
     max_model_len: ContextOption = None,
