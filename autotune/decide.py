@@ -5,7 +5,7 @@ round are judged by their signed-rank intervals. Two things are asked:
 
     in the default's numerics class   how much slower than the fastest of this class?
                                       low > 1 + band: out;  high < 1 + band: tied;  else: go on
-    of another class                  how much faster than that one?
+    of another class                  how much faster than the one that would be taken?
                                       low > 1 + leave: wins;  high < 1 + leave: out;  else: go on
 
 What is still open after the last look is tied, or has not won. Where nobody wins, the choice is
@@ -14,9 +14,11 @@ canonical order. Where somebody wins, it is among the winners that are tied with
 the same order.
 
 So speed decides only beyond the band, and everything within it is decided by what does not depend
-on time. A config whose true ratio lies at the end of a band may still fall on either side of it:
-no rule of this kind can avoid that. Timings decide alone: the clock is asked when to stop, never
-which to take. What is chosen has an estimate at or below the default's, of the same rounds.
+on time. Two processes of one device still differ by some 0.3% in what they find, however long they
+measure: their operands lie elsewhere. A config near the end of a band would fall on either side of
+it. So a band ends where nobody is near, in the widest gap between the estimates (margin.py), within
+bounds. Timings decide alone: the clock is asked when to stop, never which to take. What is chosen
+has an estimate at or below the default's, of the same rounds.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from typing import Any
 
 from ..errors import UsageError
 from .config import Config
+from .margin import widest_margin
 from .outcome import Outcome
 from .rule import Rule
 from .signed_rank import signed_rank_interval
@@ -44,18 +47,19 @@ class DecisionRule:
     """How sure a choice must be, and what may be spent on it.
 
     Attributes:
-        band: the fraction of time within which configs of one class are tied.
-        leave: how much faster than the best of the default's class another class must be.
+        band: the fraction of time within which configs of one class are tied, at least and most.
+        leave: how much faster another class must be than what would be taken of the default's, at
+            least and most.
         finalist_band: how much slower than the best, by the first measurement, a finalist may be.
         finalists: at most; the default and the best of its class are always there.
         alpha: the chance that any interval of the decision misses, two-sided.
         looks: numbers of rounds after which the intervals are looked at, ascending.
     """
 
-    band: float = 0.01
-    leave: float = 0.03
+    band: tuple[float, float] = (0.01, 0.02)
+    leave: tuple[float, float] = (0.03, 0.04)
     finalist_band: float = 0.05
-    finalists: int = 6
+    finalists: int = 10
     alpha: float = 0.05
     looks: tuple[int, ...] = (12, 20, 32, 48)
 
@@ -244,13 +248,16 @@ class _Judged:
 
     Attributes:
         home: the fastest of the default's class.
-        tied, winners: of the default's class, and of others, that may be chosen.
+        able: those that may be chosen.
+        won: whether they are of another class.
+        band: the fraction within which they are tied.
         unsure: those that more rounds may move.
     """
 
     home: Config
-    tied: tuple[Config, ...]
-    winners: tuple[Config, ...]
+    able: tuple[Config, ...]
+    won: bool
+    band: float
     unsure: frozenset[Config]
 
 
@@ -285,7 +292,11 @@ class _Table:
         return len(self.logs[self.base])
 
     def plan(self) -> tuple[tuple[int, ...], float]:
-        """The looks, and the alpha of each interval, by the union bound of rule.py."""
+        """The looks, and the alpha of each interval, by the union bound of rule.py. Few rounds, of
+        the first measurement, could decide nothing by that bound: there each has all of it.
+        """
+        if self.first:
+            return self.rule.looks, self.rule.alpha
         return Rule(alpha=self.rule.alpha, looks=self.rule.looks).plan(self.family)
 
     def unfinished(self) -> list[Config]:
@@ -293,30 +304,44 @@ class _Table:
         judged = self.judged()
         if not judged.unsure:
             return []
-        needed = {*judged.unsure, self.base, judged.home, *judged.tied, *judged.winners}
+        needed = {*judged.unsure, self.base, judged.home, *judged.able}
         return [config for config in self.logs if config in needed]
 
     def judged(self) -> _Judged:
         """Where the finalists stand, by the rounds so far."""
-        numerics, leave = self.tunable.numerics, math.log1p(self.rule.leave)
+        numerics, low, high = self.tunable.numerics, *map(math.log1p, self.rule.leave)
         home = [c for c in self.logs if numerics(c) == numerics(self.base)]
         best = self._fastest(home)
-        tied, unsure = self._within_band(home, best)
-        wins = {c: self.ratio(best, c) for c in self.logs if c not in home}
-        winners = [c for c, win in wins.items() if win.low > leave]
-        open_ones = {c for c, win in wins.items() if win.low <= leave <= win.high}
-        if winners:
-            # The win is sure: who is the fastest at home does not matter any more.
-            winners, unsure = self._within_band(winners, self._fastest(winners))
-        return _Judged(best, tuple(tied), tuple(winners), frozenset(unsure | open_ones))
+        tied, unsure, band = self._within_band(home, best)
+        stay = self.preferred(tied)
+        wins = {c: self.ratio(stay, c) for c in self.logs if c not in home}
+        edge = widest_margin([win.value for win in wins.values()], low, high) if wins else high
+        winners = [c for c, win in wins.items() if win.low > edge]
+        open_ones = {c for c, win in wins.items() if win.low <= edge <= win.high}
+        if not winners:
+            return _Judged(best, tuple(tied), False, band, frozenset(unsure | open_ones))
+        # The win is sure: who is the fastest at home does not matter any more.
+        able, unsure, band = self._within_band(winners, self._fastest(winners))
+        return _Judged(best, tuple(able), True, band, frozenset(unsure | open_ones))
 
-    def _within_band(self, group: list[Config], best: Config) -> tuple[list[Config], set[Config]]:
-        """Those that are not surely slower than the best, and those of whom nothing is sure."""
-        edge = math.log1p(self.rule.band)
+    def preferred(self, able: Sequence[Config]) -> Config:
+        """Which of the tied is taken."""
+        # Never slower than the default: an estimate above it would have been let through as tied.
+        pool = [c for c in able if c == self.base or self.ratio(c, self.base).value < 0]
+        return min(pool or [self.base], key=lambda c: _preference(self.tunable, c))
+
+    def _within_band(
+        self, group: list[Config], best: Config
+    ) -> tuple[list[Config], set[Config], float]:
+        """Those that are not surely slower than the best, those of whom nothing is sure, and the
+        band.
+        """
         slower = {c: self.ratio(c, best) for c in group if c != best}
+        low, high = map(math.log1p, self.rule.band)
+        edge = widest_margin([0.0, *(interval.value for interval in slower.values())], low, high)
         out = {c for c, interval in slower.items() if interval.low > edge}
         unsure = {c for c, interval in slower.items() if c not in out and interval.high >= edge}
-        return [c for c in group if c not in out], unsure
+        return [c for c in group if c not in out], unsure, math.expm1(edge)
 
     def _fastest(self, group: list[Config]) -> Config:
         """By estimate, among those that are still timed."""
@@ -336,10 +361,7 @@ class _Table:
 def _choice(table: _Table, good: Mapping[Config, Outcome], dropped: tuple[Config, ...]) -> Choice:
     tunable, base = table.tunable, table.base
     judged = table.judged()
-    able = judged.winners or judged.tied
-    # Never slower than the default: an estimate above it would have been let through as tied.
-    pool = [c for c in able if c == base or table.ratio(c, base).value < 0] or [base]
-    config = min(pool, key=lambda c: _preference(tunable, c))
+    config = table.preferred(judged.able)
     seconds = {c: _seconds(c, table, good) for c in table.logs}
     others = sorted((s, tunable.space.index(c), c) for c, s in seconds.items() if c != config)
     log = table.ratio(config, base)
@@ -351,11 +373,11 @@ def _choice(table: _Table, good: Mapping[Config, Outcome], dropped: tuple[Config
         default=tunable.default,
         default_seconds=seconds.get(tunable.default),
         ratio=None if config == base or not table.rounds else ratio,
-        tied=tuple(sorted(pool, key=tunable.space.index)),
+        tied=tuple(sorted({*judged.able, config}, key=tunable.space.index)),
         runners_up=tuple((c, s) for s, _, c in others),
         dropped=dropped,
         rounds=0 if table.first else table.rounds,
-        reason=_reason(config, table, judged, pool),
+        reason=_reason(config, table, judged),
     )
 
 
@@ -375,17 +397,19 @@ def _seconds(config: Config, table: _Table, good: Mapping[Config, Outcome]) -> f
     return math.exp(median(table.logs[config].values()))
 
 
-def _reason(config: Config, table: _Table, judged: _Judged, pool: list[Config]) -> str:
+def _reason(config: Config, table: _Table, judged: _Judged) -> str:
     """Why this one, in words."""
-    band, tunable = f"{table.rule.band:.0%}", table.tunable
+    band, tunable = f"{judged.band:.1%}", table.tunable
     if config == table.base:
         name = "the default" if config == tunable.default else "what works in the default's stead"
         alone = len(table.logs) == 1
         why = "nothing else came near" if alone else f"nothing is surely faster by {band}"
+    elif judged.won:
+        name = "another numerics class"
+        why = f"surely faster by {table.rule.leave[0]:.0%} or more"
     else:
-        name = "another numerics class" if judged.winners else "faster than the default"
-        by = f" by {table.rule.leave:.0%} or more" if judged.winners else f" by more than {band}"
-        why = f"surely faster{by}" if judged.winners else f"which is more than {band} behind"
-    tied = f"; tied with {len(pool) - 1} others, and before them in order" if len(pool) > 1 else ""
+        name, why = "faster than the default", f"which is more than {band} behind"
+    others = len({*judged.able} - {config})
+    tied = f"; tied with {others} others, and before them in order" if others else ""
     early = "; by the first measurement alone" if table.first and len(table.logs) > 1 else ""
     return f"{name}: {why}{tied}{early}"

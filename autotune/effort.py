@@ -29,8 +29,8 @@ class Effort:
     candidates: int = 0
     share: float = 1.0
     trials: int = 0
-    rounds: int = 12
-    finalists: int = 6
+    rounds: int = 8
+    finalists: int = 10
     seconds: float = 0.0
 
     @property
@@ -54,7 +54,7 @@ EFFORTS: dict[str, Effort] = {
     "none": Effort("none"),
     "cached": Effort("cached"),
     "quick": Effort("quick", candidates=24, share=0.1, trials=24, seconds=60.0),
-    "full": Effort("full", candidates=48, trials=400, finalists=10, seconds=900.0),
+    "full": Effort("full", candidates=48, trials=400, rounds=12, finalists=12, seconds=900.0),
 }
 
 

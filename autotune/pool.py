@@ -50,12 +50,12 @@ class Screening:
             is at the end of the band.
     """
 
-    rounds: int = 12
+    rounds: int = 8
     band: float = 0.05
     too_slow: float = 10.0
     clearly: float = 1.25
     clear_rounds: int = 3
-    looks: tuple[int, ...] = (6, 9)
+    looks: tuple[int, ...] = (5,)
     alpha: float = 0.08
 
 

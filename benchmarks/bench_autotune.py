@@ -5,7 +5,8 @@
 
 ``replay`` plays the twelve problems whose spaces were measured whole (measure_spaces.py): a worker
 answers with the recorded replays of a config, drawn at random, times a drift that all configs of a
-process share for a while. It prints, for each problem and way of searching, how far the choice is
+process share for a while, and a factor that a config has in this process alone, as
+measure_noise.py finds them. It prints, for each problem and way of searching, how far the choice is
 from the best config there is, what share of the space was timed, and how often the same config was
 chosen. ``live`` runs ``quick`` anew for each seed, with an empty store.
 """
@@ -16,7 +17,7 @@ import argparse
 import math
 import random
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,6 +36,7 @@ from tilewright.codegen.triton.tuning.tunable import KernelTunable
 from tilewright.targets import Target
 
 DRIFT = 0.01  # of a clock that wanders: common to all configs, slow against a round
+OFFSET = 0.002  # of a config in a process: where its operands and its code lie
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Player:
     def __init__(self, recorded: Recorded, seed: int) -> None:
         self.recorded, self.dice, self.drift = recorded, random.Random(seed), 0.0
         self.timed: Counter[Config] = Counter()
+        self.offsets: dict[Config, float] = defaultdict(lambda: self.dice.gauss(0, OFFSET))
 
     def open(self, spec: RunnerSpec) -> None:
         """Nothing to build."""
@@ -75,7 +78,7 @@ class Player:
         for _ in range(rounds):
             self.drift = 0.9 * self.drift + self.dice.gauss(0, DRIFT * 0.4)
             seconds = self.dice.choice(self.recorded.seconds[config])
-            found.append(seconds * math.exp(self.drift))
+            found.append(seconds * math.exp(self.drift + self.offsets[config]))
         return tuple(found)
 
     def facts(self) -> Mapping[str, Any]:

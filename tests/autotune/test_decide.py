@@ -81,7 +81,7 @@ def test_the_choice_says_what_it_rests_on():
     assert choice.numerics == "split_k=1"
     assert choice.tied == (BEST,)
     assert choice.rounds == 12
-    assert choice.reason == "faster than the default: which is more than 1% behind"
+    assert choice.reason == "faster than the default: which is more than 2.0% behind"
 
 
 def test_what_is_out_is_timed_no_more():
