@@ -21,6 +21,8 @@ class Effort:
         trials: candidates in all; what goes beyond `candidates` is drawn by a sampler.
         rounds: of a candidate that is not stopped.
         finalists: that are timed again, interleaved.
+        band: the fraction of time within which finalists are tied, at least and most: a wide one
+            gives the same choice again, a narrow one the fastest.
         seconds: of search and decision; a bound, which no usual run meets: what stops by the clock
             depends on noise.
     """
@@ -31,6 +33,7 @@ class Effort:
     trials: int = 0
     rounds: int = 8
     finalists: int = 10
+    band: tuple[float, float] = (0.01, 0.02)
     seconds: float = 0.0
 
     @property
@@ -54,7 +57,15 @@ EFFORTS: dict[str, Effort] = {
     "none": Effort("none"),
     "cached": Effort("cached"),
     "quick": Effort("quick", candidates=24, share=0.1, trials=24, seconds=60.0),
-    "full": Effort("full", candidates=48, trials=400, rounds=12, finalists=12, seconds=900.0),
+    "full": Effort(
+        "full",
+        candidates=48,
+        trials=400,
+        rounds=12,
+        finalists=12,
+        band=(0.003, 0.008),
+        seconds=900.0,
+    ),
 }
 
 
