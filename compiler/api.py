@@ -103,7 +103,7 @@ def compile(
             Triton backend, whose kernels then have one cut for all sizes: slower.
         memory_fraction: of a GPU's memory for weights, KV cache and steps; the cache has room for
             max_batch_size sequences of full length, or for what fits.
-        tune: "cached" uses what is known of decode kernels, "none" does not; "quick", "full" or a
+        tune: "cached" uses what is known of kernels, "none" does not; "quick", "full" or a
             TuneConfig measure what is not known first, on this machine's GPU.
         progress: called as phases begin.
 
@@ -256,7 +256,7 @@ def _finish(
     cache = None if limit is None else options.cache
     backend = get_backend(options.backend)
     checks = Checks(source, options, backend, limit)
-    if limit is not None and effort_of(options.tune).measures and not options.deterministic:
+    if limit is not None and effort_of(options.tune).measures:
         phases.run("tune", 0.42, lambda: _tune(graph, backend, options, limit))
     phases.run("verify", 0.45, checks.on_one_of_each_layer)
     passed = phases.run(
