@@ -117,6 +117,8 @@ def main() -> None:
     if not options.check:
         for template in TEMPLATES:
             own = [p for p in problems if p.tunable.template is template and not p.held_out]
+            if not own:  # no space of it is measured yet
+                continue
             constants[template.name] = fit(own, template.constants, options.steps)
             rounded = {n: float(f"{v:.3g}") for n, v in asdict(constants[template.name]).items()}
             print(template.name, rounded)

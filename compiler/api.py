@@ -103,7 +103,7 @@ def compile(
             Triton backend, whose kernels then have one cut for all sizes: slower.
         memory_fraction: of a GPU's memory for weights, KV cache and steps; the cache has room for
             max_batch_size sequences of full length, or for what fits.
-        tune: "cached" uses what is known of decode kernels, "none" does not; "quick", "full" or a
+        tune: "cached" uses what is known of kernels, "none" does not; "quick", "full" or a
             TuneConfig measure what is not known first, on this machine's GPU.
         progress: called as phases begin.
 
@@ -257,7 +257,7 @@ def _finish(
     backend = get_backend(options.backend)
     checks = Checks(source, options, backend, limit)
     if limit is not None and effort_of(options.tune).measures:
-        phases.run("tune", 0.42, lambda: _tune(graph, backend, options))
+        phases.run("tune", 0.42, lambda: _tune(graph, backend, options, limit))
     phases.run("verify", 0.45, checks.on_one_of_each_layer)
     passed = phases.run(
         "passes",
@@ -304,14 +304,14 @@ def _finish(
     return image, final
 
 
-def _tune(graph: Graph, backend: Backend, options: CompileOptions) -> None:
-    """Measures what the store does not know of the decode graph's kernels."""
-    from .tuning import tune_decode  # brings the templates, and with them Triton
+def _tune(graph: Graph, backend: Backend, options: CompileOptions, limit: int) -> None:
+    """Measures what the store does not know of the kernels of both graphs."""
+    from .tuning import tune_graphs  # brings the templates, and with them Triton
 
     page = options.page_size
     passed = pass_graphs(graph, options.cache, backend, "off", None, page)
     if passed.decode is not None:
-        tune_decode(passed.decode, options)
+        tune_graphs(passed.decode, passed.final, options, limit)
 
 
 def _open(model: object, options: CompileOptions) -> Source:

@@ -64,7 +64,7 @@ def tuning_store() -> Store:
 
 
 def problems_of_image(image: EngineImage) -> Sequence[KernelTunable]:
-    """What can be tuned of an engine: the problems of its decode graph.
+    """What can be tuned of an engine: the problems of its decode graph, then of the general one.
 
     Raises:
         UnsupportedError: an engine without kernels of ours.
@@ -77,15 +77,31 @@ def problems_of_image(image: EngineImage) -> Sequence[KernelTunable]:
             found=f"backend {image.backend!r}" + ("" if decode else ", no decode Program"),
             remedy="Compile it with backend='triton', for a GPU, and without deterministic=True.",
         )
-    graph, lm = parse_graph(decode.graphs[-1][1]), image.lm
-    return problems_of(graph, Target.parse(image.target), lm.max_batch_size)
+    graphs = [parse_graph(graphs[-1][1]) for graphs in (decode.graphs, image.graphs) if graphs]
+    target, lm = Target.parse(image.target), image.lm
+    return problems_of_graphs(graphs, target, lm.max_batch_size, lm.max_model_len)
 
 
-def tune_decode(graph: Graph, options: CompileOptions) -> None:
-    """Tunes what the store does not know of a decode graph, as ``options.tune`` says."""
+def problems_of_graphs(
+    graphs: Sequence[Graph], target: Target, max_sequences: int, max_model_len: int
+) -> Sequence[KernelTunable]:
+    """The problems of a decode graph and, if it is there, of the general graph behind it; most of
+    the time of serving is spent in the former.
+    """
+    found: dict[str, KernelTunable] = {}
+    for graph, most in zip(graphs, (max_sequences, None), strict=False):
+        for tunable in problems_of(graph, target, most, max_model_len):
+            found.setdefault(tunable.key.digest, tunable)
+    return list(found.values())
+
+
+def tune_graphs(decode: Graph, general: Graph, options: CompileOptions, max_model_len: int) -> None:
+    """Tunes what the store does not know of a model's graphs, as ``options.tune`` says."""
     wanted = options.tune
     given = wanted if isinstance(wanted, TuneConfig) else TuneConfig()
-    problems = problems_of(graph, options.target, options.max_batch_size)
+    problems = problems_of_graphs(
+        (decode, general), options.target, options.max_batch_size, max_model_len
+    )
     for _ in tune_all(
         problems, effort_of(wanted), tuning_store(), storage=given.storage, seed=given.seed
     ):

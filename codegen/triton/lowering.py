@@ -20,6 +20,7 @@ from ..eager.backend import eager_call, is_call
 from ..lowering import Buffers, assemble
 from ..program import Call, Program
 from .candidates import INVARIANT, kernels_for
+from .cuts import Cuts
 from .hand_on import find_links
 from .kernels.linear import emit_linear
 from .kernels.linear_tiles import ANY, Cutting
@@ -34,6 +35,7 @@ def lower_graph(
     target: Target,
     deterministic: bool = False,
     cutting: Cutting = ANY,
+    cuts: Cuts | None = None,
 ) -> tuple[Program, tuple[KernelSource, ...], tuple[str, ...]]:
     """A Program, the sources of its kernels (each once), and what fell back to torch, in words.
 
@@ -41,7 +43,7 @@ def lower_graph(
         UnsupportedError: ``deterministic``, and an op whose sums only a library or torch computes,
             in an order that may change with the number of rows.
     """
-    lowering = _Lowering(graph, target, deterministic, cutting)
+    lowering = _Lowering(graph, target, deterministic, cutting, cuts)
     for node in graph.nodes:
         if is_call(node) and node.op not in VIEWS:
             lowering.compute(node)
@@ -53,10 +55,17 @@ def lower_graph(
 
 
 class _Lowering:
-    def __init__(self, graph: Graph, target: Target, deterministic: bool, cutting: Cutting) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        target: Target,
+        deterministic: bool,
+        cutting: Cutting,
+        cuts: Cuts | None,
+    ) -> None:
         self.target, self.buffers = target, Buffers(graph)
         self.deterministic = deterministic
-        self.kernels = INVARIANT if deterministic else kernels_for(cutting)
+        self.kernels = INVARIANT if deterministic else kernels_for(cutting, cuts)
         self.cutting = cutting
         self.links = find_links(graph, target, cutting, deterministic)
         self.calls: list[Call] = []

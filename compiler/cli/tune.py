@@ -51,7 +51,11 @@ EffortOption = Annotated[
 ]
 
 OnlyOption = Annotated[
-    str | None, typer.Option(help="Templates: linear_gemv (one token), linear_gemm (several).")
+    str | None,
+    typer.Option(
+        help="Templates: linear_gemv (one token), linear_gemm (several), paged_decode, "
+        "paged_attention (prefill), rows (norms), elementwise."
+    ),
 ]
 
 
@@ -84,7 +88,7 @@ def run(
     random_weights: RandomOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Tune the kernels of ENGINE's decode steps, and keep what was found for later compiles."""
+    """Tune the kernels of ENGINE, and keep what was found for later compiles."""
     from ...autotune.effort import TuneConfig, effort_of
     from ...targets import Target
     from ..tuning import problems_of_image, tune_all, tuning_store

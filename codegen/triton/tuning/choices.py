@@ -12,11 +12,15 @@ from ....autotune.store import Store
 from ....autotune.tunable import Ready
 from ....ir.node import Node
 from ....targets import Target
+from ..generate_index import Cut
+from ..kernels import paged_attention_tiles, paged_decode_tiles
 from ..kernels.linear_tiles import GemmTiles, GemvTiles
+from . import attention, decode
 from .linear import gemm_of, gemv_of
-from .problems import GEMM, GEMV, token_sizes
+from .problems import DECODE, GEMM, GEMV, PREFILL, WALKS, token_sizes
 from .template import Sizes, Template
 from .tunable import KernelTunable
+from .walks import cut_of, row_sizes
 
 
 @dataclass
@@ -32,12 +36,16 @@ class Choices:
         store: the records.
         target: the device.
         conditions: of this process.
+        max_sequences: of a decode graph, most of them in a step; None for the general graph.
+        max_model_len: tokens of the longest sequence; None: not known.
         found: what came of each lookup, by the digest of its key.
     """
 
     store: Store
     target: Target
     conditions: Conditions
+    max_sequences: int | None = None
+    max_model_len: int | None = None
     found: dict[str, Found] = field(default_factory=dict)
     _configs: dict[str, Config | None] = field(default_factory=dict)
 
@@ -58,6 +66,24 @@ class Choices:
         """The cut of a product for up to ``block_m`` tokens."""
         config = self.config(GEMM, node, token_sizes(node, block_m))
         return None if config is None else gemm_of(config)
+
+    def decode(self, node: Node, sequences: int) -> paged_decode_tiles.Tiles | None:
+        """The cut of decode attention over up to ``sequences`` of them."""
+        config = self.config(DECODE, node, decode.mixed_sizes(node, sequences, self.max_model_len))
+        return None if config is None else decode.tiles_of(config)
+
+    def prefill(self, node: Node) -> paged_attention_tiles.Tiles | None:
+        """The cut of attention over more tokens than sequences."""
+        config = self.config(PREFILL, node, attention.prefill_sizes(node))
+        return None if config is None else attention.tiles_of(config)
+
+    def walk(self, node: Node) -> Cut | None:
+        """The cut of a generated kernel."""
+        template = next((one for one in WALKS if one.takes(node)), None)
+        if template is None:
+            return None
+        config = self.config(template, node, row_sizes(node, self.max_sequences))
+        return None if config is None else cut_of(config)
 
     def lines(self) -> bytes:
         """What came of each lookup, one JSON object a line, for the engine's folder: the key, by

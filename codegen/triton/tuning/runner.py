@@ -65,7 +65,8 @@ class KernelRunner:
         first = self.template.operands(self.node, self.sizes, self.device, 0)
         self.operands = [first]
         nbytes = sum({id(x): x.nbytes for x in first if x is not None}.values())
-        wanted = math.ceil(COLD * self.target.l2_bytes / max(nbytes, 1))
+        read = max(1, min(nbytes, self._bytes_read()))
+        wanted = max(math.ceil(COLD * self.target.l2_bytes / read), self.template.copies)
         copies = max(1, min(wanted, _MOST_COPIES, _MOST_BYTES // max(nbytes, 1)))
         for seed in range(1, copies):
             self.operands.append(self.template.operands(self.node, self.sizes, self.device, seed))
@@ -117,6 +118,11 @@ class KernelRunner:
             except (RuntimeError, ModuleNotFoundError, AttributeError):
                 found[name] = None
         return found
+
+    def _bytes_read(self) -> float:
+        """By a call: of a cache that sequences do not fill, less than there is."""
+        config = self.template.default(self.node, self.sizes, self.target)
+        return self.template.work(self.node, config, self.sizes, self.target).dram_bytes
 
     def _captured(self, config: Config) -> tuple[torch.cuda.CUDAGraph, int]:
         kernel, copies = self.kernels[config], len(self.operands)

@@ -31,11 +31,14 @@ class Template(ABC):
         name: in keys, and on the command line.
         modules: whose code makes the kernel: other code, another key.
         constants: of the prior, fitted to this template (benchmarks/fit_prior.py).
+        copies: of the operands that calls take in turn, at least and where memory allows: what one
+            seed draws must not decide.
     """
 
     name: str
     modules: tuple[ModuleType, ...]
     constants: Constants = Constants()
+    copies: int = 1
 
     @cached_property
     def code_hash(self) -> str:
@@ -45,6 +48,10 @@ class Template(ABC):
     @abstractmethod
     def takes(self, node: Node) -> bool:
         """Whether the template computes a call."""
+
+    def serves(self, node: Node, target: Target) -> bool:
+        """Whether it computes a call on the target; only then it has a default there."""
+        return self.takes(node)
 
     @abstractmethod
     def facts(self, node: Node, sizes: Sizes) -> Facts:

@@ -13,14 +13,18 @@ import torch
 import tilewright as tw
 from cli_running import refused, run
 from tilewright.autotune.effort import EFFORTS
-from tilewright.autotune.key import Conditions
+from tilewright.autotune.key import Conditions, Key
 from tilewright.autotune.record import Record
 from tilewright.autotune.search import Tuned
+from tilewright.codegen.base import CHOICES
+from tilewright.codegen.triton.tuning.registry import TEMPLATES
 from tilewright.compiler import tuning
 from tilewright.compiler.tuning import problems_of_image, record_of, tune_all, tuning_store
 from tilewright.runtime.folder import load_image
 from tiny_models import tiny_model
 from tuning_players import Steady
+
+WALKS = ("rows", "elementwise")
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +44,25 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "tuning.jsonl"
 
 
-def test_the_problems_of_an_engine_are_its_products_at_each_bucket(folder) -> None:
-    problems = problems_of_image(load_image(folder))
-    names = [(p.template.name, dict(p.key.problem)["tokens"]) for p in problems[:3]]
+def test_the_problems_of_an_engine_are_what_compiling_it_looks_up(folder) -> None:
+    """Products at each bucket first, then attention; of decode steps, then of the general ones."""
+    image = load_image(folder)
+    problems = problems_of_image(image)
+    names = [(p.template.name, dict(p.key.problem).get("tokens")) for p in problems[:3]]
     assert names == [("linear_gemv", 1), ("linear_gemm", 16), ("linear_gemm", 32)]
-    assert {p.template.name for p in problems} == {"linear_gemv", "linear_gemm"}
-    assert len({p.key.digest for p in problems}) == len(problems)
+    decode = [dict(p.key.problem) for p in problems if p.template.name == "paged_decode"]
+    assert [(p["sequences"], p["context"], p["lengths"]) for p in decode] == [
+        (1, 2048, "mixed"),
+        (8, 2048, "mixed"),
+        (32, 2048, "mixed"),
+    ]
+    assert {p.template.name for p in problems} == {template.name for template in TEMPLATES}
+    rows = {dict(p.key.problem)["rows"] for p in problems if p.template.name in WALKS}
+    assert rows == {32, 2048}
+    digests = [p.key.digest for p in problems]
+    assert len(set(digests)) == len(digests)
+    lines = map(json.loads, image.files[CHOICES].splitlines())
+    assert {Key.from_json(line["key"]).digest for line in lines} == set(digests)
 
 
 def test_explain_says_what_the_store_lacks_and_then_has(folder, store) -> None:
