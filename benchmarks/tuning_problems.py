@@ -1,5 +1,5 @@
-"""The problems that the tuner is judged on: decode linears of the 8B and the 1B shape, and paged
-decode attention. Four of them are never used to fit the prior.
+"""The problems that the tuner is judged on: decode linears of the 8B and the 1B shape and of an
+eighth of the 70B one, attention, a norm. Four of them are never used to fit the prior.
 """
 
 from __future__ import annotations
@@ -119,16 +119,16 @@ def _heads(heads: int, kv_heads: int, head_dim: int) -> str:
 
 
 PROBLEMS = (
-    _linear("qkv", 1),
-    _linear("down", 1, held_out=True),
-    _linear("gate_up_1b", 1),
-    _linear("qkv", 16),
-    _linear("o", 32, held_out=True),
+    _linear("down", 1),
+    _linear("qkv_70b_8", 16),
+    _linear("qkv_70b_8", 64, held_out=True),
+    _linear("qkv_70b_8", 128),
+    _linear("qkv_1b", 16, held_out=True),
+    _linear("down_1b", 32, held_out=True),
+    _linear("down_1b", 128),
     _linear("gate_up", 64),
-    _linear("down", 128),
-    _linear("gate_up_1b", 16, held_out=True),
-    _linear("down_1b", 32),
-    _decode(1, 8192),
-    _decode(32, 1024, held_out=True),
     _decode(8, 1024),
+    _decode(32, 1024, 8, 1, held_out=True),
+    _prefill(2048),
+    _rows(2048, 4096),
 )

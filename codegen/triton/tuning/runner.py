@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,14 @@ COLD = 4
 """Operands that calls take in turn are so many times the L2, together."""
 
 _MOST_COPIES, _MOST_BYTES = 64, 8 << 30
-_SHORTEST = 200e-6  # seconds of a replay, so that its start does not count
+_LEAST_COPIES = 4  # a kernel's time depends on where its operands lie
+_SHORTEST = 0.7e-3  # seconds of a replay
+_BUSY_BYTES = 256 << 20
+"""What is written before each replay, some 0.1 ms: a device that waits while the host launches a
+graph starts late, and slower. Without it the ratio of two configs' replays varied by 2.5% from
+round to round on an H100, and from process to process by up to 2%."""
+
+_WARM_SECONDS = 0.2  # until the clocks of a device that was idle are up
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 """Largest error over the largest magnitude, against float64."""
 
@@ -66,13 +74,16 @@ class KernelRunner:
         self.operands = [first]
         nbytes = sum({id(x): x.nbytes for x in first if x is not None}.values())
         read = max(1, min(nbytes, self._bytes_read()))
-        wanted = max(math.ceil(COLD * self.target.l2_bytes / read), self.template.copies)
+        cold = math.ceil(COLD * self.target.l2_bytes / read)
+        wanted = max(cold, _LEAST_COPIES, self.template.copies)
         copies = max(1, min(wanted, _MOST_COPIES, _MOST_BYTES // max(nbytes, 1)))
         for seed in range(1, copies):
             self.operands.append(self.template.operands(self.node, self.sizes, self.device, seed))
         self.expected = self._reference()
         self.kernels: dict[Config, _CheckedKernel] = {}
-        self.graphs: dict[Config, tuple[torch.cuda.CUDAGraph, int]] = {}
+        self.graphs: dict[Config, torch.cuda.CUDAGraph] = {}
+        self.calls = 0  # of a replay, the same for all configs
+        self.busy = torch.empty(_BUSY_BYTES, dtype=torch.uint8, device=self.device)
 
     def prepare(self, config: Config) -> None:
         """Compiles (what the parent has compiled is in the cache) and loads a config's kernel."""
@@ -98,16 +109,11 @@ class KernelRunner:
 
     def time(self, config: Config, rounds: int) -> list[float]:
         """Seconds of a call in each of ``rounds`` replays of a CUDA graph, operands cold."""
-        graph, calls = self.graphs.get(config) or self._captured(config)
-        times = []
-        for _ in range(rounds):
-            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            graph.replay()
-            stop.record()
-            stop.synchronize()
-            times.append(start.elapsed_time(stop) * 1e-3 / calls)
-        return times
+        if not self.calls:
+            self.calls = self._calls_of_a_replay(config)
+        if config not in self.graphs:
+            self.graphs[config] = self._captured(config, self.calls)
+        return [self._replayed(self.graphs[config]) / self.calls for _ in range(rounds)]
 
     def facts(self) -> dict[str, Any]:
         """The device, its clock in MHz and its temperature in °C, where the driver tells."""
@@ -124,25 +130,35 @@ class KernelRunner:
         config = self.template.default(self.node, self.sizes, self.target)
         return self.template.work(self.node, config, self.sizes, self.target).dram_bytes
 
-    def _captured(self, config: Config) -> tuple[torch.cuda.CUDAGraph, int]:
+    def _calls_of_a_replay(self, config: Config) -> int:
+        copies, ends = len(self.operands), time.monotonic() + _WARM_SECONDS
+        graph = self._captured(config, copies)
+        seconds = self._replayed(graph)
+        while time.monotonic() < ends:
+            seconds = self._replayed(graph)
+        return copies * max(1, math.ceil(_SHORTEST / seconds))
+
+    def _captured(self, config: Config, calls: int) -> torch.cuda.CUDAGraph:
         kernel, copies = self.kernels[config], len(self.operands)
         for operands in self.operands[:2]:
             kernel(operands, self.sizes)
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        kernel(self.operands[0], self.sizes)
-        stop.record()
-        stop.synchronize()
-        once = max(start.elapsed_time(stop) * 1e-3, 1e-6)
-        calls = copies * max(1, min(8, math.ceil(_SHORTEST / once / copies)))
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             for index in range(calls):
                 kernel(self.operands[index % copies], self.sizes)
         graph.replay()
         torch.cuda.synchronize()
-        self.graphs[config] = graph, calls
-        return graph, calls
+        return graph
+
+    def _replayed(self, graph: torch.cuda.CUDAGraph) -> float:
+        """Seconds of a replay."""
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self.busy.zero_()
+        start.record()
+        graph.replay()
+        stop.record()
+        stop.synchronize()
+        return float(start.elapsed_time(stop)) * 1e-3
 
     def _reference(self) -> list[torch.Tensor]:
         wide = in_float64(self.graph)
