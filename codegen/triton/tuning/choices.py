@@ -13,6 +13,7 @@ from ....autotune.tunable import Ready
 from ....ir.node import Node
 from ....targets import Target
 from ..kernels.linear_tiles import GemmTiles, GemvTiles
+from .beside_library import is_library
 from .linear import gemm_of, gemv_of
 from .problems import GEMM, GEMV, token_sizes
 from .template import Sizes, Template
@@ -49,15 +50,35 @@ class Choices:
             self._configs[digest] = self._looked_up(tunable, digest)
         return self._configs[digest]
 
+    def library(self, node: Node, tokens: int) -> bool:
+        """Whether a product is the library's, for one token or for up to ``tokens``."""
+        config = self.config(GEMV if tokens == 1 else GEMM, node, token_sizes(node, tokens))
+        return config is not None and is_library(config)
+
     def gemv(self, node: Node) -> GemvTiles | None:
         """The cut of a product for one token."""
-        config = self.config(GEMV, node, token_sizes(node, 1))
+        config = self._cut(GEMV, node, token_sizes(node, 1))
         return None if config is None else gemv_of(config)
 
     def gemm(self, node: Node, block_m: int) -> GemmTiles | None:
         """The cut of a product for up to ``block_m`` tokens."""
-        config = self.config(GEMM, node, token_sizes(node, block_m))
+        config = self._cut(GEMM, node, token_sizes(node, block_m))
         return None if config is None else gemm_of(config)
+
+    def _cut(self, template: Template, node: Node, sizes: Sizes) -> Config | None:
+        """The fastest config of ours, None for the default: where the library is the fastest of
+        all, the first of the runners-up, which not every product may leave to it (hand_on.py).
+        """
+        config = self.config(template, node, sizes)
+        if config is None or not is_library(config):
+            return config
+        tunable = KernelTunable.of(template, node, sizes, self.target)
+        found = self.found[tunable.key.digest]
+        if found.record is None or found.how == "stale":  # only the choice was checked again
+            return None
+        cuts = (c for c, _ in found.record.runners_up if not is_library(c))
+        best = next(cuts, tunable.default)
+        return best if best != tunable.default and tunable.space.contains(best) else None
 
     def lines(self) -> bytes:
         """What came of each lookup, one JSON object a line, for the engine's folder: the key, by
