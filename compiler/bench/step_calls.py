@@ -17,8 +17,8 @@ from ...ir.interpreter import resolve_attr
 from ...ir.node import Node
 from ...ir.schema import schema
 from ...runtime.engine import CausalLMEngine
+from ..inspect.call_nodes import nodes_of_calls
 from ..inspect.facts import final_graph
-from ..inspect.kernels import nodes_of_calls
 from ..regress.timing.problems import Operands, Problem, record_problems
 from ..regress.timing.steps import StepSetting
 from .decoding import decode_image, decode_runner
