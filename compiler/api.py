@@ -29,7 +29,7 @@ from .capture import DynamicShapes, Examples, capture_module
 from .capture_types import Captured
 from .compile_checks import Checks
 from .compile_report import make_report
-from .graphs import lower_graphs, pass_graphs
+from .graphs import CacheKind, lower_graphs, pass_graphs
 from .hf_model import capture_causal_lm, meta_causal_lm
 from .lowering import lower, output_structure
 from .lowering.symbols import Sizes
@@ -103,8 +103,8 @@ def compile(
             Triton backend, whose kernels then have one cut for all sizes: slower.
         memory_fraction: of a GPU's memory for weights, KV cache and steps; the cache has room for
             max_batch_size sequences of full length, or for what fits.
-        tune: "cached" uses what is known of decode kernels, "none" does not; "quick", "full" or a
-            TuneConfig measure what is not known first, on this machine's GPU.
+        tune: "cached" uses what is known of decode kernels and of dense attention, "none" does not;
+            "quick", "full" or a TuneConfig measure what is not known first, on this machine's GPU.
         progress: called as phases begin.
 
     Returns:
@@ -256,8 +256,8 @@ def _finish(
     cache = None if limit is None else options.cache
     backend = get_backend(options.backend)
     checks = Checks(source, options, backend, limit)
-    if limit is not None and effort_of(options.tune).measures:
-        phases.run("tune", 0.42, lambda: _tune(graph, backend, options))
+    if effort_of(options.tune).measures:
+        phases.run("tune", 0.42, lambda: _tune(graph, cache, backend, options))
     phases.run("verify", 0.45, checks.on_one_of_each_layer)
     passed = phases.run(
         "passes",
@@ -304,14 +304,14 @@ def _finish(
     return image, final
 
 
-def _tune(graph: Graph, backend: Backend, options: CompileOptions) -> None:
-    """Measures what the store does not know of the decode graph's kernels."""
-    from .tuning import tune_decode  # brings the templates, and with them Triton
+def _tune(graph: Graph, cache: CacheKind, backend: Backend, options: CompileOptions) -> None:
+    """Measures what the store does not know of the decode graph's kernels, or of those of a graph
+    that is the only one.
+    """
+    from .tuning import tune_graph  # brings the templates, and with them Triton
 
-    page = options.page_size
-    passed = pass_graphs(graph, options.cache, backend, "off", None, page)
-    if passed.decode is not None:
-        tune_decode(passed.decode, options)
+    passed = pass_graphs(graph, cache, backend, "off", None, options.page_size)
+    tune_graph(passed.final if passed.decode is None else passed.decode, options)
 
 
 def _open(model: object, options: CompileOptions) -> Source:

@@ -160,12 +160,16 @@ def lower_graphs(
     tuning: Store | None = None,
 ) -> LoweredGraphs:
     """Lowers the graphs of a model; ``limit`` is a causal LM's context, ``max_sequences`` the most
-    of them in a step, and ``tuning`` what is known of decode kernels. A decode Program that no CUDA
+    of them in a step, and ``tuning`` what is known of decode kernels, or of those of a graph that
+    is the only one. A decode Program that no CUDA
     graph can hold would bring nothing: it is left out.
     """
-    general = backend.lower(passed.final, target, limit, deterministic)
     if passed.decode is None:
-        return LoweredGraphs(general, None)
+        known = None if deterministic else tuning
+        return LoweredGraphs(
+            backend.lower(passed.final, target, limit, deterministic, tuning=known), None
+        )
+    general = backend.lower(passed.final, target, limit, deterministic)
     decode = backend.lower(passed.decode, target, limit, max_sequences=max_sequences, tuning=tuning)
     return LoweredGraphs(general, None if obstacles(decode.program) else decode)
 

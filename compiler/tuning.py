@@ -64,16 +64,18 @@ def tuning_store() -> Store:
 
 
 def problems_of_image(image: EngineImage) -> Sequence[KernelTunable]:
-    """What can be tuned of an engine: the problems of its decode graph.
+    """What can be tuned of an engine: the problems of its decode graph, or of a module's graph.
 
     Raises:
         UnsupportedError: an engine without kernels of ours.
     """
     decode = image.decode
+    if image.backend == "triton" and image.lm is None and image.graphs:
+        return problems_of(parse_graph(image.graphs[-1][1]), Target.parse(image.target), 1)
     if image.backend != "triton" or image.lm is None or decode is None or not decode.graphs:
         raise UnsupportedError(
             f"tuning {image.name}",
-            expected="a causal LM compiled with the Triton backend, with a decode Program",
+            expected="a module, or a causal LM with a decode Program, of the Triton backend",
             found=f"backend {image.backend!r}" + ("" if decode else ", no decode Program"),
             remedy="Compile it with backend='triton', for a GPU, and without deterministic=True.",
         )
@@ -81,8 +83,8 @@ def problems_of_image(image: EngineImage) -> Sequence[KernelTunable]:
     return problems_of(graph, Target.parse(image.target), lm.max_batch_size)
 
 
-def tune_decode(graph: Graph, options: CompileOptions) -> None:
-    """Tunes what the store does not know of a decode graph, as ``options.tune`` says."""
+def tune_graph(graph: Graph, options: CompileOptions) -> None:
+    """Tunes what the store does not know of a graph, as ``options.tune`` says."""
     wanted = options.tune
     given = wanted if isinstance(wanted, TuneConfig) else TuneConfig()
     problems = problems_of(graph, options.target, options.max_batch_size)

@@ -98,6 +98,9 @@ class _Lowering:
             self.calls.append(self._kernel_call(node, source, bases))
         elif takes(node):
             attrs: dict[str, Attr] = {**dict(node.attrs), "views": views_of(node)}
+            chosen = self.cutting.chosen
+            backend = chosen.attention(node) if chosen and node.op == "attention" else None
+            attrs |= {} if backend is None else {"backend": backend}
             self.calls.append(
                 Call(PREFIX + node.op, bases, self.buffers.of(node), attrs, origin=(node.op,))
             )

@@ -216,6 +216,9 @@ class Chosen(Protocol):
     def library(self, node: Node, tokens: int) -> bool:
         """Whether a library is the fastest for one token, or for up to ``tokens``."""
 
+    def attention(self, node: Node) -> str | None:
+        """Which library dense attention goes to (library.py)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cutting:

@@ -15,7 +15,7 @@ from ....targets import Target
 from ..kernels.linear_tiles import GemmTiles, GemvTiles
 from .beside_library import is_library
 from .linear import gemm_of, gemv_of
-from .problems import GEMM, GEMV, token_sizes
+from .problems import ATTENTION, GEMM, GEMV, token_sizes
 from .template import Sizes, Template
 from .tunable import KernelTunable
 
@@ -54,6 +54,13 @@ class Choices:
         """Whether a product is the library's, for one token or for up to ``tokens``."""
         config = self.config(GEMV if tokens == 1 else GEMM, node, token_sizes(node, tokens))
         return config is not None and is_library(config)
+
+    def attention(self, node: Node) -> str | None:
+        """The library of dense attention; None leaves it to torch."""
+        if not ATTENTION.takes(node):
+            return None
+        config = self.config(ATTENTION, node, {})
+        return None if config is None else str(config["backend"])
 
     def gemv(self, node: Node) -> GemvTiles | None:
         """The cut of a product for one token."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from ....errors import UsageError
+from .attention import Attention
 from .decode import PagedDecode
 from .linear import LinearGemm, LinearGemv
 from .template import Template
 
-TEMPLATES: tuple[Template, ...] = (LinearGemv(), LinearGemm(), PagedDecode())
+TEMPLATES: tuple[Template, ...] = (LinearGemv(), LinearGemm(), PagedDecode(), Attention())
 
 
 def template_named(name: str) -> Template:

@@ -93,7 +93,7 @@ def _loaded(
     call: Call, program: Program, packages: Mapping[str, KernelPackage], device: torch.device
 ) -> Kernel:
     if call.kernel.startswith(PREFIX):
-        return LibraryKernel(call)
+        return LibraryKernel(call, strict=True)
     package = packages[call.kernel.rpartition("/")[2]]
     results = [program.buffers[name] for name in call.results]
     return _CheckedKernel(package, results, call.aliases, device)

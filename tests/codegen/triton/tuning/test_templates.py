@@ -58,11 +58,22 @@ def linear_call() -> Node:
     return linear_node(Form(k=512, n=256, norm="weight", behind=("residual",), dtype=DType.BF16))
 
 
+def attention_call() -> Node:
+    """Causal attention of grouped heads whose k and v are slices of one buffer, with a mask."""
+    q = input_node("q", TensorType(DType.BF16, (2, 8, 24, 64)))
+    kv = input_node("kv", TensorType(DType.BF16, (2, 4, 24, 64)))
+    k, v = (make("slice", kv, dim=1, start=s, step=1, stop=s + 2) for s in (0, 2))
+    mask = input_node("mask", TensorType(DType.BOOL, (24, 24)))
+    return make("attention", q, k, v, mask, None, None, scale=0.1, causal=True)
+
+
 CASES = {
     "linear_gemv": (linear_call, {"B": 1}),
     "linear_gemm": (linear_call, {"B": 24}),
     "paged_decode": (decode_call, {"B": 4, "M": 8, "N": 40}),
+    "attention": (attention_call, {}),
 }
+KERNELS = [name for name in CASES if name != "attention"]  # of the libraries alone
 
 
 def tunable(name: str) -> KernelTunable:
@@ -75,7 +86,7 @@ def test_each_template_has_a_case() -> None:
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KERNELS)
 def test_the_default_is_a_config_of_the_space_and_its_kernel_the_default_one(name: str) -> None:
     one = tunable(name)
     assert one.space.why_not(one.default) is None
@@ -122,7 +133,7 @@ def test_a_problem_is_text_that_reads_back_and_views_stay_views(name: str) -> No
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KERNELS)
 def test_every_config_has_a_kernel_a_prior_and_a_class(name: str) -> None:
     one = tunable(name)
     for config in list(one.space.configs())[::7]:
@@ -132,7 +143,7 @@ def test_every_config_has_a_kernel_a_prior_and_a_class(name: str) -> None:
         assert one.numerics(config)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KERNELS)
 def test_configs_are_compiled_and_those_that_spill_or_do_not_fit_are_refused(name: str) -> None:
     one = tunable(name)
     configs = [one.default, *list(one.space.configs())[:: one.space.count() // 4]]
