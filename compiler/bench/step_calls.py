@@ -68,7 +68,11 @@ class StepCall:
         node, sizes = self.nodes[0], self.problem.sizes
         named = dict(zip(self.problem.call.operands, operands, strict=True))
         found: list[torch.Tensor | None] = []
-        for arg, view in zip(node.args, views_of(node), strict=True):  # type: ignore[arg-type]
+        views = views_of(node)
+        for index, (arg, view) in enumerate(zip(node.args, views, strict=True)):  # type: ignore[arg-type]
+            if arg is not None and located(arg)[0] not in self.buffers.names:
+                found.append(operands[index])  # between two calls of one node: dense
+                continue
             name = self.buffers.one(arg)
             if arg is None or name in named:
                 found.append(named.get(name))

@@ -19,14 +19,17 @@ from tilewright.autotune.search import tune
 from tilewright.codegen.triton.aot import compile_sources
 from tilewright.codegen.triton.kernels.linear_tiles import Cutting
 from tilewright.codegen.triton.launch import LaunchedKernel
+from tilewright.codegen.triton.library import ATTENTIONS
 from tilewright.codegen.triton.lowering import lower_graph
 from tilewright.codegen.triton.tuning.beside_library import is_library
 from tilewright.codegen.triton.tuning.decode import sizes_of
 from tilewright.codegen.triton.tuning.registry import template_named
 from tilewright.codegen.triton.tuning.runner import KernelRunner
 from tilewright.codegen.triton.tuning.tunable import KernelTunable
+from tilewright.ir.build import input_node, make
 from tilewright.ir.dtypes import DType
 from tilewright.ir.node import Node
+from tilewright.ir.types import TensorType
 from tilewright.runtime.runner import ProgramRunner
 
 pytestmark = pytest.mark.gpu
@@ -129,3 +132,18 @@ def test_guarded_calls_of_the_library_replay_in_a_graph(tokens: int) -> None:
     assert error <= 2 * ERROR[form.dtype] * (1.0 + float(wanted.abs().max()))
     kinds = [call.kind for call in program.at({"B": tokens}).calls]
     assert ("library" in kinds) is (tokens == 1 or tokens > 16)
+
+
+def test_libraries_of_attention_are_tried_and_torchs_own_choice_is_right() -> None:
+    q, k, v = (
+        input_node(name, TensorType(DType.BF16, (2, heads, 256, 64)))
+        for name, heads in (("q", 8), ("k", 2), ("v", 2))
+    )
+    node = make("attention", q, k, v, scale=0.125, causal=True)
+    tunable = KernelTunable.of(template_named("attention"), node, {}, here())
+    with Pool() as pool:
+        tuned = tune(tunable, EFFORT, pool)
+    states = {o.config["backend"]: o.status for o in tuned.outcomes}
+    assert states["auto"] == "ok" and set(states) == {"auto", *ATTENTIONS}
+    assert set(states.values()) <= {"ok", "failed", "too_slow"}, states  # not all take all
+    assert tuned.choice.seconds is not None
