@@ -15,8 +15,8 @@ class Effort:
 
     Attributes:
         name: of the row, or "custom".
-        candidates: that are a function of the key alone: the default, the neighbours' winners, the
-            prior's best.
+        candidates: that are a function of the key alone: the default, what is always tried, the
+            neighbours' winners, the prior's best.
         share: of the valid configs that these may be; `LEAST` are allowed always.
         trials: candidates in all; what goes beyond `candidates` is drawn by a sampler.
         rounds: of a candidate that is not stopped.

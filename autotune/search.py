@@ -79,17 +79,17 @@ def quick_candidates(
 ) -> tuple[Config, ...]:
     """The candidates that are a function of the key, and of what neighbours won with.
 
-    The default first, then the neighbours' winners that are valid here, then the prior's best, at
-    most `SAME_TILE` of one tile (the values of the powers of two) as long as there are others. In
-    this order a search that is cut short has tried the likeliest.
+    The default first, then those that are always tried, then the neighbours' winners that are valid
+    here, then the prior's best, at most `SAME_TILE` of one tile (the values of the powers of two)
+    as long as there are others. In this order a search that is cut short has tried the likeliest.
 
     Args:
-        tunable: gives the space, the default and the prior.
+        tunable: gives the space, the default, what is always tried, and the prior.
         neighbours: configs of other keys, the nearest first.
         limit: how many at most.
     """
-    near = [config for config in neighbours if tunable.space.contains(config)]
-    first = dict.fromkeys([tunable.default, *near])
+    asked = (*tunable.pinned, *neighbours)
+    first = dict.fromkeys([tunable.default, *filter(tunable.space.contains, asked)])
     return tuple(dict.fromkeys([*first, *_spread(tunable, tuple(first))]))[:limit]
 
 

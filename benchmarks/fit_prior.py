@@ -24,6 +24,7 @@ from tuning_problems import PROBLEMS
 
 from tilewright.autotune.prior import Constants, Work, predict
 from tilewright.autotune.space import Config
+from tilewright.codegen.triton.tuning.beside_library import CANDIDATE, is_library, of_ours
 from tilewright.codegen.triton.tuning.registry import TEMPLATES
 from tilewright.codegen.triton.tuning.tunable import KernelTunable
 from tilewright.targets import TARGETS, Target
@@ -65,7 +66,7 @@ class Measured:
 
 
 def measured(data: Path, target: Target = H100) -> list[Measured]:
-    """Every problem of the data."""
+    """Every problem of the data. Libraries are left out: what is fitted is of kernels."""
     replays: dict[str, dict[Config, tuple[float, ...]]] = defaultdict(dict)
     for line in map(json.loads, gzip.decompress(data.read_bytes()).splitlines()):
         if line["status"] == "ok":
@@ -73,7 +74,9 @@ def measured(data: Path, target: Target = H100) -> list[Measured]:
             replays[line["problem"]][config] = tuple(ns * 1e-9 for ns in line["ns"])
     found = []
     for problem in PROBLEMS:
-        tunable, own = problem.make(target), replays[problem.name]
+        tunable = problem.make(target)
+        own = {_config(tunable, c): times for c, times in replays[problem.name].items()}
+        own = {config: times for config, times in own.items() if not is_library(config)}
         seconds = {config: statistics.median(times) for config, times in own.items()}
         works = {
             config: tunable.template.work(tunable.node, config, tunable.sizes, target)
@@ -81,6 +84,12 @@ def measured(data: Path, target: Target = H100) -> list[Measured]:
         }
         found.append(Measured(problem.name, problem.held_out, tunable, seconds, works, own))
     return found
+
+
+def _config(tunable: KernelTunable, config: Config) -> Config:
+    """A config of data that may be older than the libraries in the space."""
+    before = CANDIDATE in tunable.space.names and config.get(CANDIDATE) is None
+    return of_ours(config.as_dict()) if before else config
 
 
 def loss(problems: Sequence[Measured], constants: Constants) -> float:

@@ -29,7 +29,7 @@ from .capture import DynamicShapes, Examples, capture_module
 from .capture_types import Captured
 from .compile_checks import Checks
 from .compile_report import make_report
-from .graphs import lower_graphs, pass_graphs
+from .graphs import CacheKind, lower_graphs, pass_graphs
 from .hf_model import capture_causal_lm, meta_causal_lm
 from .lowering import lower, output_structure
 from .lowering.symbols import Sizes
@@ -256,8 +256,8 @@ def _finish(
     cache = None if limit is None else options.cache
     backend = get_backend(options.backend)
     checks = Checks(source, options, backend, limit)
-    if limit is not None and effort_of(options.tune).measures:
-        phases.run("tune", 0.42, lambda: _tune(graph, backend, options, limit))
+    if effort_of(options.tune).measures and not options.deterministic:
+        phases.run("tune", 0.42, lambda: _tune(graph, cache, backend, options, limit))
     phases.run("verify", 0.45, checks.on_one_of_each_layer)
     passed = phases.run(
         "passes",
@@ -304,14 +304,14 @@ def _finish(
     return image, final
 
 
-def _tune(graph: Graph, backend: Backend, options: CompileOptions, limit: int) -> None:
-    """Measures what the store does not know of the kernels of both graphs."""
+def _tune(
+    graph: Graph, cache: CacheKind, backend: Backend, options: CompileOptions, limit: int | None
+) -> None:
+    """Measures what the store does not know of the kernels of all graphs."""
     from .tuning import tune_graphs  # brings the templates, and with them Triton
 
-    page = options.page_size
-    passed = pass_graphs(graph, options.cache, backend, "off", None, page)
-    if passed.decode is not None:
-        tune_graphs(passed.decode, passed.final, options, limit)
+    passed = pass_graphs(graph, cache, backend, "off", None, options.page_size)
+    tune_graphs(passed.decode, passed.final, options, limit)
 
 
 def _open(model: object, options: CompileOptions) -> Source:

@@ -64,43 +64,54 @@ def tuning_store() -> Store:
 
 
 def problems_of_image(image: EngineImage) -> Sequence[KernelTunable]:
-    """What can be tuned of an engine: the problems of its decode graph, then of the general one.
+    """What can be tuned of an engine: the problems of its decode graph, then of the general one; of
+    a module those of its only graph.
 
     Raises:
         UnsupportedError: an engine without kernels of ours.
     """
     decode = image.decode
+    if image.backend == "triton" and image.lm is None and image.graphs:
+        return problems_of(parse_graph(image.graphs[-1][1]), Target.parse(image.target), None)
     if image.backend != "triton" or image.lm is None or decode is None or not decode.graphs:
         raise UnsupportedError(
             f"tuning {image.name}",
-            expected="a causal LM compiled with the Triton backend, with a decode Program",
+            expected="a module, or a causal LM with a decode Program, of the Triton backend",
             found=f"backend {image.backend!r}" + ("" if decode else ", no decode Program"),
             remedy="Compile it with backend='triton', for a GPU, and without deterministic=True.",
         )
-    graphs = [parse_graph(graphs[-1][1]) for graphs in (decode.graphs, image.graphs) if graphs]
+    steps = parse_graph(decode.graphs[-1][1])
+    general = parse_graph(image.graphs[-1][1]) if image.graphs else None
     target, lm = Target.parse(image.target), image.lm
-    return problems_of_graphs(graphs, target, lm.max_batch_size, lm.max_model_len)
+    return problems_of_graphs(steps, general, target, lm.max_batch_size, lm.max_model_len)
 
 
 def problems_of_graphs(
-    graphs: Sequence[Graph], target: Target, max_sequences: int, max_model_len: int
+    decode: Graph | None,
+    general: Graph | None,
+    target: Target,
+    max_sequences: int,
+    max_model_len: int | None,
 ) -> Sequence[KernelTunable]:
-    """The problems of a decode graph and, if it is there, of the general graph behind it; most of
-    the time of serving is spent in the former.
+    """The problems of a decode graph and, behind them, of the general one, where there are such:
+    most of the time of serving is spent in the former.
     """
     found: dict[str, KernelTunable] = {}
-    for graph, most in zip(graphs, (max_sequences, None), strict=False):
-        for tunable in problems_of(graph, target, most, max_model_len):
-            found.setdefault(tunable.key.digest, tunable)
+    for graph, most in ((decode, max_sequences), (general, None)):
+        if graph is not None:
+            for tunable in problems_of(graph, target, most, max_model_len):
+                found.setdefault(tunable.key.digest, tunable)
     return list(found.values())
 
 
-def tune_graphs(decode: Graph, general: Graph, options: CompileOptions, max_model_len: int) -> None:
+def tune_graphs(
+    decode: Graph | None, general: Graph, options: CompileOptions, max_model_len: int | None
+) -> None:
     """Tunes what the store does not know of a model's graphs, as ``options.tune`` says."""
     wanted = options.tune
     given = wanted if isinstance(wanted, TuneConfig) else TuneConfig()
     problems = problems_of_graphs(
-        (decode, general), options.target, options.max_batch_size, max_model_len
+        decode, general, options.target, options.max_batch_size, max_model_len
     )
     for _ in tune_all(
         problems, effort_of(wanted), tuning_store(), storage=given.storage, seed=given.seed

@@ -68,7 +68,7 @@ class TritonBackend:
             for package in packages
             for name, content in package.files().items()
         }
-        if chosen is not None:
+        if chosen is not None and chosen.found:
             files[CHOICES] = OwnBytes(chosen.lines())
         return Lowered(program, files, notes)
 

@@ -216,3 +216,14 @@ def test_the_name_of_a_study_is_of_the_key_and_the_conditions():
     assert study_name(FakeTunable()) == study_name(FakeTunable(seed=1))
     assert study_name(FakeTunable(), "triton-3.7") != study_name(FakeTunable())
     assert SPACE.names == NAMES
+
+
+def test_what_is_pinned_is_tried_right_behind_the_default():
+    worst = max(SPACE.configs(), key=FakeTunable().prior)
+    foreign = Config((("block", 7),))
+    found = quick_candidates(FakeTunable(pinned=[worst, foreign]), limit=12)
+    default, second, *others = found
+    assert default == DEFAULT and second == worst and foreign not in others
+    assert set(others) < set(quick_candidates(FakeTunable(), limit=12))
+    pinned = quick_candidates(FakeTunable(pinned=[DEFAULT]), limit=12)
+    assert pinned == quick_candidates(FakeTunable(), limit=12)

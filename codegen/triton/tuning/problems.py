@@ -1,6 +1,7 @@
 """The problems of a graph. Of decode steps: each distinct product at each number of tokens, and
-attention at each number of sequences, that has a cut of its own. Of the general graph: attention
-over many tokens. Of both: generated kernels, at one number of tokens.
+attention at each number of sequences, that has a cut of its own. Of other graphs: paged attention
+over many tokens, and dense attention of fixed sizes. Of all: generated kernels, at one number of
+tokens.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from ....targets import Target
 from ..kernels.paged_decode import buckets
 from .attention import PagedAttention, prefill_sizes
 from .decode import PagedDecode, mixed_sizes
+from .dense_attention import DenseAttention
 from .linear import BUCKETS, LinearGemm, LinearGemv, problem_of
 from .template import Sizes, Template
 from .tunable import KernelTunable
 from .walks import Elementwise, Rows, row_sizes
 
 GEMV, GEMM = LinearGemv(), LinearGemm()
-DECODE, PREFILL = PagedDecode(), PagedAttention()
+DECODE, PREFILL, ATTENTION = PagedDecode(), PagedAttention(), DenseAttention()
 WALKS = (Rows(), Elementwise())
 
 
@@ -33,7 +35,7 @@ def problems_of(
         graph: as it is lowered.
         target: the device.
         max_sequences: of a decode graph, most of them in a step: kernels are tuned up to there.
-            None: the graph is the general one.
+            None: the graph is the general one, or that of a plain module.
         max_model_len: tokens of the longest sequence; None: not known.
     """
     found: dict[str, KernelTunable] = {}
@@ -63,6 +65,8 @@ def _pairs(
             yield DECODE, mixed_sizes(node, size, max_model_len)
     elif PREFILL.serves(node, target):
         yield PREFILL, prefill_sizes(node)
+    elif ATTENTION.takes(node):
+        yield ATTENTION, {}
     else:
         for template in WALKS:
             if template.serves(node, target):

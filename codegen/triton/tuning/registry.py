@@ -5,6 +5,7 @@ from __future__ import annotations
 from ....errors import UsageError
 from .attention import PagedAttention
 from .decode import PagedDecode
+from .dense_attention import DenseAttention
 from .linear import LinearGemm, LinearGemv
 from .template import Template
 from .walks import Elementwise, Rows
@@ -14,6 +15,7 @@ TEMPLATES: tuple[Template, ...] = (
     LinearGemm(),
     PagedDecode(),
     PagedAttention(),
+    DenseAttention(),
     Rows(),
     Elementwise(),
 )

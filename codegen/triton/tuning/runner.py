@@ -10,14 +10,21 @@ from typing import Any
 import torch
 
 from ....autotune.space import Config
+from ....ir.graph import input_name
 from ....ir.interpreter import interpret
+from ....ir.node import Node
 from ....ir.parser import parse_graph
 from ....ir.schema import schema
 from ....targets import Target
+from ...base import Kernel
+from ...program import Call, Program
 from ..aot import compile_sources
 from ..launch import LaunchedKernel
+from ..library import PREFIX, LibraryKernel
+from ..package import KernelPackage, kernel_id
 from .problem import bases_of, call_of
 from .registry import template_named
+from .template import Calls
 from .wide import in_float64
 
 COLD = 4
@@ -55,6 +62,51 @@ class _CheckedKernel(LaunchedKernel):
         return result
 
 
+class _CheckedCalls:
+    """A Program of library calls and kernels of ours, in the place of one kernel.
+
+    Args:
+        calls: what computes the node.
+        node: whose operands it is given.
+        arch: what kernels are compiled for.
+        device: where the operands are.
+    """
+
+    poisons = False
+
+    def __init__(self, calls: Calls, node: Node, arch: int, device: torch.device) -> None:
+        self.program, sources = calls
+        packages = compile_sources(list(sources), arch)
+        compiled = {kernel_id(p.source): p for p in packages}
+        self.steps = [(c, _loaded(c, self.program, compiled, device)) for c in self.program.calls]
+        names = [None if base is None else input_name(base) for base in bases_of(node)]
+        self.places = [(name, names.index(name)) for name in self.program.inputs]
+
+    def __call__(
+        self, operands: Sequence[torch.Tensor | None], sizes: Mapping[str, int]
+    ) -> Sequence[torch.Tensor]:
+        values = {name: operands[place] for name, place in self.places}
+        for call, kernel in self.steps:
+            if isinstance(kernel, _CheckedKernel):
+                kernel.poisons = self.poisons
+            given = [None if name is None else values[name] for name in call.operands]
+            values.update(zip(call.results, kernel(given, sizes), strict=True))
+            for name in call.frees:
+                values.pop(name, None)
+        found = [values[buffer] for _, buffer in self.program.outputs]
+        return [value for value in found if value is not None]
+
+
+def _loaded(
+    call: Call, program: Program, packages: Mapping[str, KernelPackage], device: torch.device
+) -> Kernel:
+    if call.kernel.startswith(PREFIX):
+        return LibraryKernel(call, strict=True)
+    package = packages[call.kernel.rpartition("/")[2]]
+    results = [program.buffers[name] for name in call.results]
+    return _CheckedKernel(package, results, call.aliases, device)
+
+
 class KernelRunner:
     """One problem on the current GPU.
 
@@ -80,13 +132,19 @@ class KernelRunner:
         for seed in range(1, copies):
             self.operands.append(self.template.operands(self.node, self.sizes, self.device, seed))
         self.expected = self._reference()
-        self.kernels: dict[Config, _CheckedKernel] = {}
+        self.kernels: dict[Config, _CheckedKernel | _CheckedCalls] = {}
         self.graphs: dict[Config, torch.cuda.CUDAGraph] = {}
         self.calls = 0  # of a replay, the same for all configs
         self.busy = torch.empty(_BUSY_BYTES, dtype=torch.uint8, device=self.device)
 
     def prepare(self, config: Config) -> None:
-        """Compiles (what the parent has compiled is in the cache) and loads a config's kernel."""
+        """Compiles (what the parent has compiled is in the cache) and loads a config's kernel, or
+        the calls that it stands for.
+        """
+        calls = self.template.calls(self.node, config, self.target)
+        if calls is not None:
+            self.kernels[config] = _CheckedCalls(calls, self.node, self.target.arch, self.device)
+            return
         source = self.template.source(self.node, config, self.sizes, self.target)
         if source is None:
             raise ValueError(f"{self.template.name} has no kernel for {config}")
@@ -143,7 +201,10 @@ class KernelRunner:
         for operands in self.operands[:2]:
             kernel(operands, self.sizes)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # A stream of its own: what cuBLAS keeps for a stream is then in this graph's memory, and is
+        # not shared with one that goes before it.
+        stream = torch.cuda.Stream(self.device)
+        with torch.cuda.graph(graph, stream=stream):
             for index in range(calls):
                 kernel(self.operands[index % copies], self.sizes)
         graph.replay()

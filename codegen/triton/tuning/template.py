@@ -11,10 +11,11 @@ from types import ModuleType
 import torch
 
 from ....autotune.ast_hash import normalised_ast_hash
-from ....autotune.prior import Constants, Work
+from ....autotune.prior import Constants, Work, predict
 from ....autotune.space import Choice, Config, Constraint, PowerOfTwo, Space, Value
 from ....ir.node import Node
 from ....targets import Target
+from ...program import Program
 from ..source import KernelSource
 
 Sizes = Mapping[str, int]
@@ -22,6 +23,9 @@ Sizes = Mapping[str, int]
 
 Facts = tuple[tuple[str, str | int], ...]
 """A problem in words and numbers, for the key of a tuning record."""
+
+Calls = tuple[Program, tuple[KernelSource, ...]]
+"""A problem computed in several calls, or in one of a library, and the sources of its kernels."""
 
 
 class Template(ABC):
@@ -69,11 +73,27 @@ class Template(ABC):
     def source(
         self, node: Node, config: Config, sizes: Sizes, target: Target
     ) -> KernelSource | None:
-        """The kernel of a config, for these sizes; None where it cannot be made."""
+        """The kernel of a config, for these sizes; None where it cannot be made, and for a config
+        that ``calls`` computes.
+        """
+
+    def calls(self, node: Node, config: Config, target: Target) -> Calls | None:
+        """What computes a config that is no kernel of this template: calls of a library, and what
+        stands around them. None for all others, and where there is no such thing.
+        """
+        return None
+
+    def pinned(self, node: Node, sizes: Sizes, target: Target) -> Sequence[Config]:
+        """Configs of the space that are tried whatever the prior says of them."""
+        return ()
 
     @abstractmethod
     def work(self, node: Node, config: Config, sizes: Sizes, target: Target) -> Work:
-        """What a config does."""
+        """What the kernel of a config does."""
+
+    def prior(self, node: Node, config: Config, sizes: Sizes, target: Target) -> float:
+        """Seconds that a config should take."""
+        return predict(self.work(node, config, sizes, target), target, self.constants)
 
     @abstractmethod
     def numerics(self, config: Config) -> str:

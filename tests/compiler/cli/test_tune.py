@@ -56,7 +56,9 @@ def test_the_problems_of_an_engine_are_what_compiling_it_looks_up(folder) -> Non
         (8, 2048, "mixed"),
         (32, 2048, "mixed"),
     ]
-    assert {p.template.name for p in problems} == {template.name for template in TEMPLATES}
+    of_modules = {"attention"}
+    known = {template.name for template in TEMPLATES} - of_modules
+    assert {p.template.name for p in problems} == known
     rows = {dict(p.key.problem)["rows"] for p in problems if p.template.name in WALKS}
     assert rows == {32, 2048}
     digests = [p.key.digest for p in problems]
