@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ...errors import UnsupportedError, UsageError
+from ...errors import UnsupportedError
 from .console import err, note, out, print_json
 from .options import (
     BackendOption,
@@ -19,14 +19,13 @@ from .options import (
     JsonOption,
     RandomOption,
     TargetOption,
-    compile_in_memory,
-    is_engine,
 )
+from .tune_explain import explain
+from .tune_options import OnlyOption, StorageOption, chosen, image_of
 
 if TYPE_CHECKING:
     from ...autotune.search import Progress
     from ...codegen.triton.tuning.tunable import KernelTunable
-    from ...runtime.image import EngineImage
     from ..tuning import TunedProblem
 
 
@@ -50,10 +49,6 @@ EffortOption = Annotated[
     str, typer.Option(help="quick (24 configs a problem at most), full, cached or none.")
 ]
 
-OnlyOption = Annotated[
-    str | None, typer.Option(help="Templates: linear_gemv (one token), linear_gemm (several).")
-]
-
 
 @tune_app.command("run")
 def run(
@@ -63,13 +58,7 @@ def run(
     trials: Annotated[int | None, typer.Option(help="Configs of each problem at most.")] = None,
     seconds: Annotated[float | None, typer.Option(help="Time for everything at most.")] = None,
     only: OnlyOption = None,
-    storage: Annotated[
-        str | None,
-        typer.Option(
-            help="Where the searches are kept, for several processes or for later: a journal "
-            "file, a database URL, or grpc://host:port."
-        ),
-    ] = None,
+    storage: StorageOption = None,
     seed: Annotated[int, typer.Option(help="Of the sampler of full.")] = 0,
     resume: Annotated[
         bool, typer.Option("--resume", help="Take up what ended processes left in --storage.")
@@ -92,7 +81,15 @@ def run(
     spent = effort_of(effort)
     if trials is not None:
         spent = effort_of(TuneConfig(trials=trials, seconds=seconds, storage=storage, seed=seed))
-    image = _image(engine, target, backend, dtype, max_model_len, max_batch_size, random_weights)
+    image = image_of(
+        engine,
+        target=target,
+        backend=backend,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        max_batch_size=max_batch_size,
+        random_weights=random_weights,
+    )
     wanted = Target.parse(image.target)
     if Target.detect().arch != wanted.arch or wanted.is_cpu:
         raise UnsupportedError(
@@ -101,7 +98,7 @@ def run(
             found=f"{Target.detect().name}",
             remedy="Run it there. Its records (tuning.jsonl in the cache) can be merged here.",
         )
-    problems = _chosen(problems_of_image(image), only)
+    problems = chosen(problems_of_image(image), only)
     with _bars(len(problems)) as advance:
         done = []
         searches = tune_all(
@@ -149,74 +146,7 @@ def merge(
         note(f"{merged.damaged} damaged lines were left out")
 
 
-@tune_app.command("explain")
-def explain(
-    engine: EngineOrModel,
-    target: TargetOption = "auto",
-    only: OnlyOption = None,
-    backend: BackendOption = "auto",
-    dtype: DtypeOption = "auto",
-    max_model_len: ContextOption = None,
-    max_batch_size: BatchOption = None,
-    random_weights: RandomOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Say what the store has for each problem of ENGINE, or which field of the key differs."""
-    from ...autotune.lookup import explain as explained
-    from ..tuning import looked_up, problems_of_image, tuning_store
-
-    image = _image(engine, target, backend, dtype, max_model_len, max_batch_size, random_weights)
-    found = looked_up(_chosen(problems_of_image(image), only), tuning_store())
-    if as_json:
-        print_json([one.to_json() for one in found])
-        return
-    for one in found:
-        out().print(explained(one), soft_wrap=True, markup=False)
-
-
-def _image(
-    engine: str,
-    target: str,
-    backend: str,
-    dtype: str,
-    max_model_len: int | None,
-    max_batch_size: int | None,
-    random_weights: int | None,
-) -> EngineImage:
-    if is_engine(engine):
-        from ...runtime.folder import load_image
-
-        return load_image(engine)
-    return compile_in_memory(
-        engine,
-        target=target,
-        backend=backend,
-        kv_cache="auto",
-        dtype=dtype,
-        max_model_len=max_model_len,
-        max_batch_size=max_batch_size,
-        verify="structure",
-        trust_remote_code=False,
-        random_weights=random_weights,
-        deterministic=False,
-        memory_fraction=0.9,
-        tune="none",
-    )
-
-
-def _chosen(problems: Any, only: str | None) -> list[KernelTunable]:
-    if only is None:
-        return list(problems)
-    names = [name.strip() for name in only.split(",")]
-    there = sorted({tunable.template.name for tunable in problems})
-    if unknown := sorted(set(names) - set(there)):
-        raise UsageError(
-            f"option --only {unknown[0]}",
-            expected=f"some of {', '.join(there)}",
-            found=unknown[0],
-            remedy="Name templates that this model's kernels come from.",
-        )
-    return [tunable for tunable in problems if tunable.template.name in names]
+tune_app.command("explain")(explain)
 
 
 def _bars(total: int) -> Any:

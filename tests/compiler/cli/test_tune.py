@@ -16,6 +16,8 @@ from tilewright.autotune.effort import EFFORTS
 from tilewright.autotune.key import Conditions
 from tilewright.autotune.record import Record
 from tilewright.autotune.search import Tuned
+from tilewright.codegen.triton.tuning.conditions import conditions_here
+from tilewright.codegen.triton.tuning.registry import TEMPLATES
 from tilewright.compiler import tuning
 from tilewright.compiler.tuning import problems_of_image, record_of, tune_all, tuning_store
 from tilewright.runtime.folder import load_image
@@ -112,6 +114,38 @@ def test_records_of_other_machines_are_merged(folder, store, tmp_path) -> None:
     assert len(tuning_store().records()) == 2
     again = json.loads(run("tune", "merge", *files, "--json").stdout)
     assert again["kept"] == 2
+
+
+def test_a_kernel_is_explained_by_records_alone(folder, store) -> None:
+    tunable = problems_of_image(load_image(folder))[1]
+    assert json.loads(run("tune", "explain", "linear_gemm", "--json").stdout) == []
+    tuning_store().add(made_of(tunable, conditions_here().triton))
+    facts = dict(tunable.key.problem)
+    shape = f"k={facts['k']} n={facts['n']} tokens={facts['tokens']}"
+    for arguments in ([shape], shape.split()):
+        (found,) = json.loads(run("tune", "explain", "linear_gemm", *arguments, "--json").stdout)
+        assert found["key"] == tunable.key.to_json() and found["how"] == "stale"  # our version
+    said = run("tune", "explain", "linear_gemm", shape, "--target", "a100").stdout
+    assert "miss" in said and "device: asked a100, recorded h100" in said
+    assert "arch: asked 80, recorded 90" in said
+
+
+def test_a_kernels_name_is_no_path_and_a_path_no_kernel(folder, tmp_path, monkeypatch) -> None:
+    refused(run("tune", "explain", "linear_gem"), "linear_gemv, linear_gemm, paged_decode")
+    refused(run("tune", "explain", folder, "k=1"), "a SHAPE follows", "a path")
+    refused(run("tune", "explain", "linear_gemm", "--dtype", "bfloat16"), "--dtype", "a fact")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "linear_gemm").symlink_to(folder)
+    assert "no records" in run("tune", "explain", "linear_gemm").stderr
+    assert "linear_gemv" in run("tune", "explain", "./linear_gemm").stdout
+    said = run("tune", "explain", "--help").stdout
+    assert all(template.name in said for template in TEMPLATES)
+
+
+def test_unknown_facts_are_refused_with_those_that_exist(folder, store) -> None:
+    tuning_store().add(made_of(problems_of_image(load_image(folder))[1], "3.6"))
+    refused(run("tune", "explain", "linear_gemm", "m=3"), "behind, dtype, k, n, parts, tokens")
+    refused(run("tune", "explain", "linear_gemm", "k"), "name=value")
 
 
 def test_misuse_is_refused(folder) -> None:
