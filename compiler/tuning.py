@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,9 @@ from ..targets import Target
 if TYPE_CHECKING:
     from .options import CompileOptions
 
+CUT_SHORT = ", cut short"
+"""How the budget of a record ends whose search Ctrl-C or the clock has ended."""
+
 TABLES = Path(__file__).parent.parent / "autotune" / "tables"
 
 
@@ -43,12 +47,17 @@ class TunedProblem:
     Attributes:
         tunable: the problem.
         record: what the store has for it now; None where nothing was measured.
-        tuned: the search; None where the store knew it before.
+        tuned: the search; None where the store knew it before, or where it was not reached.
     """
 
     tunable: KernelTunable
     record: Record | None
     tuned: Tuned | None
+
+    @property
+    def reached(self) -> bool:
+        """Whether its turn came before the time was over."""
+        return self.record is not None or self.tuned is not None
 
     @property
     def gain(self) -> float | None:
@@ -82,14 +91,24 @@ def problems_of_image(image: EngineImage) -> Sequence[KernelTunable]:
 
 
 def tune_decode(graph: Graph, options: CompileOptions) -> None:
-    """Tunes what the store does not know of a decode graph, as ``options.tune`` says."""
+    """Tunes what the store does not know of a decode graph, as ``options.tune`` says.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, once what was found until then is in the store.
+    """
     wanted = options.tune
     given = wanted if isinstance(wanted, TuneConfig) else TuneConfig()
     problems = problems_of(graph, options.target, options.max_batch_size)
-    for _ in tune_all(
-        problems, effort_of(wanted), tuning_store(), storage=given.storage, seed=given.seed
+    for one in tune_all(
+        problems,
+        effort_of(wanted),
+        tuning_store(),
+        storage=given.storage,
+        seed=given.seed,
+        seconds=given.seconds,
     ):
-        pass
+        if one.tuned is not None and one.tuned.interrupted:
+            raise KeyboardInterrupt
 
 
 def looked_up(problems: Sequence[KernelTunable], store: Store) -> Sequence[Found]:
@@ -113,20 +132,25 @@ def tune_all(
 ) -> Iterator[TunedProblem]:
     """Tunes problem after problem, and records each as soon as it is decided.
 
+    Ctrl-C and the end of ``seconds`` cut short the problem at hand: it is decided on what is known
+    until then, and the record says so, for the next run to take it up again. Those behind it are
+    given as not reached, unless the store knows them.
+
     Args:
         problems: what to tune.
-        effort: spent on each.
+        effort: spent on each at most.
         store: where records go, and where searches start from.
         again: measure also what the store knows under these conditions.
         storage: of Optuna, for searches that several processes share or that go on later.
         seed: of the sampler.
         resume: take up claims that ended processes left in ``storage``.
-        seconds: for all of them; what is not reached stays as it is.
+        seconds: for all of them together.
         progress: called as a search goes on.
         pool: of workers; one of its own by default.
     """
     conditions = conditions_here(driver=True)
-    ends = None if seconds is None else time.monotonic() + seconds
+    within = math.inf if seconds is None or not effort.measures else seconds
+    ends = time.monotonic() + within
     own = pool or Pool()
     compiled: dict[int, Future[None]] = {}
     with ExitStack() as stack:
@@ -134,13 +158,16 @@ def tune_all(
             stack.callback(own.close)
         stack.enter_context(kept_workers())
         ahead = stack.enter_context(ThreadPoolExecutor(1, "ahead"))
+        over = False
         for number, tunable in enumerate(problems):
             found = lookup(store, tunable.key, conditions)
-            if found.how in ("exact", "shipped") and not again:
+            if not again and _is_known(found):
                 yield TunedProblem(tunable, found.record, None)
                 continue
-            if ends is not None and time.monotonic() >= ends:
-                return
+            over = over or time.monotonic() >= ends
+            if over:
+                yield TunedProblem(tunable, None, None)
+                continue
             # The CPU compiles the next problem's candidates while the device times this one's.
             for one in problems[number : number + 2]:
                 if effort.measures and id(one) not in compiled:
@@ -159,12 +186,20 @@ def tune_all(
                 deadline=ends,
                 progress=partial(progress, tunable),
             )
+            over = tuned.interrupted or time.monotonic() >= ends
             record = record_of(tunable, conditions, tuned, effort, seed)
+            if record is not None and over:
+                record = replace(record, budget=f"{record.budget}{CUT_SHORT}")
             if record is not None:
                 store.add(record)
             yield TunedProblem(tunable, record, tuned)
-            if tuned.interrupted:
-                return
+
+
+def _is_known(found: Found) -> bool:
+    """Whether a problem was measured, under these conditions and to the end."""
+    record = found.record
+    measured = record is not None and found.how in ("exact", "shipped")
+    return measured and not (record is not None and record.budget.endswith(CUT_SHORT))
 
 
 def _compile(tunable: KernelTunable, effort: Effort, store: Store) -> None:

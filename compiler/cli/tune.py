@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from ...errors import UnsupportedError
-from .console import err, note, out, print_json
+from .console import INTERRUPTED, note, out, print_json
 from .options import (
     BackendOption,
     BatchOption,
@@ -24,8 +25,7 @@ from .tune_explain import explain
 from .tune_options import OnlyOption, StorageOption, chosen, image_of
 
 if TYPE_CHECKING:
-    from ...autotune.search import Progress
-    from ...codegen.triton.tuning.tunable import KernelTunable
+    from ...runtime.image import EngineImage
     from ..tuning import TunedProblem
 
 
@@ -55,8 +55,14 @@ def run(
     engine: EngineOrModel,
     target: TargetOption = "auto",
     effort: EffortOption = "quick",
-    trials: Annotated[int | None, typer.Option(help="Configs of each problem at most.")] = None,
-    seconds: Annotated[float | None, typer.Option(help="Time for everything at most.")] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(help="Configs of each problem at most; all else as --effort says."),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(help="For everything; what is not reached is listed, and left as it is."),
+    ] = None,
     only: OnlyOption = None,
     storage: StorageOption = None,
     seed: Annotated[int, typer.Option(help="Of the sampler of full.")] = 0,
@@ -73,14 +79,16 @@ def run(
     random_weights: RandomOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Tune the kernels of ENGINE's decode steps, and keep what was found for later compiles."""
-    from ...autotune.effort import TuneConfig, effort_of
-    from ...targets import Target
-    from ..tuning import problems_of_image, tune_all, tuning_store
+    """Tune the kernels of ENGINE's decode steps, and keep what was found for later compiles.
 
-    spent = effort_of(effort)
-    if trials is not None:
-        spent = effort_of(TuneConfig(trials=trials, seconds=seconds, storage=storage, seed=seed))
+    Ctrl-C keeps what was found; the same command goes on from there.
+    """
+    from ...autotune.effort import TuneConfig, effort_of
+    from ..tuning import problems_of_image, tune_all, tuning_store
+    from .tune_view import bars
+
+    budget = TuneConfig(trials, seconds, storage, seed)  # refuses what is no budget
+    spent = effort_of(effort).limited(budget.trials, budget.seconds)
     image = image_of(
         engine,
         target=target,
@@ -90,17 +98,12 @@ def run(
         max_batch_size=max_batch_size,
         random_weights=random_weights,
     )
-    wanted = Target.parse(image.target)
-    if Target.detect().arch != wanted.arch or wanted.is_cpu:
-        raise UnsupportedError(
-            f"tuning for {wanted.name}",
-            expected=f"a GPU of {wanted.sm} in this machine: configs are measured",
-            found=f"{Target.detect().name}",
-            remedy="Run it there. Its records (tuning.jsonl in the cache) can be merged here.",
-        )
+    if spent.measures:
+        _check_device(image)
     problems = chosen(problems_of_image(image), only)
-    with _bars(len(problems)) as advance:
-        done = []
+    done: list[TunedProblem] = []
+    interrupted = False
+    with bars(len(problems), seconds) as advance:
         searches = tune_all(
             problems,
             spent,
@@ -112,13 +115,48 @@ def run(
             seconds=seconds,
             progress=advance,
         )
-        for found in searches:
-            done.append(found)
-            advance(found.tunable, None)
+        try:
+            for found in searches:
+                done.append(found)
+                advance(found.tunable, None)
+                interrupted |= found.tuned is not None and found.tuned.interrupted
+        except KeyboardInterrupt:  # between two searches, or in the compilation before one
+            interrupted = True
+    _tell(done, as_json)
+    if interrupted:
+        _tell_interrupted(done, len(problems), storage)
+        raise typer.Exit(INTERRUPTED)
+
+
+def _check_device(image: EngineImage) -> None:
+    from ...targets import Target
+
+    wanted = Target.parse(image.target)
+    if Target.detect().arch != wanted.arch or wanted.is_cpu:
+        raise UnsupportedError(
+            f"tuning for {wanted.name}",
+            expected=f"a GPU of {wanted.sm} in this machine: configs are measured",
+            found=f"{Target.detect().name}",
+            remedy="Run it there. Its records (tuning.jsonl in the cache) can be merged here.",
+        )
+
+
+def _tell(done: Sequence[TunedProblem], as_json: bool) -> None:
+    from .tune_view import print_tuned, print_unreached, tuned_data
+
     if as_json:
-        print_json([_data(one) for one in done])
-        return
-    _print(done, len(problems))
+        print_json([tuned_data(number, one) for number, one in enumerate(done, start=1)])
+    else:
+        print_tuned(done)
+    print_unreached(done)
+
+
+def _tell_interrupted(done: Sequence[TunedProblem], total: int, storage: str | None) -> None:
+    kept = sum(one.record is not None for one in done)
+    on = "the same command goes on"
+    if storage is not None:
+        on = f"tilewright tune … --storage {storage} --resume goes on within the search"
+    note(f"interrupted: {kept} of {total} problems are in the store; {on}")
 
 
 @tune_app.command("merge")
@@ -147,76 +185,3 @@ def merge(
 
 
 tune_app.command("explain")(explain)
-
-
-def _bars(total: int) -> Any:
-    """A context with a bar over problems; what it gives is called with a problem and where its
-    search is, None at its end.
-    """
-    from contextlib import contextmanager
-
-    @contextmanager
-    def shown() -> Any:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as Bars
-
-        columns = (
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.description}", markup=False),
-        )
-        with Bars(*columns, console=err(), transient=True) as bars:
-            task = bars.add_task("compiling", total=total)
-
-            def advance(tunable: KernelTunable, step: Progress | None) -> None:
-                if step is None:
-                    bars.advance(task)
-                    return
-                best = "" if step.best is None else f", best {step.best:.3f} of the default"
-                text = f"{tunable.name}: {step.phase} {step.done}/{step.total}{best}"
-                bars.update(task, description=text)
-
-            yield advance
-
-    return shown()
-
-
-def _data(one: TunedProblem) -> dict[str, Any]:
-    tuned = one.tuned
-    return {
-        "problem": one.tunable.name,
-        "known": tuned is None,
-        "gain": one.gain,
-        "record": None if one.record is None else one.record.to_json(),
-        "choice": None if tuned is None else tuned.choice.to_json(),
-        "notes": [] if tuned is None else list(tuned.notes),
-        "outcomes": [] if tuned is None else [o.to_json() for o in tuned.outcomes],
-    }
-
-
-def _print(done: list[TunedProblem], total: int) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for title in ("problem", "default", "chosen", "gain", "tried", "config"):
-        table.add_column(title, justify="left" if title in ("problem", "config") else "right")
-    for one in done:
-        record = one.record
-        if record is None:
-            table.add_row(one.tunable.name, "", "", "", "", "the default: nothing was measured")
-            continue
-        changed = {n: v for n, v in record.config.values if record.default.get(n) != v}
-        table.add_row(
-            one.tunable.name,
-            f"{record.default_seconds * 1e6:.2f} µs",
-            f"{record.seconds * 1e6:.2f} µs",
-            f"{one.gain:.3f}×",
-            "known" if one.tuned is None else str(len(one.tuned.outcomes)),
-            " ".join(f"{n}={v}" for n, v in changed.items()) or "the default",
-        )
-    out().print(table)
-    for line in dict.fromkeys(n for one in done if one.tuned for n in one.tuned.notes):
-        note(line)
-    if len(done) < total:
-        note(f"{total - len(done)} of {total} problems were not reached")

@@ -5,6 +5,7 @@ tests/gpu/test_tuning.py, its searches in tests/autotune.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,17 +13,22 @@ import torch
 
 import tilewright as tw
 from cli_running import refused, run
+from tilewright.autotune import search
 from tilewright.autotune.effort import EFFORTS
 from tilewright.autotune.key import Conditions
 from tilewright.autotune.record import Record
-from tilewright.autotune.search import Tuned
+from tilewright.autotune.search import Tuned, quick_candidates
+from tilewright.autotune.tunable import Ready
 from tilewright.codegen.triton.tuning.conditions import conditions_here
 from tilewright.codegen.triton.tuning.registry import TEMPLATES
+from tilewright.codegen.triton.tuning.tunable import KernelTunable
 from tilewright.compiler import tuning
+from tilewright.compiler.cli.tune_view import Pace, spans
 from tilewright.compiler.tuning import problems_of_image, record_of, tune_all, tuning_store
 from tilewright.runtime.folder import load_image
+from tilewright.targets import TARGETS, Target
 from tiny_models import tiny_model
-from tuning_players import Steady
+from tuning_players import Clock, Steady, gemm_problems
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +95,98 @@ def test_searches_end_in_the_store_and_the_second_measures_nothing(folder, store
     assert [one.record for one in again] == [one.record for one in first]
     assert len(tuning_store().records()) == 2
     assert all(one.gain is not None and one.gain >= 0.99 for one in first)
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """An H100 whose workers time configs by the prior, a compiler that takes no time, and problems
+    of some size; called with what players take.
+    """
+    problems = gemm_problems(3)
+    monkeypatch.setattr(tuning, "problems_of_image", lambda image: problems)
+    monkeypatch.setattr(Target, "detect", staticmethod(lambda: TARGETS["h100"]))
+    monkeypatch.setattr(KernelTunable, "prepare", lambda _, cs: {c: Ready(str(c)) for c in cs})
+
+    def plays(**options: object) -> None:
+        monkeypatch.setattr(tuning, "Pool", lambda: Steady.pool(problems, **options))
+
+    plays()
+    return plays
+
+
+def measured(*arguments: object, code: int = 0) -> tuple[list[dict], str]:
+    result = run("tune", *arguments, "--json")
+    assert result.exit_code == code, result.output
+    return json.loads(result.stdout), result.stderr
+
+
+def test_a_budget_of_trials_is_of_each_problem_and_of_the_effort(folder, device) -> None:
+    found, said = measured(folder, "--trials", "3", "--only", "linear_gemm")
+    assert {len(one["outcomes"]) for one in found} == {3} and "not reached" not in said
+    assert {one["record"]["budget"] for one in found} == {"quick, 3 trials"}
+    found, _ = measured(
+        folder, "--trials", "3", "--seconds", "50", "--effort", "full", "--again",
+        "--only", "linear_gemm",
+    )  # fmt: skip
+    assert {one["record"]["budget"] for one in found} == {"full, 3 trials, 50 s"}
+
+
+@pytest.mark.parametrize("budget", [("--trials", "0"), ("--seconds", "0"), ("--effort", "none")])
+def test_a_budget_of_zero_needs_no_device_and_says_so(folder, store, budget) -> None:
+    result = run("tune", folder, *budget)
+    assert result.exit_code == 0, result.output
+    assert "nothing" in result.stderr and not store.exists()
+
+
+def test_what_seconds_do_not_reach_is_listed_by_number(folder, device, monkeypatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(tuning, "time", clock)
+    monkeypatch.setattr(search, "time", clock)
+    device(clock=clock)
+    found, said = measured(folder, "--seconds", "30", "--only", "linear_gemm")
+    assert [one["reached"] for one in found] == [True] + [False] * (len(found) - 1)
+    assert f"{len(found) - 1} of {len(found)} problems were not reached: 2-{len(found)}" in said
+    assert "not reached" not in json.dumps(found)  # stdout has the figures alone
+
+
+def test_ctrl_c_says_how_far_it_came_and_how_to_go_on(folder, device, store, tmp_path) -> None:
+    first, second, _ = gemm_problems(3)
+    device(interrupt=(second.name, quick_candidates(second)[2]))
+    plain = (folder, "--only", "linear_gemm")
+    found, said = measured(*plain, code=130)
+    assert f"interrupted: 2 of {len(found)} problems are in the store; the same command" in said
+    assert [r.key for r in tuning_store().records()] == [first.key, second.key]
+    device()
+    on, _ = measured(*plain)
+    assert [one["known"] for one in on] == [True] + [False] * (len(on) - 1)
+    device(interrupt=(second.name, quick_candidates(second)[2]))
+    journal = tmp_path / "study.log"
+    _, said = measured(*plain, "--again", "--storage", journal, code=130)
+    assert f"tilewright tune … --storage {journal} --resume goes on" in said
+
+
+def test_ctrl_c_between_two_searches_keeps_the_first(folder, device, monkeypatch) -> None:
+    def interrupted(tunable, *rest: object) -> None:
+        if dict(tunable.key.problem)["tokens"] > 16:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(tuning, "_compile", interrupted)
+    found, said = measured(folder, code=130)
+    assert len(found) == len(tuning_store().records()) == 1 and "interrupted: 1 of" in said
+
+
+def test_the_time_left_is_by_the_pace_and_never_beyond_the_budget() -> None:
+    clock = Clock()
+    pace = Pace(4, 100.0, clock.monotonic)
+    assert pace.left(0.0) == 100.0
+    pace.end()  # known: it took no time
+    clock.sleep(10.0)
+    assert pace.left(0.5) == 50.0
+    pace.end()
+    assert Pace(4, None, clock.monotonic).left(0.0) is None
+    clock.sleep(50.0)
+    assert pace.left(0.0) == 40.0
+    assert spans([1, 4, 5, 6, 9]) == "1, 4-6, 9"
 
 
 def test_a_budget_of_nothing_measures_and_records_nothing(folder, store) -> None:
