@@ -186,8 +186,18 @@ def _board(
     seed: int,
     resume: bool,
 ) -> tuple[Board, list[str]]:
+    facts = {"problem": tunable.key.to_json(), "default": tunable.default.to_json()}
     try:
-        return Board(storage, name, tunable.space, seed=seed, resume=resume), []
+        board = Board(
+            storage,
+            name,
+            tunable.space,
+            seed=seed,
+            resume=resume,
+            prior=tunable.prior,
+            facts=facts,
+        )
+        return board, []
     except StorageError as error:
         if not fallback:
             raise

@@ -23,6 +23,7 @@ from .options import (
 )
 from .tune_explain import explain
 from .tune_options import OnlyOption, StorageOption, chosen, image_of
+from .tune_report import report
 
 if TYPE_CHECKING:
     from ...runtime.image import EngineImage
@@ -185,3 +186,4 @@ def merge(
 
 
 tune_app.command("explain")(explain)
+tune_app.command("report")(report)
