@@ -299,10 +299,10 @@ class Board:
 
     def _describe(self, facts: Mapping[str, Any]) -> None:
         """Says of the study what its trials do not: for reports, and for Optuna's dashboard."""
-        described = {
-            **facts,
-            "space": {"size": self.space.size, **self.space.coverage(()).to_json()},
-        }
+        counts = self.space.coverage(()).by_parameter
+        values = {name: [value for value, _ in having] for name, having in counts}
+        space = {"size": self.space.size, "valid": self.space.count(), "parameters": values}
+        described = {**facts, "space": space}
         known = self.study.user_attrs
         for name, value in described.items():
             if name not in known:

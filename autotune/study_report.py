@@ -236,8 +236,8 @@ def _coverage(space: Mapping[str, Any] | None, tried: Sequence[Config]) -> Cover
         return None
     configs = set(tried)
     by_parameter = tuple(
-        (name, tuple((v["value"], _having(configs, name, v["value"])) for v in values))
-        for name, values in space["by_parameter"].items()
+        (name, tuple((value, _having(configs, name, value)) for value in values))
+        for name, values in space["parameters"].items()
     )
     return Coverage(len(configs), space["valid"], by_parameter)
 
