@@ -21,12 +21,16 @@ from .options import (
     RandomOption,
     TargetOption,
 )
+from .tune_confirm import AgainstOption, BatchesOption, Confirmation, ConfirmOption
 from .tune_explain import explain
 from .tune_options import OnlyOption, StorageOption, chosen, image_of
 from .tune_report import report
 
 if TYPE_CHECKING:
+    from ...autotune.effort import Effort, TuneConfig
+    from ...codegen.triton.tuning.tunable import KernelTunable
     from ...runtime.image import EngineImage
+    from ..confirm import Confirmed
     from ..tuning import TunedProblem
 
 
@@ -73,6 +77,9 @@ def run(
     again: Annotated[
         bool, typer.Option("--again", help="Measure also what the store knows already.")
     ] = False,
+    confirm: ConfirmOption = False,
+    against: AgainstOption = "defaults",
+    batch: BatchesOption = None,
     backend: BackendOption = "auto",
     dtype: DtypeOption = "auto",
     max_model_len: ContextOption = None,
@@ -82,11 +89,11 @@ def run(
 ) -> None:
     """Tune the kernels of ENGINE's decode steps, and keep what was found for later compiles.
 
-    Ctrl-C keeps what was found; the same command goes on from there.
+    Ctrl-C keeps what was found; the same command goes on from there. Exit code 1: --confirm found a
+    decode step that got slower.
     """
     from ...autotune.effort import TuneConfig, effort_of
-    from ..tuning import problems_of_image, tune_all, tuning_store
-    from .tune_view import bars
+    from ..tuning import problems_of_image
 
     budget = TuneConfig(trials, seconds, storage, seed)  # refuses what is no budget
     spent = effort_of(effort).limited(budget.trials, budget.seconds)
@@ -99,21 +106,44 @@ def run(
         max_batch_size=max_batch_size,
         random_weights=random_weights,
     )
-    if spent.measures:
+    if spent.measures or confirm:
         _check_device(image)
-    problems = chosen(problems_of_image(image), only)
+    problems = problems_of_image(image)
+    confirmation = Confirmation(image, against, batch) if confirm else None
+    done, interrupted = _tuned(chosen(problems, only), spent, budget, resume=resume, again=again)
+    confirmed = None if confirmation is None or interrupted else confirmation.run(problems)
+    _tell(done, confirmed, as_json)
+    if interrupted:
+        _tell_interrupted(done, storage)
+        raise typer.Exit(INTERRUPTED)
+    if confirmed is not None and confirmed.is_slower:
+        raise typer.Exit(1)
+
+
+def _tuned(
+    problems: Sequence[KernelTunable],
+    effort: Effort,
+    budget: TuneConfig,
+    *,
+    resume: bool,
+    again: bool,
+) -> tuple[list[TunedProblem], bool]:
+    """What became of the problems, all of them, and whether Ctrl-C ended it."""
+    from ..tuning import TunedProblem, tune_all, tuning_store
+    from .tune_view import bars
+
     done: list[TunedProblem] = []
     interrupted = False
-    with bars(len(problems), seconds) as advance:
+    with bars(len(problems), budget.seconds) as advance:
         searches = tune_all(
             problems,
-            spent,
+            effort,
             tuning_store(),
             again=again,
-            storage=storage,
-            seed=seed,
+            storage=budget.storage,
+            seed=budget.seed,
             resume=resume,
-            seconds=seconds,
+            seconds=budget.seconds,
             progress=advance,
         )
         try:
@@ -123,10 +153,8 @@ def run(
                 interrupted |= found.tuned is not None and found.tuned.interrupted
         except KeyboardInterrupt:  # between two searches, or in the compilation before one
             interrupted = True
-    _tell(done, as_json)
-    if interrupted:
-        _tell_interrupted(done, len(problems), storage)
-        raise typer.Exit(INTERRUPTED)
+    rest = problems[len(done) :]
+    return [*done, *(TunedProblem(tunable, None, None) for tunable in rest)], interrupted
 
 
 def _check_device(image: EngineImage) -> None:
@@ -142,22 +170,29 @@ def _check_device(image: EngineImage) -> None:
         )
 
 
-def _tell(done: Sequence[TunedProblem], as_json: bool) -> None:
+def _tell(done: Sequence[TunedProblem], confirmed: Confirmed | None, as_json: bool) -> None:
+    from .tune_confirm import print_confirmed
     from .tune_view import print_tuned, print_unreached, tuned_data
 
     if as_json:
-        print_json([tuned_data(number, one) for number, one in enumerate(done, start=1)])
+        problems = [tuned_data(number, one) for number, one in enumerate(done, start=1)]
+        if confirmed is None:
+            print_json(problems)
+        else:
+            print_json({"problems": problems, "confirmed": confirmed.to_json()})
     else:
         print_tuned(done)
+        if confirmed is not None:
+            print_confirmed(confirmed)
     print_unreached(done)
 
 
-def _tell_interrupted(done: Sequence[TunedProblem], total: int, storage: str | None) -> None:
+def _tell_interrupted(done: Sequence[TunedProblem], storage: str | None) -> None:
     kept = sum(one.record is not None for one in done)
     on = "the same command goes on"
     if storage is not None:
         on = f"tilewright tune … --storage {storage} --resume goes on within the search"
-    note(f"interrupted: {kept} of {total} problems are in the store; {on}")
+    note(f"interrupted: {kept} of {len(done)} problems are in the store; {on}")
 
 
 @tune_app.command("merge")

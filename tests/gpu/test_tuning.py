@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
+import tilewright as tw
 from gpu_kernels import here
 from linear_forms import Form
 from linear_forms import node_of as linear_node
@@ -17,7 +19,10 @@ from tilewright.codegen.triton.tuning.decode import sizes_of
 from tilewright.codegen.triton.tuning.registry import template_named
 from tilewright.codegen.triton.tuning.runner import KernelRunner
 from tilewright.codegen.triton.tuning.tunable import KernelTunable
+from tilewright.compiler.confirm import recut
+from tilewright.compiler.confirm_steps import DecodeSteps
 from tilewright.ir.dtypes import DType
+from tiny_models import tiny_model
 
 pytestmark = pytest.mark.gpu
 EFFORT = replace(EFFORTS["quick"], candidates=6, trials=6, share=1.0)
@@ -56,3 +61,18 @@ def test_a_wrong_kernel_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(1e-7 < seconds < 1e-2 for seconds in runner.time(tunable.default, 3))
     runner.expected = [value + value.abs().max() for value in runner.expected]
     assert runner.check(tunable.default) > 1
+
+
+def test_steps_of_two_choices_run_beside_each_other_and_load_anew() -> None:
+    """One set of weights and caches serves both sides; the same kernels take the same time."""
+    model = tiny_model("llama").to(torch.bfloat16)
+    image = tw.compile(model, max_batch_size=20, max_model_len=64, tune="none").image
+    steps = DecodeSteps(image, recut(image, None), [1, 20])
+    for _ in range(2):
+        for batch in (1, 20):
+            old, new = (
+                min(steps.seconds(side, batch) for _ in range(20)) for side in ("old", "new")
+            )
+            assert 1e-6 < old < 1e-2 and new == pytest.approx(old, rel=0.2)
+        steps.reload()
+    assert steps.first == "old"

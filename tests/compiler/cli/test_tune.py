@@ -5,7 +5,9 @@ tests/gpu/test_tuning.py, its searches in tests/autotune.
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -172,7 +174,67 @@ def test_ctrl_c_between_two_searches_keeps_the_first(folder, device, monkeypatch
 
     monkeypatch.setattr(tuning, "_compile", interrupted)
     found, said = measured(folder, code=130)
-    assert len(found) == len(tuning_store().records()) == 1 and "interrupted: 1 of" in said
+    assert [one["reached"] for one in found] == [True, False, False]
+    assert len(tuning_store().records()) == 1 and "interrupted: 1 of 3" in said
+
+
+class Slower:
+    """Steps whose new side takes 2% longer from 16 sequences on."""
+
+    def __init__(self, old, new, batches) -> None:
+        self.dice = random.Random(0)
+
+    def seconds(self, side: str, batch: int) -> float:
+        ratio = 1.02 if side == "new" and batch >= 16 else 1.0
+        return 1e-3 * ratio * self.dice.uniform(0.999, 1.001)
+
+    def reload(self) -> None:
+        pass
+
+
+@pytest.fixture
+def recut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other kernels wherever a store has a say."""
+
+    def other(image, store):
+        if store is None:
+            return image
+        return replace(image, decode=replace(image.decode, program=image.program))
+
+    monkeypatch.setattr("tilewright.compiler.confirm.recut", other)
+    monkeypatch.setattr("tilewright.compiler.confirm_steps.DecodeSteps", Slower)
+
+
+def test_confirm_puts_back_what_made_a_step_slower(folder, device, recut) -> None:
+    small, large, _ = gemm_problems(3)
+    for tunable in (small, large):
+        config = next(c for c in tunable.space.configs() if c != tunable.default)
+        known = replace(made_of(tunable, "3.6"), conditions=conditions_here(driver=True))
+        tuning_store().add(replace(known, config=config))
+    result = run("tune", folder, "--confirm", "--json", "--trials", "0")
+    assert result.exit_code == 1, result.output
+    found = json.loads(result.stdout)
+    assert len(found["problems"]) == 3
+    verdicts = {one["batch"]: one["verdict"] for one in found["confirmed"]["verdicts"]}
+    assert verdicts == {1: "same within 1%", 8: "same within 1%", 20: "slower"}
+    low, high = found["confirmed"]["verdicts"][-1]["interval"]
+    assert low <= 1.02 <= high
+    (back,) = found["confirmed"]["put_back"]
+    assert back["key"] == large.key.to_json() and back["config"] == large.default.to_json()
+    said = run("tune", folder, "--confirm", "--batch", "1,8", "--trials", "0")
+    assert said.exit_code == 0 and "same within 1%" in said.stdout, said.output
+
+
+def test_confirm_of_the_same_kernels_measures_nothing(folder, device, recut) -> None:
+    said = run("tune", folder, "--confirm", "--against", "before", "--trials", "0")
+    assert said.exit_code == 0 and "the same kernels" in said.stdout, said.output
+
+
+def test_misuse_of_confirm_is_refused_before_anything_is_tuned(folder, device, recut) -> None:
+    refused(run("tune", folder, "--confirm", "--against", "after"), "defaults or before")
+    refused(run("tune", folder, "--confirm", "--batch", "64"), "from 1 to 20")
+    refused(run("tune", folder, "--confirm", "--batch", "x"), "--batch")
+    assert not tuning_store().path.exists()
 
 
 def test_the_time_left_is_by_the_pace_and_never_beyond_the_budget() -> None:
