@@ -147,17 +147,20 @@ def tune_all(
         seconds: for all of them together.
         progress: called as a search goes on.
         pool: of workers; one of its own by default.
+
+    Raises:
+        StorageError: ``storage`` does not answer.
+        UsageError: the store cannot be written; nothing is measured for it then.
     """
     conditions = conditions_here(driver=True)
     within = math.inf if seconds is None or not effort.measures else seconds
     ends = time.monotonic() + within
     own = pool or Pool()
-    compiled: dict[int, Future[None]] = {}
     with ExitStack() as stack:
         if pool is None:
             stack.callback(own.close)
         stack.enter_context(kept_workers())
-        ahead = stack.enter_context(ThreadPoolExecutor(1, "ahead"))
+        ahead = _Ahead(stack.enter_context(ThreadPoolExecutor(1, "ahead")), effort, store)
         over = False
         for number, tunable in enumerate(problems):
             found = lookup(store, tunable.key, conditions)
@@ -168,12 +171,9 @@ def tune_all(
             if over:
                 yield TunedProblem(tunable, None, None)
                 continue
-            # The CPU compiles the next problem's candidates while the device times this one's.
-            for one in problems[number : number + 2]:
-                if effort.measures and id(one) not in compiled:
-                    compiled[id(one)] = ahead.submit(_compile, one, effort, store)
-            if id(tunable) in compiled:
-                compiled.pop(id(tunable)).result()
+            if effort.measures:
+                store.check_writable()
+            ahead.compiled(problems[number : number + 2])
             tuned = tune(
                 tunable,
                 effort,
@@ -200,6 +200,23 @@ def _is_known(found: Found) -> bool:
     record = found.record
     measured = record is not None and found.how in ("exact", "shipped")
     return measured and not (record is not None and record.budget.endswith(CUT_SHORT))
+
+
+class _Ahead:
+    """Compiles candidates on the CPU while the device times those of the problem before."""
+
+    def __init__(self, executor: ThreadPoolExecutor, effort: Effort, store: Store) -> None:
+        self.executor, self.effort, self.store = executor, effort, store
+        self.begun: dict[int, Future[None]] = {}
+
+    def compiled(self, problems: Sequence[KernelTunable]) -> None:
+        """Begins those of the problems, and waits for the first one's."""
+        if not self.effort.measures:
+            return
+        for one in problems:
+            if id(one) not in self.begun:
+                self.begun[id(one)] = self.executor.submit(_compile, one, self.effort, self.store)
+        self.begun.pop(id(problems[0])).result()
 
 
 def _compile(tunable: KernelTunable, effort: Effort, store: Store) -> None:

@@ -93,10 +93,13 @@ def run(
     decode step that got slower.
     """
     from ...autotune.effort import TuneConfig, effort_of
+    from ...autotune.study import open_storage
     from ..tuning import problems_of_image
 
     budget = TuneConfig(trials, seconds, storage, seed)  # refuses what is no budget
     spent = effort_of(effort).limited(budget.trials, budget.seconds)
+    if storage is not None and spent.measures:
+        open_storage(storage)  # what does not answer is said before minutes of compilation
     image = image_of(
         engine,
         target=target,

@@ -195,6 +195,28 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 
 @pytest.mark.quick
+def test_a_folder_in_the_place_of_the_file_counts_as_empty_and_is_not_written(path):
+    path.mkdir(parents=True)
+    store = Store(path)
+    with pytest.warns(UserWarning, match="cannot be read .Is a directory.: it counts as empty"):
+        assert store.records() == ()
+    for act in (store.check_writable, lambda: store.add(record())):
+        with pytest.raises(UsageError, match="Is a directory"):
+            act()
+    assert list(path.iterdir()) == []
+
+
+@pytest.mark.quick
+def test_whether_it_can_be_written_is_known_before_there_is_a_record(path, tmp_path):
+    Store(path).check_writable()
+    assert Store(path).records() == ()
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(UsageError, match="TILEWRIGHT_CACHE"):
+        Store(file / "s.jsonl").check_writable()
+
+
+@pytest.mark.quick
 def test_what_cannot_be_mended_is_still_used(path, monkeypatch):
     """As on a file system that is mounted read-only; root may write everywhere else."""
     Store(path).add(of_tokens(1))

@@ -146,6 +146,16 @@ def test_a_compile_that_is_interrupted_ends_and_the_store_has_what_was_found(
     assert [r.budget for r in store.records()] == [f"full, 6 trials{CUT_SHORT}"]
 
 
+def test_a_store_that_cannot_be_written_costs_no_measurement(tmp_path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    wanted = gemm_problems(1)
+    with Steady.pool(wanted) as pool, pytest.warns(UserWarning, match="cannot be read"):
+        with pytest.raises(UsageError, match="TILEWRIGHT_CACHE"):
+            list(tune_all(wanted, QUICK, Store(file / "s.jsonl"), pool=pool))
+        assert (pool.rounds, pool.starts) == (0, 0)
+
+
 @pytest.mark.quick
 def test_a_compiles_budget_means_the_same() -> None:
     effort = effort_of(TuneConfig(trials=7, seconds=3.0))

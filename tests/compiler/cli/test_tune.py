@@ -315,6 +315,36 @@ def test_misuse_is_refused(folder) -> None:
     refused(run("tune", folder, "--trials", "-1"), "trials")
 
 
+@pytest.mark.parametrize(
+    ("storage", "words"),
+    [
+        ("grpc://127.0.0.1:1", "gRPC"),
+        ("nodialect://host/db", "nodialect"),
+        ("no/such/folder/journal", "No such file"),
+    ],
+)
+def test_a_storage_that_does_not_answer_is_said_before_anything_is_compiled(
+    folder, device, monkeypatch, storage, words
+) -> None:
+    monkeypatch.setattr("tilewright.autotune.study.ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(tuning, "problems_of_image", lambda image: pytest.fail("compiled"))
+    refused(run("tune", folder, "--storage", storage), f"storage {storage}", words)
+
+
+def test_a_storage_that_is_no_journal_is_left_alone(folder, device, tmp_path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("some\nnotes\n", encoding="utf-8")
+    refused(run("tune", folder, "--storage", path), "no journal")
+    assert path.read_text(encoding="utf-8") == "some\nnotes\n"
+
+
+def test_an_unwritable_cache_is_said_with_the_switch(folder, device, tmp_path, monkeypatch) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setenv("TILEWRIGHT_CACHE", str(file))
+    refused(run("tune", folder, "--trials", "2"), "tuning store", "TILEWRIGHT_CACHE")
+
+
 def test_an_engine_without_kernels_of_ours_is_refused(tmp_path) -> None:
     tw.compile(tiny_model("llama"), target="cpu", backend="eager").save(tmp_path / "engine")
     refused(run("tune", "explain", tmp_path / "engine"), "Triton backend")
