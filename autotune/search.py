@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .decide import Choice, DecisionRule, choose, untried
-from .effort import EXHAUSTIVE_BELOW, Effort
+from .effort import EFFORTS, EXHAUSTIVE_BELOW, Effort
 from .outcome import Outcome
 from .pool import Bench, Pool, Screening
 from .space import Config, Coverage, PowerOfTwo
@@ -156,7 +156,7 @@ def tune(
     name = study_name(tunable, tag)
     if not effort.measures:
         why = f"effort {effort.name} measures nothing"
-        if effort.name == "custom":
+        if effort.name not in EFFORTS:
             why = "the budget is zero, so nothing was measured"
         return Tuned(untried(tunable, why), (), name, tunable.space.coverage(()), (why,))
     board, notes = _board(tunable, name, storage, storage_fallback, seed, resume)
@@ -186,8 +186,18 @@ def _board(
     seed: int,
     resume: bool,
 ) -> tuple[Board, list[str]]:
+    facts = {"problem": tunable.key.to_json(), "default": tunable.default.to_json()}
     try:
-        return Board(storage, name, tunable.space, seed=seed, resume=resume), []
+        board = Board(
+            storage,
+            name,
+            tunable.space,
+            seed=seed,
+            resume=resume,
+            prior=tunable.prior,
+            facts=facts,
+        )
+        return board, []
     except StorageError as error:
         if not fallback:
             raise

@@ -2,13 +2,15 @@
 
     python benchmarks/bench_autotune.py replay [--seeds 20]    # anywhere: on spaces measured once
     python benchmarks/bench_autotune.py live [--seconds 200]   # on a GPU: fresh workers, real noise
+    python benchmarks/bench_autotune.py writers [--seconds 60] # anywhere: two writers of one store
 
 ``replay`` plays the twelve problems whose spaces were measured whole (measure_spaces.py): a worker
 answers with the recorded replays of a config, drawn at random, times a drift that all configs of a
 process share for a while, and a factor that a config has in this process alone, as
 measure_noise.py finds them. It prints, for each problem and way of searching, how far the choice is
 from the best config there is, what share of the space was timed, and how often the same config was
-chosen. ``live`` runs ``quick`` anew for each seed, with an empty store.
+chosen. ``live`` runs ``quick`` anew for each seed, with an empty store. ``writers`` has two
+processes write one store, and counts what is lost (store_writers.py); exit code 1 if anything is.
 """
 
 from __future__ import annotations
@@ -17,14 +19,18 @@ import argparse
 import math
 import random
 import statistics
+import sys
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import fit_prior
 from fit_prior import Measured, measured
+from store_writers import TAGS, run_writers
 from tuning_problems import PROBLEMS
 
 from tilewright.autotune.effort import EFFORTS, Effort
@@ -179,17 +185,33 @@ def live(seconds: float, only: str, seeds: int) -> None:
             )
 
 
+def writers(seconds: float) -> None:
+    """Two writers of one store, and what came of their records."""
+    with tempfile.TemporaryDirectory() as folder:
+        done = run_writers(Path(folder) / "store.jsonl", seconds)
+    each = ", ".join(f"{tag} {count}" for tag, count in zip(TAGS, done.added, strict=True))
+    print(f"two processes wrote one store for {seconds:g} s, a third read it {done.reads} times")
+    print(f"records added: {each}; written again: {done.replaced}; found: {done.found}")
+    print(f"lost, older or damaged: {len(done.wrong)}")
+    for line in done.wrong[:10]:
+        print(f"  {line}")
+    if done.wrong:
+        sys.exit(1)
+
+
 def main() -> None:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("replay", "live"))
+    parser.add_argument("what", choices=("replay", "live", "writers"))
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=200.0)
+    parser.add_argument("--seconds", type=float, help="of live (200) or of writers (60)")
     parser.add_argument("--only", default="")
     options = parser.parse_args()
+    seconds: float | None = options.seconds
     actions: dict[str, Callable[[], None]] = {
         "replay": lambda: replay(options.seeds),
-        "live": lambda: live(options.seconds, options.only, options.seeds),
+        "live": lambda: live(seconds or 200.0, options.only, options.seeds),
+        "writers": lambda: writers(seconds or 60.0),
     }
     actions[options.what]()
 

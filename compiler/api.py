@@ -104,7 +104,7 @@ def compile(
         memory_fraction: of a GPU's memory for weights, KV cache and steps; the cache has room for
             max_batch_size sequences of full length, or for what fits.
         tune: "cached" uses what is known of kernels, "none" does not; "quick", "full" or a
-            TuneConfig measure what is not known first, on this machine's GPU.
+            TuneConfig (trials a problem, seconds in all) measure first what is not known, here.
         progress: called as phases begin.
 
     Returns:

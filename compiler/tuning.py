@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,9 @@ from ..targets import Target
 if TYPE_CHECKING:
     from .options import CompileOptions
 
+CUT_SHORT = ", cut short"
+"""How the budget of a record ends whose search Ctrl-C or the clock has ended."""
+
 TABLES = Path(__file__).parent.parent / "autotune" / "tables"
 
 
@@ -43,12 +47,17 @@ class TunedProblem:
     Attributes:
         tunable: the problem.
         record: what the store has for it now; None where nothing was measured.
-        tuned: the search; None where the store knew it before.
+        tuned: the search; None where the store knew it before, or where it was not reached.
     """
 
     tunable: KernelTunable
     record: Record | None
     tuned: Tuned | None
+
+    @property
+    def reached(self) -> bool:
+        """Whether its turn came before the time was over."""
+        return self.record is not None or self.tuned is not None
 
     @property
     def gain(self) -> float | None:
@@ -107,16 +116,26 @@ def problems_of_graphs(
 def tune_graphs(
     decode: Graph | None, general: Graph, options: CompileOptions, max_model_len: int | None
 ) -> None:
-    """Tunes what the store does not know of a model's graphs, as ``options.tune`` says."""
+    """Tunes what the store does not know of a model's graphs, as ``options.tune`` says.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, once what was found until then is in the store.
+    """
     wanted = options.tune
     given = wanted if isinstance(wanted, TuneConfig) else TuneConfig()
     problems = problems_of_graphs(
         decode, general, options.target, options.max_batch_size, max_model_len
     )
-    for _ in tune_all(
-        problems, effort_of(wanted), tuning_store(), storage=given.storage, seed=given.seed
+    for one in tune_all(
+        problems,
+        effort_of(wanted),
+        tuning_store(),
+        storage=given.storage,
+        seed=given.seed,
+        seconds=given.seconds,
     ):
-        pass
+        if one.tuned is not None and one.tuned.interrupted:
+            raise KeyboardInterrupt
 
 
 def looked_up(problems: Sequence[KernelTunable], store: Store) -> Sequence[Found]:
@@ -140,40 +159,48 @@ def tune_all(
 ) -> Iterator[TunedProblem]:
     """Tunes problem after problem, and records each as soon as it is decided.
 
+    Ctrl-C and the end of ``seconds`` cut short the problem at hand: it is decided on what is known
+    until then, and the record says so, for the next run to take it up again. Those behind it are
+    given as not reached, unless the store knows them.
+
     Args:
         problems: what to tune.
-        effort: spent on each.
+        effort: spent on each at most.
         store: where records go, and where searches start from.
         again: measure also what the store knows under these conditions.
         storage: of Optuna, for searches that several processes share or that go on later.
         seed: of the sampler.
         resume: take up claims that ended processes left in ``storage``.
-        seconds: for all of them; what is not reached stays as it is.
+        seconds: for all of them together.
         progress: called as a search goes on.
         pool: of workers; one of its own by default.
+
+    Raises:
+        StorageError: ``storage`` does not answer.
+        UsageError: the store cannot be written; nothing is measured for it then.
     """
     conditions = conditions_here(driver=True)
-    ends = None if seconds is None else time.monotonic() + seconds
+    within = math.inf if seconds is None or not effort.measures else seconds
+    ends = time.monotonic() + within
     own = pool or Pool()
-    compiled: dict[int, Future[None]] = {}
     with ExitStack() as stack:
         if pool is None:
             stack.callback(own.close)
         stack.enter_context(kept_workers())
-        ahead = stack.enter_context(ThreadPoolExecutor(1, "ahead"))
+        ahead = _Ahead(stack.enter_context(ThreadPoolExecutor(1, "ahead")), effort, store)
+        over = False
         for number, tunable in enumerate(problems):
             found = lookup(store, tunable.key, conditions)
-            if found.how in ("exact", "shipped") and not again:
+            if not again and _is_known(found):
                 yield TunedProblem(tunable, found.record, None)
                 continue
-            if ends is not None and time.monotonic() >= ends:
-                return
-            # The CPU compiles the next problem's candidates while the device times this one's.
-            for one in problems[number : number + 2]:
-                if effort.measures and id(one) not in compiled:
-                    compiled[id(one)] = ahead.submit(_compile, one, effort, store)
-            if id(tunable) in compiled:
-                compiled.pop(id(tunable)).result()
+            over = over or time.monotonic() >= ends
+            if over:
+                yield TunedProblem(tunable, None, None)
+                continue
+            if effort.measures:
+                store.check_writable()
+            ahead.compiled(problems[number : number + 2])
             tuned = tune(
                 tunable,
                 effort,
@@ -186,12 +213,37 @@ def tune_all(
                 deadline=ends,
                 progress=partial(progress, tunable),
             )
+            over = tuned.interrupted or time.monotonic() >= ends
             record = record_of(tunable, conditions, tuned, effort, seed)
+            if record is not None and over:
+                record = replace(record, budget=f"{record.budget}{CUT_SHORT}")
             if record is not None:
                 store.add(record)
             yield TunedProblem(tunable, record, tuned)
-            if tuned.interrupted:
-                return
+
+
+def _is_known(found: Found) -> bool:
+    """Whether a problem was measured, under these conditions and to the end."""
+    record = found.record
+    measured = record is not None and found.how in ("exact", "shipped")
+    return measured and not (record is not None and record.budget.endswith(CUT_SHORT))
+
+
+class _Ahead:
+    """Compiles candidates on the CPU while the device times those of the problem before."""
+
+    def __init__(self, executor: ThreadPoolExecutor, effort: Effort, store: Store) -> None:
+        self.executor, self.effort, self.store = executor, effort, store
+        self.begun: dict[int, Future[None]] = {}
+
+    def compiled(self, problems: Sequence[KernelTunable]) -> None:
+        """Begins those of the problems, and waits for the first one's."""
+        if not self.effort.measures:
+            return
+        for one in problems:
+            if id(one) not in self.begun:
+                self.begun[id(one)] = self.executor.submit(_compile, one, self.effort, self.store)
+        self.begun.pop(id(problems[0])).result()
 
 
 def _compile(tunable: KernelTunable, effort: Effort, store: Store) -> None:

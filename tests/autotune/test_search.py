@@ -146,7 +146,7 @@ def test_a_budget_of_zero_is_the_default_and_a_note(effort):
 def test_efforts_are_a_table_and_misuse_is_named():
     assert effort_of("quick") is EFFORTS["quick"]
     custom = effort_of(TuneConfig(trials=7, seconds=3.0))
-    assert (custom.trials, custom.seconds, custom.name) == (7, 3.0, "custom")
+    assert (custom.trials, custom.seconds, custom.name) == (7, 3.0, "full, 7 trials, 3 s")
     with pytest.raises(UsageError, match="none, cached, quick, full"):
         effort_of("fast")
     with pytest.raises(UsageError, match="seconds"):

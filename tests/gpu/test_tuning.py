@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import tilewright as tw
 from gpu_kernels import here
 from handed_forms import drawn, graph_of, product_of, truth
 from linear_forms import ERROR, B, Form, tensor
@@ -28,11 +29,14 @@ from tilewright.codegen.triton.tuning.registry import template_named
 from tilewright.codegen.triton.tuning.runner import KernelRunner
 from tilewright.codegen.triton.tuning.tunable import KernelTunable
 from tilewright.codegen.triton.tuning.walks import row_sizes
+from tilewright.compiler.confirm import recut
+from tilewright.compiler.confirm_steps import DecodeSteps
 from tilewright.ir.build import input_node, make
 from tilewright.ir.dtypes import DType
 from tilewright.ir.node import Node
 from tilewright.ir.types import TensorType
 from tilewright.runtime.runner import ProgramRunner
+from tiny_models import tiny_model
 from walk_forms import gated_call, norm_call
 
 pytestmark = pytest.mark.gpu
@@ -183,3 +187,18 @@ def test_libraries_of_attention_are_tried_and_torchs_own_choice_is_right() -> No
     assert states["auto"] == "ok" and set(states) == {"auto", *ATTENTIONS}
     assert set(states.values()) <= {"ok", "failed", "too_slow"}, states  # not all take all
     assert tuned.choice.seconds is not None
+
+
+def test_steps_of_two_choices_run_beside_each_other_and_load_anew() -> None:
+    """One set of weights and caches serves both sides; the same kernels take the same time."""
+    model = tiny_model("llama").to(torch.bfloat16)
+    image = tw.compile(model, max_batch_size=20, max_model_len=64, tune="none").image
+    steps = DecodeSteps(image, recut(image, None), [1, 20])
+    for _ in range(2):
+        for batch in (1, 20):
+            old, new = (
+                min(steps.seconds(side, batch) for _ in range(20)) for side in ("old", "new")
+            )
+            assert 1e-6 < old < 1e-2 and new == pytest.approx(old, rel=0.2)
+        steps.reload()
+    assert steps.first == "old"
