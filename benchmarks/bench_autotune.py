@@ -9,7 +9,7 @@ answers with the recorded replays of a config, drawn at random, times a drift th
 process share for a while, and a factor that a config has in this process alone, as
 measure_noise.py finds them. It prints, for each problem and way of searching, how far the choice is
 from the best config there is, what share of the space was timed, and how often the same config was
-chosen. ``live`` runs ``quick`` anew for each seed, with an empty store. ``writers`` has two
+chosen. ``live`` runs ``quick`` anew for each seed (live_searches.py). ``writers`` has two
 processes write one store, and counts what is lost (store_writers.py); exit code 1 if anything is.
 """
 
@@ -30,8 +30,8 @@ from typing import Any
 
 import fit_prior
 from fit_prior import Measured, measured
+from live_searches import search, summarise
 from store_writers import TAGS, run_writers
-from tuning_problems import PROBLEMS
 
 from tilewright.autotune.effort import EFFORTS, Effort
 from tilewright.autotune.pool import Pool
@@ -39,7 +39,6 @@ from tilewright.autotune.search import Tuned, tune
 from tilewright.autotune.space import Config
 from tilewright.autotune.tunable import Prepared, Ready, Refused, RunnerSpec
 from tilewright.codegen.triton.tuning.tunable import KernelTunable
-from tilewright.targets import Target
 
 DRIFT = 0.01  # of a clock that wanders: common to all configs, slow against a round
 OFFSET = 0.002  # of a config in a process: where its operands and its code lie
@@ -151,40 +150,6 @@ def replay(seeds: int) -> None:
         )
 
 
-def live(seconds: float, only: str, seeds: int) -> None:
-    """Quick searches on this machine's GPU, each from nothing."""
-    import time
-
-    ends = time.monotonic() + seconds
-    for problem in PROBLEMS:
-        if only not in problem.name:
-            continue
-        tunable = problem.make(Target.detect())
-        chosen: Counter[str] = Counter()
-        classes: Counter[str] = Counter()
-        gains, took = [], []
-        for seed in range(seeds):
-            if time.monotonic() > ends:
-                break
-            started = time.monotonic()
-            with Pool() as pool:
-                tuned = tune(tunable, EFFORTS["quick"], pool, seed=seed)
-            took.append(time.monotonic() - started)
-            choice = tuned.choice
-            chosen[str(choice.config)] += 1
-            classes[choice.numerics] += 1
-            if choice.seconds and choice.default_seconds:
-                gains.append(choice.default_seconds / choice.seconds)
-        if took:
-            print(
-                f"{problem.name:22} {len(took)} searches of {statistics.mean(took):.1f} s (first "
-                f"{took[0]:.1f}), same config {chosen.most_common(1)[0][1]}, same class "
-                f"{classes.most_common(1)[0][1]}, gain {statistics.median(gains):.3f}, "
-                f"{chosen.most_common(1)[0][0]}",
-                flush=True,
-            )
-
-
 def writers(seconds: float) -> None:
     """Two writers of one store, and what came of their records."""
     with tempfile.TemporaryDirectory() as folder:
@@ -206,11 +171,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--seconds", type=float, help="of live (200) or of writers (60)")
     parser.add_argument("--only", default="")
+    parser.add_argument("-o", "--output", type=Path, help="of live: a line for each search")
     options = parser.parse_args()
     seconds: float | None = options.seconds
     actions: dict[str, Callable[[], None]] = {
         "replay": lambda: replay(options.seeds),
-        "live": lambda: live(seconds or 200.0, options.only, options.seeds),
+        "live": lambda: summarise(
+            search(seconds or 200.0, options.only, options.seeds, options.output)
+        ),
         "writers": lambda: writers(seconds or 60.0),
     }
     actions[options.what]()

@@ -127,8 +127,21 @@ PROBLEMS = (
     _linear("down_1b", 32, held_out=True),
     _linear("down_1b", 128),
     _linear("gate_up", 64),
-    _decode(8, 1024),
     _decode(32, 1024, 8, 1, held_out=True),
     _prefill(2048),
     _rows(2048, 4096),
+    _gated(2048, 14336),
 )
+
+EARLIER_PROBLEMS = (
+    _linear("qkv", 1),
+    _linear("gate_up_1b", 1),
+    _linear("qkv", 16),
+    _linear("o", 32),
+    _linear("down", 128),
+    _linear("gate_up_1b", 16),
+    _decode(1, 8192),
+    _decode(32, 1024),
+    _decode(8, 1024),
+)
+"""Measured before those, and fitted to only."""

@@ -47,7 +47,7 @@ class PagedAttention(Template):
     name = "paged_attention"
     # Set by hand, until a space is measured: products and their steps decide, not what is on its
     # way.
-    constants = Constants(step=0.0, tail=0.5, many_warps=0.0, few_warps=0.1)
+    constants = Constants(tensor=0.554, tail=0.5, step=0.0, many_warps=0.0, few_warps=0.1)
     modules = (paged_attention, paged_attention_kernel, paged_attention_tiles)
 
     def takes(self, node: Node) -> bool:

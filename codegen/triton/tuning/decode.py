@@ -59,7 +59,16 @@ class PagedDecode(Template):
     """
 
     name = "paged_decode"
-    constants = Constants(latency=7.09e-6, dram=1.32, overlap=3.12)
+    constants = Constants(
+        latency=7.09e-6,
+        dram=1.32,
+        sm=18.9e9,
+        tensor=0.554,
+        tail=0.165,
+        overlap=3.12,
+        part=3.42e-6,
+        accumulator=0.0189,
+    )
     modules = (paged_decode, paged_decode_kernel, paged_decode_tiles, paged_attention_tiles)
     copies = 8
 
@@ -163,6 +172,7 @@ class PagedDecode(Template):
             bytes_in_flight=float(max(1, tiles.num_stages - 1) * tiles.block_n * a_key),
             steps=max(math.ceil(longer / splits / tiles.block_n), tiles.least),
             stages=tiles.num_stages,
+            splits=splits,
             warps=tiles.num_warps,
         )
 

@@ -132,12 +132,13 @@ class LinearGemv(_Linear):
         latency=7.14e-6,
         dram=0.726,
         l2=3.09,
-        tail=0.0593,
-        program=0.364e-6,
-        overlap=25.4,
+        sm=28.3e9,
+        tail=0.0472,
+        program=0.399e-6,
+        overlap=19.8,
         step=0.294e-6,
-        accumulator=0.0194,
-        many_warps=0.246,
+        accumulator=0.0118,
+        many_warps=0.292,
         few_warps=0.0677,
     )
 
@@ -209,7 +210,18 @@ class LinearGemm(_Linear):
     """The kernel for several tokens; its cut is that of the bucket that holds them."""
 
     name = "linear_gemm"
-    constants = Constants(l2=2.85, step=0.267e-6, accumulator=0.0477)
+    constants = Constants(
+        l2=1.82,
+        sm=84.5e9,
+        tensor=1.14,
+        tail=0.303,
+        program=1.04e-6,
+        overlap=1.37,
+        part=0.347e-6,
+        step=0.268e-6,
+        accumulator=0.0477,
+        many_warps=0.477,
+    )
 
     def cuts(self, node: Node, sizes: Sizes, target: Target) -> Space:
         """Tiles, stages, and programs that share the columns of weights."""

@@ -162,8 +162,10 @@ class KernelRunner:
         for result, expected in zip(found, self.expected, strict=True):
             scale = float(expected.abs().max()) or 1.0
             error = float((result.double() - expected).abs().max()) / scale
+            if not math.isfinite(error):  # max() would drop a NaN
+                return math.inf
             worst = max(worst, error / _TOLERANCE.get(result.dtype, 1e-4))
-        return worst if math.isfinite(worst) else math.inf
+        return worst
 
     def time(self, config: Config, rounds: int) -> list[float]:
         """Seconds of a call in each of ``rounds`` replays of a CUDA graph, operands cold."""
