@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
+from ..autotune.config import Config
 from ..autotune.effort import Effort, TuneConfig, effort_of
 from ..autotune.key import Conditions
 from ..autotune.lookup import Found, lookup, neighbours
@@ -30,12 +31,16 @@ from ..ir.parser import parse_graph
 from ..runtime.image import EngineImage
 from ..settings import current
 from ..targets import Target
+from ..targets.detect import available_cores
 
 if TYPE_CHECKING:
     from .options import CompileOptions
 
 CUT_SHORT = ", cut short"
 """How the budget of a record ends whose search Ctrl-C or the clock has ended."""
+
+_MOST_AHEAD = 3  # problems whose candidates are compiled at once
+_CORES_A_PROBLEM = 5  # that compiling 24 candidates keeps busy (aot.py)
 
 TABLES = Path(__file__).parent.parent / "autotune" / "tables"
 
@@ -163,6 +168,9 @@ def tune_all(
     until then, and the record says so, for the next run to take it up again. Those behind it are
     given as not reached, unless the store knows them.
 
+    Candidates follow from what the store has at the start, not from what is found on the way: so
+    those of the next problems are compiled while the device is busy with this one's.
+
     Args:
         problems: what to tune.
         effort: spent on each at most.
@@ -187,9 +195,10 @@ def tune_all(
         if pool is None:
             stack.callback(own.close)
         stack.enter_context(kept_workers())
-        ahead = _Ahead(stack.enter_context(ThreadPoolExecutor(1, "ahead")), effort, store)
+        new = [p for p in problems if again or not _is_known(lookup(store, p.key, conditions))]
+        ahead = stack.enter_context(_Ahead(effort, store, new))
         over = False
-        for number, tunable in enumerate(problems):
+        for tunable in problems:
             found = lookup(store, tunable.key, conditions)
             if not again and _is_known(found):
                 yield TunedProblem(tunable, found.record, None)
@@ -200,12 +209,12 @@ def tune_all(
                 continue
             if effort.measures:
                 store.check_writable()
-            ahead.compiled(problems[number : number + 2])
+            ahead.wait_for(tunable)
             tuned = tune(
                 tunable,
                 effort,
                 own,
-                store_neighbours=neighbours(store, tunable.key),
+                store_neighbours=ahead.near.get(tunable.key.digest, ()),
                 seed=seed,
                 storage=storage,
                 resume=resume,
@@ -214,9 +223,7 @@ def tune_all(
                 progress=partial(progress, tunable),
             )
             over = tuned.interrupted or time.monotonic() >= ends
-            record = record_of(tunable, conditions, tuned, effort, seed)
-            if record is not None and over:
-                record = replace(record, budget=f"{record.budget}{CUT_SHORT}")
+            record = record_of(tunable, conditions, tuned, effort, seed, cut_short=over)
             if record is not None:
                 store.add(record)
             yield TunedProblem(tunable, record, tuned)
@@ -230,32 +237,59 @@ def _is_known(found: Found) -> bool:
 
 
 class _Ahead:
-    """Compiles candidates on the CPU while the device times those of the problem before."""
+    """Compiles candidates on the CPU while the device times those of the problem before.
 
-    def __init__(self, executor: ThreadPoolExecutor, effort: Effort, store: Store) -> None:
-        self.executor, self.effort, self.store = executor, effort, store
-        self.begun: dict[int, Future[None]] = {}
+    Args:
+        effort: that says how many candidates there are.
+        store: where searches start from.
+        problems: that will be searched, in order.
 
-    def compiled(self, problems: Sequence[KernelTunable]) -> None:
-        """Begins those of the problems, and waits for the first one's."""
-        if not self.effort.measures:
-            return
-        for one in problems:
-            if id(one) not in self.begun:
-                self.begun[id(one)] = self.executor.submit(_compile, one, self.effort, self.store)
-        self.begun.pop(id(problems[0])).result()
+    Attributes:
+        near: the neighbours' winners of each problem, by the digest of its key.
+    """
+
+    def __init__(self, effort: Effort, store: Store, problems: Sequence[KernelTunable]) -> None:
+        self.effort, self.rest = effort, list(problems) if effort.measures else []
+        self.near = {one.key.digest: neighbours(store, one.key) for one in problems}
+        self.threads = max(1, min(_MOST_AHEAD, available_cores() // _CORES_A_PROBLEM))
+        self.executor = ThreadPoolExecutor(self.threads, "ahead")
+        self.begun: dict[str, Future[None]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.executor.shutdown(cancel_futures=True)
+
+    def wait_for(self, tunable: KernelTunable) -> None:
+        """Until a problem's candidates are compiled, with those of the next ones under way."""
+        digests = [one.key.digest for one in self.rest]
+        if tunable.key.digest in digests:
+            del self.rest[: digests.index(tunable.key.digest)]
+        for one in self.rest[: self.threads + 1]:
+            if one.key.digest not in self.begun:
+                near = self.near[one.key.digest]
+                begun = self.executor.submit(_compile, one, self.effort, near)
+                self.begun[one.key.digest] = begun
+        if tunable.key.digest in self.begun:
+            self.begun[tunable.key.digest].result()
 
 
-def _compile(tunable: KernelTunable, effort: Effort, store: Store) -> None:
+def _compile(tunable: KernelTunable, effort: Effort, near: Sequence[Config]) -> None:
     """Brings the candidates that the key gives into the cache of kernels."""
-    near = neighbours(store, tunable.key)
     limit = effort.allowed(tunable.space)
     with suppress(TilewrightError):  # who asks for them next is told
         tunable.prepare(quick_candidates(tunable, near, limit=limit))
 
 
 def record_of(
-    tunable: KernelTunable, conditions: Conditions, tuned: Tuned, effort: Effort, seed: int
+    tunable: KernelTunable,
+    conditions: Conditions,
+    tuned: Tuned,
+    effort: Effort,
+    seed: int,
+    *,
+    cut_short: bool = False,
 ) -> Record | None:
     """The record of a search; None where neither the choice nor the default was timed."""
     choice = tuned.choice
@@ -274,6 +308,6 @@ def record_of(
         failed=failed,
         trials=sum(1 for outcome in tuned.outcomes if outcome.seconds),
         seed=seed,
-        budget=effort.name,
+        budget=effort.name + (CUT_SHORT if cut_short else ""),
         made=datetime.now(UTC).isoformat(timespec="seconds"),
     )

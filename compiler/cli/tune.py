@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -113,9 +114,11 @@ def run(
         _check_device(image)
     problems = problems_of_image(image)
     confirmation = Confirmation(image, against, batch) if confirm else None
+    started = time.monotonic()
     done, interrupted = _tuned(chosen(problems, only), spent, budget, resume=resume, again=again)
+    took = time.monotonic() - started
     confirmed = None if confirmation is None or interrupted else confirmation.run(problems)
-    _tell(done, confirmed, as_json)
+    _tell(done, took, confirmed, as_json)
     if interrupted:
         _tell_interrupted(done, storage)
         raise typer.Exit(INTERRUPTED)
@@ -173,7 +176,9 @@ def _check_device(image: EngineImage) -> None:
         )
 
 
-def _tell(done: Sequence[TunedProblem], confirmed: Confirmed | None, as_json: bool) -> None:
+def _tell(
+    done: Sequence[TunedProblem], took: float, confirmed: Confirmed | None, as_json: bool
+) -> None:
     from .tune_confirm import print_confirmed
     from .tune_view import print_tuned, print_unreached, tuned_data
 
@@ -184,7 +189,7 @@ def _tell(done: Sequence[TunedProblem], confirmed: Confirmed | None, as_json: bo
         else:
             print_json({"problems": problems, "confirmed": confirmed.to_json()})
     else:
-        print_tuned(done)
+        print_tuned(done, took)
         if confirmed is not None:
             print_confirmed(confirmed)
     print_unreached(done)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from statistics import geometric_mean
 from typing import TYPE_CHECKING, Any
 
 from .console import err, note, out
@@ -116,8 +117,8 @@ def duration(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 
-def print_tuned(done: Sequence[TunedProblem]) -> None:
-    """A row for each problem that was reached, and what the searches had to say."""
+def print_tuned(done: Sequence[TunedProblem], seconds: float) -> None:
+    """A row for each problem that was reached, what came of all, what the searches had to say."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -128,6 +129,10 @@ def print_tuned(done: Sequence[TunedProblem]) -> None:
             table.add_row(str(number), *_cells(one))
     if table.row_count:
         out().print(table)
+        gains = [one.gain for one in done if one.gain is not None]
+        mean = f"; geometric mean of gains {geometric_mean(gains):.3f}×" if gains else ""
+        measured = sum(one.tuned is not None for one in done)
+        out().print(f"{measured} problems measured in {duration(seconds)}{mean}")
     for line in dict.fromkeys(n for one in done if one.tuned for n in one.tuned.notes):
         note(line)
 
