@@ -21,8 +21,8 @@ class Effort:
         trials: candidates in all; what goes beyond `candidates` is drawn by a sampler.
         rounds: of a candidate that is not stopped.
         finalists: that are timed again, interleaved.
-        band: the fraction of time within which finalists are tied, at least and most: a wide one
-            gives the same choice again, a narrow one the fastest.
+        band, leave: of the decision (decide.py): wide ones give the same choice again, narrow ones
+            the fastest.
         seconds: of search and decision; a bound, which no usual run meets: what stops by the clock
             depends on noise.
     """
@@ -34,6 +34,7 @@ class Effort:
     rounds: int = 8
     finalists: int = 10
     band: tuple[float, float] = (0.01, 0.02)
+    leave: tuple[float, float] = (0.03, 0.04)
     seconds: float = 0.0
 
     @property
@@ -82,6 +83,7 @@ EFFORTS: dict[str, Effort] = {
         rounds=12,
         finalists=12,
         band=(0.003, 0.008),
+        leave=(0.03, 0.03),
         seconds=900.0,
     ),
 }

@@ -219,7 +219,7 @@ class _Run:
         rule: DecisionRule | None,
     ) -> None:
         self.tunable, self.effort, self.board = tunable, effort, board
-        self.rule = rule or DecisionRule(effort.band, finalists=effort.finalists)
+        self.rule = rule or DecisionRule(effort.band, effort.leave, finalists=effort.finalists)
         screening = Screening(rounds=effort.rounds, band=self.rule.finalist_band)
         self.bench = Bench(pool, tunable, screening)
         self.start = time.monotonic()

@@ -3,6 +3,7 @@
     python benchmarks/bench_autotune.py replay [--seeds 20]    # anywhere: on spaces measured once
     python benchmarks/bench_autotune.py live [--seconds 200]   # on a GPU: fresh workers, real noise
     python benchmarks/bench_autotune.py writers [--seconds 60] # anywhere: two writers of one store
+    python benchmarks/bench_autotune.py tables                 # anywhere: gains of what is shipped
 
 ``replay`` plays the twelve problems whose spaces were measured whole (measure_spaces.py): a worker
 answers with the recorded replays of a config, drawn at random, times a drift that all configs of a
@@ -37,8 +38,10 @@ from tilewright.autotune.effort import EFFORTS, Effort
 from tilewright.autotune.pool import Pool
 from tilewright.autotune.search import Tuned, tune
 from tilewright.autotune.space import Config
+from tilewright.autotune.store import Store
 from tilewright.autotune.tunable import Prepared, Ready, Refused, RunnerSpec
 from tilewright.codegen.triton.tuning.tunable import KernelTunable
+from tilewright.compiler.tuning import TABLES
 
 DRIFT = 0.01  # of a clock that wanders: common to all configs, slow against a round
 OFFSET = 0.002  # of a config in a process: where its operands and its code lie
@@ -164,10 +167,23 @@ def writers(seconds: float) -> None:
         sys.exit(1)
 
 
+def tables() -> None:
+    """The gains over the defaults in the tables that come with the package."""
+    for path in sorted(TABLES.glob("*.jsonl")):
+        records = Store(path).records()
+        gains = [record.default_seconds / record.seconds for record in records]
+        changed = sum(record.config != record.default for record in records)
+        print(
+            f"{path.name}: {len(gains)} problems, {changed} not the default; gain over the default:"
+            f" least {min(gains):.3f}, geometric mean {statistics.geometric_mean(gains):.3f}, "
+            f"most {max(gains):.3f}"
+        )
+
+
 def main() -> None:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("replay", "live", "writers"))
+    parser.add_argument("what", choices=("replay", "live", "writers", "tables"))
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--seconds", type=float, help="of live (200) or of writers (60)")
     parser.add_argument("--only", default="")
@@ -179,6 +195,7 @@ def main() -> None:
         "live": lambda: summarise(
             search(seconds or 200.0, options.only, options.seeds, options.output)
         ),
+        "tables": tables,
         "writers": lambda: writers(seconds or 60.0),
     }
     actions[options.what]()

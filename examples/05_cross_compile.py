@@ -37,7 +37,7 @@ def inspect(folder: str) -> dict:
 found = {}
 for target in ("h100", "a100", "b200"):
     with tempfile.TemporaryDirectory() as folder:
-        engine = tw.compile(model, target=target)
+        engine = tw.compile(model, target=target, max_batch_size=16)
         engine.save(f"{folder}/engine")
         found[target] = inspect(f"{folder}/engine")
         print(f"compiled for {engine.target}, kernel calls: {engine.report()['calls']}")

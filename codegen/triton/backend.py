@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from ...autotune.store import Store
-from ...errors import EngineError
+from ...errors import EngineError, UnsupportedError
 from ...ir.graph import Graph
 from ...targets import TARGETS, Target
 from ..base import CHOICES, Kernel, KVCacheKind, Lowered, ReadFile
@@ -48,20 +49,14 @@ class TritonBackend:
         """A kernel or library call for each node; what no candidate takes runs in torch, and is
         noted. Kernels are compiled for the target's architecture, all at once.
         """
-        from .aot import compile_sources
-        from .lowering import lower_graph
         from .show import show_packages
 
         tuned_for = TARGETS["h100"] if target.is_cpu else target
         chosen = None
         if tuning is not None:
             chosen = _choices(tuning, tuned_for, max_sequences, max_model_len)
-        cutting = Cutting(max_sequences, chosen)
-        program, sources, notes = lower_graph(graph, tuned_for, deterministic, cutting, chosen)
-        if target.is_cpu:
-            packages = [KernelPackage(source, {}) for source in sources]
-        else:
-            packages = compile_sources(sources, target.arch)
+        made = _Made(graph, tuned_for, not target.is_cpu, deterministic, max_sequences)
+        program, packages, notes, chosen = made.of_choices(chosen)
         show_packages(packages)
         files = {
             name: OwnBytes(content)
@@ -108,6 +103,58 @@ class TritonBackend:
                 remedy="Run the engine on a machine with the GPU it was compiled for.",
             )
         return InterpretedKernel(package.source, results, call.aliases, device)
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A graph, lowered and compiled by choices.
+
+    Attributes:
+        graph, target, deterministic, max_sequences: as `TritonBackend.lower` has them.
+        compiles: whether there is a device to compile for.
+    """
+
+    graph: Graph
+    target: Target
+    compiles: bool
+    deterministic: bool
+    max_sequences: int | None
+
+    def of_choices(
+        self, chosen: Choices | None
+    ) -> tuple[Program, list[KernelPackage], tuple[str, ...], Choices | None]:
+        """The Program, its kernels, notes, and the choices that hold: those on trial are dropped
+        where a kernel of theirs does not compile, or spills.
+        """
+        try:
+            program, packages, notes = self._compiled(chosen)
+            if chosen is None or not chosen.on_trial or self._are_sound(packages):
+                return program, packages, notes, chosen
+        except UnsupportedError:
+            if chosen is None or not chosen.on_trial:
+                raise
+        assert chosen is not None
+        chosen = chosen.without_trials()
+        return *self._compiled(chosen), chosen
+
+    def _compiled(
+        self, chosen: Choices | None
+    ) -> tuple[Program, list[KernelPackage], tuple[str, ...]]:
+        from .aot import compile_sources
+        from .lowering import lower_graph
+
+        cutting = Cutting(self.max_sequences, chosen)
+        program, sources, notes = lower_graph(
+            self.graph, self.target, self.deterministic, cutting, chosen
+        )
+        if self.compiles:
+            return program, compile_sources(sources, self.target.arch), notes
+        return program, [KernelPackage(source, {}) for source in sources], notes
+
+    def _are_sound(self, packages: Sequence[KernelPackage]) -> bool:
+        from .tuning.tunable import why_not
+
+        return all(why_not(package, self.target) is None for package in packages)
 
 
 def _choices(

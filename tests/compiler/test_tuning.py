@@ -14,8 +14,9 @@ from tilewright.autotune.store import Store
 from tilewright.autotune.tunable import Ready
 from tilewright.codegen.triton.tuning.tunable import KernelTunable
 from tilewright.compiler import tuning
-from tilewright.compiler.tuning import CUT_SHORT, tune_all, tune_decode
+from tilewright.compiler.tuning import CUT_SHORT, tune_all, tune_graphs
 from tilewright.errors import UsageError
+from tilewright.ir.graph import Graph
 from tilewright.targets import TARGETS
 from tuning_players import Clock, Steady, gemm_problems
 
@@ -138,11 +139,13 @@ def test_a_compile_that_is_interrupted_ends_and_the_store_has_what_was_found(
     monkeypatch.setattr(tuning, "tuning_store", lambda: store)
     monkeypatch.setattr(tuning, "Pool", lambda: player)
 
+    graph = Graph("none", (), ())
+
     class Options:
         tune, target, max_batch_size = TuneConfig(trials=6), TARGETS["h100"], 16
 
     with pytest.raises(KeyboardInterrupt):
-        tune_decode(None, Options())
+        tune_graphs(None, graph, Options(), 64)
     assert [r.budget for r in store.records()] == [f"full, 6 trials{CUT_SHORT}"]
 
 

@@ -9,7 +9,6 @@ from ....autotune.key import Conditions
 from ....autotune.lookup import Found, lookup
 from ....autotune.space import Config
 from ....autotune.store import Store
-from ....autotune.tunable import Ready
 from ....ir.node import Node
 from ....targets import Target
 from ..generate_index import Cut
@@ -30,8 +29,8 @@ class Choices:
 
     Only records of the very problem and device are taken: one of another size or device may lose
     to the default, and only measuring could tell; the tuner starts from those. A record of other
-    conditions (Triton, driver, version of ours) is taken where its kernel still compiles without
-    spills.
+    conditions (Triton, driver, version of ours) is taken on trial: whoever compiles the kernels
+    drops all of these (`without_trials`) where one does not compile any more, or spills.
 
     Attributes:
         store: the records.
@@ -39,7 +38,9 @@ class Choices:
         conditions: of this process.
         max_sequences: of a decode graph, most of them in a step; None for the general graph.
         max_model_len: tokens of the longest sequence; None: not known.
+        tries: whether records of other conditions are taken.
         found: what came of each lookup, by the digest of its key.
+        on_trial: digests of those that are of other conditions, and taken.
     """
 
     store: Store
@@ -47,8 +48,21 @@ class Choices:
     conditions: Conditions
     max_sequences: int | None = None
     max_model_len: int | None = None
+    tries: bool = True
     found: dict[str, Found] = field(default_factory=dict)
+    on_trial: set[str] = field(default_factory=set)
     _configs: dict[str, Config | None] = field(default_factory=dict)
+
+    def without_trials(self) -> Choices:
+        """The same, which leaves the default where only a record of other conditions is there."""
+        return Choices(
+            self.store,
+            self.target,
+            self.conditions,
+            self.max_sequences,
+            self.max_model_len,
+            tries=False,
+        )
 
     def config(self, template: Template, node: Node, sizes: Sizes) -> Config | None:
         """The config of a call, None for the default."""
@@ -140,6 +154,7 @@ class Choices:
         if config == tunable.default or not tunable.space.contains(config):
             return None
         if found.how == "stale":
-            ready = isinstance(tunable.prepare([config])[config], Ready)
-            return config if ready else None
+            if not self.tries:
+                return None
+            self.on_trial.add(digest)
         return config

@@ -154,7 +154,7 @@ def _judged(program: Program | None, packages: Sequence[KernelPackage], target: 
     if program is not None:
         digest.update(json.dumps(program.to_json()).encode())
     for package in packages:
-        refused = _why_not(package, target, may_spill=program is not None)
+        refused = why_not(package, target, may_spill=program is not None)
         if refused is not None:
             return Refused(refused)
         digest.update(repr(package.source.variants).encode())
@@ -163,7 +163,8 @@ def _judged(program: Program | None, packages: Sequence[KernelPackage], target: 
     return Ready(digest.hexdigest())
 
 
-def _why_not(package: KernelPackage, target: Target, may_spill: bool) -> str | None:
+def why_not(package: KernelPackage, target: Target, *, may_spill: bool = False) -> str | None:
+    """Why a compiled kernel is none for the target, in words; None where it is one."""
     for binary in package.binaries.values():
         takes = binary.resources
         if takes.spills and not may_spill:

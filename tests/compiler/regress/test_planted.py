@@ -128,7 +128,7 @@ def test_logits_kept_in_float32_are_found_as_bytes(monkeypatch, compared):
 
 def test_an_op_that_went_to_torch_is_found_as_an_obstacle_with_its_name(monkeypatch, compared):
     kernels = {op: emits for op, emits in candidates.KERNELS.items() if op != "append_kv"}
-    monkeypatch.setattr(lowering, "kernels_for", lambda most: kernels)
+    monkeypatch.setattr(lowering, "kernels_for", lambda cutting, cuts: kernels)
     found = _found(compared())
     assert found["decode step", "launches"].note.count("eager/append_kv 0 → 1") == 1
     assert found["program", "eager calls"].new == 1

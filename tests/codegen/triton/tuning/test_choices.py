@@ -14,10 +14,15 @@ from tilewright.autotune.key import Conditions
 from tilewright.autotune.record import Record
 from tilewright.autotune.space import Config
 from tilewright.autotune.store import Store
-from tilewright.autotune.tunable import Refused
+from tilewright.codegen.base import CHOICES
+from tilewright.codegen.triton import aot
+from tilewright.codegen.triton.backend import BACKEND
+from tilewright.codegen.triton.package import KernelPackage, kernel_id
 from tilewright.codegen.triton.tuning.choices import Choices
+from tilewright.codegen.triton.tuning.problem import problem_graph
 from tilewright.codegen.triton.tuning.registry import template_named
 from tilewright.codegen.triton.tuning.tunable import KernelTunable
+from tilewright.errors import UnsupportedError
 from tilewright.ir.dtypes import DType
 from tilewright.targets import TARGETS
 
@@ -82,16 +87,49 @@ def test_a_record_of_another_device_is_not_taken(tmp_path) -> None:
     assert [found.how for found in made.found.values()] == ["neighbour"]
 
 
-def test_other_conditions_warn_and_the_kernel_is_compiled_first(tmp_path, monkeypatch) -> None:
+def test_other_conditions_warn_and_are_on_trial(tmp_path) -> None:
     old = record(conditions=Conditions("3.6.0", "13.0", "0.1.0"))
     made = choices(tmp_path, old)
     assert made.config(GEMM, NODE, {"B": 64}) == OTHER
     (line,) = map(json.loads, made.lines().splitlines())
     assert line["used"] and line["how"] == "stale" and "triton" in line["differs"]
-    monkeypatch.setattr(
-        KernelTunable, "prepare", lambda self, configs: {c: Refused("spills") for c in configs}
-    )
-    assert choices(tmp_path, old).config(GEMM, NODE, {"B": 64}) is None
+    assert made.on_trial == set(made.found)
+    assert made.without_trials().config(GEMM, NODE, {"B": 64}) is None
+    assert not choices(tmp_path, record()).on_trial
+
+
+@pytest.mark.parametrize("how", ["spills", "does not compile"])
+def test_what_is_on_trial_is_dropped_where_a_kernel_is_not_sound(
+    tmp_path, monkeypatch, how: str
+) -> None:
+    store = Store(tmp_path / "tuning.jsonl")
+    store.add(record(conditions=Conditions("3.6.0", "13.0", "0.1.0")))
+    graph, h100 = problem_graph(NODE), TARGETS["h100"]
+    plain = BACKEND.lower(graph, h100, max_sequences=64)
+    tried = BACKEND.lower(graph, h100, max_sequences=64, tuning=store)
+    assert tried.program != plain.program
+    compiled = aot.compile_sources
+
+    def unsound(sources, arch):
+        if any(kernel_id(one) in str(tried.program.calls) for one in sources):
+            if how == "does not compile":
+                raise UnsupportedError("kernel", expected="one", found="none", remedy="none")
+            return [spilling(package) for package in compiled(sources, arch)]
+        return compiled(sources, arch)
+
+    monkeypatch.setattr(aot, "compile_sources", unsound)
+    dropped = BACKEND.lower(graph, h100, max_sequences=64, tuning=store)
+    assert dropped.program == plain.program
+    lines = map(json.loads, dropped.files[CHOICES].splitlines())
+    assert not any(line["used"] for line in lines)
+
+
+def spilling(package: KernelPackage) -> KernelPackage:
+    binaries = {
+        key: replace(binary, resources=replace(binary.resources, spills=64))
+        for key, binary in package.binaries.items()
+    }
+    return replace(package, binaries=binaries)
 
 
 def test_a_config_outside_of_the_space_is_not_taken(tmp_path) -> None:
