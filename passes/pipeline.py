@@ -20,6 +20,7 @@ from .recognize_gated import RECOGNIZE_GATED
 from .recognize_norm import RECOGNIZE_NORM
 from .recognize_rope import RECOGNIZE_ROPE
 from .sample_tokens import SAMPLE_TOKENS
+from .smooth import smooth_pass
 
 _CACHES: dict[str | None, tuple[Pass, ...]] = {
     None: (),
@@ -73,8 +74,9 @@ def pipeline(
 
 
 def quantizing(recipe: Recipe) -> tuple[Pass, ...]:
-    """The passes that quantize by a recipe."""
-    return (quantize_pass(recipe),)
+    """The passes that quantize by a recipe: scales move into weights before these are rounded."""
+    smoothing = (smooth_pass(recipe.smooth),) if recipe.smooth else ()
+    return (*smoothing, quantize_pass(recipe))
 
 
 def decode_pipeline(page_size: int | None) -> tuple[Pass, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 
@@ -50,30 +50,30 @@ class Recipe:
 def linears_to_quantize(graph: Graph, config: QuantConfig) -> dict[str, list[Node]]:
     """The linears whose weights are params, by the weight's name, without what is to stay: the
     product that gives the logits, and names that match ``config.skip``.
-
-    Raises:
-        UsageError: a pattern that matches no weight.
     """
     heads = set() if config.lm_head else head_products(graph)
     found: dict[str, list[Node]] = {}
-    unused = dict.fromkeys(config.skip)
     for node in graph.nodes:
         if node.op != "linear" or node.operands[1].op != "param" or node.dtype not in _FLOATS:
             continue
         name = param_name(node.operands[1])
-        skipped = [pattern for pattern in config.skip if fnmatchcase(name, pattern)]
-        for pattern in skipped:
-            unused.pop(pattern, None)
+        skipped = any(fnmatchcase(name, pattern) for pattern in config.skip)
         if not skipped and node not in heads:
             found.setdefault(name, []).append(node)
-    if unused:
-        raise UsageError(
-            f"QuantConfig.skip {next(iter(unused))!r}",
-            expected=f"a pattern of weights' names, such as {', '.join(list(found)[:3])}",
-            found="one that matches none",
-            remedy="Correct the pattern, or leave it out.",
-        )
     return found
+
+
+def check_skips(graph: Graph, config: QuantConfig) -> None:
+    """Raises UsageError for a pattern of ``config.skip`` that matches no linear's weight."""
+    names = linears_to_quantize(graph, replace(config, skip=(), lm_head=True))
+    for pattern in config.skip:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UsageError(
+                f"QuantConfig.skip {pattern!r}",
+                expected=f"a pattern of weights' names, such as {', '.join(list(names)[:3])}",
+                found="one that matches none",
+                remedy="Correct the pattern, or leave it out.",
+            )
 
 
 def head_products(graph: Graph) -> set[Node]:
@@ -114,7 +114,6 @@ def quantize(graph: Graph, recipe: Recipe) -> Graph:
 
     Raises:
         UnsupportedError: a scheme whose ops mix tokens of a ragged graph.
-        UsageError: a pattern of ``skip`` that matches nothing.
     """
     chosen = linears_to_quantize(graph, recipe.config)
     swaps: dict[str, Swap] = {}

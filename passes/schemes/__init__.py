@@ -41,8 +41,9 @@ def resolve_config(quantize: str | QuantConfig, target: Target | None = None) ->
         raise _wrong(f"symmetric of {scheme.name}", False, ("True",))
     if isinstance(config.skip, str):
         raise _wrong("QuantConfig.skip", config.skip, ("a tuple of patterns",))
-    for name, value in (("tokens", config.tokens), ("seed", config.seed)):
-        if type(value) is not int or value < (name == "tokens"):
+    for name in ("tokens", "seed", "report_tokens"):
+        value = getattr(config, name)
+        if type(value) is not int or value < (name != "seed"):
             raise _wrong(f"QuantConfig.{name}", value, ("a positive integer",))
     if target is not None and not runs_on(scheme, target):
         raise UnsupportedError(

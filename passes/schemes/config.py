@@ -25,6 +25,9 @@ class QuantConfig:
         calibrate: a text file to calibrate with; None for the text that comes with the package.
         tokens: of the text, that calibration reads at most.
         seed: picks where in the text the samples begin.
+        report: whether the quality is measured: perplexity, divergence, errors of layers.
+        report_text: a text file to measure on; None for the text that comes with the package.
+        report_tokens: of that text, that are read at most.
     """
 
     scheme: str
@@ -36,3 +39,6 @@ class QuantConfig:
     calibrate: str | Path | None = None
     tokens: int = 8192
     seed: int = 0
+    report: bool = False
+    report_text: str | Path | None = None
+    report_tokens: int = 4096

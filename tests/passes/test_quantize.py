@@ -18,7 +18,13 @@ from tilewright.ir.verifier import verify
 from tilewright.passes.driver import run_passes
 from tilewright.passes.fuse import fuse
 from tilewright.passes.fuse_linears import fuse_linears
-from tilewright.passes.quantize import Recipe, head_products, linears_to_quantize, quantize_pass
+from tilewright.passes.quantize import (
+    Recipe,
+    check_skips,
+    head_products,
+    linears_to_quantize,
+    quantize_pass,
+)
 from tilewright.passes.schemes import SCHEMES, Linear, QuantConfig, Scheme, resolve_config
 from tilewright.targets import Target
 
@@ -112,7 +118,7 @@ def test_what_is_chosen():
     config = QuantConfig("int4", skip=("down*",), lm_head=True)
     assert list(linears_to_quantize(graph, config)) == ["up.weight", "embed.weight"]
     with pytest.raises(UsageError, match=r"layers\.9"):
-        linears_to_quantize(graph, QuantConfig("int4", skip=("layers.9.*",)))
+        check_skips(graph, QuantConfig("int4", skip=("down*", "layers.9.*")))
 
 
 def test_a_tied_head_is_quantized_and_its_embedding_is_not():
