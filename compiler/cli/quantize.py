@@ -26,46 +26,51 @@ if TYPE_CHECKING:
     from ...runtime.image import EngineImage
 
 
+SchemeOption = Annotated[
+    str,
+    typer.Option(
+        help="int8-weight, int8, fp8, fp8-tensor, fp8-block, fp8-weight or int4.",
+        show_default=False,
+    ),
+]
+MethodOption = Annotated[
+    str | None,
+    typer.Option(help="rtn, gptq, awq or smoothquant; by default the scheme's own."),
+]
+GroupOption = Annotated[
+    int | None, typer.Option(help="Columns that share a scale; 0 is a whole row.")
+]
+ZeroOption = Annotated[bool, typer.Option("--asymmetric", help="Give each group a zero point.")]
+SkipOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN", help="Weights to keep, e.g. '*.down_proj.*'."),
+]
+HeadOption = Annotated[bool, typer.Option("--lm-head", help="Quantize the last product too.")]
+CalibrateOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Text to calibrate with.", show_default=False)
+]
+ReportOption = Annotated[
+    bool, typer.Option("--report", help="Measure perplexity, divergence and layers' errors.")
+]
+TextOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Text to measure on.", show_default=False)
+]
+
+
 def quantize_model(
     model: Model,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Engine folder to write.", show_default=False)
     ],
-    scheme: Annotated[
-        str,
-        typer.Option(
-            help="int8-weight, int8, fp8, fp8-tensor, fp8-block, fp8-weight or int4.",
-            show_default=False,
-        ),
-    ],
-    method: Annotated[
-        str | None,
-        typer.Option(help="rtn, gptq, awq or smoothquant; by default the scheme's own."),
-    ] = None,
-    group: Annotated[
-        int | None, typer.Option(help="Columns that share a scale; 0 is a whole row.")
-    ] = None,
-    asymmetric: Annotated[
-        bool, typer.Option("--asymmetric", help="Give each group a zero point.")
-    ] = False,
-    skip: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Weights to keep, e.g. '*.down_proj.*'."),
-    ] = None,
-    lm_head: Annotated[bool, typer.Option("--lm-head", help="Quantize the last product too.")] = (
-        False
-    ),
-    calibrate: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Text to calibrate with.", show_default=False),
-    ] = None,
-    report: Annotated[
-        bool, typer.Option("--report", help="Measure perplexity, divergence and layers' errors.")
-    ] = False,
-    text: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Text to measure on.", show_default=False),
-    ] = None,
+    scheme: SchemeOption,
+    method: MethodOption = None,
+    group: GroupOption = None,
+    asymmetric: ZeroOption = False,
+    skip: SkipOption = None,
+    lm_head: HeadOption = False,
+    calibrate: CalibrateOption = None,
+    report: ReportOption = False,
+    text: TextOption = None,
     tokens: Annotated[int, typer.Option(help="Tokens of it to measure on at most.")] = 4096,
     seed: Annotated[int, typer.Option(help="Picks the samples to calibrate with.")] = 0,
     target: TargetOption = "auto",
