@@ -33,7 +33,7 @@ PASS_TOLERANCE = {
 }
 # The same where activations are rounded to codes: an input that moves by its last bit may move a
 # code by a step, and what follows with it.
-ROUNDED_TOLERANCE = 8e-2
+ROUNDED_TOLERANCE = 0.15
 
 
 @dataclass(frozen=True, slots=True)

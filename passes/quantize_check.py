@@ -46,13 +46,15 @@ def expected_graph(recipe: Recipe, before: Graph, after: Graph) -> Graph:
             static = None
             if recipe.scheme.activations == "tensor":
                 static = float(recipe.static[param_name(node.operands[1])].load())
-            values[node] = make("linear", rounded_rows(x, recipe, static), weight, bias)
+            rows = rounded_rows(x, recipe, static)
+            wide = [None if a is None else cast(a, rows.dtype) for a in (weight, bias)]
+            values[node] = cast(make("linear", rows, *wide), node.dtype)
     outputs = tuple(values[output] for output in before.outputs)
     return before.with_weights(weights).with_outputs(outputs)
 
 
 def rounded_rows(x: Node, recipe: Recipe, static: float | None) -> Node:
-    """x, rounded to what its codes stand for; a node for each step."""
+    """x, rounded to what its codes stand for, in float32 at least; a node for each step."""
     group, width = recipe.config.group or 0, x.shape[-1]
     assert isinstance(width, int)
     wide = cast(x, DType.F32) if x.dtype is not DType.F64 else x
@@ -67,7 +69,7 @@ def rounded_rows(x: Node, recipe: Recipe, static: float | None) -> Node:
         wide = make("slice", whole, dim=dim, start=0, stop=width) if width % group else whole
     else:
         wide = _rounded(wide, recipe.scheme.codes, static)
-    return cast(wide, x.dtype)
+    return wide
 
 
 def _rounded(x: Node, codes: DType, static: float | None) -> Node:

@@ -8,6 +8,7 @@ import torch
 
 from ...formats.weights import Held, apply_weight
 from ...ir.dtypes import DType
+from ...ir.ops.quant import LARGEST
 from ...passes.schemes import Parts, QuantConfig, Scheme
 from ...passes.schemes.int4 import FINE
 
@@ -17,9 +18,10 @@ SHRINKS = tuple(1 - step / 40 for step in range(21))
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Integer codes of a weight [N, K]: ``(code - zero) * scale``.
+    """Codes of a weight [N, K], which stand for ``(code - zero) * scale``.
 
     Attributes:
+        codes: i8, f8e4m3, or u8 for four bits.
         low, high: the least and greatest code.
         middle: the zero point where there are none of groups.
         group: columns that share a scale, 0 for all.
@@ -27,6 +29,7 @@ class Grid:
         fine: whether scales are bfloat16.
     """
 
+    codes: DType
     low: int
     high: int
     middle: int
@@ -36,12 +39,12 @@ class Grid:
 
     @staticmethod
     def of(scheme: Scheme, config: QuantConfig) -> Grid:
-        """The grid of a scheme of integer codes."""
+        """The grid of a scheme."""
         group = config.group or 0
-        if scheme.codes is DType.I8:
-            return Grid(-127, 127, 0, group, True, False)
-        assert scheme.codes is DType.U8
-        return Grid(0, 15, 8, group, config.symmetric, 0 < group <= FINE)
+        if scheme.codes is DType.U8:
+            return Grid(DType.U8, 0, 15, 8, group, config.symmetric, 0 < group <= FINE)
+        largest = int(LARGEST[scheme.codes])
+        return Grid(scheme.codes, -largest, largest, 0, group, True, False)
 
     def by_group(self, x: torch.Tensor) -> torch.Tensor:
         """[N, K] -> [N, G, group], the last group filled up with zeros."""
@@ -68,6 +71,8 @@ class Grid:
 
     def encode(self, x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
         """Codes, as floats."""
+        if self.codes is DType.F8E4M3:
+            return (x / scale).clamp(self.low, self.high).to(self.codes.torch).float()
         return ((x / scale).round() + zero).clamp(self.low, self.high)
 
     def rounded(self, x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
@@ -104,8 +109,8 @@ class Grid:
     ) -> Parts:
         """Codes [N, K], scales and zero points [N, G] as the parts of a scheme, in memory."""
         kept = scale.bfloat16() if self.fine else scale.contiguous()
-        if self.low < 0:
-            found = {"codes": codes.to(torch.int8), "scale": kept}
+        if self.codes is not DType.U8:
+            found = {"codes": codes.to(self.codes.torch), "scale": kept}
         else:
             four = Held(codes.to(torch.uint8), name)
             packed = apply_weight("pack_codes", (four,), group=self.group).load()

@@ -112,6 +112,7 @@ def _vectors(
 def _vector(
     rows: torch.Tensor, weights: Sequence[torch.Tensor], config: QuantConfig
 ) -> torch.Tensor:
+    scheme = SCHEMES[config.scheme]
     if config.method == "smoothquant":
-        return smoothquant_vector(rows, weights)
-    return awq_vector(rows, weights, Grid.of(SCHEMES[config.scheme], config))
+        return smoothquant_vector(rows, weights, scheme.codes)
+    return awq_vector(rows, weights, Grid.of(scheme, config))

@@ -11,7 +11,7 @@ class Fp8(EightBit):
 
     name = "fp8"
     codes = DType.F8E4M3
-    methods = ("rtn", "smoothquant")
+    methods = ("rtn", "gptq", "smoothquant")
     activations = "token"
     rate = "float8_e4m3fn"
 

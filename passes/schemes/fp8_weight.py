@@ -11,6 +11,7 @@ class Fp8Weight(EightBit):
 
     name = "fp8-weight"
     codes = DType.F8E4M3
+    methods = ("rtn", "gptq")
 
 
 SCHEME = Fp8Weight()

@@ -13,11 +13,16 @@ from tilewright.compiler.calibrate.gptq import gptq_codes
 from tilewright.compiler.calibrate.grid import Grid, gram_of, loss_of
 from tilewright.compiler.calibrate.lockstep import run_in_step
 from tilewright.compiler.calibrate.recipe import calibrate
-from tilewright.compiler.calibrate.smoothquant import smoothquant_vector
+from tilewright.compiler.calibrate.smoothquant import (
+    rounded_rows,
+    smooth_scales,
+    smoothquant_vector,
+)
 from tilewright.compiler.calibrate.text import calibration_samples, encode_text, read_text
 from tilewright.errors import UsageError, VerificationError
 from tilewright.formats import Held
 from tilewright.formats.tokenizer import Tokenizer, TokenizerConfig
+from tilewright.ir.dtypes import DType
 from tilewright.ir.interpreter import interpret
 from tilewright.passes.driver import run_passes
 from tilewright.passes.pipeline import quantizing
@@ -150,8 +155,21 @@ def test_awq_scales_up_what_is_large_and_loses_less():
 
 def test_smoothquant_by_hand():
     rows = torch.tensor([[4.0, -0.25, 0.0], [-1.0, 0.125, 0.0]])
-    weights = [torch.tensor([[1.0, 4.0, 1.0]]), torch.tensor([[-0.25, 1.0, 2.0]])]
-    assert smoothquant_vector(rows, weights).tolist() == [2.0, 0.25, 1.0]
+    weight = torch.tensor([[1.0, 4.0, 1.0], [-0.25, 1.0, 2.0]])
+    assert smooth_scales(rows, weight, 0.5).tolist() == [2.0, 0.25, 1.0]
+
+
+def test_smoothquant_loses_less_where_channels_are_large():
+    rows, weight = torch.randn(300, 64), torch.randn(24, 64)
+    rows[:, 5] *= 100
+    vector = smoothquant_vector(rows, [weight[:8], weight[8:]], DType.I8)
+
+    def loss(scales: torch.Tensor) -> float:
+        found = rounded_rows(rows / scales, DType.I8) @ rounded_rows(weight * scales, DType.I8).T
+        return (found - rows @ weight.T).norm().item()
+
+    assert vector[5] > 2 * vector.median()
+    assert loss(vector) < 0.5 * loss(torch.ones(64))
 
 
 @pytest.mark.quick
@@ -237,6 +255,7 @@ def test_activations_that_are_not_finite_name_their_weight():
         ("int4", {"group": 32, "method": "awq", "symmetric": False}),
         ("int8-weight", {"method": "gptq"}),
         ("int8", {}),
+        ("fp8", {"method": "gptq"}),
         ("fp8-tensor", {}),
     ],
     ids=str,

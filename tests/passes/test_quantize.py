@@ -148,7 +148,7 @@ def test_fusion_leaves_quantized_products_as_they_are(scheme: str):
     [
         ("int5", "int8-weight, int8, fp8, fp8-tensor"),
         (QuantConfig("int4", group=48), "128, 64, 32, 0"),
-        (QuantConfig("fp8", method="gptq"), "rtn, smoothquant"),
+        (QuantConfig("fp8", method="awq"), "rtn, gptq, smoothquant"),
         (QuantConfig("int8", symmetric=False), "True"),
         (QuantConfig("int4", skip="*.q"), "a tuple of patterns"),
         (QuantConfig("int4", tokens=0), "a positive integer"),
