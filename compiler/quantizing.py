@@ -97,7 +97,7 @@ def quantization_facts(
 
     Keys: ``scheme``, ``method``, ``group``, ``symmetric``; ``linears`` and ``parameters`` that are
     quantized; ``bits_per_weight`` of these, scales and zero points counted; ``bytes`` of them and
-    ``bytes_before``; ``kept`` (names of the linears' weights that stay), ``lossless_grid``
+    ``bytes_before``; ``kept`` (names of the matrices that stay as they are), ``lossless_grid``
     (whether the source held the weights in four bits by groups, on a grid that the scheme has too:
     its quality is then no result) and ``quality`` (Quality.to_json, None where it is not measured).
     """
@@ -105,8 +105,7 @@ def quantization_facts(
     before = before_quantizing(passed)
     chosen = linears_to_quantize(before, config)
     count = sum(math.prod(before.weights[name].shape) for name in chosen)
-    every = [n for n in before.nodes if n.op == "linear" and n.operands[1].op == "param"]
-    kept = dict.fromkeys(param_name(n.operands[1]) for n in every)
+    matrices = [param_name(node) for node in before.params if node.type.rank > 1]
     size = sum(_bytes(weight) for weight in quantized_parts(passed.final, chosen))
     weights: list[Weight] = [before.weights[name] for name in chosen]  # type: ignore[misc]
     return {
@@ -119,7 +118,7 @@ def quantization_facts(
         "bits_per_weight": round(size * 8 / count, 4),
         "bytes": size,
         "bytes_before": sum(_bytes(weight) for weight in weights),
-        "kept": [name for name in kept if name not in chosen],
+        "kept": [name for name in matrices if name not in chosen],
         "lossless_grid": on_own_grid(weights, config),
         "quality": None if quality is None else quality.to_json(),
     }

@@ -49,16 +49,17 @@ class Recipe:
 
 def linears_to_quantize(graph: Graph, config: QuantConfig) -> dict[str, list[Node]]:
     """The linears whose weights are params, by the weight's name, without what is to stay: the
-    product that gives the logits, and names that match ``config.skip``.
+    product that gives the logits, those that route to experts (their codes would send tokens
+    elsewhere, and save next to nothing), and names that match ``config.skip``.
     """
-    heads = set() if config.lm_head else head_products(graph)
+    stay = router_products(graph) | (set() if config.lm_head else head_products(graph))
     found: dict[str, list[Node]] = {}
     for node in graph.nodes:
         if node.op != "linear" or node.operands[1].op != "param" or node.dtype not in _FLOATS:
             continue
         name = param_name(node.operands[1])
         skipped = any(fnmatchcase(name, pattern) for pattern in config.skip)
-        if not skipped and node not in heads:
+        if not skipped and node not in stay:
             found.setdefault(name, []).append(node)
     return found
 
@@ -92,6 +93,21 @@ def head_products(graph: Graph) -> set[Node]:
             found |= {node} if node.shape[-1] in rows else set()
         elif node.op in _SHAPING or schema(node.op).elementwise:
             waiting.extend(node.operands)
+    return found
+
+
+def router_products(graph: Graph) -> set[Node]:
+    """The linears that the choice of experts comes from."""
+    calls = (node for node in graph.nodes if node.op == "moe_experts")
+    waiting = [operand for node in calls for operand in node.operands[1:3]]
+    found, seen = set[Node](), set(waiting)
+    while waiting:
+        node = waiting.pop()
+        if node.op == "linear":
+            found.add(node)
+            continue
+        waiting += [operand for operand in node.operands if operand not in seen]
+        seen.update(node.operands)
     return found
 
 

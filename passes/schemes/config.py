@@ -21,7 +21,8 @@ class QuantConfig:
         symmetric: whether codes are centred on zero; else each group has a zero point.
         method: "rtn" (round to nearest), "gptq", "awq", "smoothquant"; None for the scheme's own.
         skip: patterns (as fnmatch has them) of names of weights that stay as they are.
-        lm_head: whether the product that gives the logits is quantized too. Embeddings stay.
+        lm_head: whether the product that gives the logits is quantized too. Embeddings, routers and
+            the weights of experts stay.
         calibrate: a text file to calibrate with; None for the text that comes with the package.
         tokens: of the text, that calibration reads at most.
         seed: picks where in the text the samples begin.

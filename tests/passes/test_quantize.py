@@ -121,6 +121,27 @@ def test_what_is_chosen():
         check_skips(graph, QuantConfig("int4", skip=("down*", "layers.9.*")))
 
 
+ROUTED = """
+def g(x: f32[S, 8]):
+    w: f32[8, 8] = param("w")
+    h: f32[S, 8] = linear(x, w)
+    router: f32[4, 8] = param("router")
+    scores: f32[S, 4] = linear(h, router)
+    soft: f32[S, 4] = softmax(scores, dim=1)
+    best: (f32[S, 2], i64[S, 2],) = topk(soft, k=2, dim=1)
+    weights: f32[S, 2] = item(best, index=0)
+    ids: i64[S, 2] = item(best, index=1)
+    up: f32[4, 12, 8] = param("up")
+    down: f32[4, 8, 6] = param("down")
+    y: f32[S, 8] = moe_experts(h, ids, weights, up, down, activation="silu")
+    return {"y": y}
+"""
+
+
+def test_routers_stay():
+    assert list(linears_to_quantize(parse(ROUTED), QuantConfig("int4", lm_head=True))) == ["w"]
+
+
 def test_a_tied_head_is_quantized_and_its_embedding_is_not():
     graph = parse(LAYER)
     result = quantize_pass(_recipe("int8-weight", lm_head=True)).run(graph)
