@@ -7,14 +7,14 @@ from collections.abc import Mapping
 
 from ..codegen.base import Lowered
 from ..codegen.program import Json
-from ..ir.graph import param_name
+from ..ir.graph import Graph, param_name
 from ..passes.driver import PassRecord
 from ..passes.quantize import Recipe
 from .capture_types import Captured
 from .graphs import LoweredGraphs, Passed
 from .lowering import foreign_ops
 from .quality.report import Quality
-from .quantizing import quantization_facts
+from .quantizing import before_quantizing, quantization_facts
 from .sources import Source
 
 
@@ -57,10 +57,16 @@ def make_report(
         "fallbacks": fallbacks,
         "aten": foreign,
         "largest_error": largest_error,
-        "parameters": sum(sizes),
+        "parameters": sum(_numel(weight.shape) for weight in _whole(passed).weights.values()),
         "weight_bytes": sum(n * w.dtype.itemsize for n, w in zip(sizes, weights, strict=True)),
         "quantization": None if recipe is None else quantization_facts(passed, recipe, quality),
     }
+
+
+def _whole(passed: Passed) -> Graph:
+    """The graph whose weights are the model's parameters: those before any are cut into parts."""
+    quantizes = any(record.name == "quantize" for record in passed.records)
+    return before_quantizing(passed) if quantizes else passed.final
 
 
 def _model(source: Source) -> Json:

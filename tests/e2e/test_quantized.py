@@ -49,6 +49,7 @@ def test_an_engine_says_its_bits_and_is_near(
         "lm_head.weight",
     }
     assert facts["bits_per_weight"] == pytest.approx(bits, abs=0.1)
+    assert engine.report()["parameters"] == plain.report()["parameters"]
     wanted, found = plain(IDS), engine(IDS)
     assert (wanted - found).norm() < error * wanted.norm()
 
@@ -116,6 +117,7 @@ def test_the_verb_writes_an_engine_and_a_report(tiny_gguf: Path, tmp_path: Path)
     assert len(quality["layers"]) == 7
     assert _facts(tw.load(place)) == facts
     assert run("verify", place).exit_code == 0
+    assert "int4 (awq), 4." in run("inspect", place).stdout
     shown = run("quantize", tiny_gguf, "-o", place, "--scheme", "int8-weight", *measured, *common)
     assert shown.exit_code == 0, shown.output
     for part in ("bits per weight", "perplexity", "top-1 agreement", "down_proj"):
