@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -11,16 +11,22 @@ from .grid import Grid, gram_of, loss_of
 STEPS = 20  # powers of the activations' mean magnitude that are tried: 0, 1/20, … 1
 
 
-def awq_vector(rows: torch.Tensor, weights: Sequence[torch.Tensor], grid: Grid) -> torch.Tensor:
+def awq_vector(
+    rows: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    grid: Grid,
+    tie: Callable[[torch.Tensor], torch.Tensor] = lambda vector: vector,
+) -> torch.Tensor:
     """The scales [K] of columns that lose the least when the scaled weights are rounded to nearest.
 
     Args:
         rows: the inputs [tokens, K] of the linears.
         weights: of all linears [N, K] that read them.
         grid: of the codes.
+        tie: makes scales equal that must be.
     """
     gram = gram_of(rows)
-    mean = rows.float().abs().mean(0).clamp(min=1e-8)
+    mean = tie(rows.float().abs().mean(0)).clamp(min=1e-8)
     best, chosen = float("inf"), torch.ones_like(mean)
     for step in range(STEPS + 1):
         vector = mean.pow(step / STEPS)

@@ -101,7 +101,7 @@ def _vectors(
         if name in found:
             return
         weights = [graph.weights[other].load() for other in site.names if other != name]
-        vector = _vector(rows, [weight, *weights], config)
+        vector = _vector(rows, [weight, *weights], config, site)
         for other in site.names:
             found[other] = Held(vector, f"{site.names[0]}.smooth")
 
@@ -110,9 +110,25 @@ def _vectors(
 
 
 def _vector(
-    rows: torch.Tensor, weights: Sequence[torch.Tensor], config: QuantConfig
+    rows: torch.Tensor, weights: Sequence[torch.Tensor], config: QuantConfig, site: Site
+) -> torch.Tensor:
+    """The vector of a site: heads that read the same values share theirs."""
+
+    def tie(vector: torch.Tensor) -> torch.Tensor:
+        heads = vector.view(site.heads)
+        return heads.mean(1, keepdim=True).expand(site.heads).flatten()
+
+    whole = _of_columns(rows, weights, config, tie)
+    return whole.view(site.heads)[:, 0].flatten().contiguous()
+
+
+def _of_columns(
+    rows: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    config: QuantConfig,
+    tie: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
     scheme = SCHEMES[config.scheme]
     if config.method == "smoothquant":
-        return smoothquant_vector(rows, weights, scheme.codes)
-    return awq_vector(rows, weights, Grid.of(scheme, config))
+        return smoothquant_vector(rows, weights, scheme.codes, tie)
+    return awq_vector(rows, weights, Grid.of(scheme, config), tie)

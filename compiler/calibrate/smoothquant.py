@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -15,7 +15,10 @@ MOST_ROWS = 512  # that a share is judged by
 
 
 def smoothquant_vector(
-    rows: torch.Tensor, weights: Sequence[torch.Tensor], codes: DType
+    rows: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    codes: DType,
+    tie: Callable[[torch.Tensor], torch.Tensor] = lambda vector: vector,
 ) -> torch.Tensor:
     """``max|x_k| ** a / max|w_k| ** (1 - a)`` of each column k, for the a that loses the least when
     x is rounded by rows and the weights are; ones where none of them helps.
@@ -24,6 +27,7 @@ def smoothquant_vector(
         rows: the inputs [tokens, K] of the linears.
         weights: of all linears [N, K] that read them.
         codes: what both are rounded to, with a scale a row.
+        tie: makes scales equal that must be.
     """
     wide, whole = rows.float(), torch.cat([weight.float() for weight in weights])
     some = wide[:: max(len(wide) // MOST_ROWS, 1)]
@@ -31,7 +35,7 @@ def smoothquant_vector(
     # Each token counts alike: some are a thousand times as large as the others.
     norms = wanted.square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
     best, chosen = float("inf"), torch.ones(wide.shape[1])
-    for vector in (chosen, *(smooth_scales(wide, whole, alpha) for alpha in ALPHAS)):
+    for vector in (chosen, *(tie(smooth_scales(wide, whole, alpha)) for alpha in ALPHAS)):
         found = rounded_rows(some / vector, codes) @ rounded_rows(whole * vector, codes).T
         loss = ((found - wanted).square().sum(-1) / norms).sum().item()
         if loss < best:

@@ -12,23 +12,28 @@ from tilewright.compiler.calibrate.awq import awq_vector
 from tilewright.compiler.calibrate.gptq import gptq_codes
 from tilewright.compiler.calibrate.grid import Grid, gram_of, loss_of
 from tilewright.compiler.calibrate.lockstep import run_in_step
-from tilewright.compiler.calibrate.recipe import calibrate
+from tilewright.compiler.calibrate.recipe import calibrate, plain_graph
 from tilewright.compiler.calibrate.smoothquant import (
     rounded_rows,
     smooth_scales,
     smoothquant_vector,
 )
 from tilewright.compiler.calibrate.text import calibration_samples, encode_text, read_text
+from tilewright.compiler.hf_model import capture_causal_lm
+from tilewright.compiler.lowering import lower
+from tilewright.compiler.sources import open_source
 from tilewright.errors import UsageError, VerificationError
 from tilewright.formats import Held
 from tilewright.formats.tokenizer import Tokenizer, TokenizerConfig
 from tilewright.ir.dtypes import DType
+from tilewright.ir.graph import Graph
 from tilewright.ir.interpreter import interpret
 from tilewright.passes.driver import run_passes
-from tilewright.passes.pipeline import quantizing
+from tilewright.passes.pipeline import pipeline, quantizing
+from tilewright.passes.quantize import linears_to_quantize
 from tilewright.passes.schemes import SCHEMES, QuantConfig, resolve_config
 from tilewright.passes.smooth import smooth, smooth_pass, smooth_sites
-from tiny_gguf import tiny_bpe
+from tiny_gguf import tiny_bpe, write_tiny_gguf
 
 GRAPH = """
 def g(x: f32[S, 32]):
@@ -205,6 +210,42 @@ def test_what_others_read_is_not_smoothed(old: str, new: str):
         text = text.replace("a: f32[S, 24]", "a: f32[S, 25]").replace("gated(a, b", "gated(c, b")
     sites = smooth_sites(parse(text), ("up", "down"))
     assert len(sites) == (0 if "out" in new or '"h"' in new else 1)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Graph:
+    """A captured two-layer llama, four heads over two of keys and values."""
+    path = tmp_path_factory.mktemp("llama") / "llama.gguf"
+    write_tiny_gguf(path)
+    source = open_source(path)
+    return lower(capture_causal_lm(source.module), "llama", source.weights)
+
+
+def test_each_input_of_a_llama_is_a_site_in_every_form(llama: Graph):
+    config, found = _config("int8"), []
+    for cache in (None, "paged", "slot"):
+        graph, _ = run_passes(llama, pipeline(cache))
+        names = list(linears_to_quantize(graph, config))
+        found.append([(s.names, s.divided, s.heads) for s in smooth_sites(graph, names)])
+    assert found[0] == found[1] == found[2]
+    attention = [(divided, heads) for names, divided, heads in found[0] if "o_proj" in names[0]]
+    assert len(found[0]) == 8 and len(attention) == 2
+    (((name, start),), heads) = attention[0]
+    assert "v_proj" in name and (start, heads) == (96, (2, 2, 16))
+
+
+def test_a_smoothed_llama_is_the_same(llama: Graph):
+    graph = plain_graph(llama)
+    generator = torch.Generator().manual_seed(1)
+    sites = smooth_sites(graph, list(linears_to_quantize(graph, _config("int8"))))
+    vectors = {}
+    for site in sites:
+        count, _, width = site.heads
+        drawn = torch.rand(count * width, generator=generator) + 0.5
+        vectors[site.names[0]] = Held(drawn, f"{site.names[0]}.smooth")
+    ids = (torch.arange(9)[None],)
+    (wanted,), (found,) = interpret(graph, ids), interpret(smooth(graph, vectors), ids)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
 
 
 def test_lockstep_sees_what_the_interpreter_does():
