@@ -97,9 +97,9 @@ def quantization_facts(
 
     Keys: ``scheme``, ``method``, ``group``, ``symmetric``; ``linears`` and ``parameters`` that are
     quantized; ``bits_per_weight`` of these, scales and zero points counted; ``bytes`` of them and
-    ``bytes_before``; ``kept`` (names of the matrices that stay as they are), ``lossless_grid``
-    (whether the source held the weights in four bits by groups, on a grid that the scheme has too:
-    its quality is then no result) and ``quality`` (Quality.to_json, None where it is not measured).
+    ``bytes_before``; ``kept`` (names of the matrices that stay as they are), ``source_in_four_bits``
+    (whether a GGUF file held the weights in such groups of four bits already, up to where the grid
+    begins: the quality is then no result) and ``quality`` (Quality.to_json, None where it is not measured).
     """
     config = recipe.config
     before = before_quantizing(passed)
@@ -119,7 +119,7 @@ def quantization_facts(
         "bytes": size,
         "bytes_before": sum(_bytes(weight) for weight in weights),
         "kept": [name for name in matrices if name not in chosen],
-        "lossless_grid": on_own_grid(weights, config),
+        "source_in_four_bits": on_own_grid(weights, config),
         "quality": None if quality is None else quality.to_json(),
     }
 
@@ -144,7 +144,9 @@ def quantized_parts(graph: Graph, names: object) -> Iterator[Weight]:
 
 
 def on_own_grid(weights: list[Weight], config: QuantConfig) -> bool:
-    """Whether 4-bit codes with zero points stand for what a GGUF file holds in four bits anyway."""
+    """Whether 4-bit codes with zero points stand for what a GGUF file holds in four bits by groups
+    anyway. Its groups begin anywhere, ours at a whole zero point: so codes may yet lose a little.
+    """
     if config.scheme != "int4" or config.symmetric or not 0 < (config.group or 0) <= _GRID_GROUP:
         return False
     return any(_stored_type(leaf).startswith("Q4") for w in weights for leaf in weight_leaves(w))

@@ -37,8 +37,11 @@ def _facts(facts: Mapping[str, Json]) -> Iterator[tuple[str, str]]:
     yield "linears", f"{facts['linears']} of {_number(facts, 'parameters') / 1e6:.1f} M weights"
     yield "bits per weight", f"{_number(facts, 'bits_per_weight'):.3f}"
     yield "bytes", f"{after / 1e6:.1f} MB of {before / 1e6:.1f} MB"
-    if facts["lossless_grid"]:
-        yield "note", "the file holds these weights in four bits: no loss here is no result"
+    if facts["source_in_four_bits"]:
+        yield (
+            "note",
+            "the file holds these weights in four bits by groups already: this is no result",
+        )
     quality = facts.get("quality")
     if not isinstance(quality, dict):
         return

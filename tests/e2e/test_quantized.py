@@ -78,7 +78,7 @@ def test_what_the_file_holds_anyway_is_flagged(tmp_path: Path):
     for symmetric in (True, False):
         config = tw.QuantConfig("int4", group=32, symmetric=symmetric)
         engine = tw.compile(path, quantize=config, verify="off", **OPTIONS)
-        found.append(_facts(engine)["lossless_grid"])
+        found.append(_facts(engine)["source_in_four_bits"])
     assert found == [False, True]
 
 
