@@ -97,9 +97,10 @@ def quantization_facts(
 
     Keys: ``scheme``, ``method``, ``group``, ``symmetric``; ``linears`` and ``parameters`` that are
     quantized; ``bits_per_weight`` of these, scales and zero points counted; ``bytes`` of them and
-    ``bytes_before``; ``kept`` (names of the matrices that stay as they are), ``source_in_four_bits``
-    (whether a GGUF file held the weights in such groups of four bits already, up to where the grid
-    begins: the quality is then no result) and ``quality`` (Quality.to_json, None where it is not measured).
+    ``bytes_before``; ``kept`` (names of the matrices that stay as they are),
+    ``source_in_four_bits`` (whether a GGUF file held the weights in such groups of four bits
+    already, up to where the grid begins: the quality is then no result) and ``quality``
+    (Quality.to_json, None where it is not measured).
     """
     config = recipe.config
     before = before_quantizing(passed)
