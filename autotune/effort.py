@@ -14,13 +14,15 @@ class Effort:
     """What may be spent on one key.
 
     Attributes:
-        name: of the row, or "custom".
-        candidates: that are a function of the key alone: the default, the neighbours' winners, the
-            prior's best.
+        name: of the row, and what a budget changed of it.
+        candidates: that are a function of the key alone: the default, what is always tried, the
+            neighbours' winners, the prior's best.
         share: of the valid configs that these may be; `LEAST` are allowed always.
         trials: candidates in all; what goes beyond `candidates` is drawn by a sampler.
         rounds: of a candidate that is not stopped.
         finalists: that are timed again, interleaved.
+        band: the fraction of time within which finalists are tied, at least and most: a wide one
+            gives the same choice again, a narrow one the fastest.
         seconds: of search and decision; a bound, which no usual run meets: what stops by the clock
             depends on noise.
     """
@@ -31,12 +33,31 @@ class Effort:
     trials: int = 0
     rounds: int = 8
     finalists: int = 10
+    band: tuple[float, float] = (0.01, 0.02)
     seconds: float = 0.0
 
     @property
     def measures(self) -> bool:
         """Whether anything is measured at all."""
         return self.trials > 0 and self.seconds > 0
+
+    def limited(self, trials: int | None = None, seconds: float | None = None) -> Effort:
+        """This effort within a budget of `TuneConfig`'s meaning; all else stays as it is.
+
+        The seconds are for all keys together: whoever tunes several keeps that deadline. Zero of
+        either: nothing is measured.
+        """
+        if trials is None and seconds is None:
+            return self
+        parts = [self.name]
+        parts += [] if trials is None else [f"{trials} trials"]
+        parts += [] if seconds is None else [f"{seconds:g} s"]
+        return replace(
+            self,
+            name=", ".join(parts),
+            trials=self.trials if trials is None else trials,
+            seconds=self.seconds if seconds is None else min(self.seconds, seconds),
+        )
 
     def allowed(self, space: Space) -> int:
         """How many candidates are a function of the key alone, in this space."""
@@ -54,17 +75,29 @@ EFFORTS: dict[str, Effort] = {
     "none": Effort("none"),
     "cached": Effort("cached"),
     "quick": Effort("quick", candidates=24, share=0.1, trials=24, seconds=60.0),
-    "full": Effort("full", candidates=48, trials=400, rounds=12, finalists=12, seconds=900.0),
+    "full": Effort(
+        "full",
+        candidates=48,
+        trials=400,
+        rounds=12,
+        finalists=12,
+        band=(0.003, 0.008),
+        seconds=900.0,
+    ),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class TuneConfig:
-    """A budget of the user's own; what is None is as in "full".
+    """A budget of the user's own, for `compile`; all that it does not say is as in "full".
+
+    `tilewright tune --trials --seconds` means the same, over any effort. At zero of either nothing
+    is measured, and the defaults stay.
 
     Attributes:
-        trials: candidates in all.
-        seconds: of each key.
+        trials: candidates of each problem at most.
+        seconds: for all problems together. What is not reached is left as it is, and what is cut
+            short is taken up by the next run.
         storage: of Optuna, as `study.open_storage` takes it; None: memory.
         seed: of the sampler.
 
@@ -84,7 +117,7 @@ class TuneConfig:
                     name,
                     expected="a number from 0; at 0 nothing is measured",
                     found=str(value),
-                    remedy=f"Leave {name} out to have that of full.",
+                    remedy=f"Leave {name} out to have that of the effort.",
                 )
 
 
@@ -95,10 +128,7 @@ def effort_of(tune: str | TuneConfig) -> Effort:
         UsageError: an unknown name.
     """
     if isinstance(tune, TuneConfig):
-        full = EFFORTS["full"]
-        trials = full.trials if tune.trials is None else tune.trials
-        seconds = full.seconds if tune.seconds is None else tune.seconds
-        return replace(full, name="custom", trials=trials, seconds=seconds)
+        return EFFORTS["full"].limited(tune.trials, tune.seconds)
     if tune not in EFFORTS:
         raise UsageError(
             "tune",

@@ -29,8 +29,10 @@ _MEANS: dict[How, str] = {
     "exact": "measured for this key under these conditions",
     "shipped": "a shipped table has this key under these conditions",
     "stale": "measured for this key under other conditions; to be checked again",
-    "bucket": "the nearest problem that was measured on this device",
-    "neighbour": "the nearest that was measured on another device of this architecture",
+    "bucket": "the nearest problem that was measured on this device: tuning starts from it, a "
+    "compile takes the default",
+    "neighbour": "the nearest that was measured on another device of this architecture: tuning "
+    "starts from it, a compile takes the default",
     "miss": "no record serves",
 }
 _HASH_SHOWN = 12

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .decide import Choice, DecisionRule, choose, untried
-from .effort import EXHAUSTIVE_BELOW, Effort
+from .effort import EFFORTS, EXHAUSTIVE_BELOW, Effort
 from .outcome import Outcome
 from .pool import Bench, Pool, Screening
 from .space import Config, Coverage, PowerOfTwo
@@ -79,17 +79,17 @@ def quick_candidates(
 ) -> tuple[Config, ...]:
     """The candidates that are a function of the key, and of what neighbours won with.
 
-    The default first, then the neighbours' winners that are valid here, then the prior's best, at
-    most `SAME_TILE` of one tile (the values of the powers of two) as long as there are others. In
-    this order a search that is cut short has tried the likeliest.
+    The default first, then those that are always tried, then the neighbours' winners that are valid
+    here, then the prior's best, at most `SAME_TILE` of one tile (the values of the powers of two)
+    as long as there are others. In this order a search that is cut short has tried the likeliest.
 
     Args:
-        tunable: gives the space, the default and the prior.
+        tunable: gives the space, the default, what is always tried, and the prior.
         neighbours: configs of other keys, the nearest first.
         limit: how many at most.
     """
-    near = [config for config in neighbours if tunable.space.contains(config)]
-    first = dict.fromkeys([tunable.default, *near])
+    asked = (*tunable.pinned, *neighbours)
+    first = dict.fromkeys([tunable.default, *filter(tunable.space.contains, asked)])
     return tuple(dict.fromkeys([*first, *_spread(tunable, tuple(first))]))[:limit]
 
 
@@ -156,7 +156,7 @@ def tune(
     name = study_name(tunable, tag)
     if not effort.measures:
         why = f"effort {effort.name} measures nothing"
-        if effort.name == "custom":
+        if effort.name not in EFFORTS:
             why = "the budget is zero, so nothing was measured"
         return Tuned(untried(tunable, why), (), name, tunable.space.coverage(()), (why,))
     board, notes = _board(tunable, name, storage, storage_fallback, seed, resume)
@@ -186,8 +186,18 @@ def _board(
     seed: int,
     resume: bool,
 ) -> tuple[Board, list[str]]:
+    facts = {"problem": tunable.key.to_json(), "default": tunable.default.to_json()}
     try:
-        return Board(storage, name, tunable.space, seed=seed, resume=resume), []
+        board = Board(
+            storage,
+            name,
+            tunable.space,
+            seed=seed,
+            resume=resume,
+            prior=tunable.prior,
+            facts=facts,
+        )
+        return board, []
     except StorageError as error:
         if not fallback:
             raise
@@ -209,7 +219,7 @@ class _Run:
         rule: DecisionRule | None,
     ) -> None:
         self.tunable, self.effort, self.board = tunable, effort, board
-        self.rule = rule or DecisionRule(finalists=effort.finalists)
+        self.rule = rule or DecisionRule(effort.band, finalists=effort.finalists)
         screening = Screening(rounds=effort.rounds, band=self.rule.finalist_band)
         self.bench = Bench(pool, tunable, screening)
         self.start = time.monotonic()

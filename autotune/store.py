@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UsageError
+from .lines import locked
 from .record import Record
 from .table import Line, Table, latest
 
@@ -39,6 +40,18 @@ class Store:
     def shipped(self) -> tuple[tuple[Path, tuple[Record, ...]], ...]:
         """The shipped tables and their records, in the order they were given in."""
         return tuple((table.path, table.records()) for table in self._shipped)
+
+    def check_writable(self) -> None:
+        """Asks whether `add` can work, before the time is spent on what is to be added.
+
+        Raises:
+            UsageError: the file cannot be written.
+        """
+        try:
+            with locked(self.path), open(self.path, "ab"):
+                pass
+        except OSError as error:
+            raise unwritable(self.path, error) from error
 
     def add(self, record: Record) -> None:
         """Add a record, in the place of an earlier one of the same key and conditions.

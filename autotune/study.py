@@ -22,7 +22,7 @@ import time
 import uuid
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,30 +51,35 @@ class StorageError(UsageError):
     """A storage of studies that does not answer, or that cannot be read or written."""
 
 
-def open_storage(storage: str | Path | None) -> BaseStorage:
+def open_storage(storage: str | Path | None, *, create: bool = True) -> BaseStorage:
     """Optuna's storage of a path or URL.
 
     Args:
         storage: None: memory, for this process alone. A path: a journal file, for the processes of
             one host. "grpc://host:port": Optuna's gRPC proxy. Another URL: a database.
+        create: whether a file that is not there may be made.
 
     Raises:
         StorageError: it does not answer, cannot be read or written, or its driver is missing.
     """
     from optuna import logging, storages
 
+    if not create:
+        _check_there(str(storage))
+
     if logging.get_verbosity() == logging.INFO:  # its default: a line for each trial
         logging.set_verbosity(logging.WARNING)
     if storage is None:
         return storages.InMemoryStorage()
     text = str(storage)
-    with _answering(text), warnings.catch_warnings():
+    with answering(text), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what Optuna calls experimental
         scheme, separator, rest = text.partition("://")
         if not separator:
             from optuna.storages.journal import JournalFileBackend
 
-            with open(text, "ab"):  # the lock would wait for a folder that cannot be written
+            # The lock would wait for a folder that cannot be written.
+            with open(text, "ab" if create else "rb"):
                 pass
             return storages.JournalStorage(JournalFileBackend(text))
         if scheme == "grpc":
@@ -84,22 +89,42 @@ def open_storage(storage: str | Path | None) -> BaseStorage:
             return proxy
         slow = scheme.startswith(("postgres", "mysql"))
         connect = {"connect_timeout": int(ANSWER_SECONDS)} if slow else {}
-        return storages.RDBStorage(text, engine_kwargs={"connect_args": connect})
+        return storages.RDBStorage(
+            text, engine_kwargs={"connect_args": connect}, skip_table_creation=not create
+        )
+
+
+def _check_there(storage: str) -> None:
+    """StorageError for a file, also one of SQLite, that does not exist: opening would make it."""
+    scheme, separator, rest = storage.partition("://")
+    path = rest.removeprefix("/") if separator else storage
+    is_file = not separator or scheme.startswith("sqlite")
+    if is_file and path and not Path(path).exists():
+        raise StorageError(
+            f"storage {storage}",
+            expected="a journal file or a database that a tuning run has made",
+            found=f"no file {path}",
+            remedy="Name what --storage was given then.",
+        )
 
 
 @contextmanager
-def _answering(where: str) -> Iterator[None]:
-    """Whatever a storage raises, as one error: its drivers have dozens of their own."""
+def answering(where: str) -> Iterator[None]:
+    """Whatever a storage raises within, as one error: its drivers have dozens of their own."""
     try:
         yield
     except (TilewrightError, KeyboardInterrupt):
         raise
     except Exception as error:
-        words = " ".join(str(error).split())[:200]
+        internal = type(error).__name__ == "StorageInternalError"  # its own words say nothing
+        cause = error.__cause__ if internal and error.__cause__ is not None else error
+        words = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
+        if "://" not in where and isinstance(error, (ValueError, KeyError, TypeError)):
+            words = f"a file that is no journal ({words})"
         raise StorageError(
             f"storage {where}",
             expected="a journal file, a database or a gRPC proxy that answers",
-            found=f"{type(error).__name__}: {words}",
+            found=words,
             remedy="Start it or correct its name; without a storage, tuning is of this process.",
         ) from error
 
@@ -126,6 +151,8 @@ class Board:
         space: of its configs.
         seed: of the sampler. In a shared study each process has one of its own, made of it.
         resume: whether all claims of others are given up: they are of a run that has ended.
+        prior: seconds that are expected of a config, kept with its outcome.
+        facts: kept with the study, beside its space: what JSON can hold.
 
     Raises:
         StorageError: now or in any method, where the storage does not answer.
@@ -139,10 +166,12 @@ class Board:
         *,
         seed: int = 0,
         resume: bool = False,
+        prior: Callable[[Config], float] | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         import optuna
 
-        self.name, self.space, self.resume = name, space, resume
+        self.name, self.space, self.resume, self.prior = name, space, resume, prior
         self.shared = storage is not None
         self.where = str(storage) if storage is not None else "memory"
         self._token = uuid.uuid4().hex
@@ -151,7 +180,7 @@ class Board:
         mixed = f"{seed}" + (f"/{self._token}" if self.shared else "")
         sampler = optuna.samplers.TPESampler(seed=zlib.crc32(mixed.encode()))
         opened = open_storage(storage)
-        with _answering(self.where):
+        with answering(self.where):
             self.study: Study = optuna.create_study(
                 storage=opened, study_name=name, sampler=sampler, load_if_exists=True
             )
@@ -159,10 +188,12 @@ class Board:
                 self._inherited = {t.number for t in self._trials() if _running(t)}
             else:
                 self._inherited = set()
+            if self.shared:
+                self._describe(facts or {})
 
     def enqueue(self, configs: Sequence[Config]) -> None:
         """Add the configs that the study lacks, in this order."""
-        with _answering(self.where):
+        with answering(self.where):
             known = {_text(t) for t in self._trials() if not _failed(t)}
             for config in configs:
                 if str(config) not in known:
@@ -175,7 +206,7 @@ class Board:
             sample_up_to: once all that was enqueued is taken, new ones are drawn, until so many
                 are taken by all processes together.
         """
-        with _answering(self.where):
+        with answering(self.where):
             draws = 0
             while draws < _DRAWS:
                 if not any(_waiting(t) for t in self._trials()):
@@ -198,11 +229,13 @@ class Board:
         from optuna.trial import TrialState
 
         self._mine.discard(claim.trial.number)
-        with _answering(self.where), suppress(UpdateFinishedTrialError):
+        with answering(self.where), suppress(UpdateFinishedTrialError):
             for step, ratio in enumerate(outcome.log_ratios):
                 if outcome.reference or outcome.ok:
                     claim.trial.report(math.exp(ratio), step)
             # Before the trial ends: the gRPC proxy reads an ended trial once.
+            if self.prior is not None:
+                claim.trial.set_user_attr("prior", self.prior(claim.config))
             claim.trial.set_user_attr("outcome", outcome.to_json())
             if outcome.ok and not outcome.stopped:
                 values, state = outcome.ratio, TrialState.COMPLETE
@@ -212,13 +245,13 @@ class Board:
 
     def release(self, claim: Claim) -> None:
         """Give up a claim untried: someone else may take it."""
-        with _answering(self.where):
+        with answering(self.where):
             self._tell(claim.trial, "FAIL")
             self._enqueue(claim.config)
 
     def known(self) -> dict[Config, Outcome]:
         """What was tried, by whomever."""
-        with _answering(self.where):
+        with answering(self.where):
             for trial in self._trials():
                 if trial.number not in self._read and "outcome" in trial.user_attrs:
                     self._read[trial.number] = Outcome.from_json(trial.user_attrs["outcome"])
@@ -226,7 +259,7 @@ class Board:
 
     def others(self) -> bool:
         """Whether some other process tries a config now; abandoned ones are given back first."""
-        with _answering(self.where):
+        with answering(self.where):
             running = [t for t in self._trials() if _tries(t) and t.number not in self._mine]
             gone = [t for t in running if self._abandoned(t)]
             for trial in gone:
@@ -235,7 +268,7 @@ class Board:
 
     def waiting(self) -> bool:
         """Whether there is a config that nobody has taken yet."""
-        with _answering(self.where):
+        with answering(self.where):
             return any(_waiting(t) for t in self._trials())
 
     def once(
@@ -264,13 +297,28 @@ class Board:
         self._close(mine, result)
         return result
 
+    def _describe(self, facts: Mapping[str, Any]) -> None:
+        """Says of the study what its trials do not: for reports, and for Optuna's dashboard."""
+        counts = self.space.coverage(()).by_parameter
+        values = {name: [value for value, _ in having] for name, having in counts}
+        space = {"size": self.space.size, "valid": self.space.count(), "parameters": values}
+        described = {**facts, "space": space}
+        known = self.study.user_attrs
+        for name, value in described.items():
+            if name not in known:
+                self.study.set_user_attr(name, value)
+        if self.study.metric_names is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Optuna calls it experimental
+                self.study.set_metric_names(["time over the default's"])
+
     def _volunteer(self, task: str) -> FrozenTrial:
         """A trial that is no candidate, RUNNING from its creation; it ends as failed."""
         from optuna.trial import TrialState, create_trial
 
         ticket = uuid.uuid4().hex
         attrs = {"task": task, "ticket": ticket, "by": self._signature()}
-        with _answering(self.where):
+        with answering(self.where):
             self.study.add_trial(create_trial(state=TrialState.RUNNING, user_attrs=attrs))
             mine = next(t for t in self._trials() if t.user_attrs.get("ticket") == ticket)
         self._mine.add(mine.number)
@@ -278,7 +326,7 @@ class Board:
 
     def _first(self, task: str) -> FrozenTrial | None:
         """The lowest number that does this task or has done it."""
-        with _answering(self.where):
+        with answering(self.where):
             for trial in self._trials():
                 if trial.user_attrs.get("task") != task:
                     continue
@@ -292,7 +340,7 @@ class Board:
     def _close(self, trial: FrozenTrial, result: dict[str, Any] | None = None) -> None:
         import optuna
 
-        with _answering(self.where):
+        with answering(self.where):
             if result is not None:
                 optuna.Trial(self.study, trial._trial_id).set_user_attr("result", result)
             self._tell(trial.number, "FAIL")

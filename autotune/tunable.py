@@ -114,6 +114,13 @@ class Tunable(Protocol):
         ...
 
     @property
+    def pinned(self) -> Sequence[Config]:
+        """Configs of the space that are always tried, whatever the prior says of them. They depend
+        on the key alone.
+        """
+        ...
+
+    @property
     def name(self) -> str:
         """For people, and for the names of studies."""
         ...

@@ -2,13 +2,15 @@
 
     python benchmarks/bench_autotune.py replay [--seeds 20]    # anywhere: on spaces measured once
     python benchmarks/bench_autotune.py live [--seconds 200]   # on a GPU: fresh workers, real noise
+    python benchmarks/bench_autotune.py writers [--seconds 60] # anywhere: two writers of one store
 
 ``replay`` plays the twelve problems whose spaces were measured whole (measure_spaces.py): a worker
 answers with the recorded replays of a config, drawn at random, times a drift that all configs of a
 process share for a while, and a factor that a config has in this process alone, as
 measure_noise.py finds them. It prints, for each problem and way of searching, how far the choice is
 from the best config there is, what share of the space was timed, and how often the same config was
-chosen. ``live`` runs ``quick`` anew for each seed, with an empty store.
+chosen. ``live`` runs ``quick`` anew for each seed (live_searches.py). ``writers`` has two
+processes write one store, and counts what is lost (store_writers.py); exit code 1 if anything is.
 """
 
 from __future__ import annotations
@@ -17,15 +19,19 @@ import argparse
 import math
 import random
 import statistics
+import sys
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import fit_prior
 from fit_prior import Measured, measured
-from tuning_problems import PROBLEMS
+from live_searches import search, summarise
+from store_writers import TAGS, run_writers
 
 from tilewright.autotune.effort import EFFORTS, Effort
 from tilewright.autotune.pool import Pool
@@ -33,7 +39,6 @@ from tilewright.autotune.search import Tuned, tune
 from tilewright.autotune.space import Config
 from tilewright.autotune.tunable import Prepared, Ready, Refused, RunnerSpec
 from tilewright.codegen.triton.tuning.tunable import KernelTunable
-from tilewright.targets import Target
 
 DRIFT = 0.01  # of a clock that wanders: common to all configs, slow against a round
 OFFSET = 0.002  # of a config in a process: where its operands and its code lie
@@ -145,51 +150,36 @@ def replay(seeds: int) -> None:
         )
 
 
-def live(seconds: float, only: str, seeds: int) -> None:
-    """Quick searches on this machine's GPU, each from nothing."""
-    import time
-
-    ends = time.monotonic() + seconds
-    for problem in PROBLEMS:
-        if only not in problem.name:
-            continue
-        tunable = problem.make(Target.detect())
-        chosen: Counter[str] = Counter()
-        classes: Counter[str] = Counter()
-        gains, took = [], []
-        for seed in range(seeds):
-            if time.monotonic() > ends:
-                break
-            started = time.monotonic()
-            with Pool() as pool:
-                tuned = tune(tunable, EFFORTS["quick"], pool, seed=seed)
-            took.append(time.monotonic() - started)
-            choice = tuned.choice
-            chosen[str(choice.config)] += 1
-            classes[choice.numerics] += 1
-            if choice.seconds and choice.default_seconds:
-                gains.append(choice.default_seconds / choice.seconds)
-        if took:
-            print(
-                f"{problem.name:22} {len(took)} searches of {statistics.mean(took):.1f} s (first "
-                f"{took[0]:.1f}), same config {chosen.most_common(1)[0][1]}, same class "
-                f"{classes.most_common(1)[0][1]}, gain {statistics.median(gains):.3f}, "
-                f"{chosen.most_common(1)[0][0]}",
-                flush=True,
-            )
+def writers(seconds: float) -> None:
+    """Two writers of one store, and what came of their records."""
+    with tempfile.TemporaryDirectory() as folder:
+        done = run_writers(Path(folder) / "store.jsonl", seconds)
+    each = ", ".join(f"{tag} {count}" for tag, count in zip(TAGS, done.added, strict=True))
+    print(f"two processes wrote one store for {seconds:g} s, a third read it {done.reads} times")
+    print(f"records added: {each}; written again: {done.replaced}; found: {done.found}")
+    print(f"lost, older or damaged: {len(done.wrong)}")
+    for line in done.wrong[:10]:
+        print(f"  {line}")
+    if done.wrong:
+        sys.exit(1)
 
 
 def main() -> None:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("replay", "live"))
+    parser.add_argument("what", choices=("replay", "live", "writers"))
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=200.0)
+    parser.add_argument("--seconds", type=float, help="of live (200) or of writers (60)")
     parser.add_argument("--only", default="")
+    parser.add_argument("-o", "--output", type=Path, help="of live: a line for each search")
     options = parser.parse_args()
+    seconds: float | None = options.seconds
     actions: dict[str, Callable[[], None]] = {
         "replay": lambda: replay(options.seeds),
-        "live": lambda: live(options.seconds, options.only, options.seeds),
+        "live": lambda: summarise(
+            search(seconds or 200.0, options.only, options.seeds, options.output)
+        ),
+        "writers": lambda: writers(seconds or 60.0),
     }
     actions[options.what]()
 

@@ -78,6 +78,14 @@ SHAPES = {
     "o_1b": Shape(2048, 2048, residual=True),
     "gate_up_1b": Shape(2048, 8192, norm=True, parts=2),
     "down_1b": Shape(8192, 2048, residual=True),
+    "lm_head_1b": Shape(2048, 128256, norm=True),
+    # What one of 8 devices has of a 70B shape. The sums of o and down are parts, which all devices'
+    # are added to before the residual is.
+    "qkv_70b_8": Shape(8192, 1280, norm=True),
+    "o_70b_8": Shape(1024, 8192),
+    "gate_up_70b_8": Shape(8192, 3584, norm=True, parts=2),
+    "down_70b_8": Shape(3584, 8192),
+    "lm_head_70b_8": Shape(8192, 16032, norm=True),
 }
 
 

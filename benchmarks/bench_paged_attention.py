@@ -52,24 +52,24 @@ RIVALS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTI
 OP = schema("paged_attention")
 
 
-def attention_node() -> Node:
+def attention_node(heads: int = HEADS, kv_heads: int = KV_HEADS, head_dim: int = DIM) -> Node:
     """The call, over symbols T, B, M and N."""
     T, B, M, N = map(symbol, "TBMN")
 
     def tensor(name: str, *shape: Size, dtype: DType = DType.BF16) -> Node:
         return input_node(name, TensorType(dtype, shape))
 
-    caches = (tensor(name, N, PAGE, KV_HEADS, DIM) for name in "kv")
+    caches = (tensor(name, N, PAGE, kv_heads, head_dim) for name in "kv")
     return make(
         "paged_attention",
-        tensor("q", T, HEADS, DIM),
+        tensor("q", T, heads, head_dim),
         *caches,
         tensor("tables", B, M, dtype=DType.I32),
         tensor("lens", B, dtype=DType.I32),
         tensor("starts", B + 1, dtype=DType.I32),
         None,
         None,
-        scale=DIM**-0.5,
+        scale=head_dim**-0.5,
     )
 
 

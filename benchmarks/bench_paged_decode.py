@@ -79,7 +79,13 @@ def name_of(tiles: Tiles | None) -> str:
     return text + (f" fixed{t.fixed_split_keys}" if t.fixed_split_keys else "")
 
 
-def decode_node(page: int, general: bool = False) -> Node:
+def decode_node(
+    page: int,
+    general: bool = False,
+    heads: int = HEADS,
+    kv_heads: int = KV_HEADS,
+    head_dim: int = DIM,
+) -> Node:
     """The call, over symbols B, M and N; ``general`` with the operand query_start."""
     B, M, N = map(symbol, "BMN")
 
@@ -88,15 +94,15 @@ def decode_node(page: int, general: bool = False) -> Node:
 
     return make(
         "paged_attention",
-        tensor("q", B, HEADS, DIM),
-        tensor("k", N, page, KV_HEADS, DIM),
-        tensor("v", N, page, KV_HEADS, DIM),
+        tensor("q", B, heads, head_dim),
+        tensor("k", N, page, kv_heads, head_dim),
+        tensor("v", N, page, kv_heads, head_dim),
         tensor("tables", B, M, dtype=DType.I32),
         tensor("lens", B, dtype=DType.I32),
         tensor("starts", B + 1, dtype=DType.I32) if general else None,
         None,
         None,
-        scale=DIM**-0.5,
+        scale=head_dim**-0.5,
     )
 
 

@@ -20,15 +20,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from tuning_problems import PROBLEMS
+from tuning_problems import EARLIER_PROBLEMS, PROBLEMS, Named
 
 from tilewright.autotune.prior import Constants, Work, predict
 from tilewright.autotune.space import Config
+from tilewright.codegen.triton.tuning.beside_library import CANDIDATE, is_library, of_ours
 from tilewright.codegen.triton.tuning.registry import TEMPLATES
 from tilewright.codegen.triton.tuning.tunable import KernelTunable
 from tilewright.targets import TARGETS, Target
 
-DATA = Path(__file__).parent / "results" / "2026-11-27-h100-spaces.jsonl.gz"
+RESULTS = Path(__file__).parent / "results"
+DATA = RESULTS / "2026-11-27-h100-spaces-2.jsonl.gz"
+EARLIER = RESULTS / "2026-11-27-h100-spaces.jsonl.gz"
+"""Of other problems, noisier, without the libraries: they only help to fit."""
+
 H100 = TARGETS["h100"]
 FIRST = (1, 5, 10)
 WEIGHTS = (1.0, 2.0, 3.0)
@@ -42,7 +47,7 @@ class Measured:
         name, held_out: of the problem.
         tunable: it.
         seconds: median of each config that ran; refused ones are left out, as they are when tuning.
-        works: what each of them does.
+        works: what each of them does that is a kernel of ours.
         replays: seconds in each replay.
     """
 
@@ -61,26 +66,39 @@ class Measured:
     def regrets(self, constants: Constants) -> list[float]:
         """How far the best of the prior's first configs is from the best, 0 for none."""
         order = sorted(self.works, key=lambda c: predict(self.works[c], H100, constants))
-        return [min(self.seconds[c] for c in order[:n]) / self.best - 1 for n in FIRST]
+        best = min(self.seconds[c] for c in order)
+        return [min(self.seconds[c] for c in order[:n]) / best - 1 for n in FIRST]
 
 
-def measured(data: Path, target: Target = H100) -> list[Measured]:
-    """Every problem of the data."""
+def measured(
+    data: Path, problems: Sequence[Named] = PROBLEMS, target: Target = H100
+) -> list[Measured]:
+    """Those of the problems that the data has."""
     replays: dict[str, dict[Config, tuple[float, ...]]] = defaultdict(dict)
     for line in map(json.loads, gzip.decompress(data.read_bytes()).splitlines()):
         if line["status"] == "ok":
             config = Config.from_json(line["config"])
             replays[line["problem"]][config] = tuple(ns * 1e-9 for ns in line["ns"])
     found = []
-    for problem in PROBLEMS:
-        tunable, own = problem.make(target), replays[problem.name]
+    for problem in problems:
+        if problem.name not in replays:
+            continue
+        tunable = problem.make(target)
+        own = {_config(tunable, c): times for c, times in replays[problem.name].items()}
         seconds = {config: statistics.median(times) for config, times in own.items()}
         works = {
             config: tunable.template.work(tunable.node, config, tunable.sizes, target)
             for config in seconds
+            if not is_library(config)
         }
         found.append(Measured(problem.name, problem.held_out, tunable, seconds, works, own))
     return found
+
+
+def _config(tunable: KernelTunable, config: Config) -> Config:
+    """A config of data that may be older than the libraries in the space."""
+    before = CANDIDATE in tunable.space.names and config.get(CANDIDATE) is None
+    return of_ours(config.as_dict()) if before else config
 
 
 def loss(problems: Sequence[Measured], constants: Constants) -> float:
@@ -113,10 +131,13 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     problems = measured(options.data)
+    fitted = [*(p for p in problems if not p.held_out), *measured(EARLIER, EARLIER_PROBLEMS)]
     constants = {template.name: template.constants for template in TEMPLATES}
     if not options.check:
         for template in TEMPLATES:
-            own = [p for p in problems if p.tunable.template is template and not p.held_out]
+            own = [p for p in fitted if p.tunable.template is template]
+            if not own:  # no space of it is measured yet
+                continue
             constants[template.name] = fit(own, template.constants, options.steps)
             rounded = {n: float(f"{v:.3g}") for n, v in asdict(constants[template.name]).items()}
             print(template.name, rounded)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tilewright.codegen.triton.tuning.tunable import KernelTunable
 from tilewright.targets import Target
 
 ROUNDS = 9
+TOOK: Counter[str] = Counter()  # seconds of each part of a config's turn
 
 
 def main() -> None:
@@ -72,26 +74,41 @@ def measure(
             else:
                 seen[ready.digest] = found = run(runner, config)
                 line |= found
-                best = min([best, *found.get("seconds", [])])
+                best = min([best, *(ns * 1e-9 for ns in found.get("ns", []))])
             file.write(json.dumps(line) + "\n")
             file.flush()
     took = time.monotonic() - started
     print(
         f"{name:22} {len(configs)} configs, {len(seen)} binaries, compiled in {compiled:.0f} s, "
-        f"all in {took:.0f} s; quickest replay {best * 1e6:.2f} us",
+        f"all in {took:.0f} s; quickest replay {best * 1e6:.2f} us; "
+        + ", ".join(f"{part} {seconds:.1f} s" for part, seconds in TOOK.items()),
         flush=True,
     )
+    TOOK.clear()
 
 
 def run(runner: KernelRunner, config: Config) -> dict[str, Any]:
     """What becomes of a config."""
     try:
+        started = time.monotonic()
         runner.prepare(config)
+        prepared = time.monotonic()
         error = runner.check(config)
+        checked = time.monotonic()
         if not error <= 1:
             return {"status": "wrong", "error": error}
-        seconds = runner.time(config, ROUNDS)
-        return {"status": "ok", "error": error, "seconds": [float(f"{s:.5g}") for s in seconds]}
+        seconds = runner.time(config, 1)
+        captured = time.monotonic()
+        seconds += runner.time(config, ROUNDS - 1)
+        ends = time.monotonic()
+        for name, took in (
+            ("prepare", prepared - started),
+            ("check", checked - prepared),
+            ("capture", captured - checked),
+            ("rounds", ends - captured),
+        ):
+            TOOK[name] += took
+        return {"status": "ok", "error": error, "ns": [round(s * 1e9) for s in seconds]}
     except RuntimeError as failure:
         return {"status": "failed", "reason": str(failure)[:200]}
     finally:

@@ -61,7 +61,8 @@ def main() -> None:
 
 def autotuned(tunable: KernelTunable, configs: list[Config]) -> tuple[float, Config]:
     """Seconds that the decorator took, and its choice."""
-    made = {config: tunable.source(config) for config in configs}
+    template, node, target = tunable.template, tunable.node, tunable.target
+    made = {c: template.source(node, c, tunable.sizes, target) for c in configs}
     source = next(iter(made.values()))
     assert source is not None
     launch = source.variants[-1].launches[-1]

@@ -17,6 +17,9 @@ from .program import Call, Program
 
 KVCacheKind: TypeAlias = Literal["paged", "slot"]
 
+CHOICES = "tuning.jsonl"
+"""The artifact that says what came of looking configs up: a JSON object a line."""
+
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
@@ -79,7 +82,7 @@ class Backend(Protocol):
             deterministic: whether a row of a result may depend on no other rows than those that the
                 op reads, to the bit: the same sequence, alone or in a batch, the same numbers.
             max_sequences: bounds the rows of a decode graph, which no kernel needs to be cut for
-                beyond; more rows are right all the same.
+                beyond; more rows are right all the same. None for the general graph.
             tuning: records of which configs of kernels are the fastest; None takes defaults.
 
         Raises:

@@ -69,7 +69,8 @@ def assemble(graph: Graph, buffers: Buffers, calls: Iterable[Call]) -> Program:
 
 def free_dead(calls: Sequence[Call], kept: set[str]) -> list[Call]:
     """The calls, each with the buffers that die with it; in-place results keep their operand's
-    memory alive.
+    memory alive. A buffer lives to the last call that may touch it, whatever that one's guard says:
+    one that is not made frees all the same.
     """
     last: dict[str, int] = {}
     for index, call in enumerate(calls):

@@ -105,7 +105,8 @@ def plan_buffers(program: Program, sizes: Mapping[str, int]) -> MemoryPlan:
     Args:
         program: calls in the order in which they run, on one stream.
         sizes: a value for each symbol of the buffers' shapes. A plan holds for these and for all
-            sizes that make no buffer larger.
+            sizes that make no buffer larger: calls count whatever their guards say. ``Program.at``
+            has fewer, for a plan of these sizes alone.
 
     Raises:
         GraphError: a symbol without a value.

@@ -8,10 +8,11 @@ shapes bind; attributes are in the closed grammar of graph text. Loading one run
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from ..errors import EngineError, GraphError
+from ..ir.dims import Size, evaluate, parse_size
 from ..ir.graph import Graph
 from ..ir.node import Attr
 from ..ir.parser import parse_attr, parse_graph, parse_type_text
@@ -37,6 +38,9 @@ class Call:
             place.
         frees: buffers that nobody needs after this call.
         origin: the ops of the graph that the call computes, for reports.
+        guard: the call is made where all of these are at least 0; at other sizes nothing of it is
+            but its ``frees``. Of the calls that write one buffer exactly one is made, whatever the
+            sizes; what such a call reads is written wherever it is made.
     """
 
     kernel: str
@@ -47,6 +51,11 @@ class Call:
     aliases: tuple[tuple[int, int], ...] = ()
     frees: tuple[str, ...] = ()
     origin: tuple[str, ...] = ()
+    guard: tuple[Size, ...] = ()
+
+    def runs_at(self, sizes: Mapping[str, int]) -> bool:
+        """Whether its guard holds."""
+        return all(evaluate(size, sizes) >= 0 for size in self.guard)
 
     @property
     def loader(self) -> str:
@@ -84,6 +93,21 @@ class Program:
     weights: Mapping[str, str]
     outputs: tuple[tuple[str, str], ...]
     calls: tuple[Call, ...]
+
+    def at(self, sizes: Mapping[str, int]) -> Program:
+        """The Program of the calls that are made at these sizes, none of which has a guard: what is
+        counted or planned for one setting is that of this one. What a call that is not made would
+        free, the one before it frees.
+        """
+        if not any(call.guard for call in self.calls):
+            return self
+        made: list[Call] = []
+        for call in self.calls:
+            if call.runs_at(sizes):
+                made.append(replace(call, guard=()) if call.guard else call)
+            elif made:
+                made[-1] = replace(made[-1], frees=made[-1].frees + call.frees)
+        return replace(self, calls=tuple(made))
 
     def to_json(self) -> Json:
         """The program as plain data."""
@@ -130,6 +154,7 @@ def _call_to_json(call: Call, bodies: dict[str, Json]) -> Json:
         "aliases": [list(pair) for pair in call.aliases],
         "frees": list(call.frees),
         "origin": list(call.origin),
+        "guard": [str(size) for size in call.guard],
     }
     return {key: value for key, value in written.items() if value not in ([], {})}
 
@@ -159,6 +184,7 @@ def _read_call(data: dict[str, Json], bodies: Mapping[str, Graph]) -> Call:
         tuple((int(str(a)), int(str(b))) for a, b in pairs),
         tuple(map(str, _list(data.get("frees", [])))),
         tuple(map(str, _list(data.get("origin", [])))),
+        tuple(parse_size(str(size)) for size in _list(data.get("guard", []))),
     )
 
 

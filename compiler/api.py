@@ -30,7 +30,7 @@ from .capture import DynamicShapes, Examples, capture_module
 from .capture_types import Captured
 from .compile_checks import Checks
 from .compile_report import make_report
-from .graphs import lower_graphs, pass_graphs
+from .graphs import CacheKind, lower_graphs, pass_graphs
 from .hf_model import capture_causal_lm, meta_causal_lm
 from .lowering import lower, output_structure
 from .lowering.symbols import Sizes
@@ -108,8 +108,8 @@ def compile(
             Triton backend, whose kernels then have one cut for all sizes: slower.
         memory_fraction: of a GPU's memory for weights, KV cache and steps; the cache has room for
             max_batch_size sequences of full length, or for what fits.
-        tune: "cached" uses what is known of decode kernels, "none" does not; "quick", "full" or a
-            TuneConfig measure what is not known first, on this machine's GPU.
+        tune: "cached" uses what is known of kernels, "none" does not; "quick", "full" or a
+            TuneConfig (trials a problem, seconds in all) measure first what is not known, here.
         progress: called as phases begin.
 
     Returns:
@@ -266,8 +266,8 @@ def _finish(
     backend = get_backend(options.backend)
     recipe = phases.run("calibrate", 0.41, lambda: make_recipe(graph, source, options, limit))
     checks = Checks(source, options, backend, limit, recipe)
-    if limit is not None and effort_of(options.tune).measures:
-        phases.run("tune", 0.42, lambda: _tune(graph, backend, options, recipe))
+    if effort_of(options.tune).measures and not options.deterministic:
+        phases.run("tune", 0.42, lambda: _tune(graph, cache, backend, options, limit, recipe))
     phases.run("verify", 0.45, checks.on_one_of_each_layer)
     passed = phases.run(
         "passes",
@@ -318,14 +318,20 @@ def _finish(
     return image, final
 
 
-def _tune(graph: Graph, backend: Backend, options: CompileOptions, recipe: Recipe | None) -> None:
-    """Measures what the store does not know of the decode graph's kernels."""
-    from .tuning import tune_decode  # brings the templates, and with them Triton
+def _tune(
+    graph: Graph,
+    cache: CacheKind,
+    backend: Backend,
+    options: CompileOptions,
+    limit: int | None,
+    recipe: Recipe | None,
+) -> None:
+    """Measures what the store does not know of the kernels of all graphs."""
+    from .tuning import tune_graphs  # brings the templates, and with them Triton
 
     page = options.page_size
-    passed = pass_graphs(graph, options.cache, backend, "off", None, page, recipe=recipe)
-    if passed.decode is not None:
-        tune_decode(passed.decode, options)
+    passed = pass_graphs(graph, cache, backend, "off", None, page, recipe=recipe)
+    tune_graphs(passed.decode, passed.final, options, limit)
 
 
 def _open(model: object, options: CompileOptions) -> Source:

@@ -32,10 +32,11 @@ def make_report(
 
     Keys: ``model``, ``capture`` (route, notes), ``seconds`` by phase, ``passes``, ``ops`` (calls of
     the general graph by op), ``calls`` (of its Program by what computes them: generated, template
-    or library with Triton, aten, else the backend), ``decode_calls`` likewise (none where decode
-    steps have no Program of their own), ``fallbacks`` (notes of the backend), ``aten`` (calls that
-    run as torch defines them), ``largest_error`` (relative, of a pass or a Program),
-    ``parameters``, ``weight_bytes`` and ``quantization`` (compiler/quantizing.py; None without).
+    or library with Triton, aten, else the backend; of calls that stand for one another each
+    counts), ``decode_calls`` likewise (none where decode steps have no Program of their own),
+    ``fallbacks`` (notes of the backend), ``aten`` (calls that run as torch defines them),
+    ``largest_error`` (relative, of a pass or a Program), ``parameters``, ``weight_bytes`` and
+    ``quantization`` (compiler/quantizing.py; None without).
     """
     graph, general, decode = passed.final, lowered.general, lowered.decode
     weights = [graph.weights[param_name(node)] for node in graph.params]

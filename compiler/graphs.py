@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from ..autotune.store import Store
-from ..codegen.base import Backend, Lowered
+from ..codegen.base import CHOICES, Backend, Lowered
 from ..ir.graph import Graph, Weight
 from ..passes.base import Pass
 from ..passes.cache_samples import adapt_to_pages, adapt_to_slots
@@ -135,8 +135,16 @@ class LoweredGraphs:
 
     @property
     def files(self) -> Mapping[str, bytes]:
-        """The artifacts of both: equal kernels have equal paths."""
-        return {**self.general.files, **(self.decode.files if self.decode else {})}
+        """The artifacts of both: equal kernels have equal paths. What was looked up for either one
+        stands in one file.
+        """
+        if self.decode is None:
+            return self.general.files
+        one, other = self.general.files, self.decode.files
+        both = {**one, **other}
+        if CHOICES in one and CHOICES in other:
+            both[CHOICES] = type(one[CHOICES])(one[CHOICES] + other[CHOICES])
+        return both
 
     @property
     def weights(self) -> frozenset[str]:
@@ -162,10 +170,11 @@ def lower_graphs(
     tuning: Store | None = None,
 ) -> LoweredGraphs:
     """Lowers the graphs of a model; ``limit`` is a causal LM's context, ``max_sequences`` the most
-    of them in a step, and ``tuning`` what is known of decode kernels. A decode Program that no CUDA
-    graph can hold would bring nothing: it is left out.
+    of them in a step, and ``tuning`` what is known of kernels; a deterministic model takes nothing
+    of it. A decode Program that no CUDA graph can hold would bring nothing: it is left out.
     """
-    general = backend.lower(passed.final, target, limit, deterministic)
+    known = None if deterministic else tuning
+    general = backend.lower(passed.final, target, limit, deterministic, tuning=known)
     if passed.decode is None:
         return LoweredGraphs(general, None)
     decode = backend.lower(passed.decode, target, limit, max_sequences=max_sequences, tuning=tuning)

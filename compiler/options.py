@@ -62,7 +62,7 @@ class CompileOptions:
         random_weights: seed of the weights of a model folder that has none, None to read them.
         deterministic: whether a row's numbers depend on no other row.
         memory_fraction: of the device's memory that an engine may take.
-        tune: what may be spent on measuring decode kernels.
+        tune: what may be spent on measuring kernels.
         quantize: how linears are quantized, resolved; None for not at all.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,8 +11,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
+from ..autotune.config import Config
 from ..autotune.effort import Effort, TuneConfig, effort_of
 from ..autotune.key import Conditions
 from ..autotune.lookup import Found, lookup, neighbours
@@ -29,9 +31,16 @@ from ..ir.parser import parse_graph
 from ..runtime.image import EngineImage
 from ..settings import current
 from ..targets import Target
+from ..targets.detect import available_cores
 
 if TYPE_CHECKING:
     from .options import CompileOptions
+
+CUT_SHORT = ", cut short"
+"""How the budget of a record ends whose search Ctrl-C or the clock has ended."""
+
+_MOST_AHEAD = 3  # problems whose candidates are compiled at once
+_CORES_A_PROBLEM = 5  # that compiling 24 candidates keeps busy (aot.py)
 
 TABLES = Path(__file__).parent.parent / "autotune" / "tables"
 
@@ -43,12 +52,17 @@ class TunedProblem:
     Attributes:
         tunable: the problem.
         record: what the store has for it now; None where nothing was measured.
-        tuned: the search; None where the store knew it before.
+        tuned: the search; None where the store knew it before, or where it was not reached.
     """
 
     tunable: KernelTunable
     record: Record | None
     tuned: Tuned | None
+
+    @property
+    def reached(self) -> bool:
+        """Whether its turn came before the time was over."""
+        return self.record is not None or self.tuned is not None
 
     @property
     def gain(self) -> float | None:
@@ -64,32 +78,69 @@ def tuning_store() -> Store:
 
 
 def problems_of_image(image: EngineImage) -> Sequence[KernelTunable]:
-    """What can be tuned of an engine: the problems of its decode graph.
+    """What can be tuned of an engine: the problems of its decode graph, then of the general one; of
+    a module those of its only graph.
 
     Raises:
         UnsupportedError: an engine without kernels of ours.
     """
     decode = image.decode
+    if image.backend == "triton" and image.lm is None and image.graphs:
+        return problems_of(parse_graph(image.graphs[-1][1]), Target.parse(image.target), None)
     if image.backend != "triton" or image.lm is None or decode is None or not decode.graphs:
         raise UnsupportedError(
             f"tuning {image.name}",
-            expected="a causal LM compiled with the Triton backend, with a decode Program",
+            expected="a module, or a causal LM with a decode Program, of the Triton backend",
             found=f"backend {image.backend!r}" + ("" if decode else ", no decode Program"),
             remedy="Compile it with backend='triton', for a GPU, and without deterministic=True.",
         )
-    graph, lm = parse_graph(decode.graphs[-1][1]), image.lm
-    return problems_of(graph, Target.parse(image.target), lm.max_batch_size)
+    steps = parse_graph(decode.graphs[-1][1])
+    general = parse_graph(image.graphs[-1][1]) if image.graphs else None
+    target, lm = Target.parse(image.target), image.lm
+    return problems_of_graphs(steps, general, target, lm.max_batch_size, lm.max_model_len)
 
 
-def tune_decode(graph: Graph, options: CompileOptions) -> None:
-    """Tunes what the store does not know of a decode graph, as ``options.tune`` says."""
+def problems_of_graphs(
+    decode: Graph | None,
+    general: Graph | None,
+    target: Target,
+    max_sequences: int,
+    max_model_len: int | None,
+) -> Sequence[KernelTunable]:
+    """The problems of a decode graph and, behind them, of the general one, where there are such:
+    most of the time of serving is spent in the former.
+    """
+    found: dict[str, KernelTunable] = {}
+    for graph, most in ((decode, max_sequences), (general, None)):
+        if graph is not None:
+            for tunable in problems_of(graph, target, most, max_model_len):
+                found.setdefault(tunable.key.digest, tunable)
+    return list(found.values())
+
+
+def tune_graphs(
+    decode: Graph | None, general: Graph, options: CompileOptions, max_model_len: int | None
+) -> None:
+    """Tunes what the store does not know of a model's graphs, as ``options.tune`` says.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, once what was found until then is in the store.
+    """
     wanted = options.tune
     given = wanted if isinstance(wanted, TuneConfig) else TuneConfig()
-    problems = problems_of(graph, options.target, options.max_batch_size)
-    for _ in tune_all(
-        problems, effort_of(wanted), tuning_store(), storage=given.storage, seed=given.seed
+    problems = problems_of_graphs(
+        decode, general, options.target, options.max_batch_size, max_model_len
+    )
+    for one in tune_all(
+        problems,
+        effort_of(wanted),
+        tuning_store(),
+        storage=given.storage,
+        seed=given.seed,
+        seconds=given.seconds,
     ):
-        pass
+        if one.tuned is not None and one.tuned.interrupted:
+            raise KeyboardInterrupt
 
 
 def looked_up(problems: Sequence[KernelTunable], store: Store) -> Sequence[Found]:
@@ -113,45 +164,57 @@ def tune_all(
 ) -> Iterator[TunedProblem]:
     """Tunes problem after problem, and records each as soon as it is decided.
 
+    Ctrl-C and the end of ``seconds`` cut short the problem at hand: it is decided on what is known
+    until then, and the record says so, for the next run to take it up again. Those behind it are
+    given as not reached, unless the store knows them.
+
+    Candidates follow from what the store has at the start, not from what is found on the way: so
+    those of the next problems are compiled while the device is busy with this one's.
+
     Args:
         problems: what to tune.
-        effort: spent on each.
+        effort: spent on each at most.
         store: where records go, and where searches start from.
         again: measure also what the store knows under these conditions.
         storage: of Optuna, for searches that several processes share or that go on later.
         seed: of the sampler.
         resume: take up claims that ended processes left in ``storage``.
-        seconds: for all of them; what is not reached stays as it is.
+        seconds: for all of them together.
         progress: called as a search goes on.
         pool: of workers; one of its own by default.
+
+    Raises:
+        StorageError: ``storage`` does not answer.
+        UsageError: the store cannot be written; nothing is measured for it then.
     """
     conditions = conditions_here(driver=True)
-    ends = None if seconds is None else time.monotonic() + seconds
+    within = math.inf if seconds is None or not effort.measures else seconds
+    ends = time.monotonic() + within
     own = pool or Pool()
-    compiled: dict[int, Future[None]] = {}
     with ExitStack() as stack:
         if pool is None:
             stack.callback(own.close)
         stack.enter_context(kept_workers())
-        ahead = stack.enter_context(ThreadPoolExecutor(1, "ahead"))
-        for number, tunable in enumerate(problems):
+        new = [p for p in problems if again or not _is_known(lookup(store, p.key, conditions))]
+        ahead = stack.enter_context(_Ahead(effort, store, new))
+        over = False
+        for tunable in problems:
             found = lookup(store, tunable.key, conditions)
-            if found.how in ("exact", "shipped") and not again:
+            if not again and _is_known(found):
                 yield TunedProblem(tunable, found.record, None)
                 continue
-            if ends is not None and time.monotonic() >= ends:
-                return
-            # The CPU compiles the next problem's candidates while the device times this one's.
-            for one in problems[number : number + 2]:
-                if effort.measures and id(one) not in compiled:
-                    compiled[id(one)] = ahead.submit(_compile, one, effort, store)
-            if id(tunable) in compiled:
-                compiled.pop(id(tunable)).result()
+            over = over or time.monotonic() >= ends
+            if over:
+                yield TunedProblem(tunable, None, None)
+                continue
+            if effort.measures:
+                store.check_writable()
+            ahead.wait_for(tunable)
             tuned = tune(
                 tunable,
                 effort,
                 own,
-                store_neighbours=neighbours(store, tunable.key),
+                store_neighbours=ahead.near.get(tunable.key.digest, ()),
                 seed=seed,
                 storage=storage,
                 resume=resume,
@@ -159,24 +222,74 @@ def tune_all(
                 deadline=ends,
                 progress=partial(progress, tunable),
             )
-            record = record_of(tunable, conditions, tuned, effort, seed)
+            over = tuned.interrupted or time.monotonic() >= ends
+            record = record_of(tunable, conditions, tuned, effort, seed, cut_short=over)
             if record is not None:
                 store.add(record)
             yield TunedProblem(tunable, record, tuned)
-            if tuned.interrupted:
-                return
 
 
-def _compile(tunable: KernelTunable, effort: Effort, store: Store) -> None:
+def _is_known(found: Found) -> bool:
+    """Whether a problem was measured, under these conditions and to the end."""
+    record = found.record
+    measured = record is not None and found.how in ("exact", "shipped")
+    return measured and not (record is not None and record.budget.endswith(CUT_SHORT))
+
+
+class _Ahead:
+    """Compiles candidates on the CPU while the device times those of the problem before.
+
+    Args:
+        effort: that says how many candidates there are.
+        store: where searches start from.
+        problems: that will be searched, in order.
+
+    Attributes:
+        near: the neighbours' winners of each problem, by the digest of its key.
+    """
+
+    def __init__(self, effort: Effort, store: Store, problems: Sequence[KernelTunable]) -> None:
+        self.effort, self.rest = effort, list(problems) if effort.measures else []
+        self.near = {one.key.digest: neighbours(store, one.key) for one in problems}
+        self.threads = max(1, min(_MOST_AHEAD, available_cores() // _CORES_A_PROBLEM))
+        self.executor = ThreadPoolExecutor(self.threads, "ahead")
+        self.begun: dict[str, Future[None]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.executor.shutdown(cancel_futures=True)
+
+    def wait_for(self, tunable: KernelTunable) -> None:
+        """Until a problem's candidates are compiled, with those of the next ones under way."""
+        digests = [one.key.digest for one in self.rest]
+        if tunable.key.digest in digests:
+            del self.rest[: digests.index(tunable.key.digest)]
+        for one in self.rest[: self.threads + 1]:
+            if one.key.digest not in self.begun:
+                near = self.near[one.key.digest]
+                begun = self.executor.submit(_compile, one, self.effort, near)
+                self.begun[one.key.digest] = begun
+        if tunable.key.digest in self.begun:
+            self.begun[tunable.key.digest].result()
+
+
+def _compile(tunable: KernelTunable, effort: Effort, near: Sequence[Config]) -> None:
     """Brings the candidates that the key gives into the cache of kernels."""
-    near = neighbours(store, tunable.key)
     limit = effort.allowed(tunable.space)
     with suppress(TilewrightError):  # who asks for them next is told
         tunable.prepare(quick_candidates(tunable, near, limit=limit))
 
 
 def record_of(
-    tunable: KernelTunable, conditions: Conditions, tuned: Tuned, effort: Effort, seed: int
+    tunable: KernelTunable,
+    conditions: Conditions,
+    tuned: Tuned,
+    effort: Effort,
+    seed: int,
+    *,
+    cut_short: bool = False,
 ) -> Record | None:
     """The record of a search; None where neither the choice nor the default was timed."""
     choice = tuned.choice
@@ -195,6 +308,6 @@ def record_of(
         failed=failed,
         trials=sum(1 for outcome in tuned.outcomes if outcome.seconds),
         seed=seed,
-        budget=effort.name,
+        budget=effort.name + (CUT_SHORT if cut_short else ""),
         made=datetime.now(UTC).isoformat(timespec="seconds"),
     )

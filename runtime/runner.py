@@ -69,8 +69,9 @@ class ProgramRunner:
         values: dict[str, torch.Tensor] = {**self.constants, **self._brought(inputs)}
         with self.mode(), self._scope():
             for call, kernel in self.steps:
-                operands = [None if name is None else values[name] for name in call.operands]
-                values.update(zip(call.results, kernel(operands, sizes), strict=True))
+                if not call.guard or call.runs_at(sizes):
+                    operands = [None if name is None else values[name] for name in call.operands]
+                    values.update(zip(call.results, kernel(operands, sizes), strict=True))
                 for name in call.frees:
                     values.pop(name, None)
         return {name: values[buffer] for name, buffer in self.program.outputs}
@@ -162,7 +163,7 @@ def _aligned(tensor: torch.Tensor) -> torch.Tensor:
 def _is_constant(call: Call) -> bool:
     """Whether a call gives the same value at every run: nothing read, no symbolic size."""
     symbolic = any(isinstance(value, Dim | tuple) for value in call.attrs.values())
-    return not call.operands and not call.constants and not symbolic
+    return not call.operands and not call.constants and not symbolic and not call.guard
 
 
 def _misfit(program: Program, name: str, found: str, sizes: Mapping[str, int]) -> UsageError:

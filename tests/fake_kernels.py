@@ -52,7 +52,7 @@ def seconds(c, best=BEST, gap=0.08, split_k=1.0):
 class FakeTunable:
     """The bowl as a tunable. `faults` gives the fault of a config by its text."""
 
-    def __init__(self, faults=None, *, twins=(), name="fake", **spec):
+    def __init__(self, faults=None, *, twins=(), pinned=(), name="fake", **spec):
         self.faults = {str(c): fault for c, fault in (faults or {}).items()}
         self.twins = dict(twins)
         self.space, self.default, self.name = SPACE, DEFAULT, name
@@ -60,6 +60,7 @@ class FakeTunable:
         self.spec = {"faults": self.faults, **spec}
         self.runner = RunnerSpec("fake_kernels:runner", self.spec)
         self.prepared = []
+        self.pinned = tuple(pinned)
 
     def prior(self, c):
         """Of the right shape, but two steps beside the truth."""

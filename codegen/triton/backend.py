@@ -11,7 +11,7 @@ from ...autotune.store import Store
 from ...errors import EngineError
 from ...ir.graph import Graph
 from ...targets import TARGETS, Target
-from ..base import Kernel, KVCacheKind, Lowered, ReadFile
+from ..base import CHOICES, Kernel, KVCacheKind, Lowered, ReadFile
 from ..program import Call, Program
 from .interpreted import InterpretedKernel
 from .kernels.linear_tiles import Cutting
@@ -53,9 +53,11 @@ class TritonBackend:
         from .show import show_packages
 
         tuned_for = TARGETS["h100"] if target.is_cpu else target
-        chosen = None if tuning is None else _choices(tuning, tuned_for)
+        chosen = None
+        if tuning is not None:
+            chosen = _choices(tuning, tuned_for, max_sequences, max_model_len)
         cutting = Cutting(max_sequences, chosen)
-        program, sources, notes = lower_graph(graph, tuned_for, deterministic, cutting)
+        program, sources, notes = lower_graph(graph, tuned_for, deterministic, cutting, chosen)
         if target.is_cpu:
             packages = [KernelPackage(source, {}) for source in sources]
         else:
@@ -66,8 +68,8 @@ class TritonBackend:
             for package in packages
             for name, content in package.files().items()
         }
-        if chosen is not None:
-            files["tuning.jsonl"] = OwnBytes(chosen.lines())
+        if chosen is not None and chosen.found:
+            files[CHOICES] = OwnBytes(chosen.lines())
         return Lowered(program, files, notes)
 
     def load(
@@ -108,11 +110,13 @@ class TritonBackend:
         return InterpretedKernel(package.source, results, call.aliases, device)
 
 
-def _choices(tuning: Store, target: Target) -> Choices:
+def _choices(
+    tuning: Store, target: Target, max_sequences: int | None, max_model_len: int | None
+) -> Choices:
     from .tuning.choices import Choices
     from .tuning.conditions import conditions_here
 
-    return Choices(tuning, target, conditions_here())
+    return Choices(tuning, target, conditions_here(), max_sequences, max_model_len)
 
 
 def _check_arguments(package: KernelPackage, call: Call, program: Program) -> None:

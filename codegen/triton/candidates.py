@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
+from .cuts import Cuts
 from .generate import emit_fused
 from .kernels.append_kv import emit_append_kv
 from .kernels.linear import emit_invariant_linear, emit_linear
@@ -33,10 +34,13 @@ neither takes runs as torch defines it, and is reported.
 """
 
 
-def kernels_for(cutting: Cutting) -> Mapping[str, tuple[Emit, ...]]:
-    """``KERNELS``, decode products cut as ``cutting`` says."""
+def kernels_for(cutting: Cutting, cuts: Cuts | None = None) -> Mapping[str, tuple[Emit, ...]]:
+    """``KERNELS``, decode products cut as ``cutting`` says, what else has a choice as ``cuts``."""
     linear: Emit = partial(emit_linear, cutting=cutting)
-    return {**KERNELS, "fused": (linear, emit_fused)}
+    fused: Emit = partial(emit_fused, cuts=cuts)
+    decode: Emit = partial(emit_paged_decode, cuts=cuts, most=cutting.most)
+    prefill: Emit = partial(emit_paged_attention, cuts=cuts)
+    return {**KERNELS, "fused": (linear, fused), "paged_attention": (decode, prefill)}
 
 
 INVARIANT: Mapping[str, tuple[Emit, ...]] = {

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from ...ir.dims import Dim
 from ...ir.graph import Graph
@@ -26,7 +27,8 @@ from ...ir.node import Node
 from ...ir.ops.control import body_of
 from ...ir.printer import value_names
 from ...targets import Target
-from .generate_index import Indexer, tile_for
+from .cuts import Cuts
+from .generate_index import Cut, Indexer, cut_for
 from .generate_ops import TRITON_NAMES, constant_of, elementwise, held, operand
 from .generate_reads import Read, Reads, members_of, picks_rows, resolve
 from .generate_rows import Row, Value, point, row_steps
@@ -44,23 +46,68 @@ _TAKEN = re.compile(
 _MANY_OPERANDS = 4
 
 
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """A ``fused`` node that has a generated kernel: what its text depends on, apart from the cut.
+
+    Attributes:
+        body: its graph.
+        members: what computes something, in order.
+        space: that all of them run over.
+        reads: where each finds its operands.
+    """
+
+    body: Graph
+    members: tuple[Node, ...]
+    space: Space
+    reads: Reads
+
+    @classmethod
+    def of(cls, node: Node, layouts: Sequence[Layout | None]) -> Walk | None:
+        """The walk of a node, None where generated kernels do not take it."""
+        body = body_of(node)
+        members = members_of(body)
+        space = space_of(members)
+        if space is None or not _fits(body, members, space):
+            return None
+        reads = resolve(body, members, layouts, space)
+        if reads is None or not all(_has_text(member) for member in members):
+            return None
+        return cls(body, tuple(members), space, reads)
+
+    @property
+    def reduces(self) -> bool:
+        """Whether something runs along the rows."""
+        return any(member.op in ROW_OPS for member in self.members)
+
+    @property
+    def default(self) -> Cut:
+        """The cut without tuning."""
+        few = len(self.body.inputs) < _MANY_OPERANDS
+        return cut_for(self.space, self.reduces, 16 if self.reduces and few else 8)
+
+
 def emit_fused(
-    node: Node, layouts: tuple[Layout | None, ...], target: Target
+    node: Node,
+    layouts: tuple[Layout | None, ...],
+    target: Target,
+    cuts: Cuts | None = None,
 ) -> KernelSource | None:
-    """The kernel of a ``fused`` node of any kind.
+    """The kernel of a ``fused`` node of any kind, cut as ``cuts`` says.
 
     None for what it does not take: complex numbers, 8-bit floats, members that do not share one
     space of rows times width, sizes beyond 32 bits along an axis.
     """
-    body = body_of(node)
-    members = members_of(body)
-    space = space_of(members)
-    if space is None or not _fits(body, members, space):
+    walk = Walk.of(node, layouts)
+    if walk is None:
         return None
-    reads = resolve(body, members, layouts, space)
-    if reads is None or not all(_has_text(member) for member in members):
-        return None
-    return _Kernel(body, members, space, reads).source(has_pdl(target))
+    cut = None if cuts is None else cuts.walk(node)
+    return walk_source(walk, cut or walk.default, target)
+
+
+def walk_source(walk: Walk, cut: Cut, target: Target) -> KernelSource:
+    """The kernel of a walk with this cut."""
+    return _Kernel(walk, cut).source(has_pdl(target))
 
 
 def _fits(body: Graph, members: Sequence[Node], space: Space) -> bool:
@@ -81,15 +128,13 @@ def _has_text(node: Node) -> bool:
 
 
 class _Kernel:
-    def __init__(self, body: Graph, members: Sequence[Node], space: Space, reads: Reads) -> None:
-        self.body, self.members, self.space, self.reads = body, members, space, reads
-        self.reduces = any(member.op in ROW_OPS for member in members)
-        few = len(body.inputs) < _MANY_OPERANDS
-        tile = tile_for(space, self.reduces, 16 if self.reduces and few else 8)
-        self.index = Indexer(space, tile)
+    def __init__(self, walk: Walk, cut: Cut) -> None:
+        self.body, self.members = walk.body, walk.members
+        self.space, self.reads = walk.space, walk.reads
+        self.index = Indexer(walk.space, cut.tile(walk.space, walk.reduces))
         self.names = {
             node: f"{name}_" if _TAKEN.fullmatch(name) else name
-            for node, name in value_names(body).items()
+            for node, name in value_names(walk.body).items()
         }
         self.steps: list[Step] = []
         self.values: dict[Node, Value] = {}

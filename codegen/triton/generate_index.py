@@ -36,21 +36,41 @@ class Tile:
     num_warps: int
 
 
-def tile_for(space: Space, reduces: bool, elements_a_thread: int) -> Tile:
-    """The tile for a space: whole rows where something runs along them, as far as registers hold
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What may be chosen of a tile; the rest follows.
+
+    Attributes:
+        rows, columns: of a tile, powers of two.
+        num_warps: of a program.
+    """
+
+    rows: int
+    columns: int
+    num_warps: int
+
+    def tile(self, space: Space, reduces: bool) -> Tile:
+        """The tile over a space: a program has whole rows where something runs along them, in one
+        piece or, where the columns are fewer, in steps.
+        """
+        whole = isinstance(space.width, int) and space.width <= self.columns
+        blocks = 1 if reduces else ceil_div(space.width, self.columns)
+        return Tile(self.rows, self.columns, blocks, reduces and not whole, self.num_warps)
+
+
+def cut_for(space: Space, reduces: bool, elements_a_thread: int) -> Cut:
+    """The cut for a space: whole rows where something runs along them, as far as registers hold
     them.
     """
     if reduces:
         columns = _reduced_columns(space.width, MAX_THREADS * elements_a_thread)
     else:
         columns = _pointwise_columns(space.width)
-    chunked = reduces and not (isinstance(space.width, int) and space.width <= columns)
     rows = max(1, TILE // columns)
     if isinstance(space.rows, int):
         rows = min(rows, _power_of_two(max(1, space.rows)))
     warps = _power_of_two(max(1, rows * columns // (32 * elements_a_thread)))
-    blocks = 1 if reduces else ceil_div(space.width, columns)
-    return Tile(rows, columns, blocks, chunked, min(MAX_THREADS // 32, warps))
+    return Cut(rows, columns, min(MAX_THREADS // 32, warps))
 
 
 def _reduced_columns(width: Size, widest: int) -> int:

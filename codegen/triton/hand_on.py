@@ -33,7 +33,6 @@ from ..lowering import Buffers
 from ..program import Call
 from .kernels.linear_hands import Hands, group_of
 from .kernels.linear_tiles import Cutting, GemmTiles, Problem
-from .layout import located
 
 T = TypeVar("T")
 
@@ -102,10 +101,7 @@ def find_links(graph: Graph, target: Target, cutting: Cutting, deterministic: bo
     products: dict[Node, tuple[Problem, list[GemmTiles]]] = {}
     found: dict[Node, Link] = {}
     for node in graph.nodes:
-        if node.op != "fused" or node.attr("kind") != "linear":
-            continue
-        layouts = tuple(None if arg is None else located(arg)[1] for arg in node.args)
-        problem = Problem.of(node, layouts)
+        problem = Problem.located(node)
         gemms = None if problem is None else cutting.gemms(problem, target)
         if problem is None or gemms is None:
             continue

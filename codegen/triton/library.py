@@ -1,4 +1,5 @@
-"""Calls of the libraries that torch brings: cuBLAS for products, cuDNN or flash for attention.
+"""Calls of the libraries that torch brings: cuBLAS for products, cuDNN or flash for attention:
+torch takes one by rules of its own, unless a tuner found another one faster.
 
 They are candidates like any kernel of ours. Operands are taken where they lie (`Layout`), as
 strided views.
@@ -6,7 +7,9 @@ strided views.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -20,6 +23,11 @@ from ..program import Call
 from .layout import located
 
 PREFIX = "triton/library/"
+ATTENTIONS = ("cudnn", "flash", "efficient", "math")
+"""What torch can compute dense attention with: names of its SDPBackends, as a call's attr
+``backend`` has them.
+"""
+_switches = threading.Lock()  # torch keeps its choice of attention for the whole process
 
 
 def takes(node: Node) -> bool:
@@ -46,11 +54,21 @@ def views_of(node: Node) -> Attr:
 
 
 class LibraryKernel:
-    """One library call. ``attrs`` are the op's, with ``views`` beside them."""
+    """One library call.
 
-    def __init__(self, call: Call) -> None:
-        self.function = LIBRARY[call.kernel.removeprefix(PREFIX)]
-        self.attrs = {name: value for name, value in call.attrs.items() if name != "views"}
+    Args:
+        call: whose ``attrs`` are the op's, with ``views`` beside them; of attention perhaps
+            ``backend``, one of ``ATTENTIONS``.
+        strict: whether a backend that does not take the operands is an error of torch's
+            (RuntimeError); else torch takes another one.
+    """
+
+    def __init__(self, call: Call, strict: bool = False) -> None:
+        function = LIBRARY[call.kernel.removeprefix(PREFIX)]
+        backend = call.attrs.get("backend")
+        self.function = function if backend is None else _by(function, str(backend), strict)
+        own = ("views", "backend")
+        self.attrs = {name: value for name, value in call.attrs.items() if name not in own}
         self.views = cast(tuple[Any, ...], call.attrs["views"])
         self._known: tuple[Mapping[str, int], Sequence[Any], dict[str, Any]] | None = None
 
@@ -71,6 +89,41 @@ class LibraryKernel:
         ]
         # Attention answers in its operands' order of axes, convolutions in one they like.
         return (self.function(*seen, **known[2]).contiguous(),)
+
+
+def _by(
+    function: Callable[..., torch.Tensor], backend: str, strict: bool
+) -> Callable[..., torch.Tensor]:
+    """Attention by one of torch's backends: it alone, or it before the others."""
+    others = () if strict else (name for name in ATTENTIONS if name != backend)
+    order = [_sdp_backend(name) for name in (backend, *others)]
+
+    def chosen(*operands: torch.Tensor, **attrs: Any) -> torch.Tensor:
+        with _attending_by(order):
+            return function(*operands, **attrs)
+
+    return chosen
+
+
+def _sdp_backend(name: str) -> Any:
+    """KeyError for a name that is none of ``ATTENTIONS``."""
+    from torch.nn.attention import SDPBackend
+
+    by_name = (
+        SDPBackend.CUDNN_ATTENTION,
+        SDPBackend.FLASH_ATTENTION,
+        SDPBackend.EFFICIENT_ATTENTION,
+        SDPBackend.MATH,
+    )
+    return dict(zip(ATTENTIONS, by_name, strict=True))[name]
+
+
+@contextmanager
+def _attending_by(order: list[Any]) -> Iterator[None]:
+    from torch.nn.attention import sdpa_kernel
+
+    with _switches, sdpa_kernel(order, set_priority=True):
+        yield
 
 
 def _attention(

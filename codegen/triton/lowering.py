@@ -1,17 +1,21 @@
 """From a graph to calls of kernels, libraries and torch, in that order of preference.
 
+Where a tuner found that a product is faster in a library at some numbers of tokens, the calls of
+both are there, with guards (shares.py).
+
 Views are no calls: kernels and libraries read through them. Where torch itself computes a node, its
 operands are dense buffers, made by a copy kernel if need be.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
 from ...errors import UnsupportedError
-from ...ir.dims import product
+from ...ir.dims import Size, product
 from ...ir.graph import Graph
 from ...ir.node import Attr, Node
 from ...ir.schema import schema
@@ -20,12 +24,15 @@ from ..eager.backend import eager_call, is_call
 from ..lowering import Buffers, assemble
 from ..program import Call, Program
 from .candidates import INVARIANT, kernels_for
+from .cuts import Cuts
 from .hand_on import find_links
-from .kernels.linear import emit_linear
+from .kernels.linear import emit_linear, linear_source
+from .kernels.linear_hands import Hands
 from .kernels.linear_tiles import ANY, Cutting
 from .layout import VIEWS, Layout, is_dense, located
 from .library import PREFIX, takes, views_of
 from .package import kernel_id
+from .shares import Share, Shares
 from .source import Emit, KernelSource
 
 
@@ -34,6 +41,7 @@ def lower_graph(
     target: Target,
     deterministic: bool = False,
     cutting: Cutting = ANY,
+    cuts: Cuts | None = None,
 ) -> tuple[Program, tuple[KernelSource, ...], tuple[str, ...]]:
     """A Program, the sources of its kernels (each once), and what fell back to torch, in words.
 
@@ -41,7 +49,7 @@ def lower_graph(
         UnsupportedError: ``deterministic``, and an op whose sums only a library or torch computes,
             in an order that may change with the number of rows.
     """
-    lowering = _Lowering(graph, target, deterministic, cutting)
+    lowering = _Lowering(graph, target, deterministic, cutting, cuts)
     for node in graph.nodes:
         if is_call(node) and node.op not in VIEWS:
             lowering.compute(node)
@@ -53,19 +61,42 @@ def lower_graph(
 
 
 class _Lowering:
-    def __init__(self, graph: Graph, target: Target, deterministic: bool, cutting: Cutting) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        target: Target,
+        deterministic: bool,
+        cutting: Cutting,
+        cuts: Cuts | None,
+    ) -> None:
         self.target, self.buffers = target, Buffers(graph)
         self.deterministic = deterministic
-        self.kernels = INVARIANT if deterministic else kernels_for(cutting)
+        self.kernels = INVARIANT if deterministic else kernels_for(cutting, cuts)
         self.cutting = cutting
         self.links = find_links(graph, target, cutting, deterministic)
+        self.shares = Shares(self.links, ANY if deterministic else cutting, target)
         self.calls: list[Call] = []
         self.sources: dict[str, KernelSource] = {}
         self.notes: list[str] = []
         self._dense: set[Node] = set()
 
     def compute(self, node: Node) -> None:
-        """Appends the call of a node that is no view."""
+        """Appends the call of a node that is no view, or those of its shares."""
+        shares = self.shares.of(node)
+        if shares is None:
+            self._compute(node)
+            return
+        bases = tuple(self.buffers.one(self._base(arg)[0]) for arg in node.operands)
+        for share in shares:
+            if share.library is None:
+                source = self._share_source(share)
+                self.calls.append(self._kernel_call(node, source, bases, share.handed, share.guard))
+                continue
+            with self._named(share.library.buffers_of(self.buffers)), self._guarded(share.guard):
+                for _, part in share.library.parts:
+                    self._compute(part)
+
+    def _compute(self, node: Node) -> None:
         operands = [None if arg is None else self._base(arg) for arg in node.args]
         layouts = tuple(None if pair is None else pair[1] for pair in operands)
         bases = tuple(None if pair is None else self.buffers.one(pair[0]) for pair in operands)
@@ -76,6 +107,9 @@ class _Lowering:
             self.calls.append(self._kernel_call(node, source, bases))
         elif takes(node):
             attrs: dict[str, Attr] = {**dict(node.attrs), "views": views_of(node)}
+            chosen = self.cutting.chosen
+            backend = chosen.attention(node) if chosen and node.op == "attention" else None
+            attrs |= {} if backend is None else {"backend": backend}
             self.calls.append(
                 Call(PREFIX + node.op, bases, self.buffers.of(node), attrs, origin=(node.op,))
             )
@@ -117,9 +151,43 @@ class _Lowering:
         for emit in self._emits(node):
             source = emit(node, layouts, self.target)
             if source is not None:
-                return self.sources.setdefault(kernel_id(source), source)
+                return self._once(source)
         assert self.links.hands(node) is None, "what is linked is what kernels take"
         return None
+
+    def _share_source(self, share: Share) -> KernelSource:
+        """The template with the cuts of a share alone."""
+        problem = share.problem
+        gemv = self.cutting.gemv(problem, self.target) if share.one_token else None
+        hands = self.links.hands(problem.node) if share.handed else None
+        source = linear_source(problem, self.target, gemv, share.gemms, hands or Hands())
+        assert source is not None, "a part of the cuts of a kernel that there is"
+        return self._once(source)
+
+    def _once(self, source: KernelSource) -> KernelSource:
+        return self.sources.setdefault(kernel_id(source), source)
+
+    @contextmanager
+    def _named(self, names: Mapping[Node, str]) -> Iterator[None]:
+        """Inside, nodes have these buffers: those of a product's parts. Nodes that are alike are
+        one, and another product's parts, or the graph's own nodes, may be like these.
+        """
+        known = self.buffers.names
+        before = {node: known[node] for node in names if node in known}
+        known.update(names)
+        yield
+        for node in names:
+            del known[node]
+        known.update(before)
+
+    @contextmanager
+    def _guarded(self, guard: tuple[Size, ...]) -> Iterator[None]:
+        """Calls that are appended inside have this guard."""
+        start = len(self.calls)
+        yield
+        added = self.calls[start:]
+        assert not any(call.aliases for call in added), "guarded calls write buffers of their own"
+        self.calls[start:] = [replace(call, guard=guard) for call in added]
 
     def _emits(self, node: Node) -> Sequence[Emit]:
         hands = self.links.hands(node)
@@ -127,15 +195,23 @@ class _Lowering:
             return self.kernels.get(node.op, ())
         return (partial(emit_linear, cutting=self.cutting, hands=hands),)
 
-    def _kernel_call(self, node: Node, source: KernelSource, bases: tuple[str | None, ...]) -> Call:
+    def _kernel_call(
+        self,
+        node: Node,
+        source: KernelSource,
+        bases: tuple[str | None, ...],
+        linked: bool = True,
+        guard: tuple[Size, ...] = (),
+    ) -> Call:
         call = Call(
             f"triton/{source.kind}/{kernel_id(source)}",
             bases,
             self.buffers.of(node),
             aliases=schema(node.op).aliases,
             origin=_origin(node),
+            guard=guard,
         )
-        return self.links.extended(call, node, self.buffers)
+        return self.links.extended(call, node, self.buffers) if linked else call
 
     def _in_torch(self, node: Node) -> None:
         for operand in node.operands:

@@ -8,7 +8,7 @@ from ...ir.dims import Size, total
 from ...ir.dtypes import DType
 from ...ir.node import Node
 from ...targets import Target
-from .generate_index import Indexer, tile_for
+from .generate_index import Indexer, cut_for
 from .generate_ops import held, rounded
 from .generate_space import Access, Space, access, picked, viewed, wide
 from .generate_text import kernel_text, load_text
@@ -178,7 +178,7 @@ def _copied(
 
 def _indexer(shape: Sequence[Size]) -> Indexer:
     space = Space(wide(shape[:-1]), shape[-1])
-    return Indexer(space, tile_for(space, False, _ELEMENTS_A_THREAD))
+    return Indexer(space, cut_for(space, False, _ELEMENTS_A_THREAD).tile(space, False))
 
 
 def _part(layout: Layout, walked: Sequence[Size], start: int, step: int) -> Access:

@@ -17,8 +17,8 @@ from ...ir.interpreter import resolve_attr
 from ...ir.node import Node
 from ...ir.schema import schema
 from ...runtime.engine import CausalLMEngine
+from ..inspect.call_nodes import nodes_of_calls
 from ..inspect.facts import final_graph
-from ..inspect.kernels import nodes_of_calls
 from ..regress.timing.problems import Operands, Problem, record_problems
 from ..regress.timing.steps import StepSetting
 from .decoding import decode_image, decode_runner
@@ -68,7 +68,11 @@ class StepCall:
         node, sizes = self.nodes[0], self.problem.sizes
         named = dict(zip(self.problem.call.operands, operands, strict=True))
         found: list[torch.Tensor | None] = []
-        for arg, view in zip(node.args, views_of(node), strict=True):  # type: ignore[arg-type]
+        views = views_of(node)
+        for index, (arg, view) in enumerate(zip(node.args, views, strict=True)):  # type: ignore[arg-type]
+            if arg is not None and located(arg)[0] not in self.buffers.names:
+                found.append(operands[index])  # between two calls of one node: dense
+                continue
             name = self.buffers.one(arg)
             if arg is None or name in named:
                 found.append(named.get(name))

@@ -11,7 +11,8 @@ def main() -> None:
 
     0 good, 1 a finding (a failed verification), 2 misuse or bad input, 130 interrupted.
     """
-    from .app import INTERRUPTED, app
+    from .app import app
+    from .console import INTERRUPTED
 
     try:
         app(prog_name="tilewright")

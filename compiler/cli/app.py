@@ -15,7 +15,7 @@ from ...errors import TilewrightError
 from ...version import __version__
 from .bench import bench_app
 from .compile import compile_model
-from .console import print_error, print_traceback, print_unexpected, print_warning
+from .console import INTERRUPTED, print_error, print_traceback, print_unexpected, print_warning
 from .generate import generate
 from .inspect import inspect_engine
 from .quantize import quantize_model
@@ -24,7 +24,6 @@ from .targets import targets
 from .tune import tune_app
 from .verify import verify_engine
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 EPILOG = (
     "Exit codes: 0 good, 1 a finding, 2 bad input, 130 interrupted. "
     "TILEWRIGHT_DEBUG=1 shows tracebacks."

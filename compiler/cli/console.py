@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     Advance = Callable[[str, float], None]
 
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
 
 def out() -> Console:
     """The console of results."""

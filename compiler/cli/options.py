@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -69,9 +70,7 @@ MemoryOption = Annotated[
 ]
 TuneOption = Annotated[
     str,
-    typer.Option(
-        help="none, cached (what is known of decode kernels), or quick or full: measure first."
-    ),
+    typer.Option(help="none, cached (what is known of kernels), or quick or full: measure first."),
 ]
 CheckpointOption = Annotated[
     Path | None,
@@ -227,3 +226,22 @@ def _refuse_options(path: str, backend: str, max_model_len: int | None) -> None:
             found="an engine folder, which is compiled already",
             remedy="Leave them out, or name the model instead.",
         )
+
+
+def check_places(files: Mapping[str, Path | None]) -> None:
+    """Refuses files that cannot be written before minutes of work, not after them.
+
+    Args:
+        files: by the name of their option; None where it was not given.
+
+    Raises:
+        UsageError: a folder, or a file in a folder that does not exist.
+    """
+    for option, path in files.items():
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            raise UsageError(
+                f"option --{option} {path}",
+                expected="a file to write, in a folder that exists",
+                found="a folder" if path.is_dir() else f"no folder {path.absolute().parent}",
+                remedy="Choose another place, or make the folder first.",
+            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +11,7 @@ import typer
 
 from ...errors import UsageError
 from .console import note, out, print_json, progress
-from .options import JsonOption
+from .options import JsonOption, check_places
 
 if TYPE_CHECKING:
     from ..regress.data import SeriesPlot
@@ -160,7 +160,7 @@ def compare(
     before = Checkout.at(old) if old is not None else None
     if baseline is None and old is None:
         baseline = suite.parent / BASELINES
-    _check_places(
+    check_places(
         {"markdown": markdown, "junit": junit, "html": html, "save": save, "history": history}
     )
     request = Request(
@@ -224,7 +224,7 @@ def history(
     from ..regress.suite import load_suite
     from ..regress.trend import judged_plots
 
-    _check_places({"markdown": markdown, "html": html})
+    check_places({"markdown": markdown, "html": html})
     if store.is_dir():
         raise UsageError(
             f"history {store}",
@@ -306,18 +306,6 @@ def _folder(baseline: Path) -> Path:
             remedy="Name the folder that tilewright regress record writes.",
         )
     return baseline
-
-
-def _check_places(files: Mapping[str, Path | None]) -> None:
-    """Refuses files that cannot be written before minutes of work, not after them."""
-    for option, path in files.items():
-        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-            raise UsageError(
-                f"option --{option} {path}",
-                expected="a file to write, in a folder that exists",
-                found="a folder" if path.is_dir() else f"no folder {path.absolute().parent}",
-                remedy="Choose another place, or make the folder first.",
-            )
 
 
 def _write_reports(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from ...errors import UnsupportedError, UsageError
-from .console import err, note, out, print_json
+from ...errors import UnsupportedError
+from .console import INTERRUPTED, note, out, print_json
 from .options import (
     BackendOption,
     BatchOption,
@@ -19,14 +21,17 @@ from .options import (
     JsonOption,
     RandomOption,
     TargetOption,
-    compile_in_memory,
-    is_engine,
 )
+from .tune_confirm import AgainstOption, BatchesOption, Confirmation, ConfirmOption
+from .tune_explain import explain
+from .tune_options import OnlyOption, StorageOption, chosen, image_of
+from .tune_report import report
 
 if TYPE_CHECKING:
-    from ...autotune.search import Progress
+    from ...autotune.effort import Effort, TuneConfig
     from ...codegen.triton.tuning.tunable import KernelTunable
     from ...runtime.image import EngineImage
+    from ..confirm import Confirmed
     from ..tuning import TunedProblem
 
 
@@ -50,26 +55,22 @@ EffortOption = Annotated[
     str, typer.Option(help="quick (24 configs a problem at most), full, cached or none.")
 ]
 
-OnlyOption = Annotated[
-    str | None, typer.Option(help="Templates: linear_gemv (one token), linear_gemm (several).")
-]
-
 
 @tune_app.command("run")
 def run(
     engine: EngineOrModel,
     target: TargetOption = "auto",
     effort: EffortOption = "quick",
-    trials: Annotated[int | None, typer.Option(help="Configs of each problem at most.")] = None,
-    seconds: Annotated[float | None, typer.Option(help="Time for everything at most.")] = None,
-    only: OnlyOption = None,
-    storage: Annotated[
-        str | None,
-        typer.Option(
-            help="Where the searches are kept, for several processes or for later: a journal "
-            "file, a database URL, or grpc://host:port."
-        ),
+    trials: Annotated[
+        int | None,
+        typer.Option(help="Configs of each problem at most; all else as --effort says."),
     ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(help="For everything; what is not reached is listed, and left as it is."),
+    ] = None,
+    only: OnlyOption = None,
+    storage: StorageOption = None,
     seed: Annotated[int, typer.Option(help="Of the sampler of full.")] = 0,
     resume: Annotated[
         bool, typer.Option("--resume", help="Take up what ended processes left in --storage.")
@@ -77,6 +78,9 @@ def run(
     again: Annotated[
         bool, typer.Option("--again", help="Measure also what the store knows already.")
     ] = False,
+    confirm: ConfirmOption = False,
+    against: AgainstOption = "defaults",
+    batch: BatchesOption = None,
     backend: BackendOption = "auto",
     dtype: DtypeOption = "auto",
     max_model_len: ContextOption = None,
@@ -84,15 +88,84 @@ def run(
     random_weights: RandomOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Tune the kernels of ENGINE's decode steps, and keep what was found for later compiles."""
-    from ...autotune.effort import TuneConfig, effort_of
-    from ...targets import Target
-    from ..tuning import problems_of_image, tune_all, tuning_store
+    """Tune the kernels of ENGINE, and keep what was found for later compiles.
 
-    spent = effort_of(effort)
-    if trials is not None:
-        spent = effort_of(TuneConfig(trials=trials, seconds=seconds, storage=storage, seed=seed))
-    image = _image(engine, target, backend, dtype, max_model_len, max_batch_size, random_weights)
+    Ctrl-C keeps what was found; the same command goes on from there. Exit code 1: --confirm found a
+    decode step that got slower.
+    """
+    from ...autotune.effort import TuneConfig, effort_of
+    from ...autotune.study import open_storage
+    from ..tuning import problems_of_image
+
+    budget = TuneConfig(trials, seconds, storage, seed)  # refuses what is no budget
+    spent = effort_of(effort).limited(budget.trials, budget.seconds)
+    if storage is not None and spent.measures:
+        open_storage(storage)  # what does not answer is said before minutes of compilation
+    image = image_of(
+        engine,
+        target=target,
+        backend=backend,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        max_batch_size=max_batch_size,
+        random_weights=random_weights,
+    )
+    if spent.measures or confirm:
+        _check_device(image)
+    problems = problems_of_image(image)
+    confirmation = Confirmation(image, against, batch) if confirm else None
+    started = time.monotonic()
+    done, interrupted = _tuned(chosen(problems, only), spent, budget, resume=resume, again=again)
+    took = time.monotonic() - started
+    confirmed = None if confirmation is None or interrupted else confirmation.run(problems)
+    _tell(done, took, confirmed, as_json)
+    if interrupted:
+        _tell_interrupted(done, storage)
+        raise typer.Exit(INTERRUPTED)
+    if confirmed is not None and confirmed.is_slower:
+        raise typer.Exit(1)
+
+
+def _tuned(
+    problems: Sequence[KernelTunable],
+    effort: Effort,
+    budget: TuneConfig,
+    *,
+    resume: bool,
+    again: bool,
+) -> tuple[list[TunedProblem], bool]:
+    """What became of the problems, all of them, and whether Ctrl-C ended it."""
+    from ..tuning import TunedProblem, tune_all, tuning_store
+    from .tune_view import bars
+
+    done: list[TunedProblem] = []
+    interrupted = False
+    with bars(len(problems), budget.seconds) as advance:
+        searches = tune_all(
+            problems,
+            effort,
+            tuning_store(),
+            again=again,
+            storage=budget.storage,
+            seed=budget.seed,
+            resume=resume,
+            seconds=budget.seconds,
+            progress=advance,
+        )
+        try:
+            for found in searches:
+                done.append(found)
+                advance(found.tunable, None)
+                interrupted |= found.tuned is not None and found.tuned.interrupted
+        except KeyboardInterrupt:  # between two searches, or in the compilation before one
+            interrupted = True
+    rest = problems[len(done) :]
+    return [*done, *(TunedProblem(tunable, None, None) for tunable in rest)], interrupted
+
+
+def _check_device(image: EngineImage) -> None:
+    from ...targets import Target
+
     wanted = Target.parse(image.target)
     if Target.detect().arch != wanted.arch or wanted.is_cpu:
         raise UnsupportedError(
@@ -101,27 +174,33 @@ def run(
             found=f"{Target.detect().name}",
             remedy="Run it there. Its records (tuning.jsonl in the cache) can be merged here.",
         )
-    problems = _chosen(problems_of_image(image), only)
-    with _bars(len(problems)) as advance:
-        done = []
-        searches = tune_all(
-            problems,
-            spent,
-            tuning_store(),
-            again=again,
-            storage=storage,
-            seed=seed,
-            resume=resume,
-            seconds=seconds,
-            progress=advance,
-        )
-        for found in searches:
-            done.append(found)
-            advance(found.tunable, None)
+
+
+def _tell(
+    done: Sequence[TunedProblem], took: float, confirmed: Confirmed | None, as_json: bool
+) -> None:
+    from .tune_confirm import print_confirmed
+    from .tune_view import print_tuned, print_unreached, tuned_data
+
     if as_json:
-        print_json([_data(one) for one in done])
-        return
-    _print(done, len(problems))
+        problems = [tuned_data(number, one) for number, one in enumerate(done, start=1)]
+        if confirmed is None:
+            print_json(problems)
+        else:
+            print_json({"problems": problems, "confirmed": confirmed.to_json()})
+    else:
+        print_tuned(done, took)
+        if confirmed is not None:
+            print_confirmed(confirmed)
+    print_unreached(done)
+
+
+def _tell_interrupted(done: Sequence[TunedProblem], storage: str | None) -> None:
+    kept = sum(one.record is not None for one in done)
+    on = "the same command goes on"
+    if storage is not None:
+        on = f"tilewright tune … --storage {storage} --resume goes on within the search"
+    note(f"interrupted: {kept} of {len(done)} problems are in the store; {on}")
 
 
 @tune_app.command("merge")
@@ -149,144 +228,5 @@ def merge(
         note(f"{merged.damaged} damaged lines were left out")
 
 
-@tune_app.command("explain")
-def explain(
-    engine: EngineOrModel,
-    target: TargetOption = "auto",
-    only: OnlyOption = None,
-    backend: BackendOption = "auto",
-    dtype: DtypeOption = "auto",
-    max_model_len: ContextOption = None,
-    max_batch_size: BatchOption = None,
-    random_weights: RandomOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Say what the store has for each problem of ENGINE, or which field of the key differs."""
-    from ...autotune.lookup import explain as explained
-    from ..tuning import looked_up, problems_of_image, tuning_store
-
-    image = _image(engine, target, backend, dtype, max_model_len, max_batch_size, random_weights)
-    found = looked_up(_chosen(problems_of_image(image), only), tuning_store())
-    if as_json:
-        print_json([one.to_json() for one in found])
-        return
-    for one in found:
-        out().print(explained(one), soft_wrap=True, markup=False)
-
-
-def _image(
-    engine: str,
-    target: str,
-    backend: str,
-    dtype: str,
-    max_model_len: int | None,
-    max_batch_size: int | None,
-    random_weights: int | None,
-) -> EngineImage:
-    if is_engine(engine):
-        from ...runtime.folder import load_image
-
-        return load_image(engine)
-    return compile_in_memory(
-        engine,
-        target=target,
-        backend=backend,
-        kv_cache="auto",
-        dtype=dtype,
-        max_model_len=max_model_len,
-        max_batch_size=max_batch_size,
-        verify="structure",
-        trust_remote_code=False,
-        random_weights=random_weights,
-        deterministic=False,
-        memory_fraction=0.9,
-        tune="none",
-    )
-
-
-def _chosen(problems: Any, only: str | None) -> list[KernelTunable]:
-    if only is None:
-        return list(problems)
-    names = [name.strip() for name in only.split(",")]
-    there = sorted({tunable.template.name for tunable in problems})
-    if unknown := sorted(set(names) - set(there)):
-        raise UsageError(
-            f"option --only {unknown[0]}",
-            expected=f"some of {', '.join(there)}",
-            found=unknown[0],
-            remedy="Name templates that this model's kernels come from.",
-        )
-    return [tunable for tunable in problems if tunable.template.name in names]
-
-
-def _bars(total: int) -> Any:
-    """A context with a bar over problems; what it gives is called with a problem and where its
-    search is, None at its end.
-    """
-    from contextlib import contextmanager
-
-    @contextmanager
-    def shown() -> Any:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as Bars
-
-        columns = (
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.description}", markup=False),
-        )
-        with Bars(*columns, console=err(), transient=True) as bars:
-            task = bars.add_task("compiling", total=total)
-
-            def advance(tunable: KernelTunable, step: Progress | None) -> None:
-                if step is None:
-                    bars.advance(task)
-                    return
-                best = "" if step.best is None else f", best {step.best:.3f} of the default"
-                text = f"{tunable.name}: {step.phase} {step.done}/{step.total}{best}"
-                bars.update(task, description=text)
-
-            yield advance
-
-    return shown()
-
-
-def _data(one: TunedProblem) -> dict[str, Any]:
-    tuned = one.tuned
-    return {
-        "problem": one.tunable.name,
-        "known": tuned is None,
-        "gain": one.gain,
-        "record": None if one.record is None else one.record.to_json(),
-        "choice": None if tuned is None else tuned.choice.to_json(),
-        "notes": [] if tuned is None else list(tuned.notes),
-        "outcomes": [] if tuned is None else [o.to_json() for o in tuned.outcomes],
-    }
-
-
-def _print(done: list[TunedProblem], total: int) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for title in ("problem", "default", "chosen", "gain", "tried", "config"):
-        table.add_column(title, justify="left" if title in ("problem", "config") else "right")
-    for one in done:
-        record = one.record
-        if record is None:
-            table.add_row(one.tunable.name, "", "", "", "", "the default: nothing was measured")
-            continue
-        changed = {n: v for n, v in record.config.values if record.default.get(n) != v}
-        table.add_row(
-            one.tunable.name,
-            f"{record.default_seconds * 1e6:.2f} µs",
-            f"{record.seconds * 1e6:.2f} µs",
-            f"{one.gain:.3f}×",
-            "known" if one.tuned is None else str(len(one.tuned.outcomes)),
-            " ".join(f"{n}={v}" for n, v in changed.items()) or "the default",
-        )
-    out().print(table)
-    for line in dict.fromkeys(n for one in done if one.tuned for n in one.tuned.notes):
-        note(line)
-    if len(done) < total:
-        note(f"{total - len(done)} of {total} problems were not reached")
+tune_app.command("explain")(explain)
+tune_app.command("report")(report)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
+from ...codegen.base import CHOICES
 from ...errors import UsageError
 from ...ir.dims import evaluate
 from ...ir.graph import Graph
@@ -167,13 +168,13 @@ def _decode_line(report: Mapping[str, object]) -> list[tuple[str, str]]:
 
 
 def _tuning_line(image: EngineImage) -> list[tuple[str, str]]:
-    """How many cuts of decode products a tuner chose, and how many of those on other terms."""
-    lines = [json.loads(line) for line in image.files.get("tuning.jsonl", b"").splitlines()]
+    """How many cuts of kernels a tuner chose, and how many of those on other terms."""
+    lines = [json.loads(line) for line in image.files.get(CHOICES, b"").splitlines()]
     if not any(line["config"] for line in lines):
         return []
     used = [line for line in lines if line["used"]]
     stale = sorted({name for line in used if line["how"] == "stale" for name in line["differs"]})
-    text = f"{len(used)} of {len(lines)} decode cuts are not the default"
+    text = f"{len(used)} of {len(lines)} cuts are not the default"
     return [("tuning", text + (f", measured under another {', '.join(stale)}" if stale else ""))]
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ...codegen.lowering import Buffers
 from ...codegen.program import Call, Program
 from ...codegen.triton.invocation import plan_call
 from ...codegen.triton.library import PREFIX as LIBRARY_PREFIX
@@ -19,6 +18,7 @@ from ...ir.schema import schema
 from ...runtime.executor import CACHE_PREFIXES
 from ...runtime.image import EngineImage
 from ...targets import Target
+from .call_nodes import nodes_of_calls, owners_of_calls
 from .facts import FREE, Setting, as_run, bindings, compute_dtype, final_graph
 from .layers import split_layers
 
@@ -102,18 +102,22 @@ def kernel_report(image: EngineImage, settings: Sequence[Setting]) -> KernelRepo
     layers = sum(name.startswith(CACHE_PREFIXES[0]) for name in image.program.inputs)
     steps: dict[str, list[Step]] = {}
     a_layer: dict[str, float] = {}
+    running: dict[str, Program] = {}
     for setting in settings:
         run = runs[setting.name]
         graph = final_graph(run)
-        made = nodes_of_calls(graph, run.program)
-        one = _At(run, bindings(graph, image, setting))
+        sizes = bindings(graph, image, setting)
+        program = running[setting.name] = run.program.at(sizes)
+        made = nodes_of_calls(graph, program)
+        one = _At(run, sizes)
         found = steps[setting.name] = [
             one.step(call, nodes, packages.get(kernel_name(call)))
-            for call, nodes in zip(run.program.calls, made, strict=True)
+            for call, nodes in zip(program.calls, made, strict=True)
         ]
         if layers:
-            a_layer[setting.name] = _a_layer(graph, made, found, layers)
-    kernels = _grouped({name: run.program for name, run in runs.items()}, packages, steps)
+            owners = owners_of_calls(graph, program)
+            a_layer[setting.name] = _a_layer(graph, owners, found, layers)
+    kernels = _grouped([run.program for run in runs.values()], running, packages, steps)
     first = settings[0].name
     return KernelReport(
         tuple(sorted(kernels, key=lambda k: (-k.steps[first].seconds, -k.calls, k.name))),
@@ -138,10 +142,10 @@ def calls_by_function(image: EngineImage, sizes: Mapping[str, int]) -> dict[str,
         image: whose Program runs the step.
         sizes: values of its symbols.
     """
-    packages, at = _packages(image), _At(image, sizes)
+    packages, at, program = _packages(image), _At(image, sizes), image.program.at(sizes)
     found: dict[str, list[int]] = defaultdict(list)
-    made = nodes_of_calls(final_graph(image), image.program)
-    for call, nodes in zip(image.program.calls, made, strict=True):
+    made = nodes_of_calls(final_graph(image), program)
+    for call, nodes in zip(program.calls, made, strict=True):
         package = packages.get(kernel_name(call))
         if package is None:
             continue
@@ -171,18 +175,6 @@ def pick_kernel(kernels: Sequence[KernelFacts], wanted: str) -> KernelFacts:
     )
 
 
-def nodes_of_calls(graph: Graph, program: Program) -> list[tuple[Node, ...]]:
-    """The nodes whose results each call writes: backends name buffers after the graph's values
-    (`Buffers`). Of a call that computes more than it returns, as a session does, the last ones.
-    """
-    buffers = Buffers(graph)
-    maker = {name: node for node in graph.calls() for name in buffers.of(node)}
-    return [
-        tuple(dict.fromkeys(maker[name] for name in call.results if name in maker))
-        for call in program.calls
-    ]
-
-
 def _packages(image: EngineImage) -> dict[str, KernelPackage]:
     kernels = {call.kernel for call in image.program.calls if call.loader == "triton"}
     ids = sorted(k.rsplit("/", 1)[1] for k in kernels if not k.startswith(LIBRARY_PREFIX))
@@ -190,16 +182,17 @@ def _packages(image: EngineImage) -> dict[str, KernelPackage]:
 
 
 def _grouped(
-    programs: Mapping[str, Program],
+    programs: Sequence[Program],
+    running: Mapping[str, Program],
     packages: Mapping[str, KernelPackage],
     steps: Mapping[str, Sequence[Step]],
 ) -> list[KernelFacts]:
-    """The kernels of the Programs that run the settings."""
+    """The kernels of the Programs that run the settings, which make the calls of ``running``."""
     groups: dict[tuple[str, str], list[Call]] = defaultdict(list)
-    for program in {id(program): program for program in programs.values()}.values():
+    for program in {id(program): program for program in programs}.values():
         for call in program.calls:
             groups[kernel_name(call), call.kind].append(call)
-    sums = {setting: _sums(programs[setting], found) for setting, found in steps.items()}
+    sums = {setting: _sums(running[setting], found) for setting, found in steps.items()}
     return [
         KernelFacts(
             *key,
@@ -221,16 +214,18 @@ def _sums(program: Program, steps: Sequence[Step]) -> dict[tuple[str, str], Step
 
 
 def _a_layer(
-    graph: Graph, made: Sequence[Sequence[Node]], steps: Sequence[Step], layers: int
+    graph: Graph, owners: Sequence[Sequence[Node]], steps: Sequence[Step], layers: int
 ) -> float:
     """Launches of one layer, by the layers of the graph; where their number is another than that
     of the caches, every launch of the step is shared out.
     """
-    launches = {n: step.launches for nodes, step in zip(made, steps, strict=True) for n in nodes}
+    launches: Counter[Node] = Counter()
+    for nodes, step in zip(owners, steps, strict=True):
+        launches.update(dict.fromkeys(nodes, step.launches))
     blocks = [block for block in split_layers(graph) if block.title.startswith("layer")]
     if sum(block.repeat for block in blocks) != layers:
         return sum(step.launches for step in steps) / layers
-    return sum(b.repeat * sum(launches.get(n, 0) for n in b.nodes) for b in blocks) / layers
+    return sum(b.repeat * sum(launches[n] for n in b.nodes) for b in blocks) / layers
 
 
 class _At:

@@ -32,11 +32,12 @@ def memory_plan(image: EngineImage, setting: Setting) -> Arena:
     """The buffer plan of the Program that runs a setting."""
     image = as_run(image, setting)
     graph = final_graph(image)
-    program, of_graph = image.program, False
+    sizes = bindings(graph, image, setting)
+    program, of_graph = image.program.at(sizes), False
     if len(program.calls) < len(graph.nodes) // 4:
         lowered = get_backend("eager").lower(graph, Target.parse(image.target))
         program, of_graph = lowered.program, True
-    return Arena(program, plan_buffers(program, bindings(graph, image, setting)), of_graph)
+    return Arena(program, plan_buffers(program, sizes), of_graph)
 
 
 def memory_facts(image: EngineImage, setting: Setting) -> dict[str, int]:

@@ -5,11 +5,12 @@ which kernel has how much of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ...codegen.plan import plan_buffers
-from ...codegen.program import Call
+from ...codegen.program import Call, Program
 from ...codegen.triton.invocation import Planned, plan_call
 from ...codegen.triton.package import KernelPackage, launch_key
 from ...ir.dims import evaluate
@@ -21,8 +22,9 @@ from ...runtime.decode_graphs import obstacles
 from ...runtime.executor import CACHE_PREFIXES
 from ...runtime.image import EngineImage, LMConfig
 from ...targets import Target
+from ..inspect.call_nodes import nodes_of_calls, owners_of_calls
 from ..inspect.facts import compute_dtype
-from ..inspect.kernels import VIEWS, kernel_name, nodes_of_calls
+from ..inspect.kernels import VIEWS, kernel_name
 from ..inspect.layers import split_layers
 from .resident import resident_peak
 from .snapshot import DECODE
@@ -131,15 +133,16 @@ class Costs:
         self.image, self.graph, self.packages = image, graph, packages
         self.subjects, self.labels = subjects, labels
         self.program, self.target = image.program, Target.parse(image.target)
-        self.made = nodes_of_calls(graph, self.program)
 
     def at(self, phase: Phase) -> PhaseFacts:
         """What the Program comes to in a phase."""
+        program = self.program.at(phase.sizes)
+        made = nodes_of_calls(self.graph, program)
         costs = [
             self._cost(call, nodes, phase.sizes)
-            for call, nodes in zip(self.program.calls, self.made, strict=True)
+            for call, nodes in zip(program.calls, made, strict=True)
         ]
-        plan = plan_buffers(self.program, phase.sizes)
+        plan = plan_buffers(program, phase.sizes)
         workspaces = [cost.workspace for cost in costs]
         series: dict[str, Number] = {
             "launches": sum(cost.launches for cost in costs),
@@ -149,39 +152,19 @@ class Costs:
             "roofline": sum(cost.seconds for cost in costs),
             "peak memory": plan.peak,
             "workspace": max(workspaces, default=0),
-            "resident peak": resident_peak(self.program, plan, workspaces)
+            "resident peak": resident_peak(program, plan, workspaces)
             + sum(cost.counters for cost in costs),
         }
         layers = sum(name.startswith(CACHE_PREFIXES[0]) for name in self.program.inputs)
         if layers:
-            series["launches a layer"] = self._a_layer(costs, layers)
+            series["launches a layer"] = self._a_layer(program, costs, layers)
         if phase.name.startswith(DECODE):
             series["graph obstacles"] = len(obstacles(self.program))
-        return PhaseFacts(series, self._parts(costs), self._running(costs), self._programs(costs))
-
-    def _running(self, costs: Sequence[_Cost]) -> dict[str, tuple[str, ...]]:
-        found: dict[str, tuple[str, ...]] = {}
-        for call, cost in zip(self.program.calls, costs, strict=True):
-            if cost.binaries:
-                subject = self.subjects[kernel_name(call)]
-                found[subject] = tuple(dict.fromkeys((*found.get(subject, ()), *cost.binaries)))
-        return found
-
-    def _programs(self, costs: Sequence[_Cost]) -> dict[str, int]:
-        found: dict[str, int] = {}
-        for call, cost in zip(self.program.calls, costs, strict=True):
-            if cost.programs:
-                subject = self.subjects[kernel_name(call)]
-                found[subject] = found.get(subject, 0) + cost.programs
-        return found
-
-    def _parts(self, costs: Sequence[_Cost]) -> dict[str, tuple[int, int, int]]:
-        parts: dict[str, tuple[int, int, int]] = {}
-        for call, cost in zip(self.program.calls, costs, strict=True):
-            subject = self.subjects[kernel_name(call)]
-            launches, flops, moved = parts.get(subject, (0, 0, 0))
-            parts[subject] = (launches + cost.launches, flops + cost.flops, moved + cost.bytes)
-        return parts
+        named = [
+            (self.subjects[kernel_name(call)], cost)
+            for call, cost in zip(program.calls, costs, strict=True)
+        ]
+        return PhaseFacts(series, _parts(named), _running(named), _programs(named))
 
     def _cost(self, call: Call, nodes: Sequence[Node], sizes: Mapping[str, int]) -> _Cost:
         package = self.packages.get(kernel_name(call))
@@ -216,14 +199,36 @@ class Costs:
             binaries=tuple(labels[key] for key in keys),
         )
 
-    def _a_layer(self, costs: Sequence[_Cost], layers: int) -> float:
+    def _a_layer(self, program: Program, costs: Sequence[_Cost], layers: int) -> float:
         """Launches of one layer of the graph; where it has other layers, the step's shared out."""
-        launches = {
-            node: cost.launches
-            for nodes, cost in zip(self.made, costs, strict=True)
-            for node in nodes
-        }
+        launches: Counter[Node] = Counter()
+        for nodes, cost in zip(owners_of_calls(self.graph, program), costs, strict=True):
+            launches.update(dict.fromkeys(nodes, cost.launches))
         blocks = [b for b in split_layers(self.graph) if b.title.startswith("layer")]
         if sum(block.repeat for block in blocks) != layers:
             return sum(cost.launches for cost in costs) / layers
-        return sum(b.repeat * sum(launches.get(n, 0) for n in b.nodes) for b in blocks) / layers
+        return sum(b.repeat * sum(launches[n] for n in b.nodes) for b in blocks) / layers
+
+
+def _running(named: Iterable[tuple[str, _Cost]]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for subject, cost in named:
+        if cost.binaries:
+            found[subject] = tuple(dict.fromkeys((*found.get(subject, ()), *cost.binaries)))
+    return found
+
+
+def _programs(named: Iterable[tuple[str, _Cost]]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for subject, cost in named:
+        if cost.programs:
+            found[subject] = found.get(subject, 0) + cost.programs
+    return found
+
+
+def _parts(named: Iterable[tuple[str, _Cost]]) -> dict[str, tuple[int, int, int]]:
+    parts: dict[str, tuple[int, int, int]] = {}
+    for subject, cost in named:
+        launches, flops, moved = parts.get(subject, (0, 0, 0))
+        parts[subject] = (launches + cost.launches, flops + cost.flops, moved + cost.bytes)
+    return parts

@@ -146,7 +146,7 @@ def test_a_budget_of_zero_is_the_default_and_a_note(effort):
 def test_efforts_are_a_table_and_misuse_is_named():
     assert effort_of("quick") is EFFORTS["quick"]
     custom = effort_of(TuneConfig(trials=7, seconds=3.0))
-    assert (custom.trials, custom.seconds, custom.name) == (7, 3.0, "custom")
+    assert (custom.trials, custom.seconds, custom.name) == (7, 3.0, "full, 7 trials, 3 s")
     with pytest.raises(UsageError, match="none, cached, quick, full"):
         effort_of("fast")
     with pytest.raises(UsageError, match="seconds"):
@@ -216,3 +216,14 @@ def test_the_name_of_a_study_is_of_the_key_and_the_conditions():
     assert study_name(FakeTunable()) == study_name(FakeTunable(seed=1))
     assert study_name(FakeTunable(), "triton-3.7") != study_name(FakeTunable())
     assert SPACE.names == NAMES
+
+
+def test_what_is_pinned_is_tried_right_behind_the_default():
+    worst = max(SPACE.configs(), key=FakeTunable().prior)
+    foreign = Config((("block", 7),))
+    found = quick_candidates(FakeTunable(pinned=[worst, foreign]), limit=12)
+    default, second, *others = found
+    assert default == DEFAULT and second == worst and foreign not in others
+    assert set(others) < set(quick_candidates(FakeTunable(), limit=12))
+    pinned = quick_candidates(FakeTunable(pinned=[DEFAULT]), limit=12)
+    assert pinned == quick_candidates(FakeTunable(), limit=12)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
-import subprocess
 import sys
 import threading
 import warnings
@@ -21,6 +21,19 @@ from tilewright.autotune.record import Record
 from tilewright.autotune.store import Store
 from tilewright.errors import UsageError
 from tuning_records import CONDITIONS, KEY, problem, record, records
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+store_writers = load("store_writers")
 
 
 @pytest.fixture
@@ -182,6 +195,28 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 
 @pytest.mark.quick
+def test_a_folder_in_the_place_of_the_file_counts_as_empty_and_is_not_written(path):
+    path.mkdir(parents=True)
+    store = Store(path)
+    with pytest.warns(UserWarning, match="cannot be read .Is a directory.: it counts as empty"):
+        assert store.records() == ()
+    for act in (store.check_writable, lambda: store.add(record())):
+        with pytest.raises(UsageError, match="Is a directory"):
+            act()
+    assert list(path.iterdir()) == []
+
+
+@pytest.mark.quick
+def test_whether_it_can_be_written_is_known_before_there_is_a_record(path, tmp_path):
+    Store(path).check_writable()
+    assert Store(path).records() == ()
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(UsageError, match="TILEWRIGHT_CACHE"):
+        Store(file / "s.jsonl").check_writable()
+
+
+@pytest.mark.quick
 def test_what_cannot_be_mended_is_still_used(path, monkeypatch):
     """As on a file system that is mounted read-only; root may write everywhere else."""
     Store(path).add(of_tokens(1))
@@ -238,66 +273,27 @@ def test_without_locks_a_store_still_works(path, monkeypatch):
     assert Store(path).records() == (of_tokens(1),)
 
 
-WRITER = """
-import sys, time
-sys.path.insert(0, sys.argv[1])
-from pathlib import Path
-from test_store import of_tokens
-from tilewright.autotune.store import Store
-
-tag, store = sys.argv[3], Store(sys.argv[2])
-sys.stdout.write("ready\\n"); sys.stdout.flush()
-sys.stdin.readline()
-end, count = time.monotonic() + 2.0, 0
-while time.monotonic() < end or count < 20:
-    count += 1
-    store.add(of_tokens(count, tag=tag))
-    if count % 7 == 0:  # an older one again, so that there is something to drop
-        store.add(of_tokens(count, tag=tag, seed=1))
-        store.compact()
-print(count)
-"""
-
-
 def test_two_processes_lose_nothing(path):
     """Both add, replace and compact for two seconds, while this process reads."""
-    folders = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
-    writers = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", WRITER, folders[0], str(path), tag],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for tag in "ab"
-    ]
-    try:
-        assert [w.stdout.readline() for w in writers] == ["ready\n"] * 2
-        for w in writers:
-            w.stdin.write("go\n")
-            w.stdin.flush()
-        reader, seen = Store(path), 0
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            while any(w.poll() is None for w in writers):
-                now = len(reader.records())
-                assert now >= seen  # nothing that was there is ever gone
-                seen = now
-        counts = [int(w.stdout.read()) for w in writers]
-    finally:
-        for w in writers:
-            w.kill()
-            w.communicate()
-    found = Store(path).records()
-    assert len(found) == sum(counts)
-    for tag, count in zip("ab", counts, strict=True):
-        mine = {r.identity[0].problem: r for r in found if r.key.template == f"linear{tag}"}
-        for n in range(1, count + 1):
-            kept = of_tokens(n, tag=tag, seed=int(n % 7 == 0))
-            assert mine[kept.key.problem] == kept
-    assert not path.with_name("h100.jsonl.damaged").exists()
+    done = store_writers.run_writers(path, 2.0)
+    assert done.wrong == ()
+    assert done.found == sum(done.added) and done.replaced > 0 and done.reads > 0
+
+
+@pytest.mark.quick
+def test_the_check_sees_what_is_lost_replaced_or_damaged(path):
+    for tag in "ab":
+        for number in range(1, 8):
+            Store(path).add(store_writers.made(tag, number, int(number == 7 and tag == "a")))
+    whole = store_writers.checked(path, (7, 7), 0)
+    assert whole.wrong == ("record 7 of writer b: an older version, or changed",)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[1:]))
+    Store(path).add(store_writers.made("b", 7, 1))
+    path.with_name("h100.jsonl.damaged").touch()
+    found = store_writers.checked(path, (7, 6), 0).wrong
+    assert found[0] == "record 1 of writer a: missing"
+    assert "nobody wrote it" in found[1] and found[2] == "lines were damaged"
 
 
 stamped = st.lists(

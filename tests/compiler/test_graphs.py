@@ -8,6 +8,7 @@ import pytest
 
 import tilewright as tw
 from handed_forms import alone
+from tilewright.codegen.base import CHOICES
 from tilewright.codegen.triton.hand_on import hands_on
 from tilewright.codegen.triton.invocation import plan_call
 from tilewright.codegen.triton.package import read_package
@@ -109,6 +110,7 @@ def test_a_deterministic_engine_computes_no_sum_in_a_library() -> None:
     engine = compiled(deterministic=True)
     kinds = {call.kind for call in engine.image.program.calls}
     assert kinds == {"generated", "template"}
+    assert CHOICES not in engine.image.files  # nor is any cut looked up
     verify(parse_graph(engine.image.graphs[-1][1]).with_weights(engine.image.weights))
 
 

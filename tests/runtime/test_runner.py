@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 
 from tilewright.codegen.base import get_backend
+from tilewright.codegen.lowering import free_dead
+from tilewright.codegen.program import Call, Program
 from tilewright.errors import UsageError
 from tilewright.formats.weights import Held
 from tilewright.ir.build import input_node, make, param
@@ -102,3 +106,71 @@ def test_results_are_inference_tensors_only_where_they_stay_inside(inference: bo
     found = runner.run({"x": torch.zeros(2, 3), "ids": torch.zeros(2, dtype=torch.int64)})
     assert found["sum"].is_inference() is inference
     assert not found["sum"].requires_grad
+
+
+def two_ways() -> Program:
+    """y = −|x| for up to 2 rows, and |−x| for more, which takes one buffer more."""
+    type_ = TensorType(DType.F32, (N, 3))
+    calls = [
+        Call("eager/abs", ("x",), ("h",)),
+        Call("eager/neg", ("h",), ("y",), guard=(2 - N,)),
+        Call("eager/neg", ("x",), ("more",), guard=(N - 3,)),
+        Call("eager/abs", ("more",), ("y",), guard=(N - 3,)),
+        Call("eager/relu", ("y",), ("z",)),
+    ]
+    buffers = dict.fromkeys(("x", "h", "more", "y", "z"), type_)
+    outputs = (("y", "y"), ("z", "z"))
+    kept = {"x", "y", "z"}
+    return Program("two", buffers, ("x",), {}, outputs, tuple(free_dead(calls, kept)))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(("count", "sign"), [(1, -1), (2, -1), (3, 1), (9, 1)])
+def test_of_calls_with_guards_those_are_made_whose_guards_hold(count: int, sign: int) -> None:
+    runner, made, alive = ProgramRunner(two_ways(), {}, no_files), [], []
+
+    def noting(call, kernel):
+        def step(operands, sizes):
+            made.append(call.results[0])
+            (result,) = kernel(operands, sizes)
+            alive.append(weakref.ref(result))
+            return (result,)
+
+        return step
+
+    runner.steps = [(call, noting(call, kernel)) for call, kernel in runner.steps]
+    x = torch.randn(count, 3)
+    found = runner.run({"x": x})
+    assert torch.equal(found["y"], sign * x.abs())
+    assert torch.equal(found["z"], found["y"].relu())
+    assert made == (["h", "y", "z"] if sign < 0 else ["h", "more", "y", "z"])
+    left = [name for name, tensor in zip(made, alive, strict=True) if tensor() is not None]
+    assert left == ["y", "z"]
+
+
+@pytest.mark.quick
+def test_the_frees_of_a_call_that_is_not_made_are_freed() -> None:
+    """h is read last by a call that is left out."""
+    type_ = TensorType(DType.F32, (N, 3))
+    calls = [
+        Call("eager/abs", ("x",), ("h",)),
+        Call("eager/neg", ("h",), ("y",), guard=(2 - N,)),
+        Call("eager/relu", ("h",), ("y",), guard=(N - 3,), frees=("h",)),
+        Call("eager/exp", ("y",), ("z",), frees=("y",)),
+    ]
+    program = Program("p", dict.fromkeys("xhyz", type_), ("x",), {}, (("z", "z"),), tuple(calls))
+    runner, seen = ProgramRunner(program, {}, no_files), []
+
+    def first(operands, sizes):
+        result = operands[0].abs()
+        seen.append(weakref.ref(result))
+        return (result,)
+
+    def last(operands, sizes):
+        seen.append(seen[0]() is None)
+        return (operands[0].exp(),)
+
+    (head, _), *between, (tail, _) = runner.steps
+    runner.steps = [(head, first), *between, (tail, last)]
+    runner.run({"x": torch.randn(1, 3)})
+    assert seen[1:] == [True]

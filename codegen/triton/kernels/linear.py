@@ -94,7 +94,8 @@ def linear_source(
     hands: Hands = _ALONE,
 ) -> KernelSource | None:
     """The kernel of a problem with these tiles: ``gemv`` for one token (None: as for several), the
-    first of ``gemms`` that holds all tokens for several, the last one for any number.
+    first of ``gemms`` that holds all tokens for several, the last one for any number. Without
+    ``gemms`` the kernel is never called for more than one.
 
     None where the body holds an op that kernels lack, a split would have no columns, or a program
     a part of a sum that is handed on. Of two products between which something is handed on both
@@ -107,7 +108,8 @@ def linear_source(
     entries = _Entries(problem, has_pdl(target))
     variants = []
     if gemv is not None:
-        variants.append(Variant((entries.one_token(gemv),), guard=(1 - problem.tokens,)))
+        guard = (1 - problem.tokens,) if gemms else ()
+        variants.append(Variant((entries.one_token(gemv),), guard=guard))
     for index, tiles in enumerate(gemms):
         last = index == len(gemms) - 1
         guard = () if last else (tiles.block_m - problem.tokens,)

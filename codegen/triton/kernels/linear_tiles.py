@@ -14,7 +14,7 @@ from ....ir.ops.control import body_of
 from ....targets import Target
 from ..generate_ops import attr_float, elementwise
 from ..generate_space import BODY_VIEWS
-from ..layout import Layout, is_dense
+from ..layout import Layout, is_dense, located
 from .linear_views import Place, place_of
 
 _BUCKETS = (16, 32, 64, 128)  # tokens of a program
@@ -97,6 +97,15 @@ class Problem:
     members: tuple[Node, ...]
     parts: int
     places: Mapping[tuple[Node, int], Place]
+
+    @classmethod
+    def located(cls, node: Node) -> Problem | None:
+        """The problem of a node whose operands lie where its graph says; None where ``of`` has
+        none, and for other ops.
+        """
+        if node.op != "fused" or node.attr("kind") != "linear":
+            return None
+        return cls.of(node, tuple(None if arg is None else located(arg)[1] for arg in node.args))
 
     @classmethod
     def of(cls, node: Node, layouts: Sequence[Layout | None]) -> Problem | None:
@@ -194,13 +203,21 @@ def default_gemv(problem: Problem, target: Target) -> GemvTiles:
 
 
 class Chosen(Protocol):
-    """What a tuner found; None leaves the default."""
+    """What a tuner found: the best cuts of kernels of ours, where None leaves the default, and
+    where a library is faster than these.
+    """
 
     def gemv(self, node: Node) -> GemvTiles | None:
         """For one token."""
 
     def gemm(self, node: Node, block_m: int) -> GemmTiles | None:
         """For up to ``block_m`` tokens."""
+
+    def library(self, node: Node, tokens: int) -> bool:
+        """Whether a library is the fastest for one token, or for up to ``tokens``."""
+
+    def attention(self, node: Node) -> str | None:
+        """Which library dense attention goes to (library.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +246,10 @@ class Cutting:
         tiles = [self._gemm(problem, target, block_m) for block_m in sizes]
         gemms = [one for one in tiles if one is not None]
         return gemms if len(gemms) == len(tiles) and are_taken(problem, gemms) else None
+
+    def library(self, problem: Problem, tokens: int) -> bool:
+        """Whether a library is faster than the cut for so many tokens at most."""
+        return self.chosen is not None and self.chosen.library(problem.node, tokens)
 
     def _gemm(self, problem: Problem, target: Target, block_m: int) -> GemmTiles | None:
         chosen = None if self.chosen is None else self.chosen.gemm(problem.node, block_m)

@@ -14,6 +14,7 @@ from ....ir.dims import Size, call, is_nonnegative
 from ....ir.dtypes import DType
 from ....ir.node import Node
 from ....targets import Target
+from ..cuts import Cuts
 from ..layout import Layout
 from ..source import HEADER, Constexpr, KernelSource, Launch, Pointer, Scalar, Variant, jit_text
 from . import paged_attention_kernel
@@ -43,9 +44,10 @@ _PARTS = ("partial_acc", "partial_max", "partial_sum")
 
 
 def emit_paged_attention(
-    node: Node, layouts: tuple[Layout | None, ...], target: Target
+    node: Node, layouts: tuple[Layout | None, ...], target: Target, cuts: Cuts | None = None
 ) -> KernelSource | None:
-    """Kernels for a ``paged_attention`` in float32, float16 or bfloat16.
+    """Kernels for a ``paged_attention`` in float32, float16 or bfloat16, that for more tokens than
+    sequences cut as ``cuts`` says.
 
     None where the element type is another, an operand but q is a strided view, a number of heads
     or a head dim is symbolic, no tile fits the target's shared memory, or each sequence has one
@@ -60,6 +62,7 @@ def emit_paged_attention(
     prefill = default_tiles(problem, target, PREFILL)
     if decode is None or prefill is None:
         return None
+    prefill = (None if cuts is None else cuts.prefill(node)) or prefill
     return paged_attention_source(problem, decode, prefill, num_splits(problem, target))
 
 
@@ -71,10 +74,7 @@ def emit_invariant_attention(
     """
     problem = None if node.args[5] is None else Problem.of(node, layouts)
     tiles = None if problem is None else default_tiles(problem, target, PREFILL)
-    if problem is None or tiles is None:
-        return None
-    whole = _attend(problem, "prefill", tiles, 1, ())
-    return _source(problem, [whole], [Variant((whole.launch,))])
+    return None if problem is None or tiles is None else prefill_source(problem, tiles)
 
 
 def paged_attention_source(
@@ -93,6 +93,12 @@ def paged_attention_source(
         entries.append(whole)
         variants.append(Variant((whole.launch,)))
     return _source(problem, entries, variants)
+
+
+def prefill_source(problem: Problem, tiles: Tiles) -> KernelSource:
+    """The kernel of a problem with one cut, for any numbers of tokens and sequences."""
+    whole = _attend(problem, "prefill", tiles, 1, ())
+    return _source(problem, [whole], [Variant((whole.launch,))])
 
 
 def _source(

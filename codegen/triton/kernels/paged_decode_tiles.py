@@ -23,6 +23,14 @@ SPACE: Mapping[str, tuple[int | bool | None, ...]] = {
 }
 """What may be tuned, and the values to try: the fields of `Tiles`."""
 
+BUCKETS = (1, 8, 32, 128)
+"""Sequences of a step up to which there is one cut; the last one is for any number.
+
+The grid fills the device by itself, so what a step asks of a cut changes where the splits do: alone
+a sequence is spread over all multiprocessors, up to 8 still share them, 32 times a few KV heads
+fill them with hardly a split, and beyond there are several waves of whole sequences.
+"""
+
 MAX_SPLITS = 128
 _MERGED = 8192  # elements of partial results that a program of the merge holds at once
 

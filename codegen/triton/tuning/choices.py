@@ -12,11 +12,16 @@ from ....autotune.store import Store
 from ....autotune.tunable import Ready
 from ....ir.node import Node
 from ....targets import Target
+from ..generate_index import Cut
+from ..kernels import paged_attention_tiles, paged_decode_tiles
 from ..kernels.linear_tiles import GemmTiles, GemvTiles
+from . import attention, decode
+from .beside_library import is_library
 from .linear import gemm_of, gemv_of
-from .problems import GEMM, GEMV, token_sizes
+from .problems import ATTENTION, DECODE, GEMM, GEMV, PREFILL, WALKS, token_sizes
 from .template import Sizes, Template
 from .tunable import KernelTunable
+from .walks import cut_of, row_sizes
 
 
 @dataclass
@@ -32,12 +37,16 @@ class Choices:
         store: the records.
         target: the device.
         conditions: of this process.
+        max_sequences: of a decode graph, most of them in a step; None for the general graph.
+        max_model_len: tokens of the longest sequence; None: not known.
         found: what came of each lookup, by the digest of its key.
     """
 
     store: Store
     target: Target
     conditions: Conditions
+    max_sequences: int | None = None
+    max_model_len: int | None = None
     found: dict[str, Found] = field(default_factory=dict)
     _configs: dict[str, Config | None] = field(default_factory=dict)
 
@@ -49,15 +58,60 @@ class Choices:
             self._configs[digest] = self._looked_up(tunable, digest)
         return self._configs[digest]
 
+    def library(self, node: Node, tokens: int) -> bool:
+        """Whether a product is the library's, for one token or for up to ``tokens``."""
+        config = self.config(GEMV if tokens == 1 else GEMM, node, token_sizes(node, tokens))
+        return config is not None and is_library(config)
+
+    def attention(self, node: Node) -> str | None:
+        """The library of dense attention; None leaves it to torch."""
+        if not ATTENTION.takes(node):
+            return None
+        config = self.config(ATTENTION, node, {})
+        return None if config is None else str(config["backend"])
+
     def gemv(self, node: Node) -> GemvTiles | None:
         """The cut of a product for one token."""
-        config = self.config(GEMV, node, token_sizes(node, 1))
+        config = self._cut(GEMV, node, token_sizes(node, 1))
         return None if config is None else gemv_of(config)
 
     def gemm(self, node: Node, block_m: int) -> GemmTiles | None:
         """The cut of a product for up to ``block_m`` tokens."""
-        config = self.config(GEMM, node, token_sizes(node, block_m))
+        config = self._cut(GEMM, node, token_sizes(node, block_m))
         return None if config is None else gemm_of(config)
+
+    def decode(self, node: Node, sequences: int) -> paged_decode_tiles.Tiles | None:
+        """The cut of decode attention over up to ``sequences`` of them."""
+        config = self.config(DECODE, node, decode.mixed_sizes(node, sequences, self.max_model_len))
+        return None if config is None else decode.tiles_of(config)
+
+    def prefill(self, node: Node) -> paged_attention_tiles.Tiles | None:
+        """The cut of attention over more tokens than sequences."""
+        config = self.config(PREFILL, node, attention.prefill_sizes(node))
+        return None if config is None else attention.tiles_of(config)
+
+    def walk(self, node: Node) -> Cut | None:
+        """The cut of a generated kernel."""
+        template = next((one for one in WALKS if one.takes(node)), None)
+        if template is None:
+            return None
+        config = self.config(template, node, row_sizes(node, self.max_sequences))
+        return None if config is None else cut_of(config)
+
+    def _cut(self, template: Template, node: Node, sizes: Sizes) -> Config | None:
+        """The fastest config of ours, None for the default: where the library is the fastest of
+        all, the first of the runners-up, which not every product may leave to it (hand_on.py).
+        """
+        config = self.config(template, node, sizes)
+        if config is None or not is_library(config):
+            return config
+        tunable = KernelTunable.of(template, node, sizes, self.target)
+        found = self.found[tunable.key.digest]
+        if found.record is None or found.how == "stale":  # only the choice was checked again
+            return None
+        cuts = (c for c, _ in found.record.runners_up if not is_library(c))
+        best = next(cuts, tunable.default)
+        return best if best != tunable.default and tunable.space.contains(best) else None
 
     def lines(self) -> bytes:
         """What came of each lookup, one JSON object a line, for the engine's folder: the key, by

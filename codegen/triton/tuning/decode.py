@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 
@@ -32,20 +33,44 @@ from ..kernels.paged_decode_tiles import (
     shared_bytes,
 )
 from ..source import KernelSource
+from .lengths import longest, mean_length, mixed_lengths, most_pages
 from .problem import bases_of, layouts_of
 from .template import Facts, Sizes, Template, int_, power_range, sensible, with_default
 
+FULL = "full_lengths"
+"""Among sizes: all sequences are as long as the block table allows."""
+
+CAPACITIES = (2048, 4096, 8192)
+"""Tokens that a row of the block table holds, as problems are told apart."""
+
 _FIXED = ("fixed_split_keys",)  # what makes a Program deterministic is not tuned
+_MOST_BYTES = 4 << 30  # of a problem's cache
 
 
 class PagedDecode(Template):
-    """The kernel for sequences of one token each. The sizes are the batch and, by the width of the
-    block table, the context.
+    """The kernel for sequences of one token each.
+
+    Lengths are not known when a step is captured: all that is, is the bucket of sequences and the
+    tokens that a row of the block table has room for, which ``max_model_len`` gives. So these are
+    the problem (`mixed_sizes`): it is timed over steps of mixed lengths (lengths.py), of several
+    seeds, at the top of the bucket and at the next of 2048, 4096 and 8192 tokens, which also stands
+    for more: from there on more room gives no further splits, and few sequences fill it. Benchmarks
+    time sequences that are all as long as their rows (`sizes_of`).
     """
 
     name = "paged_decode"
-    constants = Constants(latency=7.09e-6, dram=1.32, overlap=3.12)
+    constants = Constants(
+        latency=7.09e-6,
+        dram=1.32,
+        sm=18.9e9,
+        tensor=0.554,
+        tail=0.165,
+        overlap=3.12,
+        part=3.42e-6,
+        accumulator=0.0189,
+    )
     modules = (paged_decode, paged_decode_kernel, paged_decode_tiles, paged_attention_tiles)
+    copies = 8
 
     def takes(self, node: Node) -> bool:
         """A ``paged_attention`` without ``query_start`` that the kernel computes."""
@@ -53,10 +78,14 @@ class PagedDecode(Template):
             return False
         return Problem.of(node, layouts_of(node)) is not None
 
+    def serves(self, node: Node, target: Target) -> bool:
+        """Also some tile fits the target."""
+        return self.takes(node) and default_tiles(problem_of(node), target) is not None
+
     def facts(self, node: Node, sizes: Sizes) -> Facts:
-        """Heads, head dims, page, what is added to scores; batch and context."""
+        """Heads, head dims, page, what is added to scores; batch, context and its use."""
         p = problem_of(node)
-        page = evaluate(node.operands[1].shape[1], sizes)
+        page, capacity = _room(node, sizes)
         further = ["sinks" if node.args[6] else "", "alibi" if node.args[7] else ""]
         further += ["softcap" if p.softcap is not None else ""]
         return (
@@ -69,7 +98,8 @@ class PagedDecode(Template):
             ("value_dim", p.value_dim),
             ("page_size", page),
             ("sequences", evaluate(p.num_seqs, sizes)),
-            ("context", page * evaluate(node.operands[3].shape[1], sizes)),
+            ("context", capacity),
+            ("lengths", "full" if sizes.get(FULL) else "mixed"),
         )
 
     def space(self, node: Node, sizes: Sizes, target: Target) -> Space:
@@ -114,72 +144,128 @@ class PagedDecode(Template):
         return paged_decode_source(problem_of(node), tiles_of(config), target)
 
     def work(self, node: Node, config: Config, sizes: Sizes, target: Target) -> Work:
-        """Keys and values once; partial results there and back."""
+        """Keys and values once, of lengths as they are in the mean; partial results there and back.
+        What a program walks is a split of the longest sequence.
+        """
         p, tiles = problem_of(node), tiles_of(config)
         batch, size = evaluate(p.num_seqs, sizes), node.dtype.bytes
-        page = evaluate(node.operands[1].shape[1], sizes)
-        context = min(page * evaluate(node.operands[3].shape[1], sizes), p.window or 1 << 30)
+        page, capacity = _room(node, sizes)
+        context = longer = float(capacity)
+        if not sizes.get(FULL):
+            context = mean_length(page, capacity)
+            longer = max(context, longest(batch, page, capacity))
+        context, longer = (min(keys, p.window or keys) for keys in (context, longer))
         a_key = (p.head_dim + p.value_dim) * size
-        kv = float(batch * context * p.kv_heads * a_key)
+        kv = batch * context * p.kv_heads * a_key
         splits = evaluate(num_splits(p, tiles, target), sizes)
         rows = batch * p.kv_heads * p.head_chunks
-        partial = 8.0 * rows * splits * block_rows(p) * p.value_dim if splits > 1 else 0.0
+        used = min(splits, math.ceil(context / tiles.least / tiles.block_n))
+        partial = 8.0 * rows * used * block_rows(p) * p.value_dim if used > 1 else 0.0
         resident = target.shared_memory_per_sm // (shared_bytes(p, tiles) + 1024)
         return Work(
             dram_bytes=kv,
             l2_bytes=kv + partial,
             flops=4.0 * rows * context * block_rows(p) * p.head_dim,
             dtype=str(node.dtype.torch).removeprefix("torch."),
-            programs=rows * splits,
+            programs=rows * used,
             blocks_per_sm=max(1, min(resident, 2048 // (32 * tiles.num_warps))),
             bytes_in_flight=float(max(1, tiles.num_stages - 1) * tiles.block_n * a_key),
-            steps=-(-context // splits // tiles.block_n),
+            steps=max(math.ceil(longer / splits / tiles.block_n), tiles.least),
             stages=tiles.num_stages,
+            splits=splits,
             warps=tiles.num_warps,
         )
 
     def numerics(self, config: Config) -> str:
-        """Tiles of keys and their splits decide the order of sums."""
-        names = ("block_n", "waves", "min_keys", "num_warps")
-        return " ".join(f"{name}={config[name]}" for name in names)
+        """A split adds up tile by tile, so that tiles and where splits begin decide; in the end
+        warps add up a row of weights between them. How keys are found and when they are asked for
+        changes no bit.
+        """
+        tiles = tiles_of(config)
+        return (
+            f"block_n={tiles.block_n} waves={tiles.waves} least={tiles.least} "
+            f"num_warps={tiles.num_warps}"
+        )
 
     def operands(
         self, node: Node, sizes: Sizes, device: torch.device, seed: int
     ) -> Sequence[torch.Tensor | None]:
-        """Random pages in random places; all sequences as long as the block table allows."""
+        """Random pages in random places, for sequences of mixed lengths or of full ones. Entries of
+        the block table behind a sequence are 0, as a step has them.
+        """
         generator = torch.Generator(device).manual_seed(seed)
         made: dict[Node, torch.Tensor] = {}
         tables, lens = node.operands[3], node.operands[4]
-        pages = evaluate(node.operands[1].shape[0], sizes)
-        page = evaluate(node.operands[1].shape[1], sizes)
+        pages, (page, capacity) = evaluate(node.operands[1].shape[0], sizes), _room(node, sizes)
+        batch, width = (evaluate(size, sizes) for size in tables.shape)
+        full = [capacity] * batch
+        lengths = full if sizes.get(FULL) else mixed_lengths(batch, page, capacity, seed)
         for base in bases_of(node):
             if base is None or base in made:
                 continue
             shape = [evaluate(size, sizes) for size in base.shape]
             if base is tables:
+                counts = torch.tensor([-(-length // page) for length in lengths], device=device)
+                used = torch.arange(width, device=device) < counts[:, None]
                 ids = torch.randperm(pages, generator=generator, device=device)
-                value = ids[: shape[0] * shape[1]].view(shape)
+                value = torch.zeros(shape, dtype=ids.dtype, device=device)
+                value[used] = ids[: int(counts.sum())]
             elif base is lens:
-                width = evaluate(tables.shape[1], sizes)
-                value = torch.full(shape, page * width, device=device)
+                value = torch.tensor(lengths, device=device)
             else:
                 value = torch.randn(shape, generator=generator, device=device)
             made[base] = value.to(base.dtype.torch)
         return [None if base is None else made[base] for base in bases_of(node)]
 
 
+def mixed_sizes(node: Node, sequences: int, capacity: int | None, page_size: int = 16) -> Sizes:
+    """The symbols' values for a bucket of sequences of mixed lengths.
+
+    Args:
+        node: a call that the template takes.
+        sequences: of the bucket.
+        capacity: tokens of the longest sequence, ``max_model_len``; None: not known.
+        page_size: where the node leaves it open.
+
+    The cache has as many pages as the sequences need, 4 GB at most: a shorter context is measured
+    instead of a larger one.
+    """
+    p, page = problem_of(node), _page(node, page_size)
+    a_page = page * p.kv_heads * (p.head_dim + p.value_dim) * node.dtype.bytes
+    wanted = next((c for c in CAPACITIES if capacity is not None and capacity <= c), CAPACITIES[-1])
+    rooms = [c for c in reversed(CAPACITIES) if c <= wanted]
+    fitting = (c for c in rooms if most_pages(sequences, page, c) * a_page <= _MOST_BYTES)
+    chosen = next(fitting, rooms[-1])
+    return _sizes(node, sequences, page, chosen, most_pages(sequences, page, chosen))
+
+
 def sizes_of(node: Node, batch: int, context: int, page_size: int = 16) -> Sizes:
     """The symbols' values for a batch of sequences of ``context`` tokens, in pages of their own."""
+    page = _page(node, page_size)
+    sizes = _sizes(node, batch, page, context, batch * -(-context // page))
+    return {**sizes, FULL: 1}
+
+
+def _sizes(node: Node, batch: int, page: int, context: int, pages: int) -> dict[str, int]:
     k_cache, tables, lens = node.operands[1], node.operands[3], node.operands[4]
-    page = k_cache.shape[1] if isinstance(k_cache.shape[1], int) else page_size
-    width = -(-context // page)
     wanted = (
         (lens.shape[0], batch),
         (k_cache.shape[1], page),
-        (tables.shape[1], width),
-        (k_cache.shape[0], batch * width),
+        (tables.shape[1], -(-context // page)),
+        (k_cache.shape[0], pages),
     )
     return {str(size): value for size, value in wanted if not isinstance(size, int)}
+
+
+def _page(node: Node, otherwise: int) -> int:
+    size = node.operands[1].shape[1]
+    return size if isinstance(size, int) else otherwise
+
+
+def _room(node: Node, sizes: Sizes) -> tuple[int, int]:
+    """Tokens of a page, and of a row of the block table."""
+    page = evaluate(node.operands[1].shape[1], sizes)
+    return page, page * evaluate(node.operands[3].shape[1], sizes)
 
 
 def problem_of(node: Node) -> Problem:

@@ -1,7 +1,10 @@
-"""Decode linears for the tuner: one token through FMA units, several through tensor cores."""
+"""Decode linears for the tuner: one token through FMA units, several through tensor cores; either
+way the library is a candidate too.
+"""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 
@@ -12,6 +15,7 @@ from ....autotune.space import Choice, Config, Constraint, Integer, Space, Value
 from ....ir.dims import evaluate
 from ....ir.node import Node
 from ....targets import Target
+from .. import unfused
 from ..kernels import linear, linear_epilogue, linear_hands, linear_kernel, linear_tiles
 from ..kernels.linear import linear_source
 from ..kernels.linear_tiles import (
@@ -23,8 +27,17 @@ from ..kernels.linear_tiles import (
     shared_bytes,
 )
 from ..source import KernelSource
-from .problem import bases_of, layouts_of
-from .template import Facts, Sizes, Template, int_, power_range, sensible, with_default
+from .beside_library import (
+    LIBRARY,
+    beside_library,
+    is_library,
+    library_config,
+    library_seconds,
+    of_ours,
+    separate_calls,
+)
+from .problem import bases_of, layouts_of, problem_graph
+from .template import Calls, Facts, Sizes, Template, int_, power_range, sensible, with_default
 
 BUCKETS = (16, 32, 64, 128)
 """Tokens that a tile of the matrix kernel holds: each has a cut of its own."""
@@ -35,7 +48,7 @@ _THREADS_PER_SM = 2048
 class _Linear(Template):
     """What both kernels have in common."""
 
-    modules = (linear, linear_epilogue, linear_hands, linear_kernel, linear_tiles)
+    modules = (linear, linear_epilogue, linear_hands, linear_kernel, linear_tiles, unfused)
 
     def takes(self, node: Node) -> bool:
         """A ``fused`` node of kind "linear" that the kernels compute."""
@@ -53,6 +66,46 @@ class _Linear(Template):
             ("n", p.n),
             ("tokens", evaluate(p.tokens, sizes)),
         )
+
+    def space(self, node: Node, sizes: Sizes, target: Target) -> Space:
+        """The cuts of the kernel, and the library."""
+        return beside_library(self.cuts(node, sizes, target))
+
+    @abstractmethod
+    def cuts(self, node: Node, sizes: Sizes, target: Target) -> Space:
+        """The cuts of the kernel."""
+
+    def default(self, node: Node, sizes: Sizes, target: Target) -> Config:
+        """The default cut."""
+        return of_ours(self.default_cut(node, sizes, target).as_dict())
+
+    @abstractmethod
+    def default_cut(self, node: Node, sizes: Sizes, target: Target) -> Config:
+        """The default among ``cuts``."""
+
+    def pinned(self, node: Node, sizes: Sizes, target: Target) -> Sequence[Config]:
+        """The library's."""
+        return (library_config(self.space(node, sizes, target)),)
+
+    def calls(self, node: Node, config: Config, target: Target) -> Calls | None:
+        """The library's product between generated kernels."""
+        return separate_calls(problem_graph(node), target) if is_library(config) else None
+
+    def source(
+        self, node: Node, config: Config, sizes: Sizes, target: Target
+    ) -> KernelSource | None:
+        """The kernel with this one cut."""
+        return None if is_library(config) else self.kernel(problem_of(node), config, target)
+
+    @abstractmethod
+    def kernel(self, problem: Problem, config: Config, target: Target) -> KernelSource | None:
+        """The kernel of a cut."""
+
+    def prior(self, node: Node, config: Config, sizes: Sizes, target: Target) -> float:
+        """Of a cut by its work, of the library by the roofline."""
+        if is_library(config):
+            return library_seconds(problem_of(node), sizes, target)
+        return super().prior(node, config, sizes, target)
 
     def operands(
         self, node: Node, sizes: Sizes, device: torch.device, seed: int
@@ -79,18 +132,19 @@ class LinearGemv(_Linear):
         latency=7.14e-6,
         dram=0.726,
         l2=3.09,
-        tail=0.0593,
-        program=0.364e-6,
-        overlap=25.4,
+        sm=28.3e9,
+        tail=0.0472,
+        program=0.399e-6,
+        overlap=19.8,
         step=0.294e-6,
-        accumulator=0.0194,
-        many_warps=0.246,
+        accumulator=0.0118,
+        many_warps=0.292,
         few_warps=0.0677,
     )
 
-    def space(self, node: Node, sizes: Sizes, target: Target) -> Space:
+    def cuts(self, node: Node, sizes: Sizes, target: Target) -> Space:
         """Outputs of a program, columns of a step, warps."""
-        p, default = problem_of(node), self.default(node, sizes, target)
+        p, default = problem_of(node), self.default_cut(node, sizes, target)
         return Space(
             (
                 power_range("block_n", 1, 16, int_(default, "block_n")),
@@ -112,15 +166,13 @@ class LinearGemv(_Linear):
             ),
         )
 
-    def default(self, node: Node, sizes: Sizes, target: Target) -> Config:
+    def default_cut(self, node: Node, sizes: Sizes, target: Target) -> Config:
         """``default_gemv``."""
         return config_of(default_gemv(problem_of(node), target))
 
-    def source(
-        self, node: Node, config: Config, sizes: Sizes, target: Target
-    ) -> KernelSource | None:
+    def kernel(self, problem: Problem, config: Config, target: Target) -> KernelSource | None:
         """The kernel for one token alone."""
-        return linear_source(problem_of(node), target, gemv_of(config), [])
+        return linear_source(problem, target, gemv_of(config), [])
 
     def work(self, node: Node, config: Config, sizes: Sizes, target: Target) -> Work:
         """Weights once; x, which stays in the L2, by every program."""
@@ -149,6 +201,8 @@ class LinearGemv(_Linear):
 
     def numerics(self, config: Config) -> str:
         """Threads sum what they hold first: the width of a step and the warps decide."""
+        if is_library(config):
+            return LIBRARY
         return f"block_k={config['block_k']} num_warps={config['num_warps']}"
 
 
@@ -156,11 +210,22 @@ class LinearGemm(_Linear):
     """The kernel for several tokens; its cut is that of the bucket that holds them."""
 
     name = "linear_gemm"
-    constants = Constants(l2=2.85, step=0.267e-6, accumulator=0.0477)
+    constants = Constants(
+        l2=1.82,
+        sm=84.5e9,
+        tensor=1.14,
+        tail=0.303,
+        program=1.04e-6,
+        overlap=1.37,
+        part=0.347e-6,
+        step=0.268e-6,
+        accumulator=0.0477,
+        many_warps=0.477,
+    )
 
-    def space(self, node: Node, sizes: Sizes, target: Target) -> Space:
+    def cuts(self, node: Node, sizes: Sizes, target: Target) -> Space:
         """Tiles, stages, and programs that share the columns of weights."""
-        p, default = problem_of(node), self.default(node, sizes, target)
+        p, default = problem_of(node), self.default_cut(node, sizes, target)
         block_m = bucket(p, sizes)
         rows = [r // p.parts for r in (32, 64, 128)]
         ahead = (0, 512) if block_m <= 32 else (0,)
@@ -185,18 +250,16 @@ class LinearGemm(_Linear):
             ),
         )
 
-    def default(self, node: Node, sizes: Sizes, target: Target) -> Config:
+    def default_cut(self, node: Node, sizes: Sizes, target: Target) -> Config:
         """``default_gemm`` of the bucket."""
         p = problem_of(node)
         tiles = default_gemm(p, target, bucket(p, sizes))
         assert tiles is not None, "what the template takes has a default"
         return config_of(tiles)
 
-    def source(
-        self, node: Node, config: Config, sizes: Sizes, target: Target
-    ) -> KernelSource | None:
+    def kernel(self, problem: Problem, config: Config, target: Target) -> KernelSource | None:
         """The kernel with this one cut."""
-        return linear_source(problem_of(node), target, None, [gemm_of(config)])
+        return linear_source(problem, target, None, [gemm_of(config)])
 
     def work(self, node: Node, config: Config, sizes: Sizes, target: Target) -> Work:
         """Weights once; x from the L2 by every program; parts of sums there and back."""
@@ -229,6 +292,8 @@ class LinearGemm(_Linear):
 
     def numerics(self, config: Config) -> str:
         """Products add up column by column; parts begin where the cut says."""
+        if is_library(config):
+            return LIBRARY
         if config["splits"] == 1:
             return "splits=1"
         return f"splits={config['splits']} block_k={config['block_k']}"
@@ -248,7 +313,7 @@ def bucket(problem: Problem, sizes: Sizes) -> int:
 
 
 def config_of(tiles: GemvTiles | GemmTiles) -> Config:
-    """A cut as the tuner has it."""
+    """A cut by its fields."""
     return Config(tuple(asdict(tiles).items()))
 
 

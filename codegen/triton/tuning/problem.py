@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ....ir.build import input_node, make
+from ....ir.build import input_node, item, make
 from ....ir.graph import Graph
 from ....ir.node import Node
 from ..layout import Layout, located
@@ -10,7 +10,7 @@ from ..layout import Layout, located
 
 def problem_graph(node: Node) -> Graph:
     """A graph of a call over inputs in place of the buffers that its operands lie in; views of
-    them stay.
+    them stay. It returns all of the call's results.
     """
     bases: dict[Node, Node] = {}
     for operand in node.operands:
@@ -18,12 +18,15 @@ def problem_graph(node: Node) -> Graph:
         if base not in bases:
             bases[base] = input_node(f"operand_{len(bases)}", base.type)
     built = _rebuilt(node, dict(bases))
-    return Graph("problem", tuple(bases.values()), (built,))
+    count = len(built.types)
+    results = (built,) if count == 1 else tuple(item(built, index) for index in range(count))
+    return Graph("problem", tuple(bases.values()), results)
 
 
 def call_of(graph: Graph) -> Node:
     """The call of a problem's graph."""
-    return graph.outputs[0]
+    result = graph.outputs[0]
+    return result.operands[0] if result.op == "item" else result
 
 
 def layouts_of(node: Node) -> tuple[Layout | None, ...]:

@@ -1,6 +1,7 @@
-"""The problems of a decode graph: each distinct product, at each number of tokens that has a cut of
-its own. (Decode attention has one cut for all batches and lengths, so what is found at one of them
-cannot be used: its template is there for the tuner's own benchmark.)
+"""The problems of a graph. Of decode steps: each distinct product at each number of tokens, and
+attention at each number of sequences, that has a cut of its own. Of other graphs: paged attention
+over many tokens, and dense attention of fixed sizes. Of all: generated kernels, at one number of
+tokens.
 """
 
 from __future__ import annotations
@@ -11,24 +12,35 @@ from ....ir.dims import Dim
 from ....ir.graph import Graph
 from ....ir.node import Node
 from ....targets import Target
+from ..kernels.paged_decode import buckets
+from .attention import PagedAttention, prefill_sizes
+from .decode import PagedDecode, mixed_sizes
+from .dense_attention import DenseAttention
 from .linear import BUCKETS, LinearGemm, LinearGemv, problem_of
 from .template import Sizes, Template
 from .tunable import KernelTunable
+from .walks import Elementwise, Rows, row_sizes
 
 GEMV, GEMM = LinearGemv(), LinearGemm()
+DECODE, PREFILL, ATTENTION = PagedDecode(), PagedAttention(), DenseAttention()
+WALKS = (Rows(), Elementwise())
 
 
-def problems_of(graph: Graph, target: Target, max_sequences: int) -> Sequence[KernelTunable]:
-    """What can be tuned in a decode graph, each problem once, in the graph's order.
+def problems_of(
+    graph: Graph, target: Target, max_sequences: int | None, max_model_len: int | None = None
+) -> Sequence[KernelTunable]:
+    """What can be tuned in a graph, each problem once, in the graph's order.
 
     Args:
-        graph: the decode graph.
+        graph: as it is lowered.
         target: the device.
-        max_sequences: most of them in a step: products are tuned up to there.
+        max_sequences: of a decode graph, most of them in a step: kernels are tuned up to there.
+            None: the graph is the general one, or that of a plain module.
+        max_model_len: tokens of the longest sequence; None: not known.
     """
     found: dict[str, KernelTunable] = {}
     for node in graph.nodes:
-        for template, sizes in _pairs(node, max_sequences):
+        for template, sizes in _pairs(node, target, max_sequences, max_model_len):
             tunable = KernelTunable.of(template, node, sizes, target)
             found.setdefault(tunable.key.digest, tunable)
     return list(found.values())
@@ -40,10 +52,22 @@ def token_sizes(node: Node, tokens: int) -> Sizes:
     return {str(symbol): tokens} if isinstance(symbol, Dim) else {}
 
 
-def _pairs(node: Node, max_sequences: int) -> Iterator[tuple[Template, Sizes]]:
-    if not GEMM.takes(node):
-        return
-    yield GEMV, token_sizes(node, 1)
-    for size in BUCKETS:
-        if size == BUCKETS[0] or size // 2 < max_sequences:
-            yield GEMM, token_sizes(node, size)
+def _pairs(
+    node: Node, target: Target, max_sequences: int | None, max_model_len: int | None
+) -> Iterator[tuple[Template, Sizes]]:
+    if GEMM.serves(node, target):
+        yield GEMV, token_sizes(node, 1)
+        for size in BUCKETS:
+            if max_sequences is None or size == BUCKETS[0] or size // 2 < max_sequences:
+                yield GEMM, token_sizes(node, size)
+    elif DECODE.serves(node, target):
+        for size in buckets(max_sequences):
+            yield DECODE, mixed_sizes(node, size, max_model_len)
+    elif PREFILL.serves(node, target):
+        yield PREFILL, prefill_sizes(node)
+    elif ATTENTION.takes(node):
+        yield ATTENTION, {}
+    else:
+        for template in WALKS:
+            if template.serves(node, target):
+                yield template, row_sizes(node, max_sequences)

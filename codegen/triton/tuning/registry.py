@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from ....errors import UsageError
+from .attention import PagedAttention
 from .decode import PagedDecode
+from .dense_attention import DenseAttention
 from .linear import LinearGemm, LinearGemv
 from .template import Template
+from .walks import Elementwise, Rows
 
-TEMPLATES: tuple[Template, ...] = (LinearGemv(), LinearGemm(), PagedDecode())
+TEMPLATES: tuple[Template, ...] = (
+    LinearGemv(),
+    LinearGemm(),
+    PagedDecode(),
+    PagedAttention(),
+    DenseAttention(),
+    Rows(),
+    Elementwise(),
+)
 
 
 def template_named(name: str) -> Template:

@@ -11,10 +11,11 @@ from types import ModuleType
 import torch
 
 from ....autotune.ast_hash import normalised_ast_hash
-from ....autotune.prior import Constants, Work
+from ....autotune.prior import Constants, Work, predict
 from ....autotune.space import Choice, Config, Constraint, PowerOfTwo, Space, Value
 from ....ir.node import Node
 from ....targets import Target
+from ...program import Program
 from ..source import KernelSource
 
 Sizes = Mapping[str, int]
@@ -22,6 +23,9 @@ Sizes = Mapping[str, int]
 
 Facts = tuple[tuple[str, str | int], ...]
 """A problem in words and numbers, for the key of a tuning record."""
+
+Calls = tuple[Program, tuple[KernelSource, ...]]
+"""A problem computed in several calls, or in one of a library, and the sources of its kernels."""
 
 
 class Template(ABC):
@@ -31,11 +35,14 @@ class Template(ABC):
         name: in keys, and on the command line.
         modules: whose code makes the kernel: other code, another key.
         constants: of the prior, fitted to this template (benchmarks/fit_prior.py).
+        copies: of the operands that calls take in turn, at least and where memory allows: what one
+            seed draws must not decide.
     """
 
     name: str
     modules: tuple[ModuleType, ...]
     constants: Constants = Constants()
+    copies: int = 1
 
     @cached_property
     def code_hash(self) -> str:
@@ -45,6 +52,10 @@ class Template(ABC):
     @abstractmethod
     def takes(self, node: Node) -> bool:
         """Whether the template computes a call."""
+
+    def serves(self, node: Node, target: Target) -> bool:
+        """Whether it computes a call on the target; only then it has a default there."""
+        return self.takes(node)
 
     @abstractmethod
     def facts(self, node: Node, sizes: Sizes) -> Facts:
@@ -62,11 +73,27 @@ class Template(ABC):
     def source(
         self, node: Node, config: Config, sizes: Sizes, target: Target
     ) -> KernelSource | None:
-        """The kernel of a config, for these sizes; None where it cannot be made."""
+        """The kernel of a config, for these sizes; None where it cannot be made, and for a config
+        that ``calls`` computes.
+        """
+
+    def calls(self, node: Node, config: Config, target: Target) -> Calls | None:
+        """What computes a config that is no kernel of this template: calls of a library, and what
+        stands around them. None for all others, and where there is no such thing.
+        """
+        return None
+
+    def pinned(self, node: Node, sizes: Sizes, target: Target) -> Sequence[Config]:
+        """Configs of the space that are tried whatever the prior says of them."""
+        return ()
 
     @abstractmethod
     def work(self, node: Node, config: Config, sizes: Sizes, target: Target) -> Work:
-        """What a config does."""
+        """What the kernel of a config does."""
+
+    def prior(self, node: Node, config: Config, sizes: Sizes, target: Target) -> float:
+        """Seconds that a config should take."""
+        return predict(self.work(node, config, sizes, target), target, self.constants)
 
     @abstractmethod
     def numerics(self, config: Config) -> str:

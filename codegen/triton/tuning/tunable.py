@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 from ....autotune.key import Key
-from ....autotune.prior import predict
 from ....autotune.space import Config, Space
 from ....autotune.tunable import Prepared, Ready, Refused, RunnerSpec
 from ....errors import TilewrightError
 from ....ir.graph import Graph
 from ....ir.node import Node
 from ....targets import Target
+from ...program import Program
 from ..aot import compile_sources
 from ..package import KernelPackage
 from ..source import KernelSource
@@ -66,6 +68,11 @@ class KernelTunable:
         """What is taken without tuning."""
         return self.template.default(self.node, self.sizes, self.target)
 
+    @property
+    def pinned(self) -> Sequence[Config]:
+        """What is always tried."""
+        return self.template.pinned(self.node, self.sizes, self.target)
+
     @cached_property
     def key(self) -> Key:
         """What a choice depends on."""
@@ -91,8 +98,7 @@ class KernelTunable:
 
     def prior(self, config: Config) -> float:
         """Seconds that the model expects."""
-        work = self.template.work(self.node, config, self.sizes, self.target)
-        return predict(work, self.target, self.template.constants)
+        return self.template.prior(self.node, config, self.sizes, self.target)
 
     def numerics(self, config: Config) -> str:
         """What decides the order of sums."""
@@ -100,53 +106,71 @@ class KernelTunable:
 
     def prepare(self, configs: Sequence[Config]) -> Mapping[Config, Prepared]:
         """Compiles them all at once, in parallel; what spills or cannot be launched is refused."""
-        sources = {config: self._source(config) for config in configs}
-        wanted = {config: source for config, source in sources.items() if source is not None}
-        packages = _compiled(wanted, self.target.arch)
+        made = {config: self._made(config) for config in configs}
+        sources = {config: each[1] for config, each in made.items() if each is not None}
+        packages = _compiled(sources, self.target.arch)
         found: dict[Config, Prepared] = {}
         for config in configs:
-            package = packages.get(config)
-            if package is None:
+            compiled, each = packages.get(config), made[config]
+            if compiled is None or each is None:
                 found[config] = Refused("there is no such kernel")
-            elif isinstance(package, str):
-                found[config] = Refused(package)
+            elif isinstance(compiled, str):
+                found[config] = Refused(compiled)
             else:
-                found[config] = _judged(package, self.target)
+                found[config] = _judged(each[0], compiled, self.target)
         return found
 
-    def _source(self, config: Config) -> KernelSource | None:
-        return self.template.source(self.node, config, self.sizes, self.target)
+    def _made(self, config: Config) -> tuple[Program | None, tuple[KernelSource, ...]] | None:
+        """What computes a config: calls with their kernels, or one kernel; None for nothing."""
+        calls = self.template.calls(self.node, config, self.target)
+        if calls is not None:
+            return calls
+        source = self.template.source(self.node, config, self.sizes, self.target)
+        return None if source is None else (None, (source,))
 
 
 def _compiled(
-    sources: Mapping[Config, KernelSource], arch: int
-) -> Mapping[Config, KernelPackage | str]:
-    """The packages; in words why there is none for a source that does not compile."""
+    sources: Mapping[Config, Sequence[KernelSource]], arch: int
+) -> Mapping[Config, list[KernelPackage] | str]:
+    """The packages; in words why there are none for sources that do not compile."""
     try:
-        packages = compile_sources(list(sources.values()), arch)
-        return dict(zip(sources, packages, strict=True))
+        every = compile_sources([one for some in sources.values() for one in some], arch)
+        rest = iter(every)
+        return {config: list(islice(rest, len(some))) for config, some in sources.items()}
     except TilewrightError:  # the others are in the cache by now
         pass
-    found: dict[Config, KernelPackage | str] = {}
-    for config, source in sources.items():
+    found: dict[Config, list[KernelPackage] | str] = {}
+    for config, some in sources.items():
         try:
-            (found[config],) = compile_sources([source], arch)
+            found[config] = compile_sources(list(some), arch)
         except TilewrightError as error:
             found[config] = str(error)
     return found
 
 
-def _judged(package: KernelPackage, target: Target) -> Prepared:
+def _judged(program: Program | None, packages: Sequence[KernelPackage], target: Target) -> Prepared:
+    """Generated kernels around a library's call may spill: no config of theirs would not."""
+    digest = hashlib.sha256()
+    if program is not None:
+        digest.update(json.dumps(program.to_json()).encode())
+    for package in packages:
+        refused = _why_not(package, target, may_spill=program is not None)
+        if refused is not None:
+            return Refused(refused)
+        digest.update(repr(package.source.variants).encode())
+        for key in sorted(package.binaries):
+            digest.update(package.binaries[key].cubin)
+    return Ready(digest.hexdigest())
+
+
+def _why_not(package: KernelPackage, target: Target, may_spill: bool) -> str | None:
     for binary in package.binaries.values():
         takes = binary.resources
-        if takes.spills:
-            return Refused(f"{binary.function} spills {takes.spills} bytes of registers")
+        if takes.spills and not may_spill:
+            return f"{binary.function} spills {takes.spills} bytes of registers"
         if takes.shared > target.shared_memory_per_block:
             most = target.shared_memory_per_block
-            return Refused(f"{binary.function} needs {takes.shared} bytes of {most} shared")
+            return f"{binary.function} needs {takes.shared} bytes of {most} shared"
         if takes.registers * takes.threads > target.registers_per_sm:
-            return Refused(f"{binary.function} needs more registers than a multiprocessor has")
-    digest = hashlib.sha256(repr(package.source.variants).encode())
-    for key in sorted(package.binaries):
-        digest.update(package.binaries[key].cubin)
-    return Ready(digest.hexdigest())
+            return f"{binary.function} needs more registers than a multiprocessor has"
+    return None

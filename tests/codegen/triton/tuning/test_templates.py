@@ -17,16 +17,21 @@ from hypothesis import strategies as st
 
 import linear_forms
 import paged_forms
+import walk_forms
 from linear_forms import Form
 from linear_forms import node_of as linear_node
 from tilewright.autotune.space import Config
 from tilewright.autotune.tunable import Ready, Refused
 from tilewright.codegen.triton.kernels.paged_decode_tiles import default_tiles as paged_default
+from tilewright.codegen.triton.tuning.attention import prefill_sizes
+from tilewright.codegen.triton.tuning.beside_library import is_library
 from tilewright.codegen.triton.tuning.decode import problem_of as decode_problem
 from tilewright.codegen.triton.tuning.decode import sizes_of
 from tilewright.codegen.triton.tuning.problem import bases_of, call_of, problem_graph
+from tilewright.codegen.triton.tuning.problems import WALKS
 from tilewright.codegen.triton.tuning.registry import TEMPLATES, template_named
 from tilewright.codegen.triton.tuning.tunable import KernelTunable
+from tilewright.codegen.triton.tuning.walks import row_sizes
 from tilewright.codegen.triton.tuning.wide import in_float64
 from tilewright.errors import UsageError
 from tilewright.ir.build import input_node, make
@@ -57,11 +62,30 @@ def linear_call() -> Node:
     return linear_node(Form(k=512, n=256, norm="weight", behind=("residual",), dtype=DType.BF16))
 
 
+def prefill_call() -> Node:
+    shape = paged_forms.Shape(head_dim=64, value_dim=64, dtype=DType.BF16)
+    return paged_forms.ragged_call(shape)
+
+
+def attention_call() -> Node:
+    """Causal attention of grouped heads whose k and v are slices of one buffer, with a mask."""
+    q = input_node("q", TensorType(DType.BF16, (2, 8, 24, 64)))
+    kv = input_node("kv", TensorType(DType.BF16, (2, 4, 24, 64)))
+    k, v = (make("slice", kv, dim=1, start=s, step=1, stop=s + 2) for s in (0, 2))
+    mask = input_node("mask", TensorType(DType.BOOL, (24, 24)))
+    return make("attention", q, k, v, mask, None, None, scale=0.1, causal=True)
+
+
 CASES = {
     "linear_gemv": (linear_call, {"B": 1}),
     "linear_gemm": (linear_call, {"B": 24}),
     "paged_decode": (decode_call, {"B": 4, "M": 8, "N": 40}),
+    "paged_attention": (prefill_call, {"T": 100, "B": 2, "M": 4, "N": 9, "P": 16}),
+    "rows": (lambda: walk_forms.norm_call(8192), {"T": 32}),
+    "elementwise": (lambda: walk_forms.gated_call(2048), {"T": 32}),
+    "attention": (attention_call, {}),
 }
+KERNELS = [name for name in CASES if name != "attention"]  # of the libraries alone
 
 
 def tunable(name: str) -> KernelTunable:
@@ -70,11 +94,11 @@ def tunable(name: str) -> KernelTunable:
 
 
 def test_each_template_has_a_case() -> None:
-    assert [template.name for template in TEMPLATES] == list(CASES)
+    assert {template.name for template in TEMPLATES} == set(CASES)
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KERNELS)
 def test_the_default_is_a_config_of_the_space_and_its_kernel_the_default_one(name: str) -> None:
     one = tunable(name)
     assert one.space.why_not(one.default) is None
@@ -109,6 +133,45 @@ def test_any_decode_attention_has_its_default_in_its_space(shape: paged_forms.Sh
         assert one.space.why_not(one.default) is None, one.name
 
 
+@settings(max_examples=60)
+@given(
+    shape=st.builds(
+        paged_forms.Shape,
+        group=st.sampled_from([1, 4, 71]),
+        head_dim=st.sampled_from([64, 80, 128, 256, 512, 700]),
+        dtype=st.sampled_from([DType.F32, DType.BF16]),
+    )
+)
+def test_any_prefill_attention_has_its_default_in_its_space(shape: paged_forms.Shape) -> None:
+    node = paged_forms.ragged_call(replace(shape, value_dim=shape.head_dim))
+    one = KernelTunable.of(template_named("paged_attention"), node, prefill_sizes(node), H100)
+    if one.template.serves(node, H100):
+        assert one.space.why_not(one.default) is None, one.name
+    assert one.template.takes(node)
+
+
+@settings(max_examples=60)
+@given(
+    call=st.sampled_from([walk_forms.norm_call, walk_forms.gated_call]),
+    width=st.sampled_from([1, 3, 64, 100, 1024, 5000, 8192, 40000]),
+    dtype=st.sampled_from([DType.F32, DType.BF16]),
+    rows=st.sampled_from([1, 5, walk_forms.T]),
+    most=st.sampled_from([1, 20, 5000, None]),
+)
+def test_any_generated_kernel_has_its_default_in_its_space(call, width, dtype, rows, most) -> None:
+    node = call(width, dtype, rows)
+    (template,) = (one for one in WALKS if one.takes(node))
+    one = KernelTunable.of(template, node, row_sizes(node, most), H100)
+    assert one.space.why_not(one.default) is None, one.name
+
+
+@pytest.mark.quick
+def test_kernels_whose_time_hangs_on_more_than_a_number_of_tokens_are_left_alone() -> None:
+    wide = walk_forms.norm_call(64, rows=symbol("A") * symbol("B"))
+    cases = (walk_forms.looked_up_call(64), wide, linear_call(), decode_call())
+    assert not any(template.takes(node) for template in WALKS for node in cases)
+
+
 @pytest.mark.quick
 @pytest.mark.parametrize("name", CASES)
 def test_a_problem_is_text_that_reads_back_and_views_stay_views(name: str) -> None:
@@ -121,16 +184,17 @@ def test_a_problem_is_text_that_reads_back_and_views_stay_views(name: str) -> No
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KERNELS)
 def test_every_config_has_a_kernel_a_prior_and_a_class(name: str) -> None:
     one = tunable(name)
     for config in list(one.space.configs())[::7]:
-        assert one.template.source(one.node, config, one.sizes, H100) is not None, config
+        kernel = one.template.source(one.node, config, one.sizes, H100)
+        assert (kernel is None) is is_library(config), config
         assert 1e-7 < one.prior(config) < 1e-2
         assert one.numerics(config)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KERNELS)
 def test_configs_are_compiled_and_those_that_spill_or_do_not_fit_are_refused(name: str) -> None:
     one = tunable(name)
     configs = [one.default, *list(one.space.configs())[:: one.space.count() // 4]]
@@ -165,7 +229,7 @@ def test_keys_differ_by_what_matters_and_by_nothing_else() -> None:
 
 @pytest.mark.quick
 def test_an_unknown_template_is_refused_with_those_that_exist() -> None:
-    with pytest.raises(UsageError, match="linear_gemv, linear_gemm, paged_decode"):
+    with pytest.raises(UsageError, match="linear_gemv, .*, paged_attention, .*rows"):
         template_named("gemm")
 
 
@@ -175,12 +239,13 @@ def test_operands_and_reference_fit_together(name: str) -> None:
     one = tunable(name)
     operands = one.template.operands(one.node, one.sizes, torch.device("cpu"), 0)
     bases = dict(zip(bases_of(one.node), operands, strict=True))
-    given = [bases[node] for node in one.graph.inputs]
-    wide = [x.double() if x.is_floating_point() else x for x in given if x is not None]
-    (exact,) = interpret(in_float64(one.graph), wide)
-    (found,) = interpret(one.graph, [x for x in given if x is not None])
-    assert exact.dtype is torch.float64 and exact.isfinite().all()
-    assert (found.double() - exact).abs().max() <= 2e-2 * exact.abs().max()
+    given = [x for node in one.graph.inputs if (x := bases[node]) is not None]
+    wide = [x.double() if x.is_floating_point() else x for x in given]
+    results = zip(interpret(in_float64(one.graph), wide), interpret(one.graph, given), strict=True)
+    for exact, found in results:
+        assert exact.dtype is torch.float64 and exact.isfinite().all()
+        assert (found.double() - exact).abs().max() <= 2e-2 * exact.abs().max()
+    assert len(one.graph.outputs) == len(one.node.types)
 
 
 def _benchmark(name: str) -> ModuleType:

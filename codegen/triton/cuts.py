@@ -1,0 +1,22 @@
+"""What a tuner tells the emitters of kernels other than decode products."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ...ir.node import Node
+from .generate_index import Cut
+from .kernels import paged_attention_tiles, paged_decode_tiles
+
+
+class Cuts(Protocol):
+    """The cut of each call; None leaves the default."""
+
+    def decode(self, node: Node, sequences: int) -> paged_decode_tiles.Tiles | None:
+        """Of paged decode attention over up to ``sequences`` of them."""
+
+    def prefill(self, node: Node) -> paged_attention_tiles.Tiles | None:
+        """Of paged attention over more tokens than sequences."""
+
+    def walk(self, node: Node) -> Cut | None:
+        """Of a generated kernel."""

@@ -1,0 +1,232 @@
+"""Paged attention over more tokens than sequences, prefill and mixed steps, for the tuner."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+
+import torch
+
+from ....autotune.prior import Constants, Work
+from ....autotune.space import Config, Constraint, Space, Value
+from ....ir.dims import evaluate
+from ....ir.node import Node
+from ....targets import Target
+from ..kernels import paged_attention, paged_attention_kernel, paged_attention_tiles
+from ..kernels.paged_attention import prefill_source
+from ..kernels.paged_attention_tiles import (
+    PREFILL,
+    SPACE,
+    Problem,
+    Tiles,
+    block,
+    default_tiles,
+    shared_bytes,
+)
+from ..source import KernelSource
+from .problem import bases_of, layouts_of
+from .template import Facts, Sizes, Template, int_, sensible, with_default
+
+TOKENS = 2048
+"""Tokens of the one sequence that prefill is timed on."""
+
+_PAGE = 16  # where the graph leaves it open
+_STEP_KEYS = 24  # what a step costs beside its products, in keys
+_REGISTERS = 160  # float32 values of sums, scores and weights that a thread may hold
+
+
+class PagedAttention(Template):
+    """The kernel for any mix of tokens, where they are more than the sequences.
+
+    It has one cut, so there is one problem (`prefill_sizes`): one sequence of 2048 tokens, all of
+    them new. Steps with other numbers of tokens, and mixed ones, take what is best there. The
+    kernel does not know the page size where the graph leaves it open; it is timed with 16.
+    """
+
+    name = "paged_attention"
+    # Set by hand, until a space is measured: products and their steps decide, not what is on its
+    # way.
+    constants = Constants(tensor=0.554, tail=0.5, step=0.0, many_warps=0.0, few_warps=0.1)
+    modules = (paged_attention, paged_attention_kernel, paged_attention_tiles)
+
+    def takes(self, node: Node) -> bool:
+        """A ``paged_attention`` with ``query_start`` that the kernel computes."""
+        if node.op != "paged_attention" or node.args[5] is None:
+            return False
+        return Problem.of(node, layouts_of(node)) is not None
+
+    def serves(self, node: Node, target: Target) -> bool:
+        """Also some tile fits the target."""
+        return self.takes(node) and default_tiles(problem_of(node), target, PREFILL) is not None
+
+    def facts(self, node: Node, sizes: Sizes) -> Facts:
+        """Heads, head dims, page, what is added to scores and who sees whom; tokens."""
+        p = problem_of(node)
+        further = ["sinks" if node.args[6] else "", "alibi" if node.args[7] else ""]
+        further += ["softcap" if p.softcap is not None else ""]
+        further += ["causal" if node.attr("causal") else ""]
+        return (
+            ("dtype", str(node.dtype)),
+            ("with", " ".join(filter(None, further))),
+            ("window", p.window or 0),
+            ("heads", p.heads),
+            ("kv_heads", p.kv_heads),
+            ("head_dim", p.head_dim),
+            ("value_dim", p.value_dim),
+            ("page_size", evaluate(node.operands[1].shape[1], sizes)),
+            ("sequences", evaluate(p.num_seqs, sizes)),
+            ("tokens", evaluate(p.num_tokens, sizes)),
+        )
+
+    def space(self, node: Node, sizes: Sizes, target: Target) -> Space:
+        """Tiles, warps and stages."""
+        p, default = problem_of(node), self.default(node, sizes, target)
+        return Space(
+            tuple(
+                with_default(name, values, int_(default, name)) for name, values in SPACE.items()
+            ),
+            (
+                Constraint(
+                    "a row for each head of a group",
+                    lambda c: int_(c, "block_m") >= block(p.chunk_heads),
+                ),
+                Constraint(
+                    "what the block's shared memory holds",
+                    lambda c: shared_bytes(p, tiles_of(c)) <= target.shared_memory_per_block,
+                ),
+                sensible(
+                    default,
+                    "16 rows a warp, or 16 keys, at least",
+                    lambda c: (
+                        16 * int_(c, "num_warps") <= max(int_(c, "block_m"), int_(c, "block_n"))
+                    ),
+                ),
+                sensible(
+                    default,
+                    "sums and scores that registers hold",
+                    lambda c: _held(p, tiles_of(c)) <= _REGISTERS,
+                ),
+            ),
+        )
+
+    def default(self, node: Node, sizes: Sizes, target: Target) -> Config:
+        """``default_tiles``, those for prefill."""
+        tiles = default_tiles(problem_of(node), target, PREFILL)
+        assert tiles is not None, "what the template takes has a default"
+        return config_of(tiles)
+
+    def source(
+        self, node: Node, config: Config, sizes: Sizes, target: Target
+    ) -> KernelSource | None:
+        """The kernel with this one cut."""
+        return prefill_source(problem_of(node), tiles_of(config))
+
+    def work(self, node: Node, config: Config, sizes: Sizes, target: Target) -> Work:
+        """Queries, keys, values and results once; keys and values, as far as they are seen, by
+        every block of rows.
+        """
+        p, tiles = problem_of(node), tiles_of(config)
+        tokens, size = evaluate(p.num_tokens, sizes), node.dtype.bytes
+        a_block = tiles.block_m // p.chunk_heads
+        blocks = math.ceil(tokens / a_block)
+        seen = [_tiles_seen(p, tiles, index * a_block, tokens) for index in range(blocks)]
+        groups = p.kv_heads * p.head_chunks
+        dims = p.head_dim + p.value_dim
+        padded = block(p.head_dim) + block(p.value_dim)
+        q_and_out = tokens * p.heads * dims * size
+        walked = groups * sum(seen) * tiles.block_n * dims * size
+        resident = target.shared_memory_per_sm // (shared_bytes(p, tiles) + 1024)
+        return Work(
+            dram_bytes=float(q_and_out + tokens * p.kv_heads * dims * size),
+            l2_bytes=float(q_and_out + walked),
+            flops=2.0 * groups * sum(seen) * tiles.block_m * (tiles.block_n + _STEP_KEYS) * padded,
+            dtype=str(node.dtype.torch).removeprefix("torch."),
+            programs=blocks * groups,
+            blocks_per_sm=max(1, min(resident, 2048 // (32 * tiles.num_warps))),
+            bytes_in_flight=float(max(1, tiles.num_stages - 1) * tiles.block_n * dims * size),
+            steps=math.ceil(sum(seen) / blocks),
+            stages=tiles.num_stages,
+            warps=tiles.num_warps,
+            accumulators=_held(p, tiles),
+        )
+
+    def numerics(self, config: Config) -> str:
+        """A row adds up its tiles of keys one after the other; rows and warps decide which
+        instruction multiplies, and between whom a row of weights is added up.
+        """
+        return " ".join(f"{n}={config[n]}" for n in ("block_m", "block_n", "num_warps"))
+
+    def operands(
+        self, node: Node, sizes: Sizes, device: torch.device, seed: int
+    ) -> Sequence[torch.Tensor | None]:
+        """Random pages in random places; sequences that share the tokens evenly, all new."""
+        generator = torch.Generator(device).manual_seed(seed)
+        made: dict[Node, torch.Tensor] = {}
+        tables, lens, starts = node.operands[3:6]
+        pages = evaluate(node.operands[1].shape[0], sizes)
+        batch, tokens = (evaluate(node.operands[i].shape[0], sizes) for i in (4, 0))
+        begins = torch.tensor([tokens * index // batch for index in range(batch + 1)])
+        for base in bases_of(node):
+            if base is None or base in made:
+                continue
+            shape = [evaluate(size, sizes) for size in base.shape]
+            if base is tables:
+                ids = torch.randperm(pages, generator=generator, device=device)
+                value = ids[: shape[0] * shape[1]].view(shape)
+            elif base is lens:
+                value = begins.diff().to(device)
+            elif base is starts:
+                value = begins.to(device)
+            else:
+                value = torch.randn(shape, generator=generator, device=device)
+            made[base] = value.to(base.dtype.torch)
+        return [None if base is None else made[base] for base in bases_of(node)]
+
+
+def prefill_sizes(node: Node, tokens: int = TOKENS) -> Sizes:
+    """The symbols' values for one sequence of so many tokens, all of them new."""
+    q, k_cache, tables, lens = (node.operands[index] for index in (0, 1, 3, 4))
+    page = k_cache.shape[1] if isinstance(k_cache.shape[1], int) else _PAGE
+    pages = math.ceil(tokens / page)
+    wanted = (
+        (q.shape[0], tokens),
+        (lens.shape[0], 1),
+        (k_cache.shape[1], page),
+        (tables.shape[1], pages),
+        (k_cache.shape[0], pages),
+    )
+    return {str(size): value for size, value in wanted if not isinstance(size, int)}
+
+
+def problem_of(node: Node) -> Problem:
+    """The problem of a call that the template takes."""
+    found = Problem.of(node, layouts_of(node))
+    assert found is not None, "asked of a call that the template takes"
+    return found
+
+
+def config_of(tiles: Tiles) -> Config:
+    """A cut as the tuner has it."""
+    return Config(tuple(asdict(tiles).items()))
+
+
+def tiles_of(config: Config | Mapping[str, Value]) -> Tiles:
+    """The cut of a config."""
+    return Tiles(*(int_(config, field.name) for field in fields(Tiles)))
+
+
+def _tiles_seen(problem: Problem, tiles: Tiles, first: int, tokens: int) -> int:
+    """Tiles of keys that a block of rows walks, whose first token is ``first`` of the sequence."""
+    high, low = tokens, 0
+    if problem.node.attr("causal"):
+        high = min(tokens, first + tiles.block_m // problem.chunk_heads)
+    if problem.window is not None:
+        low = max(first - problem.window + 1, 0)
+    return math.ceil(high / tiles.block_n) - low // tiles.block_n
+
+
+def _held(problem: Problem, tiles: Tiles) -> float:
+    """Float32 sums, scores and weights that a thread has at once."""
+    columns = block(problem.value_dim) + 1.5 * tiles.block_n
+    return tiles.block_m * columns / (32 * tiles.num_warps)

@@ -1,0 +1,1 @@
+"""Reports of tuning studies: one HTML page, or tables of the terminal."""
