@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .autotune.effort import TuneConfig
     from .compiler.api import compile
     from .compiler.options import KVCacheConfig
+    from .passes.schemes.config import QuantConfig
     from .runtime.engine import Engine, load
     from .runtime.output import Completion
     from .runtime.params import SamplingParams
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 _HOME = {  # public name → the module that defines it
     "compile": ".compiler.api",
     "KVCacheConfig": ".compiler.options",
+    "QuantConfig": ".passes.schemes.config",
     "Engine": ".runtime.engine",
     "load": ".runtime.engine",
     "Completion": ".runtime.output",
@@ -37,6 +39,7 @@ __all__ = [
     "Completion",
     "Engine",
     "KVCacheConfig",
+    "QuantConfig",
     "SamplingParams",
     "Target",
     "TuneConfig",

@@ -16,11 +16,12 @@ from ..autotune.effort import TuneConfig, effort_of
 from ..codegen.base import Backend, get_backend
 from ..codegen.triton.workers import kept_workers
 from ..errors import CaptureError, UnsupportedError, UsageError
-from ..formats.tokenizer import Tokenizer
 from ..formats.weights import Weight, apply_weight
 from ..ir.dims import is_name
 from ..ir.graph import Graph
 from ..passes.driver import PassRecord
+from ..passes.quantize import Recipe
+from ..passes.schemes import QuantConfig
 from ..runtime.engine import CausalLMEngine, Engine, ModuleEngine, runs_here, start
 from ..runtime.image import DecodePart, EngineImage, LMConfig, Signature
 from ..runtime.structure import flatten
@@ -35,7 +36,8 @@ from .lowering import lower, output_structure
 from .lowering.symbols import Sizes
 from .module_lm import capture_module_lm, example_ids, lower_module_lm
 from .options import DEFAULT_CONTEXT, CompileOptions, KVCacheConfig, resolve_options
-from .sources import Source, open_source
+from .quantizing import make_recipe, quality_of
+from .sources import Source, open_source, source_tokenizer
 
 T = TypeVar("T")
 Progress = Callable[[str, float], None]
@@ -65,6 +67,7 @@ def compile(
     *,
     target: str | Target = "auto",
     backend: str = "auto",
+    quantize: str | QuantConfig | None = None,
     kv_cache: str | KVCacheConfig | None = "auto",
     dtype: str | torch.dtype = "auto",
     max_model_len: int | None = None,
@@ -85,6 +88,8 @@ def compile(
         example_inputs: a tuple or dict of tensors; needed for a plain nn.Module only.
         target: "auto" (this machine), a name of `tilewright targets`, or a Target.
         backend: "auto", "triton", "onnxruntime" or "eager".
+        quantize: of the linears: "int8-weight", "int8", "fp8", "fp8-tensor", "fp8-block",
+            "fp8-weight", "int4" or a QuantConfig; the last product and embeddings stay.
         kv_cache: "auto", "paged", "static", a KVCacheConfig; None compiles a causal LM as a plain
             module. A plain nn.Module becomes a causal LM too if its only example input is token ids
             i64[1, S], dynamic_shapes is None, and it gives logits [1, S, V] over their vocabulary,
@@ -119,6 +124,7 @@ def compile(
     options = resolve_options(
         target=target,
         backend=backend,
+        quantize=quantize,
         kv_cache=kv_cache,
         dtype=dtype,
         max_model_len=max_model_len,
@@ -130,11 +136,14 @@ def compile(
         memory_fraction=memory_fraction,
         tune=tune,
     )
-    phases = Phases(progress)
+    return _started(model, Inputs(example_inputs, dynamic_shapes), options, Phases(progress))
+
+
+def _started(model: object, inputs: Inputs, options: CompileOptions, phases: Phases) -> Engine:
     image = phases.run(
         "compile",
         0.0,
-        lambda: compile_image(model, example_inputs, dynamic_shapes, options, phases),
+        lambda: compile_image(model, inputs.examples, inputs.dynamic_shapes, options, phases),
     )
     if not runs_here(options.target):
         return Engine(image)
@@ -220,7 +229,7 @@ def _compile_lm(
     ids = _sample_ids(graph, limit)
     image, final = _finish(source, captured, graph, options, phases, (ids,), limit)
     return replace(
-        image, lm=_lm_config(source, options, final, limit), tokenizer=_tokenizer(source)
+        image, lm=_lm_config(source, options, final, limit), tokenizer=source_tokenizer(source)
     )
 
 
@@ -255,9 +264,10 @@ def _finish(
     """
     cache = None if limit is None else options.cache
     backend = get_backend(options.backend)
-    checks = Checks(source, options, backend, limit)
+    recipe = phases.run("calibrate", 0.41, lambda: make_recipe(graph, source, options, limit))
+    checks = Checks(source, options, backend, limit, recipe)
     if effort_of(options.tune).measures and not options.deterministic:
-        phases.run("tune", 0.42, lambda: _tune(graph, cache, backend, options, limit))
+        phases.run("tune", 0.42, lambda: _tune(graph, cache, backend, options, limit, recipe))
     phases.run("verify", 0.45, checks.on_one_of_each_layer)
     passed = phases.run(
         "passes",
@@ -270,6 +280,7 @@ def _finish(
             samples,
             options.page_size,
             options.deterministic,
+            recipe,
         ),
     )
     lowered = phases.run(
@@ -286,6 +297,7 @@ def _finish(
         ),
     )
     phases.run("check", 0.85, lambda: checks.of_programs(passed, lowered, samples))
+    quality = phases.run("assess", 0.87, lambda: quality_of(graph, source, recipe, limit))
     final, general = passed.final, lowered.general
     image = EngineImage(
         graph.name,
@@ -296,7 +308,9 @@ def _finish(
         lowered.files,
         {name: weight for name, weight in final.weights.items() if name in lowered.weights},
         _texts(graph, passed.records),
-        make_report(source, captured, passed, lowered, phases.seconds, checks.largest_error),
+        make_report(
+            source, captured, passed, lowered, phases.seconds, checks.largest_error, recipe, quality
+        ),
         decode=None
         if lowered.decode is None
         else DecodePart(lowered.decode.program, _texts(passed.fork, passed.decode_records)),
@@ -305,12 +319,18 @@ def _finish(
 
 
 def _tune(
-    graph: Graph, cache: CacheKind, backend: Backend, options: CompileOptions, limit: int | None
+    graph: Graph,
+    cache: CacheKind,
+    backend: Backend,
+    options: CompileOptions,
+    limit: int | None,
+    recipe: Recipe | None,
 ) -> None:
     """Measures what the store does not know of the kernels of all graphs."""
     from .tuning import tune_graphs  # brings the templates, and with them Triton
 
-    passed = pass_graphs(graph, cache, backend, "off", None, options.page_size)
+    page = options.page_size
+    passed = pass_graphs(graph, cache, backend, "off", None, page, recipe=recipe)
     tune_graphs(passed.decode, passed.final, options, limit)
 
 
@@ -410,19 +430,6 @@ def _lm_config(source: Source, options: CompileOptions, graph: Graph, limit: int
         source.eos_token_ids,
         options.memory_fraction,
     )
-
-
-def _tokenizer(source: Source) -> Tokenizer | None:
-    if source.tokenizer is None:
-        return None
-    if source.kind == "gguf":
-        from ..formats.gguf import GGUFCheckpoint
-        from ..formats.gguf_tokenizer import read_gguf_tokenizer
-
-        return read_gguf_tokenizer(GGUFCheckpoint(source.tokenizer))
-    from ..formats.hf_tokenizer import read_hf_tokenizer
-
-    return read_hf_tokenizer(source.tokenizer)
 
 
 def _signature(captured: Captured) -> Signature:

@@ -12,6 +12,8 @@ from ..codegen.base import Backend, Lowered
 from ..codegen.triton.interpreted import can_interpret
 from ..ir.graph import Graph, param_name
 from ..ir.interpreter import interpret
+from ..passes.driver import VerifyLevel
+from ..passes.quantize import Recipe
 from ..runtime.runner import ProgramRunner
 from ..targets import Target
 from .graphs import LoweredGraphs, Passed, lower_graphs, pass_graphs
@@ -34,6 +36,7 @@ class Checks:
         options: of the compile; ``verify`` says how much is compared.
         backend: whose Program is compared.
         limit: longest sequence of a causal LM, None for plain modules.
+        recipe: of the linears that are quantized.
 
     Attributes:
         level: what is left for the passes over the whole model to check.
@@ -42,8 +45,14 @@ class Checks:
     """
 
     def __init__(
-        self, source: Source, options: CompileOptions, backend: Backend, limit: int | None
+        self,
+        source: Source,
+        options: CompileOptions,
+        backend: Backend,
+        limit: int | None,
+        recipe: Recipe | None = None,
     ) -> None:
+        self.recipe = recipe
         self.source, self.options, self.backend, self.limit = source, options, backend, limit
         self.level = options.verify
         self.largest_error: float | None = None
@@ -64,7 +73,13 @@ class Checks:
         ids = (torch.randint(vocabulary, (1, 8), generator=torch.Generator().manual_seed(0)),)
         cache, page_size = self.options.cache, self.options.page_size
         exact = self.options.deterministic
-        passed = pass_graphs(graph, cache, self.backend, "structure", ids, page_size, exact)
+
+        def passed_at(level: VerifyLevel) -> Passed:
+            return pass_graphs(
+                graph, cache, self.backend, level, ids, page_size, exact, self.recipe
+            )
+
+        passed = passed_at("structure")
         most = self.options.max_batch_size
         lowered = lower_graphs(
             passed,
@@ -80,7 +95,7 @@ class Checks:
         if error is None:
             with ThreadPoolExecutor(1) as beside:  # most of the other's work is in processes
                 of_programs = beside.submit(self._error, passed, lowered, ids)
-                checked = pass_graphs(graph, cache, self.backend, "full", ids, page_size, exact)
+                checked = passed_at("full")
                 records = (*checked.records, *checked.decode_records)
                 error = max([of_programs.result(), *(r.max_error or 0.0 for r in records)])
             remember(key, error)

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 
 from ..codegen.base import Lowered
 from ..codegen.program import Json
-from ..ir.graph import param_name
+from ..ir.graph import Graph, param_name
 from ..passes.driver import PassRecord
+from ..passes.quantize import Recipe
 from .capture_types import Captured
 from .graphs import LoweredGraphs, Passed
 from .lowering import foreign_ops
+from .quality.report import Quality
+from .quantizing import before_quantizing, quantization_facts
 from .sources import Source
 
 
@@ -22,6 +25,8 @@ def make_report(
     lowered: LoweredGraphs,
     seconds: Mapping[str, float],
     largest_error: float | None,
+    recipe: Recipe | None = None,
+    quality: Quality | None = None,
 ) -> dict[str, Json]:
     """The report that `Engine.report()` gives and ``report.json`` holds.
 
@@ -30,7 +35,8 @@ def make_report(
     or library with Triton, aten, else the backend; of calls that stand for one another each
     counts), ``decode_calls`` likewise (none where decode steps have no Program of their own),
     ``fallbacks`` (notes of the backend), ``aten`` (calls that run as torch defines them),
-    ``largest_error`` (relative, of a pass or a Program), ``parameters`` and ``weight_bytes``.
+    ``largest_error`` (relative, of a pass or a Program), ``parameters``, ``weight_bytes`` and
+    ``quantization`` (compiler/quantizing.py; None without).
     """
     graph, general, decode = passed.final, lowered.general, lowered.decode
     weights = [graph.weights[param_name(node)] for node in graph.params]
@@ -52,9 +58,16 @@ def make_report(
         "fallbacks": fallbacks,
         "aten": foreign,
         "largest_error": largest_error,
-        "parameters": sum(sizes),
+        "parameters": sum(_numel(weight.shape) for weight in _whole(passed).weights.values()),
         "weight_bytes": sum(n * w.dtype.itemsize for n, w in zip(sizes, weights, strict=True)),
+        "quantization": None if recipe is None else quantization_facts(passed, recipe, quality),
     }
+
+
+def _whole(passed: Passed) -> Graph:
+    """The graph whose weights are the model's parameters: those before any are cut into parts."""
+    quantizes = any(record.name == "quantize" for record in passed.records)
+    return before_quantizing(passed) if quantizes else passed.final
 
 
 def _model(source: Source) -> Json:

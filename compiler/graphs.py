@@ -19,6 +19,7 @@ from ..passes.driver import PassRecord, VerifyLevel, run_passes
 from ..passes.fuse import FUSE
 from ..passes.one_token import takes_one_token
 from ..passes.pipeline import decode_pipeline, pipeline
+from ..passes.quantize import Recipe
 from ..runtime.decode_graphs import obstacles
 from ..targets import Target
 
@@ -86,16 +87,17 @@ def pass_graphs(
     samples: Tensors | None,
     page_size: int,
     deterministic: bool = False,
+    recipe: Recipe | None = None,
 ) -> Passed:
     """Runs the pipelines, each pass checked as ``run_passes`` does.
 
-    A ``deterministic`` model has no decode graph: a step alone and a step among others are one
-    graph's, and one set of kernels'.
+    A ``recipe`` says which linears are quantized, and how. A ``deterministic`` model has no decode
+    graph: a step alone and a step among others are one graph's, and one set of kernels'.
 
     Raises:
         VerificationError: a pass whose result is ill-formed or computes something else.
     """
-    steps = pipeline(cache, backend.fuses, deterministic)
+    steps = pipeline(cache, backend.fuses, deterministic, recipe)
     loaded: dict[Weight, torch.Tensor] = {}
     final, records = run_passes(captured, steps, level=level, samples=samples, loaded=loaded)
     fork = _before_fusion(captured, steps, records)

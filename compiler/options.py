@@ -13,6 +13,7 @@ from ..autotune.store import Store
 from ..codegen.base import KVCacheKind, backend_names, get_backend
 from ..errors import UnsupportedError, UsageError
 from ..passes.driver import VerifyLevel
+from ..passes.schemes import QuantConfig, resolve_config
 from ..settings import current
 from ..targets import Target
 
@@ -62,6 +63,7 @@ class CompileOptions:
         deterministic: whether a row's numbers depend on no other row.
         memory_fraction: of the device's memory that an engine may take.
         tune: what may be spent on measuring kernels.
+        quantize: how linears are quantized, resolved; None for not at all.
     """
 
     target: Target
@@ -78,6 +80,7 @@ class CompileOptions:
     deterministic: bool = False
     memory_fraction: float = 0.9
     tune: str | TuneConfig = "cached"
+    quantize: QuantConfig | None = None
 
     @property
     def records(self) -> Store | None:
@@ -101,6 +104,7 @@ def resolve_options(
     deterministic: bool = False,
     memory_fraction: float = 0.9,
     tune: str | TuneConfig = "cached",
+    quantize: str | QuantConfig | None = None,
 ) -> CompileOptions:
     """Checks the options that a user gave, and fills in what "auto" means here.
 
@@ -142,6 +146,7 @@ def resolve_options(
         deterministic,
         float(memory_fraction),
         _tune(tune, device, name, deterministic),
+        None if quantize is None else resolve_config(quantize, device),
     )
 
 

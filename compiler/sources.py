@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointError, UsageError
+from ..formats.tokenizer import Tokenizer
 from ..formats.weights import Held, Weight
 from .hf_config import max_positions
 
@@ -258,3 +259,17 @@ def _from_gguf(path: Path, dtype: torch.dtype | None) -> Source:
         max_position_embeddings=max_positions(config),
         tokenizer=path,
     )
+
+
+def source_tokenizer(source: Source) -> Tokenizer | None:
+    """The tokenizer of a folder or file, None where there is none."""
+    if source.tokenizer is None:
+        return None
+    if source.kind == "gguf":
+        from ..formats.gguf import GGUFCheckpoint
+        from ..formats.gguf_tokenizer import read_gguf_tokenizer
+
+        return read_gguf_tokenizer(GGUFCheckpoint(source.tokenizer))
+    from ..formats.hf_tokenizer import read_hf_tokenizer
+
+    return read_hf_tokenizer(source.tokenizer)

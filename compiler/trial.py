@@ -30,7 +30,7 @@ from ..ir.graph import Graph, param_name
 from ..ir.interpreter import Value, interpret
 from ..ir.node import Node
 from ..ir.parser import parse_graph
-from ..passes.driver import largest_error
+from ..passes.driver import largest_error, least_tolerance
 from ..passes.sample_tokens import tokens_of
 from ..runtime.runner import ProgramRunner
 from .spot_check import LARGE, SpotCheckedKernel
@@ -170,7 +170,8 @@ def outputs_error(
     tokens = tokens_of(graph, inputs, found["logits"]) if "tokens" in wanted else None
     if tokens is not None:
         wanted["tokens"] = tokens
-    return largest_error(culprit, list(wanted.values()), [found[name] for name in wanted])
+    outputs = [found[name] for name in wanted]
+    return largest_error(culprit, list(wanted.values()), outputs, least_tolerance(graph))
 
 
 def _drawn(shape: Sequence[object], dtype: torch.dtype) -> torch.Tensor:

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .weight_quant import QUANTIZING
+
 AttrValue = int | float | str | tuple[int, ...] | torch.dtype
 Operand = tuple[tuple[int, ...], torch.dtype] | int | float
 
@@ -64,12 +66,15 @@ class WeightOp:
         function: takes the operands positionally and the attributes by keyword.
         scalars: whether plain numbers may stand among the operands.
         elementwise: whether it broadcasts its operands and works on each element alone.
+        result: shape and dtype of the result, from those of the operands and the attributes; where
+            running the function on meta tensors would not tell.
     """
 
     name: str
     function: Callable[..., Tensor]
     scalars: bool = False
     elementwise: bool = False
+    result: Callable[..., tuple[tuple[int, ...], torch.dtype]] | None = None
 
     @property
     def attributes(self) -> tuple[str, ...]:
@@ -108,6 +113,8 @@ class WeightOp:
             operands: (shape, dtype) of each weight, or a plain number.
             attrs: bound attributes.
         """
+        if self.result is not None:
+            return self.result(*operands, **attrs)
         shapes = [operand[0] for operand in operands if isinstance(operand, tuple)]
         if not self.elementwise and self.name != "concat":
             metas = [
@@ -246,5 +253,6 @@ WEIGHT_OPS: Mapping[str, WeightOp] = {
     **{name: WeightOp(name, function) for name, function in _SHAPING.items()},
     **{name: WeightOp(name, function, True, True) for name, function in _ARITHMETIC.items()},
     **{name: WeightOp(name, _unary(function), False, True) for name, function in _UNARY.items()},
+    **{name: WeightOp(name, made, result=result) for name, (made, result) in QUANTIZING.items()},
 }
 """Every load-time operation by name."""

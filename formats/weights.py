@@ -17,14 +17,15 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..errors import GraphError
+from ..errors import CheckpointError, GraphError
 from .checkpoint import Checkpoint
 from .made import Full, Random
 from .weight_base import HOST, Leaf, Placement, Weight
 from .weight_ops import WEIGHT_OPS, AttrValue, show_value
+from .weight_quant import QUANTIZING, NotFiniteError
 
-FOLDABLE: frozenset[str] = frozenset(WEIGHT_OPS)
-"""Names of the operations that may be applied to weights ahead of time."""
+FOLDABLE: frozenset[str] = frozenset(WEIGHT_OPS) - frozenset(QUANTIZING)
+"""Names of the operations of graphs that may be applied to weights ahead of time."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -106,7 +107,10 @@ class Apply(Weight):
             # Cut on the host, where it is a view: no more is brought than is used.
             return place.bring(function(self.args[0].read(), **attrs))
         operands = [arg.value(place) if isinstance(arg, Weight) else arg for arg in self.args]
-        return function(*operands, **attrs)
+        try:
+            return function(*operands, **attrs)
+        except NotFiniteError as error:
+            raise _not_finite(self, str(error)) from error
 
     def write(self, out: torch.Tensor, place: Placement = HOST) -> None:
         """Evaluate into `out`; a concatenation part by part, so that no two are in memory."""
@@ -146,7 +150,7 @@ def apply_weight(op: str, args: tuple[Weight | int | float, ...], **attrs: AttrV
     """Apply a load-time operation to weights; nothing is loaded.
 
     Args:
-        op: a name in `FOLDABLE`.
+        op: a name in `WEIGHT_OPS`.
         args: weights, and for the arithmetic plain numbers too.
         attrs: the attributes, e.g. `dim=0` of "concat"; negative dims count from the end.
 
@@ -192,6 +196,20 @@ def weight_leaves(weight: Weight) -> Iterator[Weight]:
     for arg in weight.args:
         if isinstance(arg, Weight):
             yield from weight_leaves(arg)
+
+
+def _not_finite(weight: Weight, found: str) -> CheckpointError:
+    """The error of a weight that cannot be quantized; it names the tensor."""
+    leaves = list(dict.fromkeys(weight_leaves(weight)))
+    guilty = [
+        leaf for leaf in leaves if not bool(torch.isfinite(leaf.value().float()).all())
+    ] or leaves
+    return CheckpointError(
+        f"weight {', '.join(map(str, guilty))}",
+        expected="finite numbers, which have codes to be quantized to",
+        found=found,
+        remedy="Restore the tensor, or keep its product as it is: QuantConfig(skip=(PATTERN,)).",
+    )
 
 
 __all__ = [

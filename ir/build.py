@@ -64,6 +64,16 @@ def cast(x: Node, dtype: DType) -> Node:
     return x if x.dtype is dtype else make("cast", x, dtype=dtype)
 
 
+def rebuild(node: Node, values: Mapping[Node, Node]) -> Node:
+    """``node`` with its operands looked up in ``values``, its type inferred anew where one
+    changed.
+    """
+    args = tuple(None if arg is None else values.get(arg, arg) for arg in node.args)
+    if all(a is b for a, b in zip(args, node.args, strict=True)):
+        return node
+    return make(node.op, *args, **dict(node.attrs))
+
+
 def _const_value(value: float | int | bool, dtype: DType) -> float | int | bool:
     if dtype.is_float or dtype.is_complex:
         return float(value)

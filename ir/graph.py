@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
@@ -120,6 +120,28 @@ class Graph:
     def with_weights(self, weights: Mapping[str, Weight]) -> Graph:
         """The same graph with ``weights`` added."""
         return replace(self, weights={**self.weights, **weights})
+
+    def replace_param(
+        self,
+        old: str,
+        parts: Mapping[str, Weight],
+        expr: Callable[[Mapping[str, Node]], Node],
+        readers: Collection[Node] | None = None,
+    ) -> Graph:
+        """The same graph with a weight in parts, and an expression over them in its place.
+
+        Args:
+            old: name of the param.
+            parts: weights by suffix; they are entered as ``<old>.<suffix>``.
+            expr: gives the value, of the param's type, from the params of the parts by suffix.
+            readers: the nodes that read the value; None for all that read the param.
+
+        Raises:
+            GraphError: no such param, a part whose name is taken, or a value of another type.
+        """
+        from .replace import Swap, replace_params
+
+        return replace_params(self, {old: Swap(parts, expr, readers)})
 
 
 def input_name(node: Node) -> str:

@@ -41,7 +41,7 @@ def interpret(
     """
     bindings = bind_symbols(graph, inputs)
     values: dict[Node, Value] = dict(zip(graph.inputs, inputs, strict=True))
-    last_use = _last_uses(graph)
+    last_use = last_uses(graph)
     for node in graph.nodes:
         if node.op == "param":
             values[node] = _weight(graph, node, weights)
@@ -135,8 +135,8 @@ def _described(value: object) -> str:
     return type(value).__name__
 
 
-def _last_uses(graph: Graph) -> dict[Node, list[Node]]:
-    """For each node the values nobody needs after it."""
+def last_uses(graph: Graph) -> dict[Node, list[Node]]:
+    """For each node the values that nobody needs after it; outputs are needed to the end."""
     kept, last = set(graph.outputs), dict[Node, Node]()
     for node in graph.nodes:
         for operand in node.operands:

@@ -14,11 +14,13 @@ from .fuse_linears import FUSE_LINEARS
 from .kv_cache import PAGED_CACHE, SLOT_CACHE
 from .merge_projections import MERGE_PROJECTIONS
 from .one_token import one_token_pass
+from .quantize import Recipe, quantize_pass
 from .recognize_attention import RECOGNIZE_ATTENTION
 from .recognize_gated import RECOGNIZE_GATED
 from .recognize_norm import RECOGNIZE_NORM
 from .recognize_rope import RECOGNIZE_ROPE
 from .sample_tokens import SAMPLE_TOKENS
+from .smooth import smooth_pass
 
 _CACHES: dict[str | None, tuple[Pass, ...]] = {
     None: (),
@@ -28,7 +30,10 @@ _CACHES: dict[str | None, tuple[Pass, ...]] = {
 
 
 def pipeline(
-    cache: Literal["paged", "slot"] | None, fuses: bool = False, deterministic: bool = False
+    cache: Literal["paged", "slot"] | None,
+    fuses: bool = False,
+    deterministic: bool = False,
+    recipe: Recipe | None = None,
 ) -> tuple[Pass, ...]:
     """The passes from a captured graph to one that backends lower.
 
@@ -38,6 +43,7 @@ def pipeline(
         fuses: whether the backend makes one kernel of a fused group; others fuse by themselves, and
             see more in single ops.
         deterministic: whether products are computed by kernels of ours, row by row.
+        recipe: of the linears to quantize; None for none.
     """
     return (
         # One spelling for each value; what depends on weights alone becomes a weight.
@@ -58,11 +64,19 @@ def pipeline(
         # What the rewrites left: reshapes and permutes that cancel, weights to fold.
         CANONICALIZE,
         FOLD_WEIGHTS,
+        # Merged and folded weights become codes.
+        *(() if recipe is None else quantizing(recipe)),
         # What can share a kernel.
         *((FUSE_APPEND,) if fuses and cache == "paged" else ()),
         *((FUSE_LINEARS,) if fuses and deterministic else ()),
         *((FUSE,) if fuses else ()),
     )
+
+
+def quantizing(recipe: Recipe) -> tuple[Pass, ...]:
+    """The passes that quantize by a recipe: scales move into weights before these are rounded."""
+    smoothing = (smooth_pass(recipe.smooth),) if recipe.smooth else ()
+    return (*smoothing, quantize_pass(recipe))
 
 
 def decode_pipeline(page_size: int | None) -> tuple[Pass, ...]:

@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from ..errors import GraphError
 from ..ir.build import make, param
+from ..ir.build import rebuild as rebuild
 from ..ir.dtypes import DType
 from ..ir.graph import Graph, Weight
 from ..ir.node import Attr, Node
@@ -117,16 +118,6 @@ def substitute(graph: Graph, replacements: Mapping[Node, Node]) -> Graph:
         if node not in values:
             values[node] = rebuild(node, values)
     return graph.with_outputs(tuple(values[output] for output in graph.outputs))
-
-
-def rebuild(node: Node, values: Mapping[Node, Node]) -> Node:
-    """``node`` with its operands looked up in ``values``, its type inferred anew where one
-    changed.
-    """
-    args = tuple(None if arg is None else values.get(arg, arg) for arg in node.args)
-    if all(a is b for a, b in zip(args, node.args, strict=True)):
-        return node
-    return make(node.op, *args, **dict(node.attrs))
 
 
 class _Sweep:

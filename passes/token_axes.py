@@ -32,7 +32,7 @@ def token_axes(graph: Graph, ids: Node) -> dict[Node, Axis]:
     size = ids.shape[1]
     axes: dict[Node, Axis] = {}
     for node in graph.nodes:
-        axes[node] = 1 if node is ids else _axis(node, axes, size)
+        axes[node] = 1 if node is ids else axis_of(node, axes, size)
         _check_shape(node, axes[node], size)
     return axes
 
@@ -56,7 +56,12 @@ def mixes(node: Node, why: str) -> UnsupportedError:
     )
 
 
-def _axis(node: Node, axes: Axes, size: Size) -> Axis:
+def axis_of(node: Node, axes: Axes, size: Size) -> Axis:
+    """The token axis of a node, given those of its operands and the number of tokens.
+
+    Raises:
+        UnsupportedError: it mixes tokens.
+    """
     carried = {axes[operand] for operand in node.operands} - {None}
     if not carried:
         return _source_axis(node, axes, size)
@@ -241,8 +246,21 @@ def _experts(node: Node, axes: Axes) -> Axis:
     return 0
 
 
+def _scaled(node: Node, axes: Axes) -> Axis:
+    xq, xs, *weights = node.args
+    assert xq is not None and xs is not None
+    axis = axes[xq]
+    shared = axes[xs] is None and xs.type.numel == 1  # a scale known before any token
+    free = all(w is None or axes[w] is None for w in weights)
+    if axis is None or axis == xq.type.rank - 1 or not free or not (shared or axes[xs] == axis):
+        raise mixes(node, "a product over tokens, or scales of other tokens")
+    return axis
+
+
 _RULES: dict[str, Callable[[Node, Axes], Axis]] = {
     "linear": _last,
+    "quantize_rows": _last,
+    "scaled_linear": _scaled,
     "rms_norm": _last,
     "layer_norm": _last,
     "softmax": _dim,

@@ -27,4 +27,7 @@ CONVERTERS: dict[str, Converter] = {
     **control.CONVERTERS,
 }
 # Caches in pages are for backends that address memory freely; aten is torch itself.
-WITHOUT = frozenset({"aten", "append_kv", "kv_write", "paged_attention", "sample"})
+WITHOUT = frozenset(
+    {"aten", "append_kv", "kv_write", "paged_attention", "sample"}
+    | {"dequantize", "quantize_rows", "scaled_linear"}
+)

@@ -219,12 +219,14 @@ class _Lowering:
         self.calls.append(eager_call(node, self.buffers))
         if node.op not in _FREE:
             what = node.attr("target") if node.op == "aten" else node.op
-            self.notes.append(f"{what}: runs in torch, no kernel takes {node.value_type}")
+            types = ", ".join(map(str, node.types))
+            self.notes.append(f"{what}: runs in torch, no kernel takes {types}")
 
 
 _FREE = frozenset({"const", "iota", "dim_value"})
 _SUMS = frozenset(
     {"linear", "matmul", "conv", "attention", "paged_attention", "moe_experts", "fused", "cumsum"}
+    | {"scaled_linear"}
 )
 
 

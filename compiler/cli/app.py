@@ -18,6 +18,7 @@ from .compile import compile_model
 from .console import INTERRUPTED, print_error, print_traceback, print_unexpected, print_warning
 from .generate import generate
 from .inspect import inspect_engine
+from .quantize import quantize_model
 from .regress import regress_app
 from .targets import targets
 from .tune import tune_app
@@ -104,6 +105,7 @@ def _root(
 
 
 app.command("compile")(compile_model)
+app.command("quantize")(quantize_model)
 app.command("generate")(generate)
 app.add_typer(bench_app, name="bench")
 app.command("inspect")(inspect_engine)

@@ -19,6 +19,7 @@ from .options import (
     JsonOption,
     MemoryOption,
     Model,
+    QuantizeOption,
     RandomOption,
     TargetOption,
     TuneOption,
@@ -38,6 +39,7 @@ def compile_model(
     ],
     target: TargetOption = "auto",
     backend: BackendOption = "auto",
+    quantize: QuantizeOption = None,
     kv_cache: CacheOption = "auto",
     dtype: DtypeOption = "auto",
     max_model_len: ContextOption = None,
@@ -56,12 +58,13 @@ def compile_model(
     """Compile MODEL into an engine folder."""
     from ...runtime.folder import check_form, save_engine
 
-    _check_place(output)
+    check_place(output)
     check_form(weights)
     image = compile_in_memory(
         model,
         target=target,
         backend=backend,
+        quantize=quantize,
         kv_cache=kv_cache,
         dtype=dtype,
         max_model_len=max_model_len,
@@ -83,7 +86,7 @@ def compile_model(
         _print_summary(image, output)
 
 
-def _check_place(output: Path) -> None:
+def check_place(output: Path) -> None:
     """Refuses a place that cannot be written before minutes of work, not after them."""
     parent = output.absolute().parent
     if output.is_dir() and any(output.iterdir()) and not (output / "manifest.json").exists():

@@ -12,6 +12,7 @@ from ...errors import UsageError
 from .console import progress
 
 if TYPE_CHECKING:
+    from ...passes.schemes import QuantConfig
     from ...runtime.engine import CausalLMEngine, Engine
     from ...runtime.image import EngineImage
 
@@ -22,6 +23,15 @@ Model = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]
 EngineOrModel = Annotated[str, typer.Argument(help=ENGINE_HELP, show_default=False)]
 TargetOption = Annotated[str, typer.Option(help="Device: auto, or a name of `tilewright targets`.")]
 BackendOption = Annotated[str, typer.Option(help="auto, triton, onnxruntime or eager.")]
+QuantizeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SCHEME",
+        help="Quantize the linears: int8-weight, int8, fp8, fp8-tensor, fp8-block, fp8-weight or "
+        "int4; `tilewright quantize` has more options.",
+        show_default=False,
+    ),
+]
 CacheOption = Annotated[str, typer.Option("--kv-cache", help="auto, paged or static.")]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 ContextOption = Annotated[
@@ -175,6 +185,7 @@ def compile_in_memory(
     deterministic: bool = False,
     memory_fraction: float = 0.9,
     tune: str = "cached",
+    quantize: str | QuantConfig | None = None,
 ) -> EngineImage:
     """Compiles a model, with a progress bar; nothing is written."""
     from ..options import resolve_options
@@ -192,6 +203,7 @@ def compile_in_memory(
         deterministic=deterministic,
         memory_fraction=memory_fraction,
         tune=tune,
+        quantize=quantize,
     )
     if not Path(path).exists():
         raise UsageError(

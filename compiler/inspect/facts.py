@@ -138,6 +138,7 @@ def headline(image: EngineImage) -> list[tuple[str, str]]:
         ("backend", f"{image.backend} ({calls_text(report.get('calls'))})"),
         *_decode_line(report),
         *_tuning_line(image),
+        *_quantization_line(report),
         ("weights", f"{number(report.get('parameters'))} parameters, {size(weight_bytes(image))}"),
     ]
     if image.lm is not None:
@@ -151,6 +152,14 @@ def headline(image: EngineImage) -> list[tuple[str, str]]:
         total = sum(float(str(value)) for name, value in seconds.items() if name != "compile")
         facts.append(("compiled in", f"{total:.1f} s"))
     return facts
+
+
+def _quantization_line(report: Mapping[str, object]) -> list[tuple[str, str]]:
+    found = report.get("quantization")
+    if not isinstance(found, dict):
+        return []
+    bits = f"{float(str(found['bits_per_weight'])):.2f} bits a weight"
+    return [("quantized", f"{found['scheme']} ({found['method']}), {bits}")]
 
 
 def _decode_line(report: Mapping[str, object]) -> list[tuple[str, str]]:

@@ -1,0 +1,131 @@
+"""``tilewright quantize``: a quantized engine, and what it cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .compile import check_place
+from .console import out, print_json, progress
+from .options import (
+    BackendOption,
+    BatchOption,
+    ContextOption,
+    DtypeOption,
+    JsonOption,
+    Model,
+    TargetOption,
+    VerifyOption,
+    WeightsOption,
+    compile_in_memory,
+)
+
+if TYPE_CHECKING:
+    from ...runtime.image import EngineImage
+
+
+SchemeOption = Annotated[
+    str,
+    typer.Option(
+        help="int8-weight, int8, fp8, fp8-tensor, fp8-block, fp8-weight or int4.",
+        show_default=False,
+    ),
+]
+MethodOption = Annotated[
+    str | None,
+    typer.Option(help="rtn, gptq, awq or smoothquant; by default the scheme's own."),
+]
+GroupOption = Annotated[
+    int | None, typer.Option(help="Columns that share a scale; 0 is a whole row.")
+]
+ZeroOption = Annotated[bool, typer.Option("--asymmetric", help="Give each group a zero point.")]
+SkipOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN", help="Weights to keep, e.g. '*.down_proj.*'."),
+]
+HeadOption = Annotated[bool, typer.Option("--lm-head", help="Quantize the last product too.")]
+CalibrateOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Text to calibrate with.", show_default=False)
+]
+ReportOption = Annotated[
+    bool, typer.Option("--report", help="Measure perplexity, divergence and layers' errors.")
+]
+TextOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Text to measure on.", show_default=False)
+]
+
+
+def quantize_model(
+    model: Model,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Engine folder to write.", show_default=False)
+    ],
+    scheme: SchemeOption,
+    method: MethodOption = None,
+    group: GroupOption = None,
+    asymmetric: ZeroOption = False,
+    skip: SkipOption = None,
+    lm_head: HeadOption = False,
+    calibrate: CalibrateOption = None,
+    report: ReportOption = False,
+    text: TextOption = None,
+    tokens: Annotated[int, typer.Option(help="Tokens of it to measure on at most.")] = 4096,
+    seed: Annotated[int, typer.Option(help="Picks the samples to calibrate with.")] = 0,
+    target: TargetOption = "auto",
+    backend: BackendOption = "auto",
+    dtype: DtypeOption = "auto",
+    max_model_len: ContextOption = None,
+    max_batch_size: BatchOption = None,
+    verify: VerifyOption = "sample",
+    weights: WeightsOption = "embed",
+    as_json: JsonOption = False,
+) -> None:
+    """Quantize MODEL into an engine folder, and say what it cost."""
+    from ...passes.schemes import QuantConfig
+    from ...runtime.folder import check_form, save_engine
+
+    check_place(output)
+    check_form(weights)
+    config = QuantConfig(
+        scheme,
+        group,
+        not asymmetric,
+        method,
+        tuple(skip or ()),
+        lm_head,
+        calibrate,
+        seed=seed,
+        report=report or text is not None,
+        report_text=text,
+        report_tokens=tokens,
+    )
+    image = compile_in_memory(
+        model,
+        target=target,
+        backend=backend,
+        quantize=config,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        max_batch_size=max_batch_size,
+        verify=verify,
+    )
+    with progress(f"save {output.name}") as advance:
+        advance("writing weights", 0.0)
+        save_engine(image, output, weights)
+    _print(image, output, as_json)
+
+
+def _print(image: EngineImage, output: Path, as_json: bool) -> None:
+    facts = image.report["quantization"]
+    assert isinstance(facts, dict)
+    if as_json:
+        print_json({"engine": str(output), "quantization": facts})
+        return
+    from ..quality.table import quantization_tables
+
+    console = out()
+    for table in quantization_tables(facts):
+        console.print(table)
+    console.print(f'engine written; try: tilewright generate {output} "Hello"', markup=False)

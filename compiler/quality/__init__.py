@@ -1,0 +1,1 @@
+"""What quantization cost: perplexity, divergence, errors of layers, and the bytes it saved."""

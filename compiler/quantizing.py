@@ -1,0 +1,162 @@
+"""Quantization within a compile: the recipe of a model, and what the report says of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..codegen.program import Json
+from ..errors import UnsupportedError
+from ..formats.weights import Stored, Weight, weight_leaves
+from ..ir.graph import Graph, param_name
+from ..passes.quantize import Recipe, linears_to_quantize
+from ..passes.schemes import QuantConfig
+from .calibrate.recipe import calibrate, needs_samples, plain_graph
+from .calibrate.text import calibration_samples, encode_text
+from .graphs import Passed
+from .options import CompileOptions
+from .quality.report import Quality, assess
+from .sources import Source, source_tokenizer
+
+_GRID_GROUP = 32  # of ggml's 4-bit types
+
+
+def make_recipe(
+    captured: Graph, source: Source, options: CompileOptions, limit: int | None
+) -> Recipe | None:
+    """What the options ask for, calibrated on text where the method needs it; None without
+    quantization.
+
+    Args:
+        captured: the lowered graph, before passes.
+        source: the model.
+        options: of the compile.
+        limit: longest sequence of a causal LM, None for plain modules.
+
+    Raises:
+        UnsupportedError: a method that needs text, for a model without a tokenizer; or a model
+            without a linear to quantize.
+        UsageError: a text that is too short, or a pattern that matches nothing.
+    """
+    config = options.quantize
+    if config is None:
+        return None
+    graph = plain_graph(captured)
+    if not linears_to_quantize(graph, config):
+        raise UnsupportedError(
+            f"quantize={config.scheme!r} of {source.name}",
+            expected="linears whose weights are parameters",
+            found="none that may be quantized",
+            remedy="Leave quantize out, or correct QuantConfig(skip=…, lm_head=…).",
+        )
+    if not needs_samples(config):
+        return calibrate(graph, (), config)
+    tokenizer = source_tokenizer(source)
+    if limit is None or tokenizer is None:
+        raise UnsupportedError(
+            f"method {config.method!r} of {config.scheme} for {source.name}",
+            expected="a causal LM with a tokenizer, to calibrate on text",
+            found="a plain module" if limit is None else "no tokenizer",
+            remedy="Compile a model folder or .gguf file, or choose another scheme or "
+            "method='rtn'.",
+        )
+    samples = [(ids,) for ids in calibration_samples(tokenizer, config, limit)]
+    return calibrate(graph, samples, config)
+
+
+def quality_of(
+    captured: Graph, source: Source, recipe: Recipe | None, limit: int | None
+) -> Quality | None:
+    """The quality of a quantized causal LM, where its configuration asks for it.
+
+    Raises:
+        UnsupportedError: a model without a tokenizer.
+        UsageError: a text that is too short.
+    """
+    if recipe is None or not recipe.config.report:
+        return None
+    config, tokenizer = recipe.config, source_tokenizer(source)
+    if limit is None or tokenizer is None:
+        raise UnsupportedError(
+            f"quality report of {source.name}",
+            expected="a causal LM with a tokenizer, to measure on text",
+            found="a plain module" if limit is None else "no tokenizer",
+            remedy="Compile a model folder or .gguf file, or leave the report out.",
+        )
+    ids = encode_text(tokenizer, config.report_text)[: config.report_tokens]
+    calibrated = needs_samples(config) and config.calibrate == config.report_text
+    text = "the package's" if config.report_text is None else Path(config.report_text).name
+    return assess(plain_graph(captured), recipe, ids, text, not calibrated, limit)
+
+
+def quantization_facts(
+    passed: Passed, recipe: Recipe, quality: Quality | None = None
+) -> dict[str, Json]:
+    """What was quantized, for ``report.json``.
+
+    Keys: ``scheme``, ``method``, ``group``, ``symmetric``; ``linears`` and ``parameters`` that are
+    quantized; ``bits_per_weight`` of these, scales and zero points counted; ``bytes`` of them and
+    ``bytes_before``; ``kept`` (names of the matrices that stay as they are),
+    ``source_in_four_bits`` (whether a GGUF file held the weights in such groups of four bits
+    already, up to where the grid begins: the quality is then no result) and ``quality``
+    (Quality.to_json, None where it is not measured).
+    """
+    config = recipe.config
+    before = before_quantizing(passed)
+    chosen = linears_to_quantize(before, config)
+    count = sum(math.prod(before.weights[name].shape) for name in chosen)
+    matrices = [param_name(node) for node in before.params if node.type.rank > 1]
+    size = sum(_bytes(weight) for weight in quantized_parts(passed.final, chosen))
+    weights: list[Weight] = [before.weights[name] for name in chosen]  # type: ignore[misc]
+    return {
+        "scheme": config.scheme,
+        "method": config.method,
+        "group": config.group,
+        "symmetric": config.symmetric,
+        "linears": len(chosen),
+        "parameters": count,
+        "bits_per_weight": round(size * 8 / count, 4),
+        "bytes": size,
+        "bytes_before": sum(_bytes(weight) for weight in weights),
+        "kept": [name for name in matrices if name not in chosen],
+        "source_in_four_bits": on_own_grid(weights, config),
+        "quality": None if quality is None else quality.to_json(),
+    }
+
+
+def before_quantizing(passed: Passed) -> Graph:
+    """The graph that the pass ``quantize`` was given."""
+    graph = passed.captured
+    for record in passed.records:
+        if record.name == "quantize":
+            break
+        graph = record.graph
+    return graph
+
+
+def quantized_parts(graph: Graph, names: object) -> Iterator[Weight]:
+    """The parts of quantized weights among a graph's weights."""
+    assert isinstance(names, dict)
+    prefixes = tuple(f"{name}." for name in names)
+    for name, weight in graph.weights.items():
+        if name.startswith(prefixes):
+            yield weight  # type: ignore[misc]
+
+
+def on_own_grid(weights: list[Weight], config: QuantConfig) -> bool:
+    """Whether 4-bit codes with zero points stand for what a GGUF file holds in four bits by groups
+    anyway. Its groups begin anywhere, ours at a whole zero point: so codes may yet lose a little.
+    """
+    if config.scheme != "int4" or config.symmetric or not 0 < (config.group or 0) <= _GRID_GROUP:
+        return False
+    return any(_stored_type(leaf).startswith("Q4") for w in weights for leaf in weight_leaves(w))
+
+
+def _stored_type(leaf: Weight) -> str:
+    tensor = leaf.checkpoint.tensor(leaf.name) if isinstance(leaf, Stored) else None
+    return str(getattr(tensor, "type_name", ""))
+
+
+def _bytes(weight: Weight) -> int:
+    return math.prod(weight.shape) * weight.dtype.itemsize

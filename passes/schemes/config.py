@@ -1,0 +1,45 @@
+"""What a user asks of quantization."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+METHODS = ("rtn", "gptq", "awq", "smoothquant")
+
+
+@dataclass(frozen=True, slots=True)
+class QuantConfig:
+    """How a model's linears are quantized: `tw.compile(…, quantize=tw.QuantConfig("int4"))`.
+
+    What is not valid raises UsageError when the model is compiled.
+
+    Attributes:
+        scheme: "int8-weight", "int8", "fp8", "fp8-tensor", "fp8-block", "fp8-weight" or "int4".
+        group: columns that share a scale, 0 for whole rows; None for the scheme's own.
+        symmetric: whether codes are centred on zero; else each group has a zero point.
+        method: "rtn" (round to nearest), "gptq", "awq", "smoothquant"; None for the scheme's own.
+        skip: patterns (as fnmatch has them) of names of weights that stay as they are.
+        lm_head: whether the product that gives the logits is quantized too. Embeddings, routers and
+            the weights of experts stay.
+        calibrate: a text file to calibrate with; None for the text that comes with the package.
+        tokens: of the text, that calibration reads at most.
+        seed: picks where in the text the samples begin.
+        report: whether the quality is measured: perplexity, divergence, errors of layers.
+        report_text: a text file to measure on; None for the text that comes with the package.
+        report_tokens: of that text, that are read at most.
+    """
+
+    scheme: str
+    group: int | None = None
+    symmetric: bool = True
+    method: str | None = None
+    skip: Sequence[str] = ()
+    lm_head: bool = False
+    calibrate: str | Path | None = None
+    tokens: int = 8192
+    seed: int = 0
+    report: bool = False
+    report_text: str | Path | None = None
+    report_tokens: int = 4096
