@@ -21,8 +21,8 @@ class Effort:
         trials: candidates in all; what goes beyond `candidates` is drawn by a sampler.
         rounds: of a candidate that is not stopped.
         finalists: that are timed again, interleaved.
-        band, leave: of the decision (decide.py): wide ones give the same choice again, narrow ones
-            the fastest.
+        band, leave, looks: of the decision (decide.py): wide bands give the same choice again,
+            narrow ones and more rounds the fastest.
         seconds: of search and decision; a bound, which no usual run meets: what stops by the clock
             depends on noise.
     """
@@ -35,6 +35,7 @@ class Effort:
     finalists: int = 10
     band: tuple[float, float] = (0.01, 0.02)
     leave: tuple[float, float] = (0.03, 0.04)
+    looks: tuple[int, ...] = (12, 20, 32, 48)
     seconds: float = 0.0
 
     @property
@@ -84,6 +85,7 @@ EFFORTS: dict[str, Effort] = {
         finalists=12,
         band=(0.003, 0.008),
         leave=(0.03, 0.03),
+        looks=(12, 20, 32, 48, 72, 96),
         seconds=900.0,
     ),
 }

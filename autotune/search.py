@@ -219,7 +219,9 @@ class _Run:
         rule: DecisionRule | None,
     ) -> None:
         self.tunable, self.effort, self.board = tunable, effort, board
-        self.rule = rule or DecisionRule(effort.band, effort.leave, finalists=effort.finalists)
+        self.rule = rule or DecisionRule(
+            effort.band, effort.leave, finalists=effort.finalists, looks=effort.looks
+        )
         screening = Screening(rounds=effort.rounds, band=self.rule.finalist_band)
         self.bench = Bench(pool, tunable, screening)
         self.start = time.monotonic()
