@@ -12,6 +12,7 @@ class Int8Weight(EightBit):
     name = "int8-weight"
     codes = DType.I8
     methods = ("rtn", "gptq")
+    computes = ("float", "int8")
 
 
 SCHEME = Int8Weight()
