@@ -126,6 +126,11 @@ class Emitter:
             return self.scalar(node.attr("value"), node.dtype)
         return self.fold(node) if is_constant(node) else self.leaf(node)
 
+    def at_hand(self, node: Node) -> bool:
+        """Whether a value is made here, or comes in anyway."""
+        made = node.operands[0] if node.op == "item" else node
+        return made in self.values or made.op == "input" or node in self.shared.leaves
+
     def leaf(self, node: Node) -> str:
         """The name of a value from outside."""
         found = self.shared.leaves.get(node)

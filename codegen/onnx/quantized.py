@@ -1,4 +1,7 @@
-"""Products of quantized weights as ONNX: MatMulNBits over packed codes, MatMulInteger over int8."""
+"""Products of quantized weights as ONNX: MatMulNBits over packed codes, MatMulInteger over int8.
+
+Where MatMulNBits computes in int8, a NaN in x is lost: the codes it rounds to have none.
+"""
 
 from __future__ import annotations
 
@@ -51,6 +54,8 @@ def _unfit(node: Node, weight: Node) -> str:
         return "the product is not in float32"
     if q.dtype not in (DType.U8, DType.I8):
         return "there is no kernel for such codes"
+    if q.dtype is DType.I8 and weight.attr("compute") is None:
+        return "only products that compute in int8 are faster (QuantConfig.compute)"
     if weight.attr("rows") != 1:
         return "its scales cover several rows"
     if group and gcd(group, LARGEST_BLOCK) < LEAST_BLOCK:
@@ -189,6 +194,19 @@ def _scaled_linear(
         return Refusal("codes other than int8 by rows or tensors")
     if any(n.dtype is not DType.F32 for n in (node, x_scale, scale)):
         return Refusal("scales or a result other than float32")
+    x = _before_rounding(codes)
+    if (
+        x is not None
+        and e.at_hand(x)
+        and node.attr("rows") == 1
+        and is_constant(weight)
+        and is_constant(scale)
+    ):
+        width = weight.shape[1]
+        assert isinstance(width, int)
+        return blocked_linear(
+            e, e.value(x), bias, weight, scale, None, width, 0, level=INT8_COMPUTE
+        )
     if is_constant(weight):
         turned = e.fold(permute(weight, 1, 0))
     else:
@@ -197,6 +215,19 @@ def _scaled_linear(
     by_row = e.op("Reshape", ws, e.ints(-1))
     result = e.op("Mul", e.op("Mul", sums, xs), by_row)
     return e.op("Add", result, bias) if bias else result
+
+
+def _before_rounding(codes: Node) -> Node | None:
+    """What the rows of codes are rounded from, by scales of their own.
+
+    MatMulNBits rounds it itself, by blocks of a row: closer than whole rows, and 3 to 30 times as
+    fast as MatMulInteger.
+    """
+    rows = codes.operands[0] if codes.op == "item" else None
+    if rows is None or rows.op != "quantize_rows" or rows.args[1] is not None:
+        return None
+    x = rows.operands[0]
+    return x if x.dtype is DType.F32 else None
 
 
 CONVERTERS: dict[str, Converter] = {

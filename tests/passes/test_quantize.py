@@ -173,6 +173,8 @@ def test_fusion_leaves_quantized_products_as_they_are(scheme: str):
         (QuantConfig("int8", symmetric=False), "True"),
         (QuantConfig("int4", skip="*.q"), "a tuple of patterns"),
         (QuantConfig("int4", tokens=0), "a positive integer"),
+        (QuantConfig("int4", compute="int4"), "float, int8"),
+        (QuantConfig("fp8", compute="int8"), "float"),
         (7, "int8-weight"),
     ],
 )
