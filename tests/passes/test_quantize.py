@@ -65,6 +65,7 @@ def _samples(graph: Graph) -> list[torch.Tensor]:
 CONFIGS = [
     *({"scheme": name} for name in ("int8-weight", "int8", "fp8", "fp8-tensor", "fp8-weight")),
     {"scheme": "fp8-block"},
+    {"scheme": "int8-weight", "group": 32},
     *({"scheme": "int4", "group": g, "symmetric": s} for g in (0, 32) for s in (True, False)),
 ]
 
