@@ -84,14 +84,17 @@ def test_batches_do_not_mix_and_folders_come_back(tiny_gguf: Path, tmp_path: Pat
 def test_onnx_runtime_reads_packed_weights(
     tiny_gguf: Path, tmp_path: Path, quantize: tw.QuantConfig, error: float
 ):
-    options = {"quantize": quantize, "verify": "structure", "max_model_len": 64}
-    engine = tw.compile(tiny_gguf, backend="onnxruntime", **options)
+    options = {"quantize": quantize, "max_model_len": 64}
+    engine = tw.compile(tiny_gguf, backend="onnxruntime", verify="sample", **options)
     engine.save(tmp_path)
     (file,) = tmp_path.rglob("*.onnx")
     ops = [node.op_type for node in onnx.load(file, load_external_data=False).graph.node]
     assert ops.count("MatMulNBits") == _facts(engine)["linears"] == 9
     assert not {"Gemm", "MatMul", "MatMulInteger"} & set(ops)
-    wanted, found = tw.compile(tiny_gguf, backend="eager", **options)(IDS), engine(IDS)
+    wanted, found = (
+        tw.compile(tiny_gguf, backend="eager", verify="off", **options)(IDS),
+        engine(IDS),
+    )
     assert (wanted - found).norm() < error * wanted.norm()
 
 
