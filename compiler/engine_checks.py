@@ -14,7 +14,7 @@ from ..ir.interpreter import interpret
 from ..ir.parser import parse_graph
 from ..ir.types import TensorType
 from ..ir.verifier import verify
-from ..passes.driver import largest_error, least_tolerance
+from ..passes.driver import engine_tolerance, largest_error
 from ..runtime.decode_graphs import TOKENS
 from ..runtime.executor import CACHE_PREFIXES
 from ..runtime.image import EngineImage
@@ -114,7 +114,7 @@ def _compare(
     state = dict(zip(graph.output_names, expected, strict=True))
     names = [name for name in state if name != TOKENS]
     pairs = [state[name] for name in names], [found[name] for name in names]
-    error = largest_error(culprit, *pairs, least_tolerance(graph))
+    error = largest_error(culprit, *pairs, engine_tolerance(graph))
     if TOKENS in state:
         _check_tokens(culprit, found["logits"], found[TOKENS])
     return error, {name: state.get(name, tensor) for name, tensor in inputs.items()}

@@ -95,9 +95,9 @@ def quantization_facts(
 ) -> dict[str, Json]:
     """What was quantized, for ``report.json``.
 
-    Keys: ``scheme``, ``method``, ``group``, ``symmetric``; ``linears`` and ``parameters`` that are
-    quantized; ``bits_per_weight`` of these, scales and zero points counted; ``bytes`` of them and
-    ``bytes_before``; ``kept`` (names of the matrices that stay as they are),
+    Keys: ``scheme``, ``method``, ``group``, ``symmetric``, ``compute``; ``linears`` and
+    ``parameters`` that are quantized; ``bits_per_weight`` of these, scales and zero points counted;
+    ``bytes`` of them and ``bytes_before``; ``kept`` (names of the matrices that stay as they are),
     ``source_in_four_bits`` (whether a GGUF file held the weights in such groups of four bits
     already, up to where the grid begins: the quality is then no result) and ``quality``
     (Quality.to_json, None where it is not measured).
@@ -114,6 +114,7 @@ def quantization_facts(
         "method": config.method,
         "group": config.group,
         "symmetric": config.symmetric,
+        "compute": config.compute,
         "linears": len(chosen),
         "parameters": count,
         "bits_per_weight": round(size * 8 / count, 4),

@@ -30,7 +30,7 @@ from ..ir.graph import Graph, param_name
 from ..ir.interpreter import Value, interpret
 from ..ir.node import Node
 from ..ir.parser import parse_graph
-from ..passes.driver import largest_error, least_tolerance
+from ..passes.driver import engine_tolerance, largest_error
 from ..passes.sample_tokens import tokens_of
 from ..runtime.runner import ProgramRunner
 from .spot_check import LARGE, SpotCheckedKernel
@@ -171,7 +171,7 @@ def outputs_error(
     if tokens is not None:
         wanted["tokens"] = tokens
     outputs = [found[name] for name in wanted]
-    return largest_error(culprit, list(wanted.values()), outputs, least_tolerance(graph))
+    return largest_error(culprit, list(wanted.values()), outputs, engine_tolerance(graph))
 
 
 def _drawn(shape: Sequence[object], dtype: torch.dtype) -> torch.Tensor:

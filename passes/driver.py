@@ -195,6 +195,16 @@ def least_tolerance(graph: Graph) -> float:
     return ROUNDED_TOLERANCE if rounds else 0.0
 
 
+def engine_tolerance(graph: Graph) -> float:
+    """What to allow of errors in an engine at least: its products may round where the graph lets
+    them.
+    """
+    graphs = (graph, *nested_graphs(graph).values())
+    nodes = (node for each in graphs for node in each.nodes)
+    rounds = any(node.op == "dequantize" and node.attr("compute") is not None for node in nodes)
+    return ROUNDED_TOLERANCE if rounds else least_tolerance(graph)
+
+
 def largest_error(
     culprit: str,
     expected: Sequence[torch.Tensor],

@@ -60,16 +60,18 @@ class OnnxBackend:
 
         calls: list[Call] = []
         files: dict[str, bytes] = {}
+        told: dict[str, None] = {}
         for step in partition(graph, converts):
             if isinstance(step, Region):
                 path = f"onnx/model_{len(files)}.onnx"
                 model = _model(graph, step, buffers, max_model_len)
+                told.update(dict.fromkeys(model.notes))
                 files[path] = model.proto.SerializeToString(deterministic=True)
                 calls.append(_region_call(path, model, step, buffers))
             elif step.node.op != "item":
                 calls.append(eager_call(step.node, buffers))
         notes = dict.fromkeys(f"{n.op} runs on eager: {r.reason}" for n, r in refusals.items())
-        return Lowered(assemble(graph, buffers, calls), files, tuple(notes))
+        return Lowered(assemble(graph, buffers, calls), files, (*notes, *told))
 
     def load(
         self,

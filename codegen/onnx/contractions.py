@@ -5,6 +5,7 @@ from __future__ import annotations
 from ...ir.dims import product
 from ...ir.node import Node
 from .emitter import Converter, Emitter
+from .quantized import packed_linear
 
 
 def _matmul(e: Emitter, node: Node, a: str, b: str) -> str:
@@ -13,6 +14,9 @@ def _matmul(e: Emitter, node: Node, a: str, b: str) -> str:
 
 def _linear(e: Emitter, node: Node, x: str, weight: str, bias: str = "") -> str:
     x_node, weight_node = node.operands[:2]
+    packed = packed_linear(e, node, x, bias)
+    if packed is not None:
+        return packed
     if not node.dtype.is_float:
         product_ = e.op("MatMul", x, e.op("Transpose", weight, perm=[1, 0]))
         return e.op("Add", product_, bias) if bias else product_

@@ -57,6 +57,7 @@ class Shared:
         folded: IR values that are known when the engine starts, by the name they get: weights,
             and what is computed from nothing but weights and constants.
         leaves: values that come from outside, by node.
+        notes: what a user may want to know of the conversion, once each.
     """
 
     taken: set[str] = field(default_factory=set)
@@ -64,6 +65,7 @@ class Shared:
     folded: dict[Node, str] = field(default_factory=dict)
     leaves: dict[Node, str] = field(default_factory=dict)
     constants: dict[tuple[object, ...], str] = field(default_factory=dict)
+    notes: dict[str, None] = field(default_factory=dict)
 
     def unique(self, name: str) -> str:
         """``name``, or a variant of it that is not taken yet; it is taken from now on."""
@@ -124,6 +126,11 @@ class Emitter:
             return self.scalar(node.attr("value"), node.dtype)
         return self.fold(node) if is_constant(node) else self.leaf(node)
 
+    def at_hand(self, node: Node) -> bool:
+        """Whether a value is made here, or comes in anyway."""
+        made = node.operands[0] if node.op == "item" else node
+        return made in self.values or made.op == "input" or node in self.shared.leaves
+
     def leaf(self, node: Node) -> str:
         """The name of a value from outside."""
         found = self.shared.leaves.get(node)
@@ -137,6 +144,10 @@ class Emitter:
         if found is None:
             found = self.shared.folded[node] = self.shared.unique(self._name(node))
         return found
+
+    def note(self, text: str) -> None:
+        """Tells the user something about the conversion."""
+        self.shared.notes[text] = None
 
     def emit(self, node: Node) -> Refusal | None:
         """Converts a node whose operands have values."""

@@ -22,11 +22,13 @@ class Model:
         proto: the model; ``folded`` is declared as external data, for the loader to give.
         inputs: the IR values that it takes, in order.
         folded: the IR values that it is given when the engine starts, by ONNX name.
+        notes: what a user may want to know of the conversion.
     """
 
     proto: ModelProto
     inputs: tuple[Node, ...]
     folded: Mapping[str, Node]
+    notes: tuple[str, ...] = ()
 
 
 def assemble_model(
@@ -55,7 +57,7 @@ def assemble_model(
     proto = helper.make_model(
         graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="tilewright"
     )
-    return Model(proto, tuple(inputs.values()), folded)
+    return Model(proto, tuple(inputs.values()), folded, tuple(e.shared.notes))
 
 
 def _external(name: str, node: Node) -> TensorProto:

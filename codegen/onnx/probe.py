@@ -32,7 +32,9 @@ class Probe:
 
 
 def _value(node: Node | None) -> object:
-    """The value of a constant operand, which may decide."""
+    """What may decide beside the type: a constant's value, what a weight is dequantized from."""
+    if node is not None and node.op == "dequantize":
+        return node.attrs, tuple(None if arg is None else arg.type for arg in node.args)
     return node.attr("value") if node is not None and node.op == "const" else None
 
 

@@ -35,7 +35,7 @@ def _reduce(e: Emitter, node: Node, x: str) -> str | Refusal:
         keep = int(bool(node.attr("keepdim")))
         found = e.op(_REDUCTIONS[node.op], x, axes, keepdims=keep)
         if node.op in ("amax", "amin") and node.dtype.is_float:
-            found = _or_nan(e, x, axes, keep, found)
+            found = or_nan(e, x, axes, keep, found)
         x = found
     return e.op("Cast", x, to=ELEMENT_TYPES[DType.BOOL]) if test else _own(e, x, dims)
 
@@ -47,7 +47,7 @@ def _may_be_empty(node: Node) -> bool:
     return any(node.operands[0].shape[d] == 0 for d in dims if isinstance(d, int))
 
 
-def _or_nan(e: Emitter, x: str, axes: str, keep: int, found: str) -> str:
+def or_nan(e: Emitter, x: str, axes: str, keep: int, found: str) -> str:
     """ONNX Runtime's extremes pass over NaN beside an infinity."""
     bad = e.op("Cast", e.op("IsNaN", x), to=ELEMENT_TYPES[DType.I32])
     any_bad = e.op(

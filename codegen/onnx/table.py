@@ -9,6 +9,7 @@ from . import (
     elementwise,
     experts,
     norms,
+    quantized,
     reductions,
     shapes,
     slots,
@@ -20,14 +21,13 @@ CONVERTERS: dict[str, Converter] = {
     **shapes.CONVERTERS,
     **reductions.CONVERTERS,
     **contractions.CONVERTERS,
+    **quantized.CONVERTERS,
     **norms.CONVERTERS,  # its add takes the norm of a residual along
     **attention.CONVERTERS,
     **slots.CONVERTERS,
     **experts.CONVERTERS,
     **control.CONVERTERS,
 }
-# Caches in pages are for backends that address memory freely; aten is torch itself.
-WITHOUT = frozenset(
-    {"aten", "append_kv", "kv_write", "paged_attention", "sample"}
-    | {"dequantize", "quantize_rows", "scaled_linear"}
-)
+# Caches in pages are for backends that address memory freely; aten is torch itself. Weights are
+# dequantized within products, or once.
+WITHOUT = frozenset({"aten", "append_kv", "dequantize", "kv_write", "paged_attention", "sample"})

@@ -46,6 +46,10 @@ SkipOption = Annotated[
     typer.Option(metavar="PATTERN", help="Weights to keep, e.g. '*.down_proj.*'."),
 ]
 HeadOption = Annotated[bool, typer.Option("--lm-head", help="Quantize the last product too.")]
+ComputeOption = Annotated[
+    str,
+    typer.Option(help="float, or int8: activations may be rounded, where that is faster."),
+]
 CalibrateOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Text to calibrate with.", show_default=False)
 ]
@@ -68,6 +72,7 @@ def quantize_model(
     asymmetric: ZeroOption = False,
     skip: SkipOption = None,
     lm_head: HeadOption = False,
+    compute: ComputeOption = "float",
     calibrate: CalibrateOption = None,
     report: ReportOption = False,
     text: TextOption = None,
@@ -100,6 +105,7 @@ def quantize_model(
         report=report or text is not None,
         report_text=text,
         report_tokens=tokens,
+        compute=compute,
     )
     image = compile_in_memory(
         model,

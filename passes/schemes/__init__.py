@@ -39,6 +39,8 @@ def resolve_config(quantize: str | QuantConfig, target: Target | None = None) ->
         raise _wrong(f"method of {scheme.name}", config.method, scheme.methods)
     if not config.symmetric and not scheme.asymmetric:
         raise _wrong(f"symmetric of {scheme.name}", False, ("True",))
+    if config.compute not in scheme.computes:
+        raise _wrong(f"compute of {scheme.name}", config.compute, scheme.computes)
     if isinstance(config.skip, str):
         raise _wrong("QuantConfig.skip", config.skip, ("a tuple of patterns",))
     for name in ("tokens", "seed", "report_tokens"):

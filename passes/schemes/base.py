@@ -48,6 +48,7 @@ class Scheme:
         asymmetric: whether it can have zero points.
         activations: what of x is quantized: "none", "token" (a scale a row, made at run time),
             "tensor" (one calibrated scale) or "block" (a scale a row and group).
+        computes: what ``QuantConfig.compute`` may be.
         rate: the element type that the product computes in, which a GPU must have a rate for; None
             where any will do.
     """
@@ -60,6 +61,7 @@ class Scheme:
     activations: ClassVar[str] = "none"
     rate: ClassVar[str | None] = None
     codes: ClassVar[DType]
+    computes: ClassVar[tuple[str, ...]] = ("float",)
 
     def parts(self, weight: Weight, config: QuantConfig) -> Parts:
         """The parts of a weight [N, K] rounded to nearest, as expressions over it, by suffix."""

@@ -35,4 +35,5 @@ class EightBit(Scheme):
             dtype=linear.dtype,
             rows=self.block_rows,
             group=config.group or 0,
+            compute=config.rounds_to,
         )

@@ -24,6 +24,7 @@ class Int4(Scheme):
     groups = (128, 64, 32, 0)
     methods = ("rtn", "gptq", "awq")
     asymmetric = True
+    computes = ("float", "int8")
 
     def parts(self, weight: Weight, config: QuantConfig) -> Parts:
         """``codes`` [N, K / 2], two a byte, ``scale`` and perhaps ``zero`` by groups."""
@@ -52,6 +53,7 @@ class Int4(Scheme):
             dtype=linear.dtype,
             group=config.group or 0,
             width=linear.width,
+            compute=config.rounds_to,
         )
 
 

@@ -295,6 +295,7 @@ def test_activations_that_are_not_finite_name_their_weight():
         ("int4", {"group": 32, "method": "gptq"}),
         ("int4", {"group": 32, "method": "awq", "symmetric": False}),
         ("int8-weight", {"method": "gptq"}),
+        ("int8-weight", {"group": 32, "method": "gptq"}),
         ("int8", {}),
         ("fp8", {"method": "gptq"}),
         ("fp8-tensor", {}),

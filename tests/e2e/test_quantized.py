@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
@@ -69,6 +70,41 @@ def test_batches_do_not_mix_and_folders_come_back(tiny_gguf: Path, tmp_path: Pat
         assert _facts(loaded)["scheme"] == "int8"
     expression = json.loads((tmp_path / "reference" / "weights.json").read_text())["weights"]
     assert any(text.startswith("quantize_codes(") for text in expression.values())
+
+
+@pytest.mark.parametrize(
+    ("quantize", "error"),
+    [
+        (tw.QuantConfig("int4", group=32, lm_head=True), 1e-4),
+        (tw.QuantConfig("int4", group=32, lm_head=True, compute="int8"), 0.03),
+        (tw.QuantConfig("int8", method="rtn", lm_head=True), 0.03),
+    ],
+    ids=["int4", "int4-int8", "int8"],
+)
+def test_onnx_runtime_reads_packed_weights(
+    tiny_gguf: Path, tmp_path: Path, quantize: tw.QuantConfig, error: float
+):
+    options = {"quantize": quantize, "max_model_len": 64}
+    engine = tw.compile(tiny_gguf, backend="onnxruntime", verify="sample", **options)
+    engine.save(tmp_path)
+    (file,) = tmp_path.rglob("*.onnx")
+    ops = [node.op_type for node in onnx.load(file, load_external_data=False).graph.node]
+    assert ops.count("MatMulNBits") == _facts(engine)["linears"] == 9
+    assert not {"Gemm", "MatMul", "MatMulInteger"} & set(ops)
+    wanted, found = (
+        tw.compile(tiny_gguf, backend="eager", verify="off", **options)(IDS),
+        engine(IDS),
+    )
+    assert (wanted - found).norm() < error * wanted.norm()
+
+
+def test_groups_of_int8_hold_eight_bits_of_gguf_without_a_loss(tmp_path: Path):
+    path = tmp_path / "eight.gguf"
+    write_tiny_gguf(path, quantization="Q8_0")
+    plain = tw.compile(path, verify="off", **OPTIONS)
+    config = tw.QuantConfig("int8-weight", group=32)
+    engine = tw.compile(path, quantize=config, verify="off", **OPTIONS)
+    torch.testing.assert_close(engine(IDS), plain(IDS), rtol=1e-6, atol=1e-6)
 
 
 def test_what_the_file_holds_anyway_is_flagged(tmp_path: Path):

@@ -65,6 +65,7 @@ def _samples(graph: Graph) -> list[torch.Tensor]:
 CONFIGS = [
     *({"scheme": name} for name in ("int8-weight", "int8", "fp8", "fp8-tensor", "fp8-weight")),
     {"scheme": "fp8-block"},
+    {"scheme": "int8-weight", "group": 32},
     *({"scheme": "int4", "group": g, "symmetric": s} for g in (0, 32) for s in (True, False)),
 ]
 
@@ -173,6 +174,8 @@ def test_fusion_leaves_quantized_products_as_they_are(scheme: str):
         (QuantConfig("int8", symmetric=False), "True"),
         (QuantConfig("int4", skip="*.q"), "a tuple of patterns"),
         (QuantConfig("int4", tokens=0), "a positive integer"),
+        (QuantConfig("int4", compute="int4"), "float, int8"),
+        (QuantConfig("fp8", compute="int8"), "float"),
         (7, "int8-weight"),
     ],
 )

@@ -60,16 +60,17 @@ def test_op_gives_what_its_reference_gives(name: str, index: int) -> None:
     graph, inputs = one_op(name, sample)
     engine = Running(graph)
     engine.check(inputs)
-    if inputs and name not in WITHOUT:
+    in_float8 = any(t.dtype.is_float8 for n in graph.nodes for t in n.types)
+    if inputs and name not in WITHOUT and not in_float8:
         assert engine.whole, engine.lowered.notes
 
 
 def test_every_op_is_converted_or_refused() -> None:
     names = {spec.name for spec in all_schemas()}
-    quantized = {"dequantize", "quantize_rows", "scaled_linear"}
-    assert set(WITHOUT) == quantized | {
+    assert set(WITHOUT) == {
         "aten",
         "append_kv",
+        "dequantize",
         "kv_write",
         "paged_attention",
         "sample",
