@@ -6,14 +6,12 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 
 from ..stored_codes import StoredCodes
 from ..weight_packed import WORD
 from ..weights import Weight, apply_weight
-from .base import Layout, Stem, group_count, one_of, transposed, unpacked
+from .base import Layout, Stem, group_count, one_of, size_of, transposed, unpacked
 
 _BITS = 4
 _PER_WORD = WORD // _BITS
@@ -33,7 +31,7 @@ class Awq(Layout):
         packed = stem.part("qweight", (torch.int32,))
         width, count = packed.shape[0], packed.shape[1] * _PER_WORD
         size = self.settings.get("group_size", self.settings.get("q_group_size", -1))
-        group = max(0, int(cast(int, size)))
+        group = size_of(self.opened, "group_size", size)
         groups = group_count(width, group)
         scale = transposed(stem.scale("scales", (groups, count)))
         zeros = stem.part("qzeros", (torch.int32,), (groups, packed.shape[1]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -128,17 +128,11 @@ class Stem:
         if torch.equal(groups.sort().values, regular):
             order = apply_weight("argsort", (index,))
             order = self.opened.shared.setdefault(key, order)
-            return _with(stored, take(stored.codes, order), order=order)
+            return replace(stored, codes=take(stored.codes, order), order=order)
         # Groups of unequal size: each column gets a scale of its own.
         wide = self.opened.shared.setdefault(key, apply_weight("cast", (index,), dtype=torch.int64))
         zero = None if stored.zero is None else take(stored.zero, wide)
-        return _with(stored, stored.codes, scale=take(stored.scale, wide), zero=zero, group=1)
-
-
-def _with(stored: StoredCodes, codes: Weight, **changes: object) -> StoredCodes:
-    from dataclasses import replace
-
-    return replace(stored, codes=codes, **changes)  # type: ignore[arg-type]
+        return replace(stored, scale=take(stored.scale, wide), zero=zero, group=1)
 
 
 def take(weight: Weight, index: Weight) -> Weight:
@@ -190,8 +184,7 @@ class Layout:
 
     def keeps(self, name: str) -> bool:
         """Whether the settings leave a linear as it is."""
-        listed = self.settings.get("modules_to_not_convert") or ()
-        assert isinstance(listed, list | tuple)
+        listed = names(self.opened, self.settings, "modules_to_not_convert")
         return any(f".{entry}." in f".{name}." for entry in listed)
 
     def read(self, stem: Stem) -> StoredCodes:
@@ -202,33 +195,59 @@ class Layout:
         """
         raise NotImplementedError
 
-    def setting(self, key: str, *valid: object) -> object:
-        """One of the settings.
-
-        Raises:
-            CheckpointError: it is none of ``valid``.
-        """
-        return one_of(self.opened, key, self.settings.get(key), valid)
-
 
 def one_of(opened: Opened, key: str, found: object, valid: tuple[object, ...]) -> object:
     """``found``, where it is one of ``valid``; else CheckpointError."""
     if found not in valid:
-        raise CheckpointError(
-            f"{opened.where}: quantization_config.{key}",
-            expected=f"one of {', '.join(map(repr, valid))}",
-            found=repr(found),
-            remedy="Compile the original model; quantize=… quantizes it while compiling.",
-        )
+        raise _wrong_setting(opened, key, f"one of {', '.join(map(repr, valid))}", found)
     return found
 
 
-def matches(patterns: object, name: str, kind: str = "Linear") -> bool:
+def table(opened: Opened, settings: Mapping[str, object], key: str) -> Mapping[str, object]:
+    """A setting that is a table, empty where there is none; else CheckpointError."""
+    found = settings.get(key) or {}
+    if not isinstance(found, dict):
+        raise _wrong_setting(opened, key, "a table", found)
+    return found
+
+
+def names(opened: Opened, settings: Mapping[str, object], key: str) -> list[str]:
+    """A setting that is a list of names, empty where there is none; else CheckpointError."""
+    found = settings.get(key) or []
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise _wrong_setting(opened, key, "a list of names", found)
+    return found
+
+
+def size_of(opened: Opened, key: str, found: object) -> int:
+    """A setting that is a size, 0 for -1, which stands for all; else CheckpointError."""
+    if type(found) is not int or (found < 1 and found != -1):
+        raise _wrong_setting(opened, key, "a positive integer, or -1", found)
+    return max(0, found)
+
+
+def block_of(opened: Opened, key: str, found: object) -> tuple[int, int]:
+    """A setting that is rows and columns; else CheckpointError."""
+    if not isinstance(found, list | tuple) or len(found) != 2:
+        raise _wrong_setting(opened, key, "two sizes", found)
+    rows, columns = (size_of(opened, key, size) for size in found)
+    return rows, columns
+
+
+def _wrong_setting(opened: Opened, key: str, expected: str, found: object) -> CheckpointError:
+    return CheckpointError(
+        f"{opened.where}: quantization_config.{key}",
+        expected=expected,
+        found=repr(found),
+        remedy="Compile the original model; quantize=… quantizes it while compiling.",
+    )
+
+
+def matches(patterns: Iterable[str], name: str, kind: str = "Linear") -> bool:
     """Whether a name is among names, classes and ``re:`` patterns, as compressed-tensors has
     them.
     """
-    assert isinstance(patterns, list | tuple)
-    for pattern in map(str, patterns):
+    for pattern in patterns:
         if pattern.startswith("re:"):
             if re.match(pattern[3:], name):
                 return True

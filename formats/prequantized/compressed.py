@@ -16,7 +16,21 @@ import torch
 from ..stored_codes import StoredCodes
 from ..weight_packed import WORD
 from ..weights import Weight, apply_weight
-from .base import Layout, Opened, Stem, by_rows, group_count, matches, one_of, signed, unpacked
+from .base import (
+    Layout,
+    Opened,
+    Stem,
+    block_of,
+    by_rows,
+    group_count,
+    matches,
+    names,
+    one_of,
+    signed,
+    size_of,
+    table,
+    unpacked,
+)
 
 _FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "dense")
 _STRATEGIES = ("tensor", "channel", "group", "block")
@@ -42,33 +56,31 @@ class Compressed(Layout):
         super().__init__(settings, opened)
         if settings.get("transform_config"):
             one_of(opened, "transform_config", settings["transform_config"], (None,))
-        sparse = settings.get("sparsity_config") or {}
-        assert isinstance(sparse, dict)
+        sparse = table(opened, settings, "sparsity_config")
         one_of(opened, "sparsity_config.format", sparse.get("format", "dense"), ("dense",))
 
     def keeps(self, name: str) -> bool:
         """See Layout."""
-        return matches(self.settings.get("ignore") or (), name)
+        return matches(names(self.opened, self.settings, "ignore"), name)
 
     def read(self, stem: Stem) -> StoredCodes:
         """See Layout."""
         group = self._group_of(stem)
         form = group.get("format") or self.settings.get("format")
         one_of(self.opened, "format", form, (*_FORMATS, "mixed-precision", None))
-        args = cast(Settings, group.get("weights") or {})
+        args = table(self.opened, group, "weights")
         strategy = one_of(self.opened, "weights.strategy", args.get("strategy"), _STRATEGIES)
         if stem.has("weight_packed"):
             stored = self._packed(stem, args, str(strategy))
         else:
             stored = self._whole(stem, args, str(strategy))
-        return self._meeting(stem, stored, group.get("input_activations"))
+        return self._meeting(stem, stored, table(self.opened, group, "input_activations"))
 
     def _group_of(self, stem: Stem) -> Settings:
-        groups = self.settings.get("config_groups")
-        assert isinstance(groups, dict)
-        for group in groups.values():
-            if matches(group.get("targets") or (), stem.name):
-                return cast(Settings, group)
+        groups = table(self.opened, self.settings, "config_groups")
+        for group in (table(self.opened, groups, key) for key in groups):
+            if matches(names(self.opened, group, "targets"), stem.name):
+                return group
         raise self.opened.wrong(
             stem.full("weight_scale"),
             "a linear that a target of quantization_config.config_groups names",
@@ -110,15 +122,14 @@ class Compressed(Layout):
         stored = StoredCodes(codes, scale, zero, rows, group)
         return stem.ordered(stored, "weight_g_idx") if stem.has("weight_g_idx") else stored
 
-    def _meeting(self, stem: Stem, stored: StoredCodes, inputs: object) -> StoredCodes:
+    def _meeting(self, stem: Stem, stored: StoredCodes, args: Settings) -> StoredCodes:
         """The codes with what the other operand is rounded to, where products of both exist."""
-        if inputs is None:
+        if not args:
             return stored
-        args = cast(Settings, inputs)
         kind = _DTYPES.get((str(args.get("type", "int")), cast(int, args.get("num_bits"))))
         group, strategy = 0, args.get("strategy")
         if strategy == "group":
-            group = cast(int, args.get("group_size"))
+            group = size_of(self.opened, "input_activations.group_size", args.get("group_size"))
         fits = kind == stored.codes.dtype and stored.zero is None and group == stored.group
         if kind is None or not fits or not args.get("symmetric", True):
             self.opened.note("activations stay as they are: no product takes codes of both kinds")
@@ -156,14 +167,9 @@ def _scale(
         return by_rows(stem.scale("weight_scale", (1,), (), (1, 1)), count), 1, 0
     if strategy == "channel":
         return by_rows(stem.scale("weight_scale", (count, 1), (count,)), count), 1, 0
-    rows, group = 1, args.get("group_size")
     if strategy == "block":
-        rows, group = cast(tuple[int, int], args.get("block_structure") or (0, 0))
-    if type(group) is not int or min(group, rows) < 1:
-        one_of(stem.opened, "weights.group_size", group, ("a positive integer",))
-    size = cast(int, group)
-    return (
-        stem.scale("weight_scale", (group_count(count, rows), group_count(width, size))),
-        rows,
-        size,
-    )
+        rows, group = block_of(stem.opened, "block_structure", args.get("block_structure"))
+    else:
+        rows, group = 1, size_of(stem.opened, "weights.group_size", args.get("group_size"))
+    shape = (group_count(count, rows), group_count(width, group))
+    return stem.scale("weight_scale", shape), rows, group

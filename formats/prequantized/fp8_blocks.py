@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 
 from ..stored_codes import StoredCodes
-from .base import Layout, Stem, group_count
+from .base import Layout, Stem, block_of, group_count, one_of
 
 
 class Fp8Blocks(Layout):
@@ -17,8 +15,10 @@ class Fp8Blocks(Layout):
 
     def read(self, stem: Stem) -> StoredCodes:
         """See Layout."""
-        rows, group = cast(tuple[int, int], self.settings.get("weight_block_size") or (128, 128))
-        self.setting("activation_scheme", "dynamic", None)
+        size = self.settings.get("weight_block_size") or (128, 128)
+        rows, group = block_of(self.opened, "weight_block_size", size)
+        scheme = self.settings.get("activation_scheme")
+        one_of(self.opened, "activation_scheme", scheme, ("dynamic", None))
         codes = stem.part("weight", (torch.float8_e4m3fn,))
         count, width = codes.shape
         blocks = (group_count(count, rows), group_count(width, group))

@@ -16,7 +16,7 @@ import torch
 from ..stored_codes import StoredCodes
 from ..weight_packed import WORD
 from ..weights import Weight
-from .base import Layout, Stem, group_count, one_of, signed, transposed, unpacked
+from .base import Layout, Stem, group_count, one_of, signed, size_of, table, transposed, unpacked
 
 
 class Gptq(Layout):
@@ -33,7 +33,7 @@ class Gptq(Layout):
         per_word = WORD // bits
         packed = stem.part("qweight", (torch.int32,))
         width, count = packed.shape[0] * per_word, packed.shape[1]
-        group = max(0, int(cast(int, settings.get("group_size", -1))))
+        group = size_of(self.opened, "group_size", settings.get("group_size", -1))
         groups = group_count(width, group)
         scale = transposed(stem.scale("scales", (groups, count)))
         zeros = stem.part("qzeros", (torch.int32,), (groups, -(-count // per_word)))
@@ -52,11 +52,10 @@ class Gptq(Layout):
 
     def _settings_of(self, name: str) -> Mapping[str, object]:
         """The settings with what GPTQModel's ``dynamic`` says of a linear."""
-        dynamic = self.settings.get("dynamic") or {}
-        assert isinstance(dynamic, dict)
-        for pattern, changes in dynamic.items():
+        dynamic = table(self.opened, self.settings, "dynamic")
+        for pattern in dynamic:
             if not pattern.startswith("-:") and re.match(pattern.removeprefix("+:"), name):
-                return {**self.settings, **changes}
+                return {**self.settings, **table(self.opened, dynamic, pattern)}
         return self.settings
 
 
