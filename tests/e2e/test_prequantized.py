@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 import tilewright as tw
 from prequantized import (
@@ -23,6 +24,7 @@ from prequantized import (
     write_folder,
 )
 from tilewright.errors import CheckpointError
+from tiny_models import tiny_model
 
 IDS = torch.tensor([3, 50, 7, 21, 9, 12])
 OPTIONS = {"backend": "eager", "max_model_len": 64, "max_batch_size": 2}
@@ -64,8 +66,7 @@ def _logits(folder: Path, wanted: Tensor, error: float = 1e-3, **options: object
     return facts
 
 
-@pytest.mark.parametrize("version", [1, 2])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("bits", "version"), [(4, 1), (8, 1), (8, 2)])
 def test_gptq(tmp_path: Path, bits: int, version: int):
     settings = {"quant_method": "gptq", "bits": bits, "group_size": 32, "sym": version == 2}
     settings["checkpoint_format"] = ["gptq", "gptq_v2"][version - 1]
@@ -220,6 +221,34 @@ def test_fp8_by_blocks(tmp_path: Path):
     rounding(model, E4M3, group=32)
     facts = _logits(tmp_path, logits(model, IDS), 2e-2, verify="full")
     assert facts["linears"] == 8
+
+
+@pytest.mark.parametrize(("family", "linears"), [("gpt2", 8), ("mixtral", 4)])
+def test_weights_in_another_form_than_linears(tmp_path: Path, family: str, linears: int):
+    """GPT-2 holds weights as [K, N]; experts lie one by one in the file, and are stacked."""
+    plain, coded = tmp_path / "plain", tmp_path / "coded"
+    for folder in (plain, coded):
+        tiny_model(family).save_pretrained(folder)
+    words = ("attn.c_", "mlp.c_", "_proj.", ".experts.")
+
+    def decode(tensors: dict[str, Tensor], codes: bool) -> None:
+        for name in [n for n in tensors if n.endswith(".weight") and any(w in n for w in words)]:
+            weight = tensors.pop(name)
+            grid = grid_of(weight.T if family == "gpt2" else weight, 4, 32, True)
+            made = {name: grid.value.T if family == "gpt2" else grid.value}
+            if codes:
+                made = {f"{name[:-7]}.{k}": v for k, v in gptq_tensors(grid, 4).items()}
+            tensors |= {k: v.float().contiguous() if k == name else v for k, v in made.items()}
+
+    edit_tensors(plain, lambda tensors: decode(tensors, False))
+    edit_tensors(coded, lambda tensors: decode(tensors, True))
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True}
+    edit_config(coded, quantization_config=settings)
+    model = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32).eval()
+    facts = _logits(coded, logits(model, IDS))
+    assert facts["linears"] == linears
+    assert all("experts" in name for name in facts["expanded"])
+    assert len(facts["expanded"]) == (4 if family == "mixtral" else 0)
 
 
 def test_devices_without_a_type_keep_activations(tmp_path: Path):
