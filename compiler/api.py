@@ -36,7 +36,7 @@ from .lowering import lower, output_structure
 from .lowering.symbols import Sizes
 from .module_lm import capture_module_lm, example_ids, lower_module_lm
 from .options import DEFAULT_CONTEXT, CompileOptions, KVCacheConfig, resolve_options
-from .quantizing import make_recipe, quality_of
+from .quantizing import computed_codes, make_recipe, quality_of
 from .sources import Source, open_source, source_tokenizer
 
 T = TypeVar("T")
@@ -217,6 +217,7 @@ def _compile_lm(
     source: Source, inputs: Inputs, options: CompileOptions, phases: Phases
 ) -> EngineImage:
     captured = phases.run("capture", 0.05, lambda: _capture_lm(source, inputs))
+    captured = replace(captured, notes=(*captured.notes, *source.notes))
     longest = source.max_position_embeddings
     name = _identifier(source.name)
     if source.is_causal_lm:
@@ -241,7 +242,7 @@ def _compile_module(
     notes: tuple[str, ...] = (),
 ) -> EngineImage:
     captured = phases.run("capture", 0.05, lambda: _capture_plain(source, inputs))
-    captured = replace(captured, notes=(*captured.notes, *notes))
+    captured = replace(captured, notes=(*captured.notes, *source.notes, *notes))
     graph = phases.run(
         "lower", 0.4, lambda: lower(captured, _identifier(source.name), source.weights)
     )
@@ -344,6 +345,7 @@ def _open(model: object, options: CompileOptions) -> Source:
             dtype=wanted or torch.float32,
             trust_remote_code=options.trust_remote_code,
             random_weights=options.random_weights,
+            computes=computed_codes(options.target),
         )
     source = open_source(model, random_weights=options.random_weights)
     own = next((p.dtype for p in model.parameters() if p.is_floating_point()), wanted)

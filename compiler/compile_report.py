@@ -14,7 +14,7 @@ from .capture_types import Captured
 from .graphs import LoweredGraphs, Passed
 from .lowering import foreign_ops
 from .quality.report import Quality
-from .quantizing import before_quantizing, quantization_facts
+from .quantizing import before_quantizing, quantization_facts, stored_facts
 from .sources import Source
 
 
@@ -35,8 +35,8 @@ def make_report(
     or library with Triton, aten, else the backend; of calls that stand for one another each
     counts), ``decode_calls`` likewise (none where decode steps have no Program of their own),
     ``fallbacks`` (notes of the backend), ``aten`` (calls that run as torch defines them),
-    ``largest_error`` (relative, of a pass or a Program), ``parameters``, ``weight_bytes`` and
-    ``quantization`` (compiler/quantizing.py; None without).
+    ``largest_error`` (relative, of a pass or a Program), ``parameters``, ``weight_bytes``,
+    ``quantization`` and ``stored_quantization`` (compiler/quantizing.py; None without).
     """
     graph, general, decode = passed.final, lowered.general, lowered.decode
     weights = [graph.weights[param_name(node)] for node in graph.params]
@@ -58,16 +58,20 @@ def make_report(
         "fallbacks": fallbacks,
         "aten": foreign,
         "largest_error": largest_error,
-        "parameters": sum(_numel(weight.shape) for weight in _whole(passed).weights.values()),
+        "parameters": sum(
+            _numel(weight.shape) for weight in _whole(passed, source).weights.values()
+        ),
         "weight_bytes": sum(n * w.dtype.itemsize for n, w in zip(sizes, weights, strict=True)),
         "quantization": None if recipe is None else quantization_facts(passed, recipe, quality),
+        "stored_quantization": stored_facts(passed, source, recipe),
     }
 
 
-def _whole(passed: Passed) -> Graph:
+def _whole(passed: Passed, source: Source) -> Graph:
     """The graph whose weights are the model's parameters: those before any are cut into parts."""
     quantizes = any(record.name == "quantize" for record in passed.records)
-    return before_quantizing(passed) if quantizes else passed.final
+    in_codes = quantizes or source.quantized_by is not None
+    return before_quantizing(passed) if in_codes else passed.final
 
 
 def _model(source: Source) -> Json:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from ..errors import CheckpointError, GraphError
-from ..formats.checkpoint import Checkpoint
 from ..formats.random import parameter_weight
-from ..formats.weights import Stored, Weight, apply_weight
+from ..formats.weights import Weight, apply_weight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,28 +26,38 @@ _LISTED = 4
 
 
 def checkpoint_weights(
-    model: PreTrainedModel, checkpoint: Checkpoint, where: str
+    model: PreTrainedModel,
+    stored: Mapping[str, Weight],
+    where: str,
+    in_codes: Collection[str] = (),
 ) -> dict[str, Weight]:
-    """Weight name → expression over `checkpoint`, for each parameter and persistent buffer.
+    """Weight name → expression over a checkpoint, for each parameter and persistent buffer.
 
     transformers' own table of renamings and conversions is followed (e.g. Mixtral's experts, which
     are stored one by one and stacked in the module). Each expression has its parameter's dtype.
 
     Args:
         model: on the meta device.
+        stored: the tensors of the checkpoint by name.
         where: the folder or file, for messages.
+        in_codes: the names of those that are quantized, [N, K] whatever the module's form is.
 
     Raises:
         CheckpointError: tensors are missing, left over, of another shape, stored in a way that has
             no expression, or tied in the module and different in the file.
     """
     slots = model.state_dict(keep_vars=True)
-    sources, unknown = _collect(model, checkpoint, slots)
+    sources, unknown = _collect(model, stored, slots, in_codes)
     found: dict[str, Weight] = {}
     for target, (converter, parts) in sources.items():
         found |= _convert(model, converter, target, parts, where)
     ignored = (*_COMPUTED, *(model._keys_to_ignore_on_load_unexpected or ()))
-    left = [name for name in unknown if not any(re.search(rule, name) for rule in ignored)]
+    left = [
+        name
+        for name in unknown
+        if not any(re.search(rule, name) for rule in ignored)
+        and not _no_bias(name, stored, in_codes)
+    ]
     return fit_weights(model, found, where, left)
 
 
@@ -111,11 +120,26 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_LISTED]) + rest
 
 
+def _no_bias(name: str, stored: Mapping[str, Weight], in_codes: Collection[str]) -> bool:
+    """Whether it is a bias of zeros, which AutoGPTQ gave to linears that have none."""
+    stem, _, suffix = name.rpartition(".")
+    quantized = suffix == "bias" and f"{stem}.weight" in in_codes
+    return quantized and not bool(stored[name].load().any())
+
+
+def _is_turned(model: PreTrainedModel, target: str) -> bool:
+    """Whether a module holds its weight as [K, N], as GPT-2's do."""
+    return type(model.get_submodule(target.rpartition(".")[0])).__name__ == "Conv1D"
+
+
 _Parts = dict[str, list[Weight]]
 
 
 def _collect(
-    model: PreTrainedModel, checkpoint: Checkpoint, slots: Mapping[str, torch.Tensor]
+    model: PreTrainedModel,
+    stored: Mapping[str, Weight],
+    slots: Mapping[str, torch.Tensor],
+    in_codes: Collection[str],
 ) -> tuple[dict[str, tuple[WeightConverter | None, _Parts]], list[str]]:
     """First target → (converter, stored tensors by source pattern), and names without a target."""
     from transformers.conversion_mapping import get_model_conversion_mapping
@@ -132,7 +156,7 @@ def _collect(
     by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}
     sources: dict[str, tuple[WeightConverter | None, _Parts]] = {}
     unknown = []
-    for name in sorted(checkpoint.names(), key=dot_natural_key):
+    for name in sorted(stored, key=dot_natural_key):
         prefix = model.base_model_prefix
         target, pattern = rename_source_key(name, renamings, converters, prefix, slots)
         if target not in slots and name in slots:
@@ -142,7 +166,10 @@ def _collect(
             continue
         converter = None if pattern is None else by_pattern[pattern]
         _, parts = sources.setdefault(target, (converter, {}))
-        parts.setdefault(pattern or name, []).append(Stored(checkpoint, name))
+        weight = stored[name]
+        if name in in_codes and _is_turned(model, target):
+            weight = apply_weight("permute", (weight,), dims=(1, 0))
+        parts.setdefault(pattern or name, []).append(weight)
     return sources, unknown
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CaptureError, CheckpointError
+from ..formats.prequantized import check_method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -20,23 +21,21 @@ def folder_config(
     Raises:
         CaptureError: an unknown architecture, one that is no causal LM, or one that needs code of
             the folder's own without trust_remote_code.
-        CheckpointError: a quantized checkpoint, or values that transformers refuses.
+        CheckpointError: a checkpoint quantized in a way that is not known, or values that
+            transformers refuses.
     """
     if raw.get("quantization_config"):
-        method = raw["quantization_config"]
-        name = method.get("quant_method") if isinstance(method, dict) else method
-        raise CheckpointError(
-            f"{folder / 'config.json'}: quantization_config",
-            expected="unquantized weights",
-            found=f"weights quantized by {name}",
-            remedy="Compile the original model; quantize=… quantizes it while compiling.",
-        )
+        check_method(raw["quantization_config"], str(folder / "config.json"))
+        # The model is that of the plain architecture; its weights know of their codes.
+        raw = {name: value for name, value in raw.items() if name != "quantization_config"}
     if trust_remote_code and raw.get("auto_map"):
         from transformers import AutoConfig
 
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             folder, trust_remote_code=True, local_files_only=True
         )
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
         return config
     return make_config(raw, str(folder))
 

@@ -6,12 +6,17 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from ..codegen.program import Json
 from ..errors import UnsupportedError
+from ..formats.prequantized import CODES
 from ..formats.weights import Stored, Weight, weight_leaves
 from ..ir.graph import Graph, param_name
+from ..passes.keep_codes import KEEP_CODES, expanded_weights, kept_linears
 from ..passes.quantize import Recipe, linears_to_quantize
 from ..passes.schemes import QuantConfig
+from ..targets import Target
 from .calibrate.recipe import calibrate, needs_samples, plain_graph
 from .calibrate.text import calibration_samples, encode_text
 from .graphs import Passed
@@ -126,11 +131,37 @@ def quantization_facts(
     }
 
 
+def stored_facts(passed: Passed, source: Source, anew: Recipe | None) -> dict[str, Json] | None:
+    """What became of a checkpoint in codes, for ``report.json``; None for one in numbers. A recipe
+    quantizes the numbers ``anew``.
+
+    Keys: ``method`` (its ``quant_method``); ``linears`` that keep their codes, ``bytes`` of these
+    with scales and zero points; ``expanded`` (names of the weights that became numbers).
+    """
+    if source.quantized_by is None:
+        return None
+    kept = kept_linears(before_quantizing(passed)) if anew is None else {}
+    return {
+        "method": source.quantized_by,
+        "linears": len(kept),
+        "bytes": sum(_bytes(weight) for weight in quantized_parts(passed.final, kept)),
+        "expanded": [*expanded_weights(passed.final)],
+    }
+
+
+def computed_codes(target: Target) -> frozenset[torch.dtype]:
+    """The types of codes that a device has products of; a CPU has them of any, slowly."""
+    rates = dict(target.tflops)
+    return frozenset(
+        dtype for dtype in CODES if target.is_cpu or str(dtype).removeprefix("torch.") in rates
+    )
+
+
 def before_quantizing(passed: Passed) -> Graph:
-    """The graph that the pass ``quantize`` was given."""
+    """The graph that the pass ``quantize`` or ``keep_codes`` was given."""
     graph = passed.captured
     for record in passed.records:
-        if record.name == "quantize":
+        if record.name in ("quantize", KEEP_CODES.name):
             break
         graph = record.graph
     return graph

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointError, UsageError
+from ..formats.prequantized import CODES, read_prequantized
 from ..formats.tokenizer import Tokenizer
-from ..formats.weights import Held, Weight
+from ..formats.weights import Held, Stored, Weight
 from .hf_config import max_positions
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class Source:
         max_position_embeddings: longest sequence in tokens; None when the model sets no limit.
         tokenizer: folder with tokenizer.json, or the GGUF file; None when there is none.
         random_weights: the seed that the weights are drawn from; None when they are real.
+        quantized_by: the ``quant_method`` of a checkpoint in codes; None for one in numbers.
+        notes: what is done otherwise than the checkpoint says.
     """
 
     kind: Literal["module", "model", "folder", "gguf"]
@@ -49,6 +52,8 @@ class Source:
     max_position_embeddings: int | None = None
     tokenizer: Path | None = None
     random_weights: int | None = None
+    quantized_by: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def is_causal_lm(self) -> bool:
@@ -62,6 +67,7 @@ def open_source(
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
     random_weights: int | None = None,
+    computes: Collection[torch.dtype] = CODES,
 ) -> Source:
     """Opens what the user gave; no weight is read.
 
@@ -70,6 +76,8 @@ def open_source(
         dtype: of the parameters of a folder or file; None takes the folder's own, float32 for GGUF.
         trust_remote_code: whether a folder may bring Python code of its own.
         random_weights: a seed to draw a folder's weights from, instead of reading them.
+        computes: the types of codes that the device has products of; activations that a quantized
+            checkpoint would round to others stay as they are.
 
     Raises:
         UsageError: another kind of object, a path to something else, or random weights for what is
@@ -96,7 +104,7 @@ def open_source(
         )
     path = Path(model)
     if is_folder:
-        return _from_folder(path, dtype, trust_remote_code, random_weights)
+        return _from_folder(path, dtype, trust_remote_code, random_weights, computes)
     if not path.exists():
         raise CheckpointError(
             str(path),
@@ -192,7 +200,11 @@ def _read_json(path: Path, required: bool) -> dict[str, object]:
 
 
 def _from_folder(
-    folder: Path, dtype: torch.dtype | None, trust_remote_code: bool, seed: int | None
+    folder: Path,
+    dtype: torch.dtype | None,
+    trust_remote_code: bool,
+    seed: int | None,
+    computes: Collection[torch.dtype],
 ) -> Source:
     from .hf_checkpoint import checkpoint_weights, random_weights
     from .hf_config import folder_config
@@ -204,11 +216,19 @@ def _from_folder(
     own = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     model = meta_causal_lm(config, dtype or own, trust_remote_code=trust_remote_code)
     generation = _read_json(folder / "generation_config.json", required=False)
-    if checkpoint is not None:
-        weights = checkpoint_weights(model, checkpoint, str(folder))
-    else:
+    settings, method = raw.get("quantization_config"), None
+    notes: tuple[str, ...] = ()
+    if checkpoint is None:
         assert seed is not None
         weights = random_weights(model, seed)
+    elif isinstance(settings, dict) and settings:
+        method = str(settings.get("quant_method"))
+        read = read_prequantized(checkpoint, settings, str(folder), computes)
+        weights = checkpoint_weights(model, read.weights, str(folder), read.linears)
+        notes = read.notes
+    else:
+        stored = {name: Stored(checkpoint, name) for name in checkpoint.names()}
+        weights = checkpoint_weights(model, stored, str(folder))
     return Source(
         "folder",
         str(folder),
@@ -219,6 +239,8 @@ def _from_folder(
         max_position_embeddings=max_positions(config),
         tokenizer=folder if (folder / "tokenizer.json").exists() else None,
         random_weights=seed,
+        quantized_by=method,
+        notes=notes,
     )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .weight_packed import PACKED
 from .weight_quant import QUANTIZING
 
 AttrValue = int | float | str | tuple[int, ...] | torch.dtype
@@ -253,6 +254,9 @@ WEIGHT_OPS: Mapping[str, WeightOp] = {
     **{name: WeightOp(name, function) for name, function in _SHAPING.items()},
     **{name: WeightOp(name, function, True, True) for name, function in _ARITHMETIC.items()},
     **{name: WeightOp(name, _unary(function), False, True) for name, function in _UNARY.items()},
-    **{name: WeightOp(name, made, result=result) for name, (made, result) in QUANTIZING.items()},
+    **{
+        name: WeightOp(name, made, result=result)
+        for name, (made, result) in {**QUANTIZING, **PACKED}.items()
+    },
 }
 """Every load-time operation by name."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..formats.stored_codes import grid_of
 from ..formats.weights import Weight, apply_weight
 from ..ir.build import make, param
 from ..ir.dtypes import DType
@@ -29,7 +30,8 @@ def merge_projections(graph: Graph) -> Graph:
         slice_0: f32[S, 64] = slice(linear_0, dim=1, start=0, stop=64)
         slice_1: f32[S, 32] = slice(linear_0, dim=1, start=64, stop=96)
 
-    Where only some have a bias, the others get zeros.
+    Where only some have a bias, the others get zeros. Weights that a checkpoint holds in codes
+    merge where their codes do: those of one grid.
     """
     groups = _groups(graph)
     if not groups:
@@ -50,9 +52,14 @@ def _groups(graph: Graph) -> dict[Node, Sequence[Node]]:
     """Of each linear to be merged: all that merge with it, itself included."""
     groups: dict[Node, Sequence[Node]] = {}
     for x, users in graph.users.items():
-        found = [user for user in users if _mergeable(user, x, graph)]
-        if len(found) > 1:
-            groups |= dict.fromkeys(found, found)
+        alike: dict[object, list[Node]] = {}
+        for user in users:
+            if _mergeable(user, x, graph):
+                weight = graph.weights[param_name(user.operands[1])]
+                alike.setdefault(grid_of(weight), []).append(user)
+        for found in alike.values():
+            if len(found) > 1:
+                groups |= dict.fromkeys(found, found)
     return groups
 
 

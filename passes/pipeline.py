@@ -11,6 +11,7 @@ from .fold_weights import FOLD_WEIGHTS
 from .fuse import FUSE
 from .fuse_append import FUSE_APPEND
 from .fuse_linears import FUSE_LINEARS
+from .keep_codes import KEEP_CODES
 from .kv_cache import PAGED_CACHE, SLOT_CACHE
 from .merge_projections import MERGE_PROJECTIONS
 from .one_token import one_token_pass
@@ -64,8 +65,8 @@ def pipeline(
         # What the rewrites left: reshapes and permutes that cancel, weights to fold.
         CANONICALIZE,
         FOLD_WEIGHTS,
-        # Merged and folded weights become codes.
-        *(() if recipe is None else quantizing(recipe)),
+        # Merged and folded weights become codes, or stay those that the checkpoint has.
+        *((KEEP_CODES,) if recipe is None else quantizing(recipe)),
         # What can share a kernel.
         *((FUSE_APPEND,) if fuses and cache == "paged" else ()),
         *((FUSE_LINEARS,) if fuses and deterministic else ()),

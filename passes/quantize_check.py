@@ -46,16 +46,16 @@ def expected_graph(recipe: Recipe, before: Graph, after: Graph) -> Graph:
             static = None
             if recipe.scheme.activations == "tensor":
                 static = float(recipe.static[param_name(node.operands[1])].load())
-            rows = rounded_rows(x, recipe, static)
+            rows = rounded_rows(x, recipe.scheme.codes, recipe.config.group or 0, static)
             wide = [None if a is None else cast(a, rows.dtype) for a in (weight, bias)]
             values[node] = cast(make("linear", rows, *wide), node.dtype)
     outputs = tuple(values[output] for output in before.outputs)
     return before.with_weights(weights).with_outputs(outputs)
 
 
-def rounded_rows(x: Node, recipe: Recipe, static: float | None) -> Node:
+def rounded_rows(x: Node, codes: DType, group: int, static: float | None) -> Node:
     """x, rounded to what its codes stand for, in float32 at least; a node for each step."""
-    group, width = recipe.config.group or 0, x.shape[-1]
+    width = x.shape[-1]
     assert isinstance(width, int)
     wide = cast(x, DType.F32) if x.dtype is not DType.F64 else x
     lead = x.shape[:-1]
@@ -63,12 +63,12 @@ def rounded_rows(x: Node, recipe: Recipe, static: float | None) -> Node:
         pads = (*((0, 0) for _ in lead), (0, -width % group))
         padded = make("pad", wide, pads=pads, value=0.0)
         count = -(-width // group)
-        parts = _rounded(reshape(padded, *lead, count, group), recipe.scheme.codes, static)
+        parts = _rounded(reshape(padded, *lead, count, group), codes, static)
         whole = reshape(parts, *lead, count * group)
         dim = x.type.rank - 1
         wide = make("slice", whole, dim=dim, start=0, stop=width) if width % group else whole
     else:
-        wide = _rounded(wide, recipe.scheme.codes, static)
+        wide = _rounded(wide, codes, static)
     return wide
 
 

@@ -9,6 +9,7 @@ import torch
 from ...formats.weights import Held, Weight
 from ...ir.graph import Graph
 from ...passes.driver import run_passes
+from ...passes.keep_codes import KEEP_CODES
 from ...passes.pipeline import pipeline
 from ...passes.quantize import Recipe, check_skips, linears_to_quantize
 from ...passes.schemes import SCHEMES, Parts, QuantConfig
@@ -30,9 +31,10 @@ def needs_samples(config: QuantConfig) -> bool:
 
 def plain_graph(captured: Graph) -> Graph:
     """A captured graph after the passes that come before quantization, but without a KV cache:
-    its weights have the names that those of the graph to quantize have.
+    its weights have the names that those of the graph to quantize have, and are numbers.
     """
-    return run_passes(captured, pipeline(None), level="off")[0]
+    steps = [step for step in pipeline(None) if step is not KEEP_CODES]
+    return run_passes(captured, steps, level="off")[0]
 
 
 def calibrate(

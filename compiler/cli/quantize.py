@@ -1,4 +1,4 @@
-"""``tilewright quantize``: a quantized engine, and what it cost."""
+"""``tilewright quantize``: a quantized engine or folder, and what it cost."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from ...passes.schemes import QuantConfig
     from ...runtime.image import EngineImage
 
+
+FORMATS = ("engine", "compressed-tensors")
 
 SchemeOption = Annotated[
     str,
@@ -56,6 +59,14 @@ CalibrateOption = Annotated[
 ReportOption = Annotated[
     bool, typer.Option("--report", help="Measure perplexity, divergence and layers' errors.")
 ]
+FormatOption = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        help="engine, or compressed-tensors: a Hugging Face folder that others load. That takes "
+        "no options of engines.",
+    ),
+]
 TextOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Text to measure on.", show_default=False)
 ]
@@ -64,7 +75,7 @@ TextOption = Annotated[
 def quantize_model(
     model: Model,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Engine folder to write.", show_default=False)
+        Path, typer.Option("--output", "-o", help="Folder to write.", show_default=False)
     ],
     scheme: SchemeOption,
     method: MethodOption = None,
@@ -85,14 +96,18 @@ def quantize_model(
     max_batch_size: BatchOption = None,
     verify: VerifyOption = "sample",
     weights: WeightsOption = "embed",
+    form: FormatOption = "engine",
     as_json: JsonOption = False,
 ) -> None:
-    """Quantize MODEL into an engine folder, and say what it cost."""
+    """Quantize MODEL into an engine, or into a folder for others, and say what it cost."""
     from ...passes.schemes import QuantConfig
     from ...runtime.folder import check_form, save_engine
+    from ..options import wrong_option
 
     check_place(output)
     check_form(weights)
+    if form not in FORMATS:
+        raise wrong_option("format", form, FORMATS)
     config = QuantConfig(
         scheme,
         group,
@@ -107,6 +122,9 @@ def quantize_model(
         report_tokens=tokens,
         compute=compute,
     )
+    if form != "engine":
+        _export(model, output, config, as_json)
+        return
     image = compile_in_memory(
         model,
         target=target,
@@ -121,6 +139,26 @@ def quantize_model(
         advance("writing weights", 0.0)
         save_engine(image, output, weights)
     _print(image, output, as_json)
+
+
+def _export(model: str, output: Path, config: QuantConfig, as_json: bool) -> None:
+    from ..export_quantized import export_quantized
+
+    with progress(f"quantize {Path(model).name}") as advance:
+        advance("quantizing", 0.0)
+        facts = export_quantized(model, output, config)
+    if as_json:
+        print_json({"folder": str(output), "quantization": facts})
+        return
+    console = out()
+    console.print(
+        f"{facts['linears']} linears in {facts['scheme']} ({facts['method']}), {facts['format']}"
+    )
+    if isinstance(quality := facts["quality"], dict):
+        console.print(
+            f"perplexity {quality['perplexity']:.3f}, was {quality['base_perplexity']:.3f}"
+        )
+    console.print(f"folder written: {output}", markup=False)
 
 
 def _print(image: EngineImage, output: Path, as_json: bool) -> None:

@@ -126,7 +126,7 @@ def test_missing_path_and_wrong_file(tmp_path):
             CaptureError,
             "trust_remote_code",
         ),
-        ({"quantization_config": {"quant_method": "gptq"}}, CheckpointError, "gptq"),
+        ({"quantization_config": {"quant_method": "hqq"}}, CheckpointError, "hqq"),
         ({"num_hidden_layers": 3}, CheckpointError, r"no tensor for model\.layers\.2"),
         ({"num_hidden_layers": 1}, CheckpointError, r"no place for model\.layers\.1"),
         ({"intermediate_size": 97}, CheckpointError, r"shape \[97, 64\]"),
