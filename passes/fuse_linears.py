@@ -41,6 +41,14 @@ def fuse_linears(graph: Graph) -> Graph:
     The norm in front is taken in where nothing but products reads it: it is computed anew for each
     of them. Behind the product the chain goes on for as long as each value has one reader, which is
     elementwise over the same rows and columns; the first of it may read the product's two halves.
+
+    A weight that is ``dequantize`` of params is taken in: the body reads its codes and scales::
+
+        dequantize_0: bf16[8, 16] = dequantize(down_codes, down_scale, dtype=bf16, …)
+        linear_0: bf16[B, 8] = linear(x, dequantize_0)
+
+        def dequantize_linear_….(q: i8[8, 16], scale: f32[8, 1], x: bf16[B, 16]): …
+        fused_0: bf16[B, 8] = fused(down_codes, down_scale, x, body=…, kind="linear")
     """
     chains = {node: _chain(graph, node) for node in graph.nodes if _is_product(node)}
     groups = {members[-1]: members for members in chains.values()}
@@ -83,13 +91,16 @@ def _is_product(node: Node) -> bool:
         return False
     weight, bias = node.operands[1], node.args[2]
     static = all(isinstance(size, int) and size > 0 for size in weight.shape)
-    plain = weight.op == "param" and (bias is None or bias.op == "param")
+    params = weight.operands if weight.op == "dequantize" else (weight,)
+    plain = all(p.op == "param" for p in (*params, *(() if bias is None else (bias,))))
     return static and plain and weight.dtype is node.dtype is node.operands[0].dtype
 
 
 def _chain(graph: Graph, product: Node) -> list[Node]:
     """The members of a product's group, in topological order, its result last."""
-    return [*_prologue(graph, product), product, *_epilogue(graph, product)]
+    weight = product.operands[1]
+    decoded = [weight] if weight.op == "dequantize" else []
+    return [*_prologue(graph, product), *decoded, product, *_epilogue(graph, product)]
 
 
 def _prologue(graph: Graph, product: Node) -> list[Node]:

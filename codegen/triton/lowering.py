@@ -32,6 +32,7 @@ from .kernels.linear_tiles import ANY, Cutting
 from .layout import VIEWS, Layout, is_dense, located
 from .library import PREFIX, takes, views_of
 from .package import kernel_id
+from .quant_unfused import separated
 from .shares import Share, Shares
 from .source import Emit, KernelSource
 
@@ -113,6 +114,10 @@ class _Lowering:
             self.calls.append(
                 Call(PREFIX + node.op, bases, self.buffers.of(node), attrs, origin=(node.op,))
             )
+        elif (separate := separated(node)) is not None:
+            with self._named(separate.buffers_of(self.buffers)):
+                for _, part in separate.parts:
+                    self._compute(part)
         else:
             self._in_torch(node)
 

@@ -10,11 +10,12 @@ from collections.abc import Mapping
 
 from ...codegen.lowering import Buffers
 from ...codegen.program import Call, Program
-from ...codegen.triton.unfused import Unfused
+from ...codegen.triton.quant_unfused import separated
 from ...ir.graph import Graph
 from ...ir.node import Node
 
-_OF_PARTS = frozenset({"library", "generated"})  # templates compute such nodes whole
+# Templates compute such nodes whole; what torch computes of them is the weight.
+_OF_PARTS = frozenset({"library", "generated", "eager"})
 
 
 def nodes_of_calls(graph: Graph, program: Program) -> list[tuple[Node, ...]]:
@@ -53,7 +54,7 @@ def _parts(
     found: dict[str, tuple[Node, Node]] = {}
     buffers = Buffers(graph)
     for name in written & set(maker):
-        whole = Unfused.of(maker[name])
+        whole = separated(maker[name])
         if whole is not None:
             parts = whole.buffers_of(buffers)
             found.update((buffer, (part, whole.node)) for part, buffer in parts.items())

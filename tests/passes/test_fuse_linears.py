@@ -122,6 +122,53 @@ def test_products_that_no_decode_kernel_takes_stay(text: str) -> None:
     assert fuse_linears(graph) == graph
 
 
+CODED = """
+def g(x: f32[B, 8], y: f32[B, 8]):
+    w: f32[8] = param("w")
+    codes: u8[16, 4] = param("codes")
+    scale: bf16[16, 2] = param("scale")
+    zero: u8[16, 2] = param("zero")
+    up: f32[16, 8] = dequantize(codes, scale, zero, dtype=f32, group=4, width=8)
+    n: f32[B, 8] = rms_norm(x, w, eps=1e-06)
+    u: f32[B, 16] = linear(n, up)
+    a: f32[B, 8] = slice(u, dim=1, start=0, step=1, stop=8)
+    b: f32[B, 8] = slice(u, dim=1, start=8, step=1, stop=16)
+    g: f32[B, 8] = gated(a, b, activation="silu")
+    down_codes: i8[8, 8] = param("down_codes")
+    down_scale: f32[8, 1] = param("down_scale")
+    down: f32[8, 8] = dequantize(down_codes, down_scale, dtype=f32)
+    d: f32[B, 8] = linear(g, down)
+    r: f32[B, 8] = add(y, d)
+    return {"r": r}
+"""
+
+
+@pytest.mark.quick
+def test_weights_are_decoded_within_their_products() -> None:
+    before = parse(CODED)
+    found = check(
+        before,
+        [
+            ["rms_norm", "dequantize", "linear", "slice", "slice", "gated"],
+            ["dequantize", "linear", "add"],
+        ],
+    )
+    first, second = (node for node in found.nodes if node.op == "fused")
+    assert [str(node.type) for node in body_of(first).inputs] == [
+        *("f32[B, 8]", "f32[8]", "u8[16, 4]", "bf16[16, 2]", "u8[16, 2]")
+    ]
+    assert not any(node.op == "dequantize" for node in found.nodes)
+    assert {str(node.type) for node in second.operands} == {*("f32[B, 8]", "i8[8, 8]", "f32[8, 1]")}
+    assert_same_numbers(before, found, {"B": 5}, tolerance=0)
+
+
+def test_a_weight_of_computed_codes_stays_outside() -> None:
+    computed = CODED.replace(
+        "down: f32", "moved: i8[8, 8] = permute(down_codes, dims=(1, 0))\n    down: f32"
+    ).replace("dequantize(down_codes", "dequantize(moved")
+    check(parse(computed), [["rms_norm", "dequantize", "linear", "slice", "slice", "gated"]])
+
+
 def test_numbers_stay() -> None:
     before = graph(NORM, UP, FIRST, SECOND, GATED, DOWN, ADD, out='"r": r')
     assert_same_numbers(before, fuse_linears(before), {"B": 5}, tolerance=0)

@@ -13,7 +13,8 @@ import pytest
 from house.tree import ROOT
 
 KERNELS = Path("codegen/triton/kernels")
-NAMED = ("append_kv", "linear", "paged_attention", "paged_decode", "sample")
+NAMED = ("append_kv", "linear", "paged_attention", "paged_decode", "quant_linear", "sample")
+UNTUNED = frozenset({"quant_linear"})  # has a default, in the tiles of linear, and no space yet
 
 
 def stems(root: Path) -> list[str]:
@@ -64,10 +65,10 @@ def test_the_templates_are_found() -> None:
 @pytest.mark.quick
 @pytest.mark.parametrize("stem", NAMED)
 def test_each_template_is_whole(stem: str) -> None:
-    assert missing(ROOT, stem) == []
+    assert missing(ROOT, stem) == ["SPACE"] * (stem in UNTUNED)
 
 
-@pytest.mark.parametrize("stem", NAMED)
+@pytest.mark.parametrize("stem", sorted({*NAMED} - UNTUNED))
 def test_a_space_names_fields_of_tiles_and_has_no_value_twice(stem: str) -> None:
     ((module, space),) = spaces(stem)
     tiles = [

@@ -1,0 +1,142 @@
+"""Decode products with quantized weights for tests: the forms of linear_forms.py over codes, their
+operands, and what they give in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from hypothesis import strategies as st
+
+from linear_forms import Form, body_of, forms, in_float64, operands_of, tensor
+from tilewright.codegen.triton.kernels.quant_linear_tiles import Quantized
+from tilewright.codegen.triton.layout import located
+from tilewright.ir.build import input_node, make
+from tilewright.ir.dtypes import DType
+from tilewright.ir.graph import Graph
+from tilewright.ir.node import Node
+from tilewright.ir.ops.quant import blocks, packed_width
+from tilewright.ir.schema import schema
+
+LARGE = {DType.U8: 8.0, DType.I8: 64.0, DType.F8E4M3: 60.0}  # a code of usual magnitude
+
+
+@dataclass(frozen=True)
+class QuantForm:
+    """A form whose weight is dequantized from codes: u8 means 4 bits."""
+
+    form: Form = Form()
+    codes: DType = DType.U8
+    group: int = 16
+    rows: int = 1
+    scale: DType = DType.F32
+    zero: DType | None = None
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Of the codes, and of scales and zero points."""
+        n, k = self.form.rows, self.form.k
+        width = packed_width(k, self.group) if self.codes is DType.U8 else k
+        return (n, width), (blocks(n, self.rows), blocks(k, self.group))
+
+    @property
+    def attrs(self) -> dict[str, int | None]:
+        """Of ``dequantize``, but its type."""
+        width = self.form.k if self.codes is DType.U8 else None
+        return {"rows": self.rows, "group": self.group, "width": width}
+
+
+def quant_body(form: QuantForm) -> Graph:
+    """``body_of``, its weight dequantized."""
+    codes, scales = form.shapes
+    parts = [tensor("q", form.codes, *codes), tensor("scales", form.scale, *scales)]
+    if form.zero is not None:
+        parts.append(tensor("zeros", form.zero, *scales))
+    plain = body_of(form.form)
+    values: dict[Node, Node] = {}
+    inputs: list[Node] = []
+    for node in plain.nodes:
+        if node.op == "input" and node.attr("name") == "weight":
+            values[node] = make("dequantize", *parts, dtype=form.form.dtype, **form.attrs)
+            inputs += parts
+        elif node.op == "input":
+            values[node] = node
+            inputs.append(node)
+        else:
+            args = [None if arg is None else values[arg] for arg in node.args]
+            values[node] = make(node.op, *args, **dict(node.attrs))
+    return Graph("body", tuple(inputs), (values[plain.outputs[0]],))
+
+
+def quant_node(form: QuantForm) -> Node:
+    """The call: x a part of wider rows where it is strided."""
+    body, inner = quant_body(form), form.form
+    outer = [input_node(f"outer_{i}", n.type) for i, n in enumerate(body.inputs)]
+    if inner.strided:
+        wide = tensor("wide", inner.dtype, inner_rows(body), inner.k + 8)
+        outer[0] = make("slice", wide, dim=1, start=8, step=1, stop=inner.k + 8)
+    return make("fused", *outer, body=body, kind="linear")
+
+
+def inner_rows(body: Graph):
+    """The symbol of the number of tokens."""
+    return body.inputs[0].shape[0]
+
+
+def quantized_of(form: QuantForm) -> Quantized:
+    """What the kernels see."""
+    node = quant_node(form)
+    found = Quantized.of(node, tuple(located(operand)[1] for operand in node.operands))
+    assert found is not None
+    return found
+
+
+def quant_operands(
+    form: QuantForm, tokens: int, seed: int = 0, device: str = "cpu"
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Buffers for the call's operands, and the result in float64 over the dequantized weight."""
+    bases, operands = operands_of(form.form, tokens, seed, device)
+    plain = body_of(form.form)
+    at = [str(node.attr("name")) for node in plain.inputs].index("weight")
+    parts = _parts(form, torch.Generator(device).manual_seed(seed + 1), device)
+    reference = schema("dequantize").reference
+    codes, scale, *zero = parts
+    attrs = {**form.attrs, "dtype": DType.F64}
+    weight = reference(codes, scale.double(), *zero, **attrs)
+    wanted = in_float64(plain, [*operands[:at], weight, *operands[at + 1 :]])
+    return [*bases[:at], *parts, *bases[at + 1 :]], wanted
+
+
+def _parts(form: QuantForm, generator: torch.Generator, device: str) -> list[torch.Tensor]:
+    shape, scales = form.shapes
+    given = {"generator": generator, "device": device}
+    if form.codes is DType.U8:
+        codes = torch.randint(0, 256, shape, **given).to(torch.uint8)
+    elif form.codes is DType.I8:
+        codes = torch.randint(-127, 128, shape, **given).to(torch.int8)
+    else:
+        codes = (torch.randn(shape, **given) * 60).to(torch.float8_e4m3fn)
+    usual = form.form.k**-0.5 / LARGE[form.codes]
+    scale = ((torch.rand(scales, **given) + 0.5) * usual).to(form.scale.torch)
+    if form.zero is None:
+        return [codes, scale]
+    return [codes, scale, torch.randint(0, 16, scales, **given).to(form.zero.torch)]
+
+
+@st.composite
+def quant_forms(draw: st.DrawFn, large: bool = False) -> QuantForm:
+    """Every type of codes by rows, groups and blocks, with zero points and without, in every form
+    of a product; widths need not divide by groups.
+    """
+    codes = draw(st.sampled_from(list(LARGE)))
+    groups = [0, 8, 16, 24, 128] if codes is DType.U8 else [0, 7, 16, 128]
+    form = draw(forms(large))
+    group = draw(st.sampled_from(groups))
+    if codes is DType.U8 and group == 0 and form.k % 2:
+        form = replace(form, k=form.k + 1)
+    scales = st.sampled_from([DType.F32, DType.BF16])
+    zeros = st.sampled_from([None, None, DType.U8, DType.F32])
+    return QuantForm(
+        form, codes, group, draw(st.sampled_from([1, 1, 0, 5])), draw(scales), draw(zeros)
+    )
