@@ -37,7 +37,9 @@ def inspect(folder: str) -> dict:
 found = {}
 for target in ("h100", "a100", "b200"):
     with tempfile.TemporaryDirectory() as folder:
-        engine = tw.compile(model, target=target, max_batch_size=16)
+        # The numbers are those of one model: once they are held against its graph.
+        verify = "sample" if target == "h100" else "structure"
+        engine = tw.compile(model, target=target, max_batch_size=16, verify=verify)
         engine.save(f"{folder}/engine")
         found[target] = inspect(f"{folder}/engine")
         print(f"compiled for {engine.target}, kernel calls: {engine.report()['calls']}")

@@ -30,13 +30,15 @@ def test_every_example_is_run() -> None:
 
 @pytest.mark.parametrize("name", PROMISES)
 def test_example(name: str, tmp_path: Path) -> None:
+    # What the example says of checks holds, not what tests ask of every compile.
+    environment = {key: text for key, text in os.environ.items() if key != "TILEWRIGHT_VERIFY"}
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / name)],
         capture_output=True,
         text=True,
         check=False,
         cwd=tmp_path,
-        env={**os.environ, "TILEWRIGHT_VERIFY": "sample"},
+        env=environment,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     for promise in PROMISES[name]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from tilewright.ir.build import const, make
 from tilewright.ir.dtypes import DType
 from tilewright.ir.graph import Graph, param_name
 from tilewright.ir.interpreter import interpret
+from tilewright.ir.ops.control import body_of
 from tilewright.ir.verifier import verify
 from tilewright.passes.driver import run_passes
 from tilewright.passes.fuse import fuse
@@ -151,18 +153,32 @@ def test_a_tied_head_is_quantized_and_its_embedding_is_not():
     assert {"embed.weight", "embed.weight.codes"} <= set(result.weights)
 
 
-@pytest.mark.parametrize("scheme", ["int4", "int8"])
-def test_fusion_leaves_quantized_products_as_they_are(scheme: str):
-    graph = parse(LAYER)
-    quantized = quantize_pass(_recipe(scheme)).run(graph)
+@pytest.mark.parametrize(
+    ("scheme", "rewrite"), [("int4", fuse), ("int8", fuse), ("int8", fuse_linears)]
+)
+def test_fusion_leaves_quantized_products_as_they_are(
+    scheme: str, rewrite: Callable[[Graph], Graph]
+):
+    quantized = quantize_pass(_recipe(scheme)).run(parse(LAYER))
     op = "linear" if scheme == "int4" else "scaled_linear"
-    for rewrite in (fuse_linears, fuse):
-        fused = verify(rewrite(quantized))
-        weights = [n for n in fused.nodes if n.op == op and "embed" not in str(n.operands[1].attrs)]
-        assert len([n for n in weights if n.operands[1].op != "param" or op != "linear"]) == 2
-        inputs = _samples(graph)
-        for a, b in zip(interpret(quantized, inputs), interpret(fused, inputs), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    fused = verify(rewrite(quantized))
+    weights = [n for n in fused.nodes if n.op == op and "embed" not in str(n.operands[1].attrs)]
+    assert len([n for n in weights if n.operands[1].op != "param" or op != "linear"]) == 2
+    same_numbers(quantized, fused)
+
+
+def test_decode_products_take_the_dequantizing_of_their_weights():
+    quantized = quantize_pass(_recipe("int4")).run(parse(LAYER))
+    fused = verify(fuse_linears(quantized))
+    bodies = [body_of(n) for n in fused.nodes if n.op == "fused"]
+    assert [sum(n.op == "dequantize" for n in body.nodes) for body in bodies].count(1) == 2
+    same_numbers(quantized, fused)
+
+
+def same_numbers(one: Graph, other: Graph) -> None:
+    inputs = _samples(one)
+    for a, b in zip(interpret(one, inputs), interpret(other, inputs), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
