@@ -36,7 +36,6 @@ from tilewright.codegen.triton.launch import LaunchedKernel
 from tilewright.codegen.triton.layout import dense
 from tilewright.codegen.triton.package import KernelPackage
 from tilewright.codegen.triton.source import KernelSource
-from tilewright.codegen.triton.tuning.wide import in_float64
 from tilewright.ir.build import input_node, make
 from tilewright.ir.dims import evaluate, symbol
 from tilewright.ir.dtypes import DType
@@ -44,6 +43,7 @@ from tilewright.ir.graph import Graph
 from tilewright.ir.interpreter import interpret
 from tilewright.ir.node import Node
 from tilewright.ir.types import TensorType
+from tilewright.ir.widen import widened
 from tilewright.targets import TARGETS
 
 B = symbol("B")
@@ -192,7 +192,7 @@ class Contest:
             scale = shape.k**-0.5 if node.shape[0] == shape.n * shape.parts else 1.0
             self.operands.append((value * scale).bfloat16())
         wide = [operand.double() for operand in self.operands]
-        self.expected = interpret(in_float64(body), wide)[0]
+        self.expected = interpret(widened(body, DType.F64), wide)[0]
         self.weight_at = 1 + shape.norm
         count = max(2, min(64, int(ROTATED_BYTES / shape.nbytes)))
         self.weights = [self.operands[self.weight_at].clone() for _ in range(count)]

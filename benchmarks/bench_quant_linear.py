@@ -28,7 +28,6 @@ from tilewright.codegen.triton.launch import LaunchedKernel
 from tilewright.codegen.triton.layout import dense
 from tilewright.codegen.triton.package import KernelPackage
 from tilewright.codegen.triton.source import KernelSource
-from tilewright.codegen.triton.tuning.wide import in_float64
 from tilewright.ir.build import input_node, make
 from tilewright.ir.dims import evaluate
 from tilewright.ir.dtypes import DType
@@ -39,6 +38,7 @@ from tilewright.ir.ops.control import body_of
 from tilewright.ir.ops.quant import blocks, packed_width
 from tilewright.ir.schema import schema
 from tilewright.ir.types import TensorType
+from tilewright.ir.widen import widened
 
 LAYER = ("qkv", "o", "gate_up", "down")
 WORST = 2e-2  # deviation, relative to the largest magnitude: bfloat16's results
@@ -130,7 +130,7 @@ class Contest:
         )
         others = [operand.double() for operand in self.operands]
         plain = [*others[: self.at], weight, *others[self.at + 2 :]]
-        return interpret(in_float64(body_of(node_of(self.shape))), plain)[0]
+        return interpret(widened(body_of(node_of(self.shape)), DType.F64), plain)[0]
 
     def error(self, found: torch.Tensor) -> float:
         """Largest deviation from float64, relative to the largest magnitude."""

@@ -130,13 +130,17 @@ class _Decoded:
 
 
 def decoded(parts: Parts, node: Node, recipe: Recipe) -> torch.Tensor:
-    """The weight [N, K] of a linear that parts stand for."""
+    """The weight [N, K] of a linear that parts stand for. Products of codes never round it to 16
+    bits, so it is float32 for them.
+    """
+    rounded = recipe.scheme.activations == "none" or node.dtype is DType.F64
+    dtype = node.dtype if rounded else DType.F32
     nodes = {
         suffix: param(suffix, TensorType(DType.from_torch(w.dtype), tuple(w.shape)))
         for suffix, w in parts.items()
     }
     rows, width = node.operands[1].shape
-    linear = Linear(node.operands[0], None, int(str(rows)), int(str(width)), node.dtype)
+    linear = Linear(node.operands[0], None, int(str(rows)), int(str(width)), dtype)
     value = recipe.scheme.value(nodes, linear, recipe.config)
     with torch.no_grad():
         return interpret(Graph("weight", (), (value,), dict(parts)), ())[0]

@@ -226,6 +226,37 @@ class Halves(Scheme):
         return make("cast", parts["codes"], dtype=linear.dtype)
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+@pytest.mark.parametrize("scheme", ["int8", "fp8", "fp8-block"])
+def test_sixteen_bits_are_checked_in_float32(scheme: str, dtype: str):
+    """In their own type one last bit moves a code of eight by a sixteenth, and more behind it."""
+    graph = parse(LAYER.replace("f32", dtype))
+    _, (record,) = run_passes(
+        graph, [quantize_pass(_recipe(scheme))], level="full", samples=_samples(graph)
+    )
+    assert record.max_error < 1e-4
+
+
+class Stretched(type(SCHEMES["fp8"])):
+    """A toy whose products are 3% too large."""
+
+    name = "stretched"
+
+    def product(self, parts, linear, config):
+        found = super().product(parts, linear, config)
+        return make("mul", found, const(1.03, found.dtype))
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_a_product_that_is_a_little_off_is_refused(monkeypatch, dtype: str):
+    monkeypatch.setitem(SCHEMES, "stretched", Stretched())
+    graph = parse(LAYER.replace("f32", dtype))
+    with pytest.raises(VerificationError, match="pass quantize"):
+        run_passes(
+            graph, [quantize_pass(_recipe("stretched"))], level="full", samples=_samples(graph)
+        )
+
+
 def test_a_scheme_is_one_file(monkeypatch):
     monkeypatch.setitem(SCHEMES, "halves", Halves())
     graph = parse(LAYER)

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from ....autotune.space import Config
+from ....ir.dtypes import DType
 from ....ir.graph import input_name
 from ....ir.interpreter import interpret
 from ....ir.node import Node
 from ....ir.parser import parse_graph
 from ....ir.schema import schema
+from ....ir.widen import widened
 from ....targets import Target
 from ...base import Kernel
 from ...program import Call, Program
@@ -25,7 +27,6 @@ from ..package import KernelPackage, kernel_id
 from .problem import bases_of, call_of
 from .registry import template_named
 from .template import Calls
-from .wide import in_float64
 
 COLD = 4
 """Operands that calls take in turn are so many times the L2, together."""
@@ -224,7 +225,7 @@ class KernelRunner:
         return float(start.elapsed_time(stop)) * 1e-3
 
     def _reference(self) -> list[torch.Tensor]:
-        wide = in_float64(self.graph)
+        wide = widened(self.graph, DType.F64)
         bases = dict(zip(bases_of(self.node), self.operands[0], strict=True))
         given = []
         for node in self.graph.inputs:

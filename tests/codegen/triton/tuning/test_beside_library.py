@@ -39,10 +39,10 @@ from tilewright.codegen.triton.tuning.problem import bases_of
 from tilewright.codegen.triton.tuning.problems import problems_of
 from tilewright.codegen.triton.tuning.registry import template_named
 from tilewright.codegen.triton.tuning.tunable import KernelTunable
-from tilewright.codegen.triton.tuning.wide import in_float64
 from tilewright.ir.dtypes import DType
 from tilewright.ir.graph import Graph
 from tilewright.ir.interpreter import interpret
+from tilewright.ir.widen import widened
 from tilewright.runtime.runner import ProgramRunner
 from tilewright.targets import TARGETS
 
@@ -153,7 +153,7 @@ def test_the_calls_that_a_runner_times_compute_the_problem(form: Form, _interpre
     (found,) = calls(operands, one.sizes)
     bases = dict(zip(bases_of(one.node), operands, strict=True))
     wide = [bases[node].double() for node in one.graph.inputs]
-    (wanted,) = interpret(in_float64(one.graph), wide)
+    (wanted,) = interpret(widened(one.graph, DType.F64), wide)
     error = float((found.double() - wanted).abs().max())
     assert error <= ERROR[form.dtype] * (1.0 + float(wanted.abs().max()))
 

@@ -38,11 +38,11 @@ from tilewright.codegen.triton.tuning.registry import template_named
 from tilewright.codegen.triton.tuning.template import Sizes
 from tilewright.codegen.triton.tuning.tunable import KernelTunable
 from tilewright.codegen.triton.tuning.walks import row_sizes
-from tilewright.codegen.triton.tuning.wide import in_float64
 from tilewright.ir.dtypes import DType
 from tilewright.ir.graph import Graph
 from tilewright.ir.interpreter import interpret
 from tilewright.ir.node import Node
+from tilewright.ir.widen import widened
 from tilewright.targets import TARGETS, Target
 from triton_running import compile_for, run_interpreted
 
@@ -139,7 +139,7 @@ def test_any_cut_of_a_generated_kernel_gives_the_reference(template, node, value
     sizes = {"T": 5}
     operands = template.operands(tunable.node, sizes, torch.device("cpu"), 0)
     wide = [None if x is None else x.double() for x in operands]
-    wanted = interpret(in_float64(tunable.graph), wide)
+    wanted = interpret(widened(tunable.graph, DType.F64), wide)
     assert source is not None and source.variants[0].launches[0].num_warps == config["num_warps"]
     held_to(wanted, run_interpreted(source, tunable.node, operands, sizes))
 

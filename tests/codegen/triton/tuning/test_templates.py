@@ -32,7 +32,6 @@ from tilewright.codegen.triton.tuning.problems import WALKS
 from tilewright.codegen.triton.tuning.registry import TEMPLATES, template_named
 from tilewright.codegen.triton.tuning.tunable import KernelTunable
 from tilewright.codegen.triton.tuning.walks import row_sizes
-from tilewright.codegen.triton.tuning.wide import in_float64
 from tilewright.errors import UsageError
 from tilewright.ir.build import input_node, make
 from tilewright.ir.dims import symbol
@@ -41,6 +40,7 @@ from tilewright.ir.interpreter import interpret
 from tilewright.ir.node import Node
 from tilewright.ir.parser import parse_graph
 from tilewright.ir.types import TensorType
+from tilewright.ir.widen import widened
 from tilewright.targets import TARGETS
 
 H100 = TARGETS["h100"]
@@ -241,7 +241,9 @@ def test_operands_and_reference_fit_together(name: str) -> None:
     bases = dict(zip(bases_of(one.node), operands, strict=True))
     given = [x for node in one.graph.inputs if (x := bases[node]) is not None]
     wide = [x.double() if x.is_floating_point() else x for x in given]
-    results = zip(interpret(in_float64(one.graph), wide), interpret(one.graph, given), strict=True)
+    results = zip(
+        interpret(widened(one.graph, DType.F64), wide), interpret(one.graph, given), strict=True
+    )
     for exact, found in results:
         assert exact.dtype is torch.float64 and exact.isfinite().all()
         assert (found.double() - exact).abs().max() <= 2e-2 * exact.abs().max()
