@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from ..errors import UnsupportedError
 from ..formats.prequantized import CODES
 from ..formats.weights import Stored, Weight, weight_leaves
 from ..ir.graph import Graph, param_name
+from ..passes.expressions import expressions
 from ..passes.keep_codes import KEEP_CODES, expanded_weights, kept_linears
 from ..passes.quantize import Recipe, linears_to_quantize
 from ..passes.schemes import QuantConfig
@@ -113,7 +114,7 @@ def quantization_facts(
     count = sum(math.prod(before.weights[name].shape) for name in chosen)
     matrices = [param_name(node) for node in before.params if node.type.rank > 1]
     size = sum(_bytes(weight) for weight in quantized_parts(passed.final, chosen))
-    weights: list[Weight] = [before.weights[name] for name in chosen]  # type: ignore[misc]
+    weights = list(expressions(before, chosen).values())
     return {
         "scheme": config.scheme,
         "method": config.method,
@@ -167,13 +168,11 @@ def before_quantizing(passed: Passed) -> Graph:
     return graph
 
 
-def quantized_parts(graph: Graph, names: object) -> Iterator[Weight]:
-    """The parts of quantized weights among a graph's weights."""
-    assert isinstance(names, dict)
+def quantized_parts(graph: Graph, names: Iterable[str]) -> list[Weight]:
+    """The parts of these quantized weights among a graph's weights."""
     prefixes = tuple(f"{name}." for name in names)
-    for name, weight in graph.weights.items():
-        if name.startswith(prefixes):
-            yield weight  # type: ignore[misc]
+    parts = [name for name in graph.weights if name.startswith(prefixes)]
+    return list(expressions(graph, parts).values())
 
 
 def on_own_grid(weights: list[Weight], config: QuantConfig) -> bool:

@@ -104,13 +104,15 @@ def codes_of(weight: object) -> StoredCodes | None:
     if weight.op == "cast":
         return found if weight.dtype in FLOATS else None
     if weight.op == "meets_codes":
-        static = weight.args[1] if len(weight.args) > 1 else None
+        static = _operand(weight, 1) if len(weight.args) > 1 else None
         dtype, group = attrs["dtype"], attrs["group"]
-        return replace(found, rounds=dtype, rounds_group=group, static=static)  # type: ignore[arg-type]
+        assert isinstance(dtype, torch.dtype) and isinstance(group, int)
+        return replace(found, rounds=dtype, rounds_group=group, static=static)
     if weight.op == "take" and attrs["dim"] == 1 and found.order is None:
         back = weight.args[1]
-        ordered = isinstance(back, Apply) and back.op == "argsort"
-        return replace(found, order=back.args[0]) if ordered else None  # type: ignore[union-attr]
+        if not isinstance(back, Apply) or back.op != "argsort":
+            return None
+        return replace(found, order=_operand(back, 0))
     if weight.op == "slice" and attrs["dim"] == 0 and found.rows == 1:
         return _cut(found, attrs)
     return None
@@ -123,19 +125,26 @@ def grid_of(weight: object) -> tuple[object, ...] | None:
 
 
 def _parts(weight: Apply, attrs: dict[str, AttrValue]) -> StoredCodes:
-    codes, scale, *zeros = weight.args
-    zero = zeros[0] if zeros and zeros[0] != middle_of(scale) else None  # type: ignore[arg-type]
-    return StoredCodes(codes, scale, zero, attrs["rows"], attrs["group"])  # type: ignore[arg-type]
+    codes, scale = _operand(weight, 0), _operand(weight, 1)
+    zero = _operand(weight, 2) if len(weight.args) > 2 else None
+    rows, group = attrs["rows"], attrs["group"]
+    assert isinstance(rows, int) and isinstance(group, int)
+    return StoredCodes(codes, scale, None if zero == middle_of(scale) else zero, rows, group)
+
+
+def _operand(weight: Apply, index: int) -> Weight:
+    operand = weight.args[index]
+    assert isinstance(operand, Weight), "an operation that takes no plain numbers"
+    return operand
 
 
 def _turned_twice(weight: Apply) -> StoredCodes | None:
     inner = weight.args[0]
     while isinstance(inner, Apply) and inner.op == "cast":
         inner = inner.args[0]
-    swaps = isinstance(inner, Apply) and inner.op == "permute" and inner.attrs == weight.attrs
-    if not swaps or dict(weight.attrs)["dims"] != (1, 0):
+    if not isinstance(inner, Apply) or inner.op != "permute" or inner.attrs != weight.attrs:
         return None
-    return codes_of(inner.args[0])  # type: ignore[union-attr]
+    return codes_of(inner.args[0]) if dict(weight.attrs)["dims"] == (1, 0) else None
 
 
 def _joined(members: list[StoredCodes | None]) -> StoredCodes | None:

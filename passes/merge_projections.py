@@ -12,6 +12,7 @@ from ..ir.graph import Graph, param_name
 from ..ir.node import Node
 from ..ir.types import TensorType
 from .base import Pass
+from .expressions import expressions
 from .rewrite import rebuild
 
 
@@ -36,7 +37,7 @@ def merge_projections(graph: Graph) -> Graph:
     groups = _groups(graph)
     if not groups:
         return graph
-    weights: dict[str, Weight] = dict(graph.weights)  # type: ignore[arg-type]
+    weights = expressions(graph)
     values: dict[Node, Node] = {}
     for node in graph.nodes:
         if node in groups and node not in values:

@@ -17,6 +17,7 @@ from ..ir.replace import Swap, replace_params
 from ..ir.schema import schema
 from ..ir.types import TensorType
 from .base import Pass
+from .expressions import expression_of
 from .schemes import SCHEMES, Linear, Nodes, Parts, QuantConfig, Scheme
 from .token_rows import check_rows, is_ragged
 
@@ -45,6 +46,10 @@ class Recipe:
     def scheme(self) -> Scheme:
         """The scheme of the configuration."""
         return SCHEMES[self.config.scheme]
+
+    def parts_of(self, name: str, weight: Weight) -> Parts:
+        """The parts of a weight: those that calibration chose, else rounded to nearest."""
+        return self.made.get(name) or self.scheme.parts(weight, self.config)
 
 
 def linears_to_quantize(graph: Graph, config: QuantConfig) -> dict[str, list[Node]]:
@@ -135,8 +140,7 @@ def quantize(graph: Graph, recipe: Recipe) -> Graph:
     swaps: dict[str, Swap] = {}
     parts_of: dict[Node, tuple[str, Nodes]] = {}
     for name, nodes in chosen.items():
-        weight = graph.weights[name]
-        parts = recipe.made.get(name) or recipe.scheme.parts(weight, recipe.config)  # type: ignore[arg-type]
+        parts = recipe.parts_of(name, expression_of(graph, name))
         swaps[name] = Swap(parts, _expression(name, nodes[0], recipe, parts_of), frozenset(nodes))
     result = _with_products(replace_params(graph, swaps), recipe, parts_of)
     if is_ragged(result):

@@ -17,6 +17,7 @@ from ..ir.graph import Graph, Weight, param_name
 from ..ir.interpreter import interpret
 from ..ir.node import Node
 from ..ir.types import TensorType
+from .expressions import expression_of
 from .quantize import Recipe, linears_to_quantize
 from .schemes import Linear, Parts
 
@@ -124,9 +125,8 @@ class _Decoded:
         return found
 
     def _value(self) -> torch.Tensor:
-        recipe, old = self.recipe, self.before.weights[self.name]
-        parts = recipe.made.get(self.name) or recipe.scheme.parts(old, recipe.config)  # type: ignore[arg-type]
-        return decoded(parts, self.node, recipe)
+        parts = self.recipe.parts_of(self.name, expression_of(self.before, self.name))
+        return decoded(parts, self.node, self.recipe)
 
 
 def decoded(parts: Parts, node: Node, recipe: Recipe) -> torch.Tensor:

@@ -17,6 +17,7 @@ from ..formats.weights import Weight, apply_weight
 from ..ir.graph import Graph, param_name
 from ..ir.node import Node
 from .base import Pass
+from .expressions import expressions
 
 NORMS = ("rms_norm", "layer_norm")
 _ATTENTION = frozenset({"attention", "paged_attention", "slot_attention"})
@@ -170,7 +171,7 @@ def smooth(graph: Graph, vectors: Mapping[str, Weight]) -> Graph:
         vectors: by name of a linear's weight: the scales of its columns, above zero: [K], or one
             for each column of values (Site.heads). Linears of one input have one vector.
     """
-    weights: dict[str, Weight] = dict(graph.weights)  # type: ignore[arg-type]
+    weights = expressions(graph)
     for site in smooth_sites(graph, vectors):
         vector = vectors[site.names[0]]
         for name in site.names:

@@ -41,7 +41,7 @@ def takes(node: Node) -> bool:
     return node.dtype.is_float
 
 
-def views_of(node: Node) -> Attr:
+def views_of(node: Node) -> tuple[Attr, ...]:
     """(shape, offset, strides) of each operand that is not a buffer of its own, else None."""
     found: list[Attr] = []
     for operand in node.args:

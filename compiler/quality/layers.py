@@ -12,6 +12,7 @@ from ...ir.build import param, rebuild
 from ...ir.graph import Graph, param_name
 from ...ir.interpreter import Value, interpret
 from ...ir.node import Node
+from ...passes.expressions import expression_of
 from ...passes.quantize import Recipe, linears_to_quantize
 from ...passes.quantize_check import decoded
 
@@ -54,11 +55,11 @@ def layer_errors(
     for name, (node, *_) in chosen.items():
         weight = before.weights[name].load()
         parts = {
-            key.removeprefix(f"{name}."): part
-            for key, part in after.weights.items()
+            key.removeprefix(f"{name}."): expression_of(after, key)
+            for key in after.weights
             if key.startswith(f"{name}.")
         }
-        value = decoded(parts, node, recipe)  # type: ignore[arg-type]
+        value = decoded(parts, node, recipe)
         errors.append(
             LayerError(name, _relative(value, weight), _relative(found[name], wanted[name]))
         )

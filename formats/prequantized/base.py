@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -157,16 +159,14 @@ def signed(codes: Weight) -> Weight:
 
 def by_rows(scale: Weight, count: int) -> Weight:
     """A scale for all, [1], [] or [1, 1], or one a row, [N], as [N, 1]."""
-    total = 1
-    for size in scale.shape:
-        total *= size
+    total = math.prod(scale.shape)
     column = apply_weight("reshape", (scale,), shape=(total, 1))
     if total == count:
         return column
     return apply_weight("expand", (column,), shape=(count, 1))
 
 
-class Layout:
+class Layout(ABC):
     """How one kind of checkpoint holds its linears.
 
     Args:
@@ -187,13 +187,13 @@ class Layout:
         listed = names(self.opened, self.settings, "modules_to_not_convert")
         return any(f".{entry}." in f".{name}." for entry in listed)
 
+    @abstractmethod
     def read(self, stem: Stem) -> StoredCodes:
         """The codes of one linear.
 
         Raises:
             CheckpointError: tensors that are missing or not of this layout.
         """
-        raise NotImplementedError
 
 
 def one_of(opened: Opened, key: str, found: object, valid: tuple[object, ...]) -> object:

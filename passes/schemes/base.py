@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -36,7 +37,7 @@ class Linear:
     static: Node | None = None
 
 
-class Scheme:
+class Scheme(ABC):
     """One way to quantize a linear. Subclasses set the attributes and fill in ``parts`` and
     ``value``; those that quantize activations ``product`` too.
 
@@ -63,13 +64,13 @@ class Scheme:
     codes: ClassVar[DType]
     computes: ClassVar[tuple[str, ...]] = ("float",)
 
+    @abstractmethod
     def parts(self, weight: Weight, config: QuantConfig) -> Parts:
         """The parts of a weight [N, K] rounded to nearest, as expressions over it, by suffix."""
-        raise NotImplementedError
 
+    @abstractmethod
     def value(self, parts: Nodes, linear: Linear, config: QuantConfig) -> Node:
         """The weight [N, K] that the parts stand for."""
-        raise NotImplementedError
 
     def product(self, parts: Nodes, linear: Linear, config: QuantConfig) -> Node | None:
         """The product with quantized activations; None for ``linear(x, value)``."""
