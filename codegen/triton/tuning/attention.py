@@ -25,8 +25,9 @@ from ..kernels.paged_attention_tiles import (
     shared_bytes,
 )
 from ..source import KernelSource
-from .problem import bases_of, layouts_of
-from .template import Facts, Sizes, Template, int_, sensible, with_default
+from .paged import head_facts
+from .problem import layouts_of
+from .template import Contents, Facts, Sizes, Template, int_, sensible, with_default
 
 TOKENS = 2048
 """Tokens of the one sequence that prefill is timed on."""
@@ -63,17 +64,9 @@ class PagedAttention(Template):
     def facts(self, node: Node, sizes: Sizes) -> Facts:
         """Heads, head dims, page, what is added to scores and who sees whom; tokens."""
         p = problem_of(node)
-        further = ["sinks" if node.args[6] else "", "alibi" if node.args[7] else ""]
-        further += ["softcap" if p.softcap is not None else ""]
-        further += ["causal" if node.attr("causal") else ""]
+        causal = "causal" if node.attr("causal") else ""
         return (
-            ("dtype", str(node.dtype)),
-            ("with", " ".join(filter(None, further))),
-            ("window", p.window or 0),
-            ("heads", p.heads),
-            ("kv_heads", p.kv_heads),
-            ("head_dim", p.head_dim),
-            ("value_dim", p.value_dim),
+            *head_facts(p, causal),
             ("page_size", evaluate(node.operands[1].shape[1], sizes)),
             ("sequences", evaluate(p.num_seqs, sizes)),
             ("tokens", evaluate(p.num_tokens, sizes)),
@@ -157,31 +150,23 @@ class PagedAttention(Template):
         """
         return " ".join(f"{n}={config[n]}" for n in ("block_m", "block_n", "num_warps"))
 
-    def operands(
-        self, node: Node, sizes: Sizes, device: torch.device, seed: int
-    ) -> Sequence[torch.Tensor | None]:
+    def contents(self, node: Node, sizes: Sizes, generator: torch.Generator, seed: int) -> Contents:
         """Random pages in random places; sequences that share the tokens evenly, all new."""
-        generator = torch.Generator(device).manual_seed(seed)
-        made: dict[Node, torch.Tensor] = {}
+        device = generator.device
         tables, lens, starts = node.operands[3:6]
         pages = evaluate(node.operands[1].shape[0], sizes)
         batch, tokens = (evaluate(node.operands[i].shape[0], sizes) for i in (4, 0))
         begins = torch.tensor([tokens * index // batch for index in range(batch + 1)])
-        for base in bases_of(node):
-            if base is None or base in made:
-                continue
-            shape = [evaluate(size, sizes) for size in base.shape]
-            if base is tables:
-                ids = torch.randperm(pages, generator=generator, device=device)
-                value = ids[: shape[0] * shape[1]].view(shape)
-            elif base is lens:
-                value = begins.diff().to(device)
-            elif base is starts:
-                value = begins.to(device)
-            else:
-                value = torch.randn(shape, generator=generator, device=device)
-            made[base] = value.to(base.dtype.torch)
-        return [None if base is None else made[base] for base in bases_of(node)]
+
+        def placed(shape: Sequence[int]) -> torch.Tensor:
+            ids = torch.randperm(pages, generator=generator, device=device)
+            return ids[: shape[0] * shape[1]].view(*shape)
+
+        return {
+            tables: placed,
+            lens: lambda _: begins.diff().to(device),
+            starts: lambda _: begins.to(device),
+        }
 
 
 def prefill_sizes(node: Node, tokens: int = TOKENS) -> Sizes:

@@ -34,8 +34,9 @@ from ..kernels.paged_decode_tiles import (
 )
 from ..source import KernelSource
 from .lengths import longest, mean_length, mixed_lengths, most_pages
-from .problem import bases_of, layouts_of
-from .template import Facts, Sizes, Template, int_, power_range, sensible, with_default
+from .paged import head_facts
+from .problem import layouts_of
+from .template import Contents, Facts, Sizes, Template, int_, power_range, sensible, with_default
 
 FULL = "full_lengths"
 """Among sizes: all sequences are as long as the block table allows."""
@@ -86,16 +87,8 @@ class PagedDecode(Template):
         """Heads, head dims, page, what is added to scores; batch, context and its use."""
         p = problem_of(node)
         page, capacity = _room(node, sizes)
-        further = ["sinks" if node.args[6] else "", "alibi" if node.args[7] else ""]
-        further += ["softcap" if p.softcap is not None else ""]
         return (
-            ("dtype", str(node.dtype)),
-            ("with", " ".join(filter(None, further))),
-            ("window", p.window or 0),
-            ("heads", p.heads),
-            ("kv_heads", p.kv_heads),
-            ("head_dim", p.head_dim),
-            ("value_dim", p.value_dim),
+            *head_facts(p),
             ("page_size", page),
             ("sequences", evaluate(p.num_seqs, sizes)),
             ("context", capacity),
@@ -187,35 +180,26 @@ class PagedDecode(Template):
             f"num_warps={tiles.num_warps}"
         )
 
-    def operands(
-        self, node: Node, sizes: Sizes, device: torch.device, seed: int
-    ) -> Sequence[torch.Tensor | None]:
+    def contents(self, node: Node, sizes: Sizes, generator: torch.Generator, seed: int) -> Contents:
         """Random pages in random places, for sequences of mixed lengths or of full ones. Entries of
         the block table behind a sequence are 0, as a step has them.
         """
-        generator = torch.Generator(device).manual_seed(seed)
-        made: dict[Node, torch.Tensor] = {}
+        device = generator.device
         tables, lens = node.operands[3], node.operands[4]
         pages, (page, capacity) = evaluate(node.operands[1].shape[0], sizes), _room(node, sizes)
         batch, width = (evaluate(size, sizes) for size in tables.shape)
         full = [capacity] * batch
         lengths = full if sizes.get(FULL) else mixed_lengths(batch, page, capacity, seed)
-        for base in bases_of(node):
-            if base is None or base in made:
-                continue
-            shape = [evaluate(size, sizes) for size in base.shape]
-            if base is tables:
-                counts = torch.tensor([-(-length // page) for length in lengths], device=device)
-                used = torch.arange(width, device=device) < counts[:, None]
-                ids = torch.randperm(pages, generator=generator, device=device)
-                value = torch.zeros(shape, dtype=ids.dtype, device=device)
-                value[used] = ids[: int(counts.sum())]
-            elif base is lens:
-                value = torch.tensor(lengths, device=device)
-            else:
-                value = torch.randn(shape, generator=generator, device=device)
-            made[base] = value.to(base.dtype.torch)
-        return [None if base is None else made[base] for base in bases_of(node)]
+
+        def placed(shape: Sequence[int]) -> torch.Tensor:
+            counts = torch.tensor([-(-length // page) for length in lengths], device=device)
+            used = torch.arange(width, device=device) < counts[:, None]
+            ids = torch.randperm(pages, generator=generator, device=device)
+            value = torch.zeros(*shape, dtype=ids.dtype, device=device)
+            value[used] = ids[: int(counts.sum())]
+            return value
+
+        return {tables: placed, lens: lambda _: torch.tensor(lengths, device=device)}
 
 
 def mixed_sizes(node: Node, sequences: int, capacity: int | None, page_size: int = 16) -> Sizes:

@@ -6,15 +6,11 @@ no times.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-
-import torch
 
 from ....autotune.prior import Work
 from ....autotune.space import Choice, Config, Space
 from ....ir.dims import evaluate
-from ....ir.dtypes import DType
 from ....ir.node import Node
 from ....ir.schema import schema
 from ....targets import Target
@@ -22,7 +18,7 @@ from .. import library
 from ..library import ATTENTIONS, takes
 from ..lowering import lower_graph
 from ..source import KernelSource
-from .problem import bases_of, problem_graph
+from .problem import problem_graph
 from .template import Calls, Facts, Sizes, Template
 
 AUTO = "auto"
@@ -102,18 +98,3 @@ class DenseAttention(Template):
     def numerics(self, config: Config) -> str:
         """Each adds up in an order of its own."""
         return str(config["backend"])
-
-    def operands(
-        self, node: Node, sizes: Sizes, device: torch.device, seed: int
-    ) -> Sequence[torch.Tensor | None]:
-        """Normal numbers; of a boolean mask three quarters are true."""
-        generator = torch.Generator(device).manual_seed(seed)
-        made: dict[Node, torch.Tensor] = {}
-        for base in bases_of(node):
-            if base is not None and base not in made:
-                shape = [evaluate(size, sizes) for size in base.shape]
-                value = torch.randn(shape, generator=generator, device=device)
-                made[base] = (
-                    value > -0.67 if base.dtype is DType.BOOL else value.to(base.dtype.torch)
-                )
-        return [None if base is None else made[base] for base in bases_of(node)]

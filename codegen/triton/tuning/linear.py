@@ -37,7 +37,17 @@ from .beside_library import (
     separate_calls,
 )
 from .problem import bases_of, layouts_of, problem_graph
-from .template import Calls, Facts, Sizes, Template, int_, power_range, sensible, with_default
+from .template import (
+    Calls,
+    Contents,
+    Facts,
+    Sizes,
+    Template,
+    int_,
+    power_range,
+    sensible,
+    with_default,
+)
 
 BUCKETS = (16, 32, 64, 128)
 """Tokens that a tile of the matrix kernel holds: each has a cut of its own."""
@@ -107,21 +117,17 @@ class _Linear(Template):
             return library_seconds(problem_of(node), sizes, target)
         return super().prior(node, config, sizes, target)
 
-    def operands(
-        self, node: Node, sizes: Sizes, device: torch.device, seed: int
-    ) -> Sequence[torch.Tensor | None]:
-        """Normal numbers; weights such that products are of the size of x."""
+    def contents(self, node: Node, sizes: Sizes, generator: torch.Generator, seed: int) -> Contents:
+        """Weights such that products are of the size of x."""
         p = problem_of(node)
-        generator = torch.Generator(device).manual_seed(seed)
-        weight = node.operands[p.body.inputs.index(p.weight)]
-        made: dict[Node, torch.Tensor] = {}
-        for base in bases_of(node):
-            if base is not None and base not in made:
-                shape = [evaluate(size, sizes) for size in base.shape]
-                value = torch.randn(shape, generator=generator, device=device)
-                scale = p.k**-0.5 if base is weight else 1.0
-                made[base] = value.mul_(scale).to(base.dtype.torch)
-        return [None if base is None else made[base] for base in bases_of(node)]
+        weight = bases_of(node)[p.body.inputs.index(p.weight)]
+        assert weight is not None
+
+        def scaled(shape: Sequence[int]) -> torch.Tensor:
+            value = torch.randn(shape, generator=generator, device=generator.device)
+            return value.mul_(p.k**-0.5)
+
+        return {weight: scaled}
 
 
 class LinearGemv(_Linear):

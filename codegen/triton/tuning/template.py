@@ -13,16 +13,21 @@ import torch
 from ....autotune.ast_hash import normalised_ast_hash
 from ....autotune.prior import Constants, Work, predict
 from ....autotune.space import Choice, Config, Constraint, PowerOfTwo, Space, Value
+from ....ir.dims import evaluate
+from ....ir.dtypes import DType
 from ....ir.node import Node
 from ....targets import Target
 from ...program import Program
 from ..source import KernelSource
+from .problem import bases_of
 
 Sizes = Mapping[str, int]
 """Values of the symbols in a call's types."""
 
 Facts = tuple[tuple[str, str | int], ...]
 """A problem in words and numbers, for the key of a tuning record."""
+
+Contents = Mapping[Node, Callable[[Sequence[int]], torch.Tensor]]
 
 Calls = tuple[Program, tuple[KernelSource, ...]]
 """A problem computed in several calls, or in one of a library, and the sources of its kernels."""
@@ -99,11 +104,31 @@ class Template(ABC):
     def numerics(self, config: Config) -> str:
         """What decides the order of sums: configs of one class give one call's very bits."""
 
-    @abstractmethod
     def operands(
         self, node: Node, sizes: Sizes, device: torch.device, seed: int
     ) -> Sequence[torch.Tensor | None]:
-        """Random contents of the buffers that the operands lie in."""
+        """Random contents of the buffers that the operands lie in: normal numbers, of booleans
+        three quarters true, but for what ``contents`` knows better.
+        """
+        generator = torch.Generator(device).manual_seed(seed)
+        special = self.contents(node, sizes, generator, seed)
+        made: dict[Node, torch.Tensor] = {}
+        bases = bases_of(node)
+        for base in bases:
+            if base is None or base in made:
+                continue
+            shape = [evaluate(size, sizes) for size in base.shape]
+            if base in special:
+                value = special[base](shape)
+            else:
+                value = torch.randn(shape, generator=generator, device=device)
+                value = value > -0.67 if base.dtype is DType.BOOL else value
+            made[base] = value.to(base.dtype.torch)
+        return [None if base is None else made[base] for base in bases]
+
+    def contents(self, node: Node, sizes: Sizes, generator: torch.Generator, seed: int) -> Contents:
+        """What makes the values, by its shape, of a buffer that is not to hold normal numbers."""
+        return {}
 
 
 def power_range(name: str, low: int, high: int, default: int) -> PowerOfTwo:

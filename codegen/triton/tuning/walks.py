@@ -5,11 +5,9 @@ ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from functools import lru_cache
-
-import torch
 
 from ....autotune.key import token_bucket
 from ....autotune.prior import Constants, Work
@@ -121,19 +119,6 @@ class _Walk(Template):
             stages=2,
             warps=cut.num_warps,
         )
-
-    def operands(
-        self, node: Node, sizes: Sizes, device: torch.device, seed: int
-    ) -> Sequence[torch.Tensor | None]:
-        """Normal numbers."""
-        generator = torch.Generator(device).manual_seed(seed)
-        made: dict[Node, torch.Tensor] = {}
-        for base in bases_of(node):
-            if base is not None and base not in made:
-                shape = [evaluate(size, sizes) for size in base.shape]
-                value = torch.randn(shape, generator=generator, device=device)
-                made[base] = value.to(base.dtype.torch)
-        return [None if base is None else made[base] for base in bases_of(node)]
 
 
 class Rows(_Walk):
