@@ -48,6 +48,27 @@ def record(block_m=128, *, key=KEY, conditions=CONDITIONS, **changes):
     return replace(made, **changes)
 
 
+def choice_of(tunable, config=None, **changes):
+    """A record of a tunable, which chose a config: by default its default."""
+    config = tunable.default if config is None else config
+    made = Record(
+        key=tunable.key,
+        conditions=CONDITIONS,
+        config=config,
+        seconds=9e-6,
+        default=tunable.default,
+        default_seconds=1e-5,
+        numerics=tunable.numerics(config),
+        runners_up=(),
+        failed=(),
+        trials=4,
+        seed=0,
+        budget="quick",
+        made="2026-01-01T00:00:00+00:00",
+    )
+    return replace(made, **changes)
+
+
 plain = st.one_of(
     st.none(),
     st.booleans(),

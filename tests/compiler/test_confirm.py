@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import replace
 
 import pytest
 import torch
@@ -30,6 +29,7 @@ from tilewright.compiler.tuning import problems_of_image
 from tilewright.errors import UnsupportedError, UsageError
 from tiny_models import tiny_model
 from tuning_players import Clock, gemm_problems
+from tuning_records import choice_of
 
 HERE = Conditions("3.6", None, "0.1")
 
@@ -110,22 +110,8 @@ def test_without_time_nothing_is_decided_and_nothing_is_slower():
 
 
 def made(tunable, config, **changes) -> Record:
-    record = Record(
-        key=tunable.key,
-        conditions=HERE,
-        config=config,
-        seconds=9e-6,
-        default=tunable.default,
-        default_seconds=1e-5,
-        numerics=tunable.numerics(config),
-        runners_up=((tunable.default, 1e-5),),
-        failed=(),
-        trials=4,
-        seed=0,
-        budget="quick",
-        made="2026-01-01T00:00:00+00:00",
-    )
-    return replace(record, **changes)
+    runners_up = ((tunable.default, 1e-5),)
+    return choice_of(tunable, config, **{"conditions": HERE, "runners_up": runners_up, **changes})
 
 
 def other(tunable):

@@ -11,7 +11,6 @@ from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends
 from torch.nn.functional import scaled_dot_product_attention
 
 import tilewright as tw
-from tilewright.autotune.record import Record
 from tilewright.autotune.search import quick_candidates
 from tilewright.autotune.space import Config
 from tilewright.autotune.store import Store
@@ -32,6 +31,7 @@ from tilewright.ir.interpreter import interpret
 from tilewright.ir.types import TensorType
 from tilewright.runtime.runner import ProgramRunner
 from tilewright.targets import TARGETS
+from tuning_records import choice_of
 
 CPU, H100 = TARGETS["cpu"], TARGETS["h100"]
 
@@ -49,23 +49,7 @@ def lowered(path: Path, backend: str | None, graph: Graph) -> Lowered:
     store = Store(path / "tuning.jsonl")
     for one in problems_of(graph, H100, 1):
         config = one.default if backend is None else Config((("backend", backend),))
-        store.add(
-            Record(
-                key=one.key,
-                conditions=conditions_here(),
-                config=config,
-                seconds=1e-5,
-                default=one.default,
-                default_seconds=1.1e-5,
-                numerics=one.numerics(config),
-                runners_up=(),
-                failed=(),
-                trials=4,
-                seed=0,
-                budget="quick",
-                made="2026-11-27",
-            )
-        )
+        store.add(choice_of(one, config, conditions=conditions_here()))
     return BACKEND.lower(graph, CPU, tuning=store)
 
 

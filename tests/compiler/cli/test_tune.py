@@ -32,6 +32,7 @@ from tilewright.runtime.folder import load_image
 from tilewright.targets import TARGETS, Target
 from tiny_models import tiny_model
 from tuning_players import Clock, Steady, gemm_problems
+from tuning_records import choice_of
 
 WALKS = ("rows", "elementwise")
 
@@ -86,21 +87,7 @@ def test_explain_says_what_the_store_lacks_and_then_has(folder, store) -> None:
 
 
 def made_of(tunable, triton: str) -> Record:
-    return Record(
-        key=tunable.key,
-        conditions=Conditions(triton, None, "0"),
-        config=tunable.default,
-        seconds=1e-5,
-        default=tunable.default,
-        default_seconds=1e-5,
-        numerics="",
-        runners_up=(),
-        failed=(),
-        trials=1,
-        seed=0,
-        budget="quick",
-        made="2026-01-01",
-    )
+    return choice_of(tunable, conditions=Conditions(triton, None, "0"))
 
 
 def test_searches_end_in_the_store_and_the_second_measures_nothing(folder, store) -> None:

@@ -45,6 +45,7 @@ from tilewright.ir.interpreter import interpret
 from tilewright.ir.widen import widened
 from tilewright.runtime.runner import ProgramRunner
 from tilewright.targets import TARGETS
+from tuning_records import choice_of
 
 CPU, H100 = TARGETS["cpu"], TARGETS["h100"]
 FORM = Form(k=512, n=256, norm="weight", behind=("residual",), dtype=DType.BF16)
@@ -168,21 +169,8 @@ def test_a_kernel_around_the_library_that_writes_nothing_is_seen(_interpreted, m
 
 
 def chosen(one: KernelTunable, config: Config, *runners_up: Config) -> Record:
-    return Record(
-        key=one.key,
-        conditions=conditions_here(),
-        config=config,
-        seconds=1e-5,
-        default=one.default,
-        default_seconds=1.5e-5,
-        numerics=one.numerics(config),
-        runners_up=tuple((c, 1.2e-5) for c in runners_up),
-        failed=(),
-        trials=9,
-        seed=0,
-        budget="quick",
-        made="2026-11-27T00:00:00+00:00",
-    )
+    others = tuple((c, 1.2e-5) for c in runners_up)
+    return choice_of(one, config, conditions=conditions_here(), runners_up=others)
 
 
 def store_of(path: Path, graph: Graph, library_at: tuple[int, ...]) -> Store:

@@ -25,6 +25,7 @@ from tilewright.codegen.triton.tuning.tunable import KernelTunable
 from tilewright.errors import UnsupportedError
 from tilewright.ir.dtypes import DType
 from tilewright.targets import TARGETS
+from tuning_records import choice_of
 
 H100 = TARGETS["h100"]
 GEMM = template_named("linear_gemm")
@@ -34,23 +35,8 @@ TUNABLE = KernelTunable.of(GEMM, NODE, {"B": 64}, H100)
 OTHER = Config(tuple({**TUNABLE.default.as_dict(), "num_stages": 3, "block_n": 32}.items()))
 
 
-def record(tunable: KernelTunable = TUNABLE, **changes: object) -> Record:
-    made = Record(
-        key=tunable.key,
-        conditions=HERE,
-        config=OTHER,
-        seconds=1e-5,
-        default=tunable.default,
-        default_seconds=1.1e-5,
-        numerics=tunable.numerics(OTHER),
-        runners_up=(),
-        failed=(),
-        trials=9,
-        seed=0,
-        budget="quick",
-        made="2026-11-27T00:00:00+00:00",
-    )
-    return replace(made, **changes)
+def record(tunable: KernelTunable = TUNABLE, config: Config = OTHER, **changes: object) -> Record:
+    return choice_of(tunable, config, **{"conditions": HERE, **changes})
 
 
 def choices(path: Path, *records: Record) -> Choices:

@@ -45,6 +45,7 @@ from tilewright.ir.node import Node
 from tilewright.ir.widen import widened
 from tilewright.targets import TARGETS, Target
 from triton_running import compile_for, run_interpreted
+from tuning_records import choice_of
 
 H100 = TARGETS["h100"]
 FEW = H100.override(sms=4)  # fewer splits: the interpreter takes a program at a time
@@ -64,21 +65,7 @@ def changed(tunable: KernelTunable, **values: object) -> Config:
 
 
 def record(tunable: KernelTunable, config: Config) -> Record:
-    return Record(
-        key=tunable.key,
-        conditions=HERE,
-        config=config,
-        seconds=1e-5,
-        default=tunable.default,
-        default_seconds=1.1e-5,
-        numerics=tunable.numerics(config),
-        runners_up=(),
-        failed=(),
-        trials=9,
-        seed=0,
-        budget="quick",
-        made="2026-11-27T00:00:00+00:00",
-    )
+    return choice_of(tunable, config, conditions=HERE)
 
 
 def choices(path: Path, *records: Record, target: Target = FEW, **limits: int) -> Choices:
