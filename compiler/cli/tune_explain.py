@@ -54,7 +54,7 @@ def explain(
 ) -> None:
     """Say what the store has for each problem, or which field of the key differs.
 
-    Of ENGINE: the problems of its decode kernels. Of KERNEL: those in the store that have SHAPE's
+    Of ENGINE: the problems of its kernels. Of KERNEL: those in the store that have SHAPE's
     facts, looked up for --target; for auto without a GPU, for the device of each record.
     """
     model: Mapping[str, object] = {
