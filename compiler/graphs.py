@@ -16,8 +16,8 @@ from ..ir.graph import Graph, Weight
 from ..passes.base import Pass
 from ..passes.cache_samples import adapt_to_pages, adapt_to_slots
 from ..passes.driver import PassRecord, VerifyLevel, run_passes
-from ..passes.fuse import FUSE
 from ..passes.one_token import takes_one_token
+from ..passes.open_rows import OPEN_ROWS
 from ..passes.pipeline import decode_pipeline, pipeline
 from ..passes.quantize import Recipe
 from ..runtime.decode_graphs import obstacles
@@ -113,10 +113,10 @@ def pass_graphs(
 
 
 def _before_fusion(captured: Graph, steps: Sequence[Pass], records: Sequence[PassRecord]) -> Graph:
-    """The graph that ``FUSE`` was given; the last one where it did not run."""
+    """The graph that ``OPEN_ROWS`` was given, ahead of ``FUSE``; the last one where it did not run."""
     graph = captured
     for step, record in zip(steps, records, strict=False):
-        if step.name == FUSE.name:
+        if step.name == OPEN_ROWS.name:
             return graph
         graph = record.graph
     return graph

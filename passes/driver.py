@@ -200,7 +200,7 @@ class _Checker:
 
 def rounds(graph: Graph) -> bool:
     """Whether activations are rounded to codes in it."""
-    return any(node.op == "quantize_rows" for node in _all_nodes(graph))
+    return any(node.op in ("quantize_rows", "scaled_linear") for node in _all_nodes(graph))
 
 
 def engine_tolerance(graph: Graph) -> float:

@@ -18,7 +18,7 @@ from .fuse_groups import inside_order
 from .fuse_space import ROW_OPS, is_view
 
 MAX_NAMED_OPS = 4
-_SILENT = frozenset({"cast"})
+_SILENT = frozenset({"cast", "item"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ def _operand_names(members: Sequence[Node]) -> dict[Node, str]:
     inside = set(members)
     taken = {*RESERVED_NAMES, "param", "body"}
     for node in inside_order(members):
-        taken |= node.type.symbols
+        taken |= {symbol for type_ in node.types for symbol in type_.symbols}
     readers: dict[Node, str] = {}
     for node in inside_order(members):
         if node in inside or is_view(node):

@@ -49,6 +49,14 @@ def fuse_linears(graph: Graph) -> Graph:
 
         def dequantize_linear_….(q: i8[8, 16], scale: f32[8, 1], x: bf16[B, 16]): …
         fused_0: bf16[B, 8] = fused(down_codes, down_scale, x, body=…, kind="linear")
+
+    So are the rows that a product of two operands in codes rounds, with the norm before them::
+
+        quantize_rows_0: (i8[B, 16], f32[B, 1],) = quantize_rows(x, dtype=i8)
+        scaled_linear_0: bf16[B, 8] = scaled_linear(item_0, item_1, down_codes, down_scale, …)
+
+        def quantize_rows_scaled_linear_….(x: bf16[B, 16], wq: i8[8, 16], ws: f32[8, 1]): …
+        fused_0: bf16[B, 8] = fused(x, down_codes, down_scale, body=…, kind="linear")
     """
     chains = {node: _chain(graph, node) for node in graph.nodes if _is_product(node)}
     groups = {members[-1]: members for members in chains.values()}
@@ -86,32 +94,80 @@ def _value(
 
 
 def _is_product(node: Node) -> bool:
-    """Whether a decode kernel takes a product: rows [B, K] times a weight [N, K] of one type."""
-    if node.op != "linear" or node.type.rank != 2 or node.dtype not in _FLOATS:
+    """Whether a decode kernel takes a product: rows [B, K] times a weight [N, K] of one type, or
+    rows that are rounded for it times codes.
+    """
+    if node.op not in ("linear", "scaled_linear") or node.type.rank != 2:
         return False
-    weight, bias = node.operands[1], node.args[2]
+    x = _left(node)
+    if x is None or x.type.rank != 2 or x.dtype is not node.dtype or node.dtype not in _FLOATS:
+        return False
+    weight, *others = _weights(node)
     static = all(isinstance(size, int) and size > 0 for size in weight.shape)
     params = weight.operands if weight.op == "dequantize" else (weight,)
-    plain = all(p.op == "param" for p in (*params, *(() if bias is None else (bias,))))
-    return static and plain and weight.dtype is node.dtype is node.operands[0].dtype
+    plain = all(p.op == "param" for p in (*params, *others))
+    return static and plain and (node.op != "linear" or weight.dtype is node.dtype)
+
+
+def _left(product: Node) -> Node | None:
+    """What a product multiplies, before it is rounded to codes; None for codes from elsewhere."""
+    if product.op == "linear":
+        return product.operands[0]
+    rounds = _rounds(product)
+    return None if rounds is None else rounds.operands[0]
+
+
+def _rounds(product: Node) -> Node | None:
+    """The ``quantize_rows`` that gives both the codes and, unless it is static, the scale."""
+    codes, scale = product.operands[:2]
+    if codes.op != "item" or codes.operands[0].op != "quantize_rows":
+        return None
+    rounds = codes.operands[0]
+    own = scale.op == "item" and scale.operands[0] is rounds
+    return rounds if own or scale is rounds.args[1] else None
+
+
+def _weights(product: Node) -> list[Node]:
+    """The weight, and what else is a param: its scale, that of x, and the bias."""
+    if product.op == "linear":
+        others = product.args[1:]
+    else:
+        rounds = _rounds(product)
+        others = (*product.args[2:], None if rounds is None else rounds.args[1])
+    return [other for other in others if other is not None]
 
 
 def _chain(graph: Graph, product: Node) -> list[Node]:
     """The members of a product's group, in topological order, its result last."""
-    weight = product.operands[1]
-    decoded = [weight] if weight.op == "dequantize" else []
-    return [*_prologue(graph, product), *decoded, product, *_epilogue(graph, product)]
+    norm = _prologue(graph, product)
+    if product.op == "linear":
+        weight = product.operands[1]
+        before = [weight] if weight.op == "dequantize" else []
+    else:
+        rounds = _rounds(product)
+        items = (operand for operand in product.operands[:2] if operand.op == "item")
+        before = [*([] if rounds is None else [rounds]), *items]
+    return [*norm, *before, product, *_epilogue(graph, product)]
 
 
 def _prologue(graph: Graph, product: Node) -> list[Node]:
-    norm = product.operands[0]
-    if norm.op != "rms_norm" or norm in graph.outputs:
+    norm = _left(product)
+    if norm is None or norm.op != "rms_norm" or norm in graph.outputs:
         return []
     weight = norm.args[1]
     plain = weight is None or weight.op == "param"
-    readers = graph.users[norm]
-    alone = all(r.op == "linear" and r.operands[0] is norm and _is_product(r) for r in readers)
-    return [norm] if plain and alone else []
+    return [norm] if plain and all(_takes_in(graph, norm, r) for r in graph.users[norm]) else []
+
+
+def _takes_in(graph: Graph, norm: Node, reader: Node) -> bool:
+    """Whether a reader of a norm is a product that takes it in, or rounds it for such alone."""
+    if reader.op == "quantize_rows":
+        items = graph.users[reader]
+        found = {user for one in items for user in graph.users[one]}
+        return reader.operands[0] is norm and all(
+            _is_product(product) and _rounds(product) is reader for product in found
+        )
+    return reader.op == "linear" and reader.operands[0] is norm and _is_product(reader)
 
 
 def _epilogue(graph: Graph, product: Node) -> list[Node]:

@@ -15,6 +15,7 @@ from .keep_codes import KEEP_CODES
 from .kv_cache import PAGED_CACHE, SLOT_CACHE
 from .merge_projections import MERGE_PROJECTIONS
 from .one_token import one_token_pass
+from .open_rows import OPEN_ROWS
 from .quantize import Recipe, quantize_pass
 from .recognize_attention import RECOGNIZE_ATTENTION
 from .recognize_gated import RECOGNIZE_GATED
@@ -70,7 +71,7 @@ def pipeline(
         # What can share a kernel.
         *((FUSE_APPEND,) if fuses and cache == "paged" else ()),
         *((FUSE_LINEARS,) if fuses and deterministic else ()),
-        *((FUSE,) if fuses else ()),
+        *((OPEN_ROWS, FUSE) if fuses else ()),
     )
 
 
@@ -81,12 +82,14 @@ def quantizing(recipe: Recipe) -> tuple[Pass, ...]:
 
 
 def decode_pipeline(page_size: int | None) -> tuple[Pass, ...]:
-    """The passes from a paged graph, as it is before ``FUSE``, to the one of decode steps, in which
-    every sequence brings one token: few rows, so that products are memory-bound like the rest.
+    """The passes from a paged graph, as it is before ``OPEN_ROWS``, to that of decode steps, in
+    which every sequence brings one token: few rows, so that products are memory-bound like the
+    rest.
     """
     return (
         one_token_pass(page_size),
         FUSE_LINEARS,
+        OPEN_ROWS,
         FUSE,
         # Last: what moves a logit by a rounding may move a token.
         SAMPLE_TOKENS,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from linear_forms import Form, body_of, forms, in_float64, operands_of, tensor
 from tilewright.codegen.triton.kernels.quant_linear_tiles import Quantized
 from tilewright.codegen.triton.layout import located
-from tilewright.ir.build import input_node, make
+from tilewright.ir.build import input_node, item, make
 from tilewright.ir.dtypes import DType
 from tilewright.ir.graph import Graph
 from tilewright.ir.node import Node
@@ -140,3 +140,110 @@ def quant_forms(draw: st.DrawFn, large: bool = False) -> QuantForm:
     return QuantForm(
         form, codes, group, draw(st.sampled_from([1, 1, 0, 5])), draw(scales), draw(zeros)
     )
+
+
+@dataclass(frozen=True)
+class ScaledForm:
+    """A form whose operands are both codes, by rows (``group`` 0) or by blocks."""
+
+    form: Form = Form()
+    codes: DType = DType.F8E4M3
+    group: int = 0
+    rows: int = 1
+    static: bool = False
+
+    @property
+    def weight(self) -> QuantForm:
+        """Its weight, as the other operand being numbers would have it."""
+        return QuantForm(self.form, self.codes, self.group, self.rows)
+
+
+def scaled_body(form: ScaledForm) -> Graph:
+    """``body_of``, both operands of its product in codes."""
+    codes, scales = form.weight.shapes
+    parts = [tensor("q", form.codes, *codes), tensor("scales", DType.F32, *scales)]
+    static = tensor("static", DType.F32, 1) if form.static else None
+    plain, values, inputs = body_of(form.form), dict[Node, Node | None](), []
+    for node in plain.nodes:
+        if node.op == "input" and node.attr("name") == "weight":
+            values[node] = None
+            inputs += [*parts, *([] if static is None else [static])]
+        elif node.op == "input":
+            values[node] = node
+            inputs.append(node)
+        elif node.op == "linear":
+            x, _, bias = (None if arg is None else values[arg] for arg in node.args)
+            rows = make("quantize_rows", x, static, dtype=form.codes, group=form.group)
+            scale = item(rows, 1) if static is None else static
+            attrs = {"dtype": form.form.dtype, "rows": form.rows, "group": form.group}
+            values[node] = make("scaled_linear", item(rows, 0), scale, *parts, bias, **attrs)
+        else:
+            args = [None if arg is None else values[arg] for arg in node.args]
+            values[node] = make(node.op, *args, **dict(node.attrs))
+    output = values[plain.outputs[0]]
+    assert output is not None
+    return Graph("body", tuple(inputs), (output,))
+
+
+def scaled_node(form: ScaledForm) -> Node:
+    """The call: x a part of wider rows where it is strided."""
+    body, inner = scaled_body(form), form.form
+    outer = [input_node(f"outer_{i}", n.type) for i, n in enumerate(body.inputs)]
+    if inner.strided:
+        wide = tensor("wide", inner.dtype, inner_rows(body), inner.k + 8)
+        outer[0] = make("slice", wide, dim=1, start=8, step=1, stop=inner.k + 8)
+    return make("fused", *outer, body=body, kind="linear")
+
+
+def scaled_operands(
+    form: ScaledForm, tokens: int, seed: int = 0, device: str = "cpu"
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Buffers for the call's operands, and the result in float64 over what the codes of both stand
+    for: rows are rounded as the type they come in has them.
+    """
+    bases, operands = operands_of(form.form, tokens, seed, device)
+    plain = body_of(form.form)
+    names = [str(node.attr("name")) for node in plain.inputs]
+    at = names.index("weight")
+    parts = _parts(form.weight, torch.Generator(device).manual_seed(seed + 1), device)
+    x = operands[0]
+    if form.form.norm != "none":
+        scale = operands[1] if form.form.norm == "weight" else None
+        x = schema("rms_norm").reference(x, scale, eps=1e-5)
+    static = [torch.tensor([0.01], device=device)] if form.static else []
+    reference = schema("quantize_rows").reference
+    codes, scales = reference(x, *static, dtype=form.codes, group=form.group)
+    attrs = {"dtype": DType.F64, "rows": form.rows, "group": form.group}
+    product = schema("scaled_linear").reference(
+        codes, scales.double(), parts[0], parts[1].double(), None, **attrs
+    )
+    wanted = _behind(form.form, operands, names, product)
+    return [*bases[:at], *parts, *static, *bases[at + 1 :]], wanted
+
+
+def _behind(
+    form: Form, operands: list[torch.Tensor], names: list[str], product: torch.Tensor
+) -> torch.Tensor:
+    """What is behind a product, in float64: that of the body with x and an identity's product."""
+    eye = torch.eye(form.rows, dtype=torch.float64, device=product.device)
+    rest = replace(form, k=form.rows, norm="none", strided=False)
+    known = dict(zip(names, operands, strict=True))
+    inputs = [
+        product if name == "x" else eye if name == "weight" else known[name]
+        for name in (str(node.attr("name")) for node in body_of(rest).inputs)
+    ]
+    return in_float64(body_of(rest), inputs)
+
+
+@st.composite
+def scaled_forms(draw: st.DrawFn, large: bool = False) -> ScaledForm:
+    """Both types of codes by rows, by tensors and by blocks, in every form of a product. Norms are
+    bfloat16's: a last bit of them may move a code, and by that more than narrower bounds allow.
+    """
+    form = draw(forms(large))
+    if form.dtype is not DType.BF16:
+        form = replace(form, norm="none")
+    group, rows = draw(st.sampled_from([(0, 1), (0, 1), (0, 0), (32, 1), (128, 16)]))
+    static = group == 0 and draw(st.booleans())
+    codes = draw(st.sampled_from([DType.F8E4M3, DType.I8]))
+    return ScaledForm(form, codes, group, rows, static)

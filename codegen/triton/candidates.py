@@ -14,11 +14,12 @@ from .kernels.paged_attention import emit_invariant_attention, emit_paged_attent
 from .kernels.paged_decode import emit_paged_decode
 from .kernels.quant_linear import emit_invariant_quant_linear, emit_quant_linear
 from .kernels.sample import emit_sample
+from .kernels.scaled_linear import emit_invariant_scaled_linear, emit_scaled_linear
 from .moves import emit_copy, emit_kv_write, emit_rope
 from .source import Emit
 
 KERNELS: Mapping[str, tuple[Emit, ...]] = {
-    "fused": (emit_quant_linear, emit_linear, emit_fused),
+    "fused": (emit_scaled_linear, emit_quant_linear, emit_linear, emit_fused),
     "append_kv": (emit_append_kv,),
     "paged_attention": (emit_paged_decode, emit_paged_attention),
     "sample": (emit_sample,),
@@ -37,17 +38,27 @@ neither takes runs as torch defines it, and is reported.
 
 def kernels_for(cutting: Cutting, cuts: Cuts | None = None) -> Mapping[str, tuple[Emit, ...]]:
     """``KERNELS``, decode products cut as ``cutting`` says, what else has a choice as ``cuts``."""
+    scaled: Emit = partial(emit_scaled_linear, cutting=cutting)
     quantized: Emit = partial(emit_quant_linear, cutting=cutting)
     linear: Emit = partial(emit_linear, cutting=cutting)
     fused: Emit = partial(emit_fused, cuts=cuts)
     decode: Emit = partial(emit_paged_decode, cuts=cuts, most=cutting.most)
     prefill: Emit = partial(emit_paged_attention, cuts=cuts)
-    return {**KERNELS, "fused": (quantized, linear, fused), "paged_attention": (decode, prefill)}
+    return {
+        **KERNELS,
+        "fused": (scaled, quantized, linear, fused),
+        "paged_attention": (decode, prefill),
+    }
 
 
 INVARIANT: Mapping[str, tuple[Emit, ...]] = {
     **KERNELS,
-    "fused": (emit_invariant_quant_linear, emit_invariant_linear, emit_fused),
+    "fused": (
+        emit_invariant_scaled_linear,
+        emit_invariant_quant_linear,
+        emit_invariant_linear,
+        emit_fused,
+    ),
     "paged_attention": (emit_invariant_attention,),
 }
 """Those of a deterministic Program: what a row sums up, and in which order, depends on no other

@@ -56,12 +56,13 @@ def compile_ahead_of_time(
 
 
 def repair_interpreter() -> None:
-    """Lets Triton's interpreter compute with bfloat16 as devices do.
+    """Lets Triton's interpreter compute with bfloat16 and e4m3 as devices do.
 
     Both releases cut float32 off where hardware rounds to nearest even, lose subnormal numbers,
     take other types' bits for bfloat16's, and multiply its matrices as if they were integers.
     """
     import numpy as np
+    import torch
     import triton.language as tl
     from triton.runtime import interpreter
 
@@ -73,6 +74,12 @@ def repair_interpreter() -> None:
     def rounded(data: Any, source: Any, target: Any, mode: Any) -> Any:
         if (source, target) == (tl.bfloat16, tl.float32):
             return data.astype(np.uint32) << 16
+        if (source, target) == (tl.float8e4nv, tl.float32):
+            codes = torch.from_numpy(np.ascontiguousarray(data)).view(torch.float8_e4m3fn)
+            return codes.float().numpy().view(np.uint32)
+        if (source, target) == (tl.float32, tl.float8e4nv):  # devices saturate
+            wide = torch.from_numpy(np.ascontiguousarray(data)).clamp(-448.0, 448.0)
+            return wide.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
         if (source, target) != (tl.float32, tl.bfloat16):
             return convert(data, source, target, mode)
         bits = np.ascontiguousarray(data, dtype=np.float32).view(np.uint32)
@@ -87,8 +94,13 @@ def repair_interpreter() -> None:
         return cast(self, value, type_)
 
     def wide_dot(self: Any, a: Any, b: Any, d: Any, *options: Any) -> Any:
-        wide = [cast(self, x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b)]
+        wide = [_widened(self, x) for x in (a, b)]
         return dot(self, *wide, d, *options)
+
+    def _widened(self: Any, x: Any) -> Any:
+        if x.dtype.scalar == tl.float8e4nv:
+            return self.create_fp_to_fp(x, tl.float32, None)
+        return cast(self, x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x
 
     interpreter._convert_float = rounded
     builder.create_dot = wide_dot

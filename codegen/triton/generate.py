@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ...ir.dims import Dim
+from ...ir.dtypes import DType
 from ...ir.graph import Graph
 from ...ir.node import Node
 from ...ir.ops.control import body_of
@@ -36,7 +37,17 @@ from .generate_space import INT32_ELEMENTS, ROW_OPS, Access, Space, dense_access
 from .generate_steps import Step, in_chunks, in_one_tile
 from .generate_text import function_text, load_text
 from .layout import Layout
-from .source import PDL, START_EARLY, Argument, KernelSource, Launch, Pointer, Variant, has_pdl
+from .source import (
+    PDL,
+    START_EARLY,
+    Argument,
+    KernelSource,
+    Launch,
+    Pointer,
+    Variant,
+    has_e4m3,
+    has_pdl,
+)
 
 # Names that a kernel's text gives a meaning of its own.
 _TAKEN = re.compile(
@@ -81,6 +92,11 @@ class Walk:
         return any(member.op in ROW_OPS for member in self.members)
 
     @property
+    def has_e4m3(self) -> bool:
+        """Whether something is rounded to 8-bit floats, or made of them."""
+        return any(t.dtype is DType.F8E4M3 for node in self.body.nodes for t in node.types)
+
+    @property
     def default(self) -> Cut:
         """The cut without tuning."""
         few = len(self.body.inputs) < _MANY_OPERANDS
@@ -95,11 +111,11 @@ def emit_fused(
 ) -> KernelSource | None:
     """The kernel of a ``fused`` node of any kind, cut as ``cuts`` says.
 
-    None for what it does not take: complex numbers, 8-bit floats, members that do not share one
-    space of rows times width, sizes beyond 32 bits along an axis.
+    None for what it does not take: complex numbers, 8-bit floats that the target lacks, members
+    that do not share one space of rows times width, sizes beyond 32 bits along an axis.
     """
     walk = Walk.of(node, layouts)
-    if walk is None:
+    if walk is None or (walk.has_e4m3 and not has_e4m3(target)):
         return None
     cut = None if cuts is None else cuts.walk(node)
     return walk_source(walk, cut or walk.default, target)

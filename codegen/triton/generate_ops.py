@@ -18,6 +18,7 @@ TRITON_NAMES = {
     DType.F32: "tl.float32",
     DType.F16: "tl.float16",
     DType.BF16: "tl.bfloat16",
+    DType.F8E4M3: "tl.float8e4nv",
     DType.I64: "tl.int64",
     DType.I32: "tl.int32",
     DType.I16: "tl.int16",
@@ -214,6 +215,8 @@ def _cast(x: str, source: DType, target: DType) -> str:
     if target in _NARROW:
         x = x if held(source) == "tl.float32" else f"{x}.to(tl.float32)"
         return rounded(x, target)
+    if target is DType.F8E4M3:  # devices saturate, torch does not
+        return f'tl.where(tl.abs({x}) > 464.0, float("nan"), {x}).to({held(target)})'
     if source.is_float and target in (DType.I8, DType.I16, DType.U8):
         x = f"{x}.to(tl.int32)"  # out of range it wraps, as on CPUs
     return x if held(source) == held(target) else f"{x}.to({held(target)})"

@@ -21,6 +21,7 @@ from ...ir.ops.attention import mask_and_bias
 from ...ir.schema import schema
 from ..program import Call
 from .layout import located
+from .scaled_library import scaled_product, takes_scaled
 
 PREFIX = "triton/library/"
 ATTENTIONS = ("cudnn", "flash", "efficient", "math")
@@ -34,6 +35,8 @@ def takes(node: Node) -> bool:
     """Whether a library computes the node."""
     if node.op not in LIBRARY:
         return False
+    if node.op == "scaled_linear":
+        return takes_scaled(node)
     if node.op == "attention":
         q, _, v = node.operands[:3]
         plain = node.args[4] is None and node.attr("softcap") is None
@@ -164,5 +167,6 @@ LIBRARY: Mapping[str, Callable[..., torch.Tensor]] = {
     "matmul": cast("Callable[..., torch.Tensor]", schema("matmul").reference),
     "conv": cast("Callable[..., torch.Tensor]", schema("conv").reference),
     "attention": _attention,
+    "scaled_linear": scaled_product,
 }
 """By op: the function with the signature of the op's reference."""

@@ -25,6 +25,7 @@ Role: TypeAlias = Literal["operand", "result", "workspace", "counter"]
 Constexpr: TypeAlias = int | float | bool | str
 
 PDL = "PDL"
+E4M3 = 89  # the first architecture that converts to and from 8-bit floats
 EARLY_START = 90  # the first architecture that has programmatic dependent launch
 START_EARLY = (
     f"if {PDL}:",
@@ -178,6 +179,11 @@ def jit_text(module: ModuleType, names: Iterable[str]) -> str:
     ]
     assert len(found) == len(wanted), f"{module.__name__} lacks one of {sorted(wanted)}"
     return "".join(f"\n\n@triton.jit\n{segment}\n" for segment in found)
+
+
+def has_e4m3(target: Target) -> bool:
+    """Whether a target's compiler converts float8 e4m3; the interpreter does."""
+    return target.is_cpu or target.arch >= E4M3
 
 
 def has_pdl(target: Target) -> bool:

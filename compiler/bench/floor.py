@@ -30,13 +30,15 @@ class Linear:
 
     Attributes:
         rows, n, k: sizes.
-        weight_bytes: that reading the weight takes.
+        weight_bytes: that reading the weight takes, as it is stored.
+        coded: whether both operands are codes, for which devices have faster units.
     """
 
     rows: int
     n: int
     k: int
     weight_bytes: int
+    coded: bool = False
 
     @property
     def flops(self) -> int:
@@ -79,11 +81,18 @@ def make_floor(
     floor = Floor(read, None, None)
     if linears and machine.matmul_flops_per_second is not None:
         bytes_rate, flops_rate = machine.read_bytes_per_second, machine.matmul_flops_per_second
+        coded_rate = machine.fp8_flops_per_second or flops_rate
         floor.decode = bytes_rate / read
         floor.prefill = prompt_tokens / sum(
-            max(one.flops / flops_rate, one.weight_bytes / bytes_rate)
+            max(
+                one.flops / (coded_rate if one.coded else flops_rate),
+                one.weight_bytes / bytes_rate,
+            )
             for one in find_linears(graph, steps["prefill"])
         )
+    elif any(one.weight_bytes < one.n * one.k * 2 for one in linears):
+        # Matmuls of numbers are none of codes. What is left is reading these.
+        floor.decode = machine.read_bytes_per_second / read
     elif linears:
         matmuls = MatmulFloor(graph, steps, machine.threads)
         return MeasuredFloor(read, None, None, matmuls, prompt_tokens)
@@ -158,16 +167,21 @@ def find_linears(graph: Graph, sizes: Mapping[str, int]) -> list[Linear]:
     """Every linear of a graph in its order, those of nested bodies once a call."""
     found = []
     for node in _linear_nodes(graph):
-        x, weight = node.operands[:2]
+        coded = node.op == "scaled_linear"
+        x, weight = node.operands[0], node.operands[2 if coded else 1]
         n, k = (evaluate(size, sizes) for size in weight.shape)
-        size = n * k * weight.dtype.bytes
-        found.append(Linear(evaluate(x.type.numel, sizes) // k, n, k, size))
+        if coded:
+            parts = node.operands[2:4]
+        else:
+            parts = weight.operands if weight.op == "dequantize" else (weight,)
+        size = sum(evaluate(part.type.nbytes, sizes) for part in parts)
+        found.append(Linear(evaluate(x.type.numel, sizes) // k, n, k, size, coded))
     return found
 
 
 def _linear_nodes(graph: Graph) -> Iterator[Node]:
     for node in graph.calls():
-        if node.op == "linear":
+        if node.op in ("linear", "scaled_linear"):
             yield node
         for body in attr_graphs(node):
             yield from _linear_nodes(body)

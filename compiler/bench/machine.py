@@ -34,6 +34,7 @@ class Machine:
         read_bytes_per_second: of a large sum, median.
         copy_bytes_per_second: of a large copy, bytes read and written; None on a CPU.
         matmul_flops_per_second: of a square bfloat16 matmul; None on a CPU.
+        fp8_flops_per_second: of the same in e4m3, a scale a row; None where the device has none.
         versions: of the packages that matter, by name.
     """
 
@@ -45,6 +46,7 @@ class Machine:
     read_bytes_per_second: float
     copy_bytes_per_second: float | None
     matmul_flops_per_second: float | None
+    fp8_flops_per_second: float | None
     versions: Mapping[str, str]
 
     @property
@@ -64,10 +66,10 @@ def probe_machine(target: str, device: torch.device) -> Machine:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         read, copy = _gpu_memory_rates(device)
-        matmul = _gpu_matmul_rate(device)
+        matmul, fp8 = _gpu_matmul_rate(device), _gpu_fp8_rate(device)
         torch.cuda.empty_cache()  # the contenders need it
     else:
-        name, read, copy, matmul = "cpu", _read_rate(), None, None
+        name, read, copy, matmul, fp8 = "cpu", _read_rate(), None, None, None
     return Machine(
         target,
         name,
@@ -77,6 +79,7 @@ def probe_machine(target: str, device: torch.device) -> Machine:
         read,
         copy,
         matmul,
+        fp8,
         package_versions(PACKAGES),
     )
 
@@ -109,6 +112,20 @@ def _gpu_matmul_rate(device: torch.device) -> float:
     shape = (MATMUL_SIZE, MATMUL_SIZE)
     a, b = (torch.randn(shape, dtype=torch.bfloat16, device=device) for _ in range(2))
     return 2 * MATMUL_SIZE**3 / _event_seconds(lambda: a @ b)
+
+
+def _gpu_fp8_rate(device: torch.device) -> float | None:
+    """FLOP per second of a square e4m3 matmul; None for devices without."""
+    if torch.cuda.get_device_capability(device) < (8, 9):
+        return None
+    shape = (MATMUL_SIZE, MATMUL_SIZE)
+    a, b = (torch.randn(shape, device=device).to(torch.float8_e4m3fn) for _ in range(2))
+    ones = torch.ones(MATMUL_SIZE, 1, device=device)
+
+    def product() -> object:
+        return torch._scaled_mm(a, b.t(), ones, ones.t(), out_dtype=torch.bfloat16)
+
+    return 2 * MATMUL_SIZE**3 / _event_seconds(product)
 
 
 def _event_seconds(work: Callable[[], object]) -> float:

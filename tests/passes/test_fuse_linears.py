@@ -162,6 +162,53 @@ def test_weights_are_decoded_within_their_products() -> None:
     assert_same_numbers(before, found, {"B": 5}, tolerance=0)
 
 
+SCALED = """
+def g(x: f32[B, 8], y: f32[B, 8]):
+    w: f32[8] = param("w")
+    codes: i8[16, 8] = param("codes")
+    scale: f32[16, 1] = param("scale")
+    n: f32[B, 8] = rms_norm(x, w, eps=1e-06)
+    rows: (i8[B, 8], f32[B, 1],) = quantize_rows(n, dtype=i8)
+    q: i8[B, 8] = item(rows, index=0)
+    s: f32[B, 1] = item(rows, index=1)
+    u: f32[B, 16] = scaled_linear(q, s, codes, scale, dtype=f32)
+    a: f32[B, 8] = slice(u, dim=1, start=0, step=1, stop=8)
+    b: f32[B, 8] = slice(u, dim=1, start=8, step=1, stop=16)
+    g: f32[B, 8] = gated(a, b, activation="silu")
+    static: f32[1] = param("static")
+    down_codes: i8[8, 8] = param("down_codes")
+    down_scale: f32[1, 1] = param("down_scale")
+    bias: f32[8] = param("bias")
+    more: (i8[B, 8], f32[B, 1],) = quantize_rows(g, static, dtype=i8)
+    p: i8[B, 8] = item(more, index=0)
+    d: f32[B, 8] = scaled_linear(p, static, down_codes, down_scale, bias, dtype=f32, rows=0)
+    r: f32[B, 8] = add(y, d)
+    return {"r": r}
+"""
+ROUNDING = ["rms_norm", "quantize_rows", "scaled_linear", "slice", "slice", "gated"]
+
+
+@pytest.mark.quick
+def test_rows_are_rounded_within_their_products() -> None:
+    before = parse(SCALED)
+    found = check(before, [ROUNDING, ["quantize_rows", "scaled_linear", "add"]])
+    assert not any(node.op in ("quantize_rows", "item") for node in found.nodes)
+    assert_same_numbers(before, found, {"B": 5}, tolerance=0)
+
+
+def test_a_norm_that_is_also_read_as_it_is_stays_outside() -> None:
+    before = parse(SCALED.replace("r: f32[B, 8] = add(y, d)", "r: f32[B, 8] = add(n, d)"))
+    check(before, [ROUNDING[1:], ["quantize_rows", "scaled_linear", "add"]])
+
+
+def test_codes_from_elsewhere_stay() -> None:
+    lines = SCALED.replace("(p, static, down_codes", "(p, static, other")
+    other = lines.replace(
+        "    p: i8", "    other: i8[8, 8] = permute(down_codes, dims=(1, 0))\n    p: i8"
+    )
+    check(parse(other), [ROUNDING])
+
+
 def test_a_weight_of_computed_codes_stays_outside() -> None:
     computed = CODED.replace(
         "down: f32", "moved: i8[8, 8] = permute(down_codes, dims=(1, 0))\n    down: f32"

@@ -18,6 +18,7 @@ from ....ir.node import Node
 from ....ir.ops.control import body_of
 from ....targets import Target
 from ..layout import Layout, dense, is_dense
+from ..source import has_e4m3
 from .linear_tiles import (
     _BUCKETS,
     _FEW,
@@ -30,7 +31,6 @@ from .linear_tiles import (
     are_taken,
 )
 
-_FP8_SINCE = 89  # the first architecture that converts e4m3
 _CODES = (DType.U8, DType.I8, DType.F8E4M3)
 _LOADED = 16  # bytes that a thread loads at once
 
@@ -101,7 +101,7 @@ class Quantized:
 
     def fits(self, target: Target) -> bool:
         """Whether a target's compiler has the codes' type."""
-        return self.codes.dtype is not DType.F8E4M3 or target.arch >= _FP8_SINCE
+        return self.codes.dtype is not DType.F8E4M3 or has_e4m3(target)
 
 
 def dequantized_in(node: Node) -> Node | None:
