@@ -2,11 +2,12 @@
 their bytes take to read.
 
     python benchmarks/bench_quant_linear.py [--tokens 1,8,32,64,128] [--shapes qkv,o,gate_up,down]
-        [--schemes int4,int8,fp8] [--compile-only] [-o lines.jsonl]
+        [--schemes int4,int8,fp8,w8a8,w8a8-int8,w8a8-block] [--compile-only] [-o lines.jsonl]
 
 Each line is the time of a product with its norm and epilogue in a CUDA graph, over copies of the
 weights that together are several times the L2, and the bytes of codes, scales and x over it as a
-share of the measured read rate. Each is held against float64 of the dequantized weight first.
+share of the measured read rate. Each is held against float64 of what the codes stand for first; of
+"w8a8" x is rounded to codes too, and the library's product of codes alone stands beside.
 ``--compile-only`` needs no GPU: registers and spills of each launch.
 """
 
@@ -24,11 +25,12 @@ from graph_timing import read_rate, report, seconds_of
 
 from tilewright.codegen.triton.aot import compile_sources
 from tilewright.codegen.triton.kernels.quant_linear import emit_quant_linear
+from tilewright.codegen.triton.kernels.scaled_linear import emit_scaled_linear
 from tilewright.codegen.triton.launch import LaunchedKernel
 from tilewright.codegen.triton.layout import dense
 from tilewright.codegen.triton.package import KernelPackage
 from tilewright.codegen.triton.source import KernelSource
-from tilewright.ir.build import input_node, make
+from tilewright.ir.build import input_node, item, make
 from tilewright.ir.dims import evaluate
 from tilewright.ir.dtypes import DType
 from tilewright.ir.graph import Graph
@@ -36,7 +38,6 @@ from tilewright.ir.interpreter import interpret
 from tilewright.ir.node import Node
 from tilewright.ir.ops.control import body_of
 from tilewright.ir.ops.quant import blocks, packed_width
-from tilewright.ir.schema import schema
 from tilewright.ir.types import TensorType
 from tilewright.ir.widen import widened
 
@@ -46,23 +47,30 @@ WORST = 2e-2  # deviation, relative to the largest magnitude: bfloat16's results
 
 @dataclass(frozen=True)
 class Scheme:
-    """Codes and their scales: by groups of columns, or by rows where ``group`` is 0."""
+    """Codes and their scales: by groups of columns, or by rows where ``group`` is 0; ``rounds``
+    where x is rounded to such too.
+    """
 
     codes: DType
     group: int
     scale: DType
     usual: float
+    rows: int = 1
+    rounds: bool = False
 
     def shapes(self, rows: int, k: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Of the codes, and of the scales."""
         width = packed_width(k, self.group) if self.codes is DType.U8 else k
-        return (rows, width), (rows, blocks(k, self.group))
+        return (rows, width), (blocks(rows, self.rows), blocks(k, self.group))
 
 
 SCHEMES = {
     "int4": Scheme(DType.U8, 128, DType.BF16, 4.0),
     "int8": Scheme(DType.I8, 0, DType.F32, 70.0),
     "fp8": Scheme(DType.F8E4M3, 0, DType.F32, 60.0),
+    "w8a8": Scheme(DType.F8E4M3, 0, DType.F32, 60.0, rounds=True),
+    "w8a8-int8": Scheme(DType.I8, 0, DType.F32, 70.0, rounds=True),
+    "w8a8-block": Scheme(DType.F8E4M3, 128, DType.F32, 60.0, 128, rounds=True),
 }
 
 
@@ -78,15 +86,20 @@ def quant_node(shape: Shape, scheme: Scheme) -> Node:
     for node in plain.nodes:
         if node.op == "input" and node.attr("name") == "weight":
             width = shape.k if scheme.codes is DType.U8 else None
-            attrs = {"dtype": DType.BF16, "group": scheme.group, "width": width}
-            values[node] = make("dequantize", *parts, None, **attrs)
+            attrs = {"dtype": DType.BF16, "rows": scheme.rows, "group": scheme.group}
+            values[node] = make("dequantize", *parts, None, **attrs, width=width)
             inputs += parts
         elif node.op == "input":
             values[node] = node
             inputs.append(node)
         else:
             args = [None if arg is None else values[arg] for arg in node.args]
-            values[node] = make(node.op, *args, **dict(node.attrs))
+            if node.op == "linear" and scheme.rounds:
+                rows = make("quantize_rows", args[0], dtype=scheme.codes, group=scheme.group)
+                args = [item(rows, 0), item(rows, 1), *parts, None]
+                values[node] = make("scaled_linear", *args, **attrs)
+            else:
+                values[node] = make(node.op, *args, **dict(node.attrs))
     body = Graph("quant_linear", tuple(inputs), (values[plain.outputs[0]],))
     outer = [input_node(f"outer_{i}", node.type) for i, node in enumerate(inputs)]
     return make("fused", *outer, body=body, kind="linear")
@@ -94,7 +107,8 @@ def quant_node(shape: Shape, scheme: Scheme) -> Node:
 
 def source_of(node: Node) -> KernelSource:
     """The default kernel."""
-    source = emit_quant_linear(node, tuple(dense(o.shape) for o in node.operands), TARGET)
+    layouts = tuple(dense(o.shape) for o in node.operands)
+    source = emit_scaled_linear(node, layouts, TARGET) or emit_quant_linear(node, layouts, TARGET)
     assert source is not None
     return source
 
@@ -118,19 +132,25 @@ class Contest:
             self.operands.append(value.to(node.dtype.torch))
         self.at = 1 + shape.norm
         self.nbytes = sum(operand.nbytes for operand in self.operands)
-        self.expected = self._expected(scheme)
+        self.expected = self._expected()
         count = max(2, min(64, int(ROTATED_BYTES / self.operands[self.at].nbytes)))
         self.copies = [self.operands[self.at].clone() for _ in range(count)]
 
-    def _expected(self, scheme: Scheme) -> torch.Tensor:
-        width = self.shape.k if scheme.codes is DType.U8 else None
-        codes, scales = self.operands[self.at : self.at + 2]
-        weight = schema("dequantize").reference(
-            codes, scales.double(), dtype=DType.F64, group=scheme.group, width=width
-        )
-        others = [operand.double() for operand in self.operands]
-        plain = [*others[: self.at], weight, *others[self.at + 2 :]]
-        return interpret(widened(body_of(node_of(self.shape)), DType.F64), plain)[0]
+    def _expected(self) -> torch.Tensor:
+        body = widened(body_of(self.node), DType.F64)
+        wide = [o.to(n.dtype.torch) for o, n in zip(self.operands, body.inputs, strict=True)]
+        return interpret(body, wide)[0]
+
+    def library_seconds(self) -> float:
+        """Of cuBLASLt's product of codes [T, K] alone, a scale a row, without what is around it."""
+        x = torch.randn(self.tokens, self.shape.k, device="cuda").to(torch.float8_e4m3fn)
+        ones = [torch.ones(n, 1, device="cuda") for n in (self.tokens, len(self.copies[0]))]
+
+        def run(index: int) -> torch.Tensor:
+            weight = self.copies[index % len(self.copies)].t()
+            return torch._scaled_mm(x, weight, ones[0], ones[1].t(), out_dtype=torch.bfloat16)
+
+        return seconds_of(run, max(len(self.copies), 8))
 
     def error(self, found: torch.Tensor) -> float:
         """Largest deviation from float64, relative to the largest magnitude."""
@@ -172,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.compile_only:
         for (scheme, name), package in zip(pairs, packages, strict=True):
             found = ", ".join(f"{r.registers}/{r.spills}" for r in package.resources)
-            print(f"{name:8} {scheme:5} registers/spills {found}")
+            print(f"{name:8} {scheme:10} registers/spills {found}")
         return 0
     rate, wrong = read_rate(), 0
     print(f"{torch.cuda.get_device_name()}, read {rate / 1e9:.0f} GB/s")
@@ -183,7 +203,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             share = contest.nbytes / seconds / rate
             record = {"shape": name, "scheme": scheme, "tokens": tokens, "us": seconds * 1e6}
             record |= {"share_of_read": share, "error": error}
-            text = f"{name:8} {scheme:5} T={tokens:<3} {seconds * 1e6:8.2f} us {share:6.3f}"
+            text = f"{name:8} {scheme:10} T={tokens:<3} {seconds * 1e6:8.2f} us {share:6.3f}"
+            if scheme == "w8a8":
+                record["library_us"] = contest.library_seconds() * 1e6
+                text += f"  library {record['library_us']:8.2f} us"
             report(record, f"{text}  error {error:.1e}", options.output)
             wrong += error > WORST
     return 1 if wrong else 0

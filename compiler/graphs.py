@@ -113,7 +113,7 @@ def pass_graphs(
 
 
 def _before_fusion(captured: Graph, steps: Sequence[Pass], records: Sequence[PassRecord]) -> Graph:
-    """The graph that ``OPEN_ROWS`` was given, ahead of ``FUSE``; the last one where it did not run."""
+    """The graph before ``OPEN_ROWS`` and ``FUSE``; the last one where they did not run."""
     graph = captured
     for step, record in zip(steps, records, strict=False):
         if step.name == OPEN_ROWS.name:

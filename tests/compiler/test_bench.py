@@ -56,7 +56,7 @@ def engine(gguf) -> tw.CausalLMEngine:
 
 def machine(device: str = "NVIDIA H100 80GB HBM3", rate: float = 3e12) -> Machine:
     flops = None if device == "cpu" else 7e14
-    return Machine("h100", device, 2, 1, 0.0, rate, rate, flops, {"torch": "2.11"})
+    return Machine("h100", device, 2, 1, 0.0, rate, rate, flops, None, {"torch": "2.11"})
 
 
 # Contenders

@@ -26,8 +26,8 @@ from .linear_hands import Hands
 from .linear_tiles import ANY, Cutting, GemmTiles, GemvTiles, are_taken
 from .quant_linear_tiles import (
     Quantized,
+    cut_gemv,
     default_quant_gemms,
-    default_quant_gemv,
     invariant_quant_gemm,
 )
 
@@ -43,7 +43,7 @@ def emit_quant_linear(
     node: Node, layouts: tuple[Layout | None, ...], target: Target, cutting: Cutting = ANY
 ) -> KernelSource | None:
     """A kernel for a ``fused`` node of kind "linear" whose weight it dequantizes, for as many
-    tokens as ``cutting`` says, cut by default: nothing is tuned yet.
+    tokens as ``cutting`` says.
 
     None for other nodes, where an operand has no rows with a static stride, where a body holds an
     op that kernels lack, and for codes that the target has no type for.
@@ -52,7 +52,7 @@ def emit_quant_linear(
     gemms = None if quantized is None else default_quant_gemms(quantized, target, cutting)
     if quantized is None or gemms is None:
         return None
-    return quant_linear_source(quantized, target, default_quant_gemv(quantized, target), gemms)
+    return quant_linear_source(quantized, target, cut_gemv(node, quantized, target, cutting), gemms)
 
 
 def emit_invariant_quant_linear(

@@ -8,8 +8,9 @@ costs registers too, 4 bytes a code for a while, which bounds the tile from abov
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from ....ir.build import input_node, make
 from ....ir.dtypes import DType
@@ -137,6 +138,12 @@ def with_weight(node: Node, dequantized: Node, outer: Node) -> Node:
     return make("fused", *node.operands, outer, body=plain, kind="linear")
 
 
+def cut_gemv(node: Node, quantized: Quantized, target: Target, cutting: Cutting) -> GemvTiles:
+    """The tiles for one token that a tuner chose for a call, else the default."""
+    chosen = None if cutting.chosen is None else cutting.chosen.gemv(node)
+    return chosen or default_quant_gemv(quantized, target)
+
+
 def default_quant_gemv(quantized: Quantized, target: Target) -> GemvTiles:
     """For one token: 4 rows, of each 1 KB a step (2 KB of long rows of 8 bits), which is the 4 to
     8 KB of the plain kernel. A thread loads 32 bytes: with 64 of them codes overflow its registers.
@@ -152,11 +159,20 @@ def default_quant_gemms(
     quantized: Quantized, target: Target, cutting: Cutting
 ) -> list[GemmTiles] | None:
     """For several tokens, the last ones for any number; None where there are none."""
-    most = cutting.most
+    return cut_gemms(quantized.node, quantized.problem, partial(_gemm, quantized, target), cutting)
+
+
+def cut_gemms(
+    node: Node, problem: Problem, default: Callable[[int], GemmTiles | None], cutting: Cutting
+) -> list[GemmTiles] | None:
+    """The tiles for several tokens that a tuner chose for a call, else those of ``default``, which
+    is given the tokens of a tile; the last ones are for any number. None where there are none.
+    """
+    most, chosen = cutting.most, cutting.chosen
     sizes = [m for m in _BUCKETS if most is None or m // 2 < most or m == _BUCKETS[0]]
-    found = [_gemm(quantized, target, block_m) for block_m in sizes]
+    found = [(chosen and chosen.gemm(node, size)) or default(size) for size in sizes]
     gemms = [tiles for tiles in found if tiles is not None]
-    complete = len(gemms) == len(found) and are_taken(quantized.problem, gemms)
+    complete = len(gemms) == len(found) and are_taken(problem, gemms)
     return gemms if complete else None
 
 

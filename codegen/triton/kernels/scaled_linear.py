@@ -25,7 +25,7 @@ from .linear import _Rows
 from .linear_hands import Hands
 from .linear_tiles import ANY, Cutting, GemmTiles, GemvTiles, are_taken
 from .quant_linear import _QuantEntries
-from .quant_linear_tiles import default_quant_gemv
+from .quant_linear_tiles import cut_gemv
 from .scaled_linear_tiles import Scaled, default_scaled_gemms, invariant_scaled_gemm
 
 _PLAIN = ("_weights", "_inputs", "_prefetch", "_gathered")
@@ -39,7 +39,7 @@ def emit_scaled_linear(
     node: Node, layouts: tuple[Layout | None, ...], target: Target, cutting: Cutting = ANY
 ) -> KernelSource | None:
     """A kernel for a ``fused`` node of kind "linear" whose product is ``scaled_linear``, for as
-    many tokens as ``cutting`` says, cut by default: nothing is tuned yet.
+    many tokens as ``cutting`` says.
 
     None for other nodes, groups of columns that are no power of two from 32 on, and codes that the
     target has no type for.
@@ -48,7 +48,8 @@ def emit_scaled_linear(
     gemms = None if scaled is None else default_scaled_gemms(scaled, target, cutting)
     if scaled is None or gemms is None:
         return None
-    return scaled_linear_source(scaled, target, default_quant_gemv(scaled.quantized, target), gemms)
+    gemv = cut_gemv(node, scaled.quantized, target, cutting)
+    return scaled_linear_source(scaled, target, gemv, gemms)
 
 
 def emit_invariant_scaled_linear(

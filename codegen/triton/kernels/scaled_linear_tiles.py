@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ....ir.build import make
 from ....ir.dtypes import DType
@@ -14,15 +15,13 @@ from ....ir.ops.quant import LARGEST
 from ....targets import Target
 from ..layout import Layout, is_dense
 from .linear_tiles import (
-    _BUCKETS,
     _FEW,
     _ROWS,
     Cutting,
     GemmTiles,
     _power,
-    are_taken,
 )
-from .quant_linear_tiles import Quantized
+from .quant_linear_tiles import Quantized, cut_gemms
 
 _LEAST = 32  # columns of codes that an instruction takes
 
@@ -121,12 +120,7 @@ def default_scaled_gemms(
     scaled: Scaled, target: Target, cutting: Cutting
 ) -> list[GemmTiles] | None:
     """For several tokens, the last ones for any number; None where there are none."""
-    most = cutting.most
-    sizes = [m for m in _BUCKETS if most is None or m // 2 < most or m == _BUCKETS[0]]
-    found = [_gemm(scaled, target, block_m) for block_m in sizes]
-    gemms = [tiles for tiles in found if tiles is not None]
-    complete = len(gemms) == len(found) and are_taken(scaled.quantized.problem, gemms)
-    return gemms if complete else None
+    return cut_gemms(scaled.node, scaled.quantized.problem, partial(_gemm, scaled, target), cutting)
 
 
 def invariant_scaled_gemm(scaled: Scaled, target: Target) -> GemmTiles | None:

@@ -17,7 +17,17 @@ from ..kernels.linear_tiles import GemmTiles, GemvTiles
 from . import attention, decode
 from .beside_library import is_library
 from .linear import gemm_of, gemv_of
-from .problems import ATTENTION, DECODE, GEMM, GEMV, PREFILL, WALKS, token_sizes
+from .problems import (
+    ATTENTION,
+    DECODE,
+    GEMM,
+    GEMV,
+    PREFILL,
+    QUANT_GEMM,
+    QUANT_GEMV,
+    WALKS,
+    token_sizes,
+)
 from .template import Sizes, Template
 from .tunable import KernelTunable
 from .walks import cut_of, row_sizes
@@ -86,12 +96,14 @@ class Choices:
 
     def gemv(self, node: Node) -> GemvTiles | None:
         """The cut of a product for one token."""
-        config = self._cut(GEMV, node, token_sizes(node, 1))
+        template = QUANT_GEMV if QUANT_GEMV.takes(node) else GEMV
+        config = self._cut(template, node, token_sizes(node, 1))
         return None if config is None else gemv_of(config)
 
     def gemm(self, node: Node, block_m: int) -> GemmTiles | None:
         """The cut of a product for up to ``block_m`` tokens."""
-        config = self._cut(GEMM, node, token_sizes(node, block_m))
+        template = QUANT_GEMM if QUANT_GEMM.takes(node) else GEMM
+        config = self._cut(template, node, token_sizes(node, block_m))
         return None if config is None else gemm_of(config)
 
     def decode(self, node: Node, sequences: int) -> paged_decode_tiles.Tiles | None:

@@ -14,6 +14,7 @@ from ....ir.node import Node
 from ....targets import Target
 from ..kernels.paged_decode import buckets
 from .attention import PagedAttention, prefill_sizes
+from .coded_linear import Coded, QuantGemm, QuantGemv
 from .decode import PagedDecode, mixed_sizes
 from .dense_attention import DenseAttention
 from .linear import BUCKETS, LinearGemm, LinearGemv, problem_of
@@ -22,6 +23,7 @@ from .tunable import KernelTunable
 from .walks import Elementwise, Rows, row_sizes
 
 GEMV, GEMM = LinearGemv(), LinearGemm()
+QUANT_GEMV, QUANT_GEMM = QuantGemv(), QuantGemm()
 DECODE, PREFILL, ATTENTION = PagedDecode(), PagedAttention(), DenseAttention()
 WALKS = (Rows(), Elementwise())
 
@@ -47,20 +49,23 @@ def problems_of(
 
 
 def token_sizes(node: Node, tokens: int) -> Sizes:
-    """The sizes of a linear for so many tokens."""
-    symbol = problem_of(node).tokens
+    """The sizes of a linear, over numbers or codes, for so many tokens."""
+    coded = Coded.of(node)
+    symbol = (problem_of(node) if coded is None else coded.problem).tokens
     return {str(symbol): tokens} if isinstance(symbol, Dim) else {}
 
 
 def _pairs(
     node: Node, target: Target, max_sequences: int | None, max_model_len: int | None
 ) -> Iterator[tuple[Template, Sizes]]:
-    if GEMM.serves(node, target):
-        yield GEMV, token_sizes(node, 1)
-        for size in BUCKETS:
-            if max_sequences is None or size == BUCKETS[0] or size // 2 < max_sequences:
-                yield GEMM, token_sizes(node, size)
-    elif DECODE.serves(node, target):
+    for gemv, gemm in ((GEMV, GEMM), (QUANT_GEMV, QUANT_GEMM)):
+        if gemm.serves(node, target):
+            yield gemv, token_sizes(node, 1)
+            for size in BUCKETS:
+                if max_sequences is None or size == BUCKETS[0] or size // 2 < max_sequences:
+                    yield gemm, token_sizes(node, size)
+            return
+    if DECODE.serves(node, target):
         for size in buckets(max_sequences):
             yield DECODE, mixed_sizes(node, size, max_model_len)
     elif PREFILL.serves(node, target):

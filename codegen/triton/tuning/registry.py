@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ....errors import UsageError
 from .attention import PagedAttention
+from .coded_linear import QuantGemm, QuantGemv
 from .decode import PagedDecode
 from .dense_attention import DenseAttention
 from .linear import LinearGemm, LinearGemv
@@ -13,6 +14,8 @@ from .walks import Elementwise, Rows
 TEMPLATES: tuple[Template, ...] = (
     LinearGemv(),
     LinearGemm(),
+    QuantGemv(),
+    QuantGemm(),
     PagedDecode(),
     PagedAttention(),
     DenseAttention(),

@@ -24,7 +24,7 @@ from tilewright.errors import UnsupportedError, UsageError
 from tilewright.ir.schema import schema
 from tiny_gguf import tiny_hf_model
 
-MACHINE = Machine("h100", "NVIDIA H100", 2, 1, 0.0, 3e12, 2e12, 7e14, {"torch": "2.11"})
+MACHINE = Machine("h100", "NVIDIA H100", 2, 1, 0.0, 3e12, 2e12, 7e14, None, {"torch": "2.11"})
 HIDDEN, FFN, VOCAB, KV, HEADS = 64, 96, 320, 32, 4
 
 

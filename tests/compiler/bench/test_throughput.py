@@ -55,7 +55,7 @@ def reference(gguf):
 @pytest.fixture(autouse=True)
 def _machine(monkeypatch):
     """No probe: it takes long, and the floor is then known."""
-    machine = Machine("cpu", "cpu", 2, 1, 0.0, 1e9, None, None, {})
+    machine = Machine("cpu", "cpu", 2, 1, 0.0, 1e9, None, None, None, {})
     monkeypatch.setattr(bench, "probe_machine", lambda target, device: machine)
 
 
@@ -220,7 +220,7 @@ def test_bars_are_of_the_shape_the_batch_and_the_device():
 
 
 def test_bars_against_the_floor(engine, monkeypatch):
-    machine = Machine("h100", "NVIDIA H100", 2, 1, 0.0, 1e9, 1e9, 1e12, {})
+    machine = Machine("h100", "NVIDIA H100", 2, 1, 0.0, 1e9, 1e9, 1e12, None, {})
     monkeypatch.setattr(bench, "probe_machine", lambda target, device: machine)
     monkeypatch.setattr(bench, "weight_bytes_read", lambda engine: SHAPES["8B"])
     found = measure_throughput(engine, None, batches=(1,), context=8, new_tokens=3, repeat=1)

@@ -124,7 +124,7 @@ def test_latency_beside_it(vllm, engine, folder):
 
 
 def test_throughput_makes_one_engine_for_all_batch_sizes(vllm, engine, folder, monkeypatch):
-    machine = Machine("cpu", "cpu", 2, 1, 0.0, 1e9, None, None, {})
+    machine = Machine("cpu", "cpu", 2, 1, 0.0, 1e9, None, None, None, {})
     monkeypatch.setattr(throughput, "probe_machine", lambda target, device: machine)
     found = measure_throughput(
         engine,

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import linear_forms
 import paged_forms
+import quant_forms
 import walk_forms
 from linear_forms import Form
 from linear_forms import node_of as linear_node
@@ -62,6 +63,17 @@ def linear_call() -> Node:
     return linear_node(Form(k=512, n=256, norm="weight", behind=("residual",), dtype=DType.BF16))
 
 
+def coded_call(rounds: bool) -> Node:
+    form = linear_call_form()
+    if rounds:
+        return quant_forms.scaled_node(quant_forms.ScaledForm(form))
+    return quant_forms.quant_node(quant_forms.QuantForm(form, group=128, scale=DType.BF16))
+
+
+def linear_call_form() -> Form:
+    return Form(k=2048, n=256, norm="weight", behind=("residual",), dtype=DType.BF16)
+
+
 def prefill_call() -> Node:
     shape = paged_forms.Shape(head_dim=64, value_dim=64, dtype=DType.BF16)
     return paged_forms.ragged_call(shape)
@@ -79,6 +91,8 @@ def attention_call() -> Node:
 CASES = {
     "linear_gemv": (linear_call, {"B": 1}),
     "linear_gemm": (linear_call, {"B": 24}),
+    "quant_linear_gemv": (lambda: coded_call(False), {"B": 1}),
+    "quant_linear_gemm": (lambda: coded_call(True), {"B": 24}),
     "paged_decode": (decode_call, {"B": 4, "M": 8, "N": 40}),
     "paged_attention": (prefill_call, {"T": 100, "B": 2, "M": 4, "N": 9, "P": 16}),
     "rows": (lambda: walk_forms.norm_call(8192), {"T": 32}),
@@ -113,6 +127,21 @@ def test_any_linear_has_its_default_in_its_space(form: Form, tokens: int) -> Non
     for template in TEMPLATES[:2]:
         one = KernelTunable.of(template, linear_node(form), {"B": tokens}, H100)
         if template.takes(one.node):
+            assert one.space.why_not(one.default) is None, one.name
+
+
+@settings(max_examples=40)
+@given(
+    node=st.one_of(
+        quant_forms.quant_forms(large=True).map(quant_forms.quant_node),
+        quant_forms.scaled_forms(large=True).map(quant_forms.scaled_node),
+    ),
+    tokens=st.sampled_from([1, 2, 17, 130]),
+)
+def test_any_linear_over_codes_has_its_default_in_its_space(node: Node, tokens: int) -> None:
+    for name in ("quant_linear_gemv", "quant_linear_gemm"):
+        one = KernelTunable.of(template_named(name), node, {"B": tokens}, H100)
+        if one.template.serves(node, H100):
             assert one.space.why_not(one.default) is None, one.name
 
 
@@ -240,10 +269,9 @@ def test_operands_and_reference_fit_together(name: str) -> None:
     operands = one.template.operands(one.node, one.sizes, torch.device("cpu"), 0)
     bases = dict(zip(bases_of(one.node), operands, strict=True))
     given = [x for node in one.graph.inputs if (x := bases[node]) is not None]
-    wide = [x.double() if x.is_floating_point() else x for x in given]
-    results = zip(
-        interpret(widened(one.graph, DType.F64), wide), interpret(one.graph, given), strict=True
-    )
+    exact_graph = widened(one.graph, DType.F64)
+    wide = [x.to(n.dtype.torch) for x, n in zip(given, exact_graph.inputs, strict=True)]
+    results = zip(interpret(exact_graph, wide), interpret(one.graph, given), strict=True)
     for exact, found in results:
         assert exact.dtype is torch.float64 and exact.isfinite().all()
         assert (found.double() - exact).abs().max() <= 2e-2 * exact.abs().max()
