@@ -228,9 +228,9 @@ class KernelRunner:
         wide = widened(self.graph, DType.F64)
         bases = dict(zip(bases_of(self.node), self.operands[0], strict=True))
         given = []
-        for node in self.graph.inputs:
+        for node, exact in zip(self.graph.inputs, wide.inputs, strict=True):
             value = bases[node]
             assert value is not None, "every input of a problem is the buffer of an operand"
-            given.append(value.double() if value.is_floating_point() else value)
+            given.append(value.to(exact.dtype.torch))
         with torch.no_grad():
             return list(interpret(wide, given))
