@@ -17,6 +17,7 @@ from ..ir.graph import Graph, Weight, param_name
 from ..ir.interpreter import interpret
 from ..ir.node import Node
 from ..ir.types import TensorType
+from ..ir.widen import widened
 from .expressions import expression_of
 from .quantize import Recipe, linears_to_quantize
 from .schemes import Linear, Parts
@@ -130,11 +131,11 @@ class _Decoded:
 
 
 def decoded(parts: Parts, node: Node, recipe: Recipe) -> torch.Tensor:
-    """The weight [N, K] of a linear that parts stand for. Products of codes never round it to 16
-    bits, so it is float32 for them.
+    """The weight [N, K] of a linear that parts stand for: for products of codes, which never round
+    it, in float64.
     """
-    rounded = recipe.scheme.activations == "none" or node.dtype is DType.F64
-    dtype = node.dtype if rounded else DType.F32
+    rounded = recipe.scheme.activations == "none"
+    dtype = node.dtype if rounded else DType.F64
     nodes = {
         suffix: param(suffix, TensorType(DType.from_torch(w.dtype), tuple(w.shape)))
         for suffix, w in parts.items()
@@ -142,5 +143,13 @@ def decoded(parts: Parts, node: Node, recipe: Recipe) -> torch.Tensor:
     rows, width = node.operands[1].shape
     linear = Linear(node.operands[0], None, int(str(rows)), int(str(width)), dtype)
     value = recipe.scheme.value(nodes, linear, recipe.config)
+    graph = Graph("weight", (), (value,), dict(parts))
     with torch.no_grad():
-        return interpret(Graph("weight", (), (value,), dict(parts)), ())[0]
+        if rounded:
+            return interpret(graph, ())[0]
+        wide = widened(graph, DType.F64)
+        loaded = {
+            param_name(node): parts[param_name(node)].load().to(node.dtype.torch)
+            for node in wide.params
+        }
+        return interpret(wide, (), loaded)[0]

@@ -5,6 +5,8 @@ A scale covers a block of ``rows`` x ``group`` codes, each 0 for "all of them": 
 tensor, [N, 1] rows (``rows=1, group=0``), [N, ceil(K / group)] groups, [ceil(N / 128),
 ceil(K / 128)] blocks. The last block of an axis may be shorter.
 
+Scales of rows are float32, of float64 rows float64.
+
 ``dequantize(…, compute=i8)`` lets a product with the weight round its other operand to int8, by
 rows and groups of columns, where that is faster. The value is the same.
 """
@@ -123,7 +125,7 @@ def _quantize_rows_type(
         if not fits or group or static_scale.dtype.is_float8:
             raise ill_typed("quantize_rows", "one static scale [1], no groups", x, static_scale)
     scales = (*x.shape[:-1], blocks(width, group))
-    return x.with_dtype(dtype), TensorType(DType.F32, scales)
+    return x.with_dtype(dtype), TensorType(DType.F64 if x.dtype is DType.F64 else DType.F32, scales)
 
 
 def _quantize_rows(
@@ -131,10 +133,10 @@ def _quantize_rows(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     wide, largest = x.to(_wide(x)), LARGEST[dtype]
     if static_scale is not None:
-        scale = static_scale.float().expand(*x.shape[:-1], 1)
+        scale = static_scale.to(wide.dtype).expand(*x.shape[:-1], 1)
     else:
         parts = wide.split(group or max(x.shape[-1], 1), -1)
-        scale = torch.stack([part.abs().amax(-1) for part in parts], -1).div(largest).float()
+        scale = torch.stack([part.abs().amax(-1) for part in parts], -1).div(largest)
         scale = torch.where(scale == 0, torch.ones_like(scale), scale)
     by_column = scale.repeat_interleave(group, -1)[..., : x.shape[-1]] if group else scale
     codes = (wide / by_column).clamp(-largest, largest)

@@ -109,7 +109,7 @@ def test_the_order_of_the_pipeline() -> None:
     names = [step.name for step in pipeline("paged", fuses=True)]
     assert names.index("recognize_attention") < names.index("paged-cache")
     assert names.index("paged-cache") < names.index("merge_projections") < names.index("fuse")
-    assert names.index("fuse-append") == names.index("fuse") - 1
+    assert names.index("fuse-append") == names.index("open_rows") - 1 == names.index("fuse") - 2
     assert "paged-cache" not in [step.name for step in pipeline(None)]
     assert "fuse" not in [step.name for step in pipeline("slot")]
     assert "fuse-append" not in [step.name for step in pipeline("slot", fuses=True)]
