@@ -169,7 +169,7 @@ def _binary(source: KernelSource, answer: Answer, arch: int) -> Binary:
         raise UnsupportedError(
             f"kernel {source.name}",
             expected=f"a kernel that Triton {triton_version()} compiles for sm_{arch}",
-            found=str(answer["error"])[:300],
+            found=str(answer["error"])[-300:],  # Triton shows the code first, then what is wrong
             remedy="Report it with the kernel's source (TILEWRIGHT_DEBUG=4); backend='eager' runs "
             "without.",
         )

@@ -3,10 +3,9 @@
 They are the plain kernels (linear.py) with another way to their sums: codes are read as they are
 stored, and decoded in registers. The norm before the product and the ops behind it are the same.
 
-Sums are float32. With one token, codes are exact numbers, and a scale joins the sum of those that
-it is for: nothing is rounded on the way. With several, a weight with scales by groups is rounded to
-the type that ``dequantize`` declares, for that is what tensor cores take; one with a scale a row is
-multiplied as exact codes, and its scale joins the sum.
+Sums are float32. Codes are exact numbers, and a scale joins the sum of those that it is for:
+nothing is rounded on the way. Where a step of several tokens has groups of several scales, the
+weight is rounded to the type that ``dequantize`` declares, for that is what tensor cores take.
 """
 
 from __future__ import annotations
@@ -33,8 +32,9 @@ from .quant_linear_tiles import (
 
 _SHARED = ("_inputs", "_prefetch", "_gathered", "_normalise")
 _OWN = (
-    *("_coded", "_shared_rows", "_of_spans", "_raised", "_excess", "_tile"),
-    *("_one_token_of_codes", "_tokens_of_codes"),
+    *("_coded", "_shared_rows", "_of_spans", "_nibbles", "_raised", "_span_sums", "_excess"),
+    *("_one_token_of_codes", "_halves", "_of_tile", "_scaled_tile", "_scaled_halves"),
+    *("_of_small_groups", "_tokens_of_codes"),
 )
 _ALONE = Hands()
 

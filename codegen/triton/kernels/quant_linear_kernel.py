@@ -49,30 +49,78 @@ def _of_spans(
 
 
 @triton.jit
-def _raised(codes, SPAN: tl.constexpr):
-    """What codes are before they are scaled, too high by ``_excess``: f32 [R, K / SPAN, SPAN].
+def _nibbles(codes, PDL: tl.constexpr):
+    """16 plus the number in the low half, and in the high half, of each byte: f32 as ``codes``.
 
-    An integer that joins the bits of 16, or of 256, is that number plus it, exactly. It costs less
-    than a conversion.
+    An integer that joins the bits of 16 is that number plus it, exactly. It costs less than a
+    conversion: of 4 bytes in one register, a shift and one operation on three operands a number.
     """
-    R: tl.constexpr = codes.shape[0]
-    if codes.dtype == tl.uint8:
+    if PDL and codes.shape[0] * codes.shape[1] >= 512:  # the device reads PTX; 4 bytes a thread
+        # fmt: off
+        low, high = tl.inline_asm_elementwise(
+            """
+            shl.b32 $0, $8, 19; shl.b32 $1, $8, 11; shl.b32 $2, $8, 3; shr.b32 $3, $8, 5;
+            shl.b32 $4, $8, 15; shl.b32 $5, $8, 7;  shr.b32 $6, $8, 1; shr.b32 $7, $8, 9;
+            lop3.b32 $0, $0, 0x00780000, 0x41800000, 0xEA;
+            lop3.b32 $1, $1, 0x00780000, 0x41800000, 0xEA;
+            lop3.b32 $2, $2, 0x00780000, 0x41800000, 0xEA;
+            lop3.b32 $3, $3, 0x00780000, 0x41800000, 0xEA;
+            lop3.b32 $4, $4, 0x00780000, 0x41800000, 0xEA;
+            lop3.b32 $5, $5, 0x00780000, 0x41800000, 0xEA;
+            lop3.b32 $6, $6, 0x00780000, 0x41800000, 0xEA;
+            lop3.b32 $7, $7, 0x00780000, 0x41800000, 0xEA;
+            """,
+            "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r",
+            [codes],
+            dtype=(tl.float32, tl.float32),
+            is_pure=True,
+            pack=4,
+        )
+        # fmt: on
+    else:
         bits = codes.to(tl.int32)
         low = (((bits & 15) << 19) | 0x41800000).to(tl.float32, bitcast=True)
         high = (((bits & 240) << 15) | 0x41800000).to(tl.float32, bitcast=True)
-        spans = tl.reshape(tl.interleave(low, high), (R, 2 * codes.shape[1] // SPAN, SPAN))
-    elif codes.dtype == tl.int8:  # the sign's bit, turned over, adds 128
+    return low, high
+
+
+@triton.jit
+def _raised(codes, SPAN: tl.constexpr):
+    """What codes of 8 bits are before they are scaled, too high by ``_excess``: f32
+    [R, K / SPAN, SPAN]. As in ``_nibbles``, an integer joins the bits of 256.
+    """
+    R: tl.constexpr = codes.shape[0]
+    if codes.dtype == tl.int8:  # the sign's bit, turned over, adds 128
         wide = (((codes.to(tl.int32) & 255) << 15) ^ 0x43C00000).to(tl.float32, bitcast=True)
-        spans = tl.reshape(wide, (R, codes.shape[1] // SPAN, SPAN))
     else:
-        spans = tl.reshape(codes.to(tl.float32), (R, codes.shape[1] // SPAN, SPAN))
-    return spans
+        wide = codes.to(tl.float32)
+    return tl.reshape(wide, (R, codes.shape[1] // SPAN, SPAN))
+
+
+@triton.jit
+def _span_sums(codes, value, BLOCK_K: tl.constexpr, SPAN: tl.constexpr, PDL: tl.constexpr):
+    """Sums over spans of codes, too high by ``_excess``, times ``value`` [BLOCK_K]: f32 [R, SPANS];
+    and those of ``value`` itself, [1, SPANS].
+    """
+    R: tl.constexpr = codes.shape[0]
+    SPANS: tl.constexpr = BLOCK_K // SPAN
+    if codes.dtype == tl.uint8:
+        even, odd = tl.split(tl.reshape(value, (BLOCK_K // 2, 2)))
+        low, high = _nibbles(codes, PDL)
+        terms = tl.fma(high, tl.broadcast_to(odd[None, :], high.shape), low * even[None, :])
+        sums = tl.sum(tl.reshape(terms, (R, SPANS, SPAN // 2)), axis=2)
+        own = tl.sum(tl.reshape(even + odd, (1, SPANS, SPAN // 2)), axis=2)
+    else:
+        spans = tl.reshape(value, (1, SPANS, SPAN))
+        sums = tl.sum(_raised(codes, SPAN) * spans, axis=2)
+        own = tl.sum(spans, axis=2)
+    return sums, own
 
 
 @triton.jit
 def _excess(zero, kind: tl.constexpr):
-    """How far ``_raised`` lies above what codes of that type stand for: their zero points, f32
-    [R, SPANS] or one for all, and what made floats of them.
+    """How far ``_nibbles`` and ``_raised`` lie above what codes of that type stand for: their zero
+    points, f32 [R, SPANS] or one for all, and what made floats of them.
     """
     PACKED: tl.constexpr = kind == tl.uint8
     SIGNED: tl.constexpr = kind == tl.int8
@@ -114,6 +162,7 @@ def _one_token_of_codes(
     CODES: tl.constexpr = codes.dtype.element_ty
     GROUPS: tl.constexpr = 1 if GROUP == 0 else (K + GROUP - 1) // GROUP
     SPANS: tl.constexpr = BLOCK_K // SPAN
+    EXACT: tl.constexpr = not CODES.is_int() and zero is None
     R: tl.constexpr = rows.shape[0]
     k = tl.arange(0, BLOCK_K)
     code_rows = codes + rows.to(tl.int64)[:, None] * WIDTH
@@ -150,10 +199,9 @@ def _one_token_of_codes(
         if zero is not None:
             zeros = _shared_rows(zero, rows, ROWS, GROUPS)
             less = _of_spans(zeros, step * BLOCK_K, GROUPS, GROUP, SPAN, SPANS)
-        spans = tl.reshape(value, (1, SPANS, SPAN))
-        sums = tl.sum(_raised(now, SPAN) * spans, axis=2)
-        if CODES.is_int() or zero is not None:  # the sum of x is one for all rows
-            sums -= tl.sum(spans, axis=2) * _excess(less, CODES)
+        sums, own = _span_sums(now, value, BLOCK_K, SPAN, PDL)
+        if not EXACT:  # the sum of x is one for all rows
+            sums -= own * _excess(less, CODES)
         acc += sums if GROUP == 0 else sums * by
         now = ahead
         ahead = later
@@ -168,38 +216,110 @@ def _one_token_of_codes(
 
 
 @triton.jit
-def _tile(
-    code_rows,
-    scales,
-    zeros,
-    byte,
-    start,
-    WIDTH: tl.constexpr,
-    GROUPS: tl.constexpr,
-    GROUP: tl.constexpr,
-    SPAN: tl.constexpr,
-    BYTES: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    ELEMENT: tl.constexpr,
-):
-    """A tile [R, BLOCK_K] of the weight from column ``start``, which is at ``byte``, on; rounded
-    to the type that it declares, and without its scale where that is one for the row.
+def _halves(codes, ELEMENT: tl.constexpr, PDL: tl.constexpr):
+    """The number in the low half of each byte, and in the high half, less 8: exact in ELEMENT.
+
+    Numbers of 16 bits are made two at a time: those that join the bits of 128 (of float16: 1024).
     """
-    SPANS: tl.constexpr = BLOCK_K // SPAN
-    R: tl.constexpr = code_rows.shape[0]
-    codes = _coded(code_rows, byte, WIDTH, BYTES)
-    less = None
-    if zeros is not None:
-        less = _of_spans(zeros, start, GROUPS, GROUP, SPAN, SPANS)
-    spans = _raised(codes, SPAN)
-    raised = _excess(less, codes.dtype)
-    if GROUP > 0:
-        # What was added leaves with the scale in one step: both are exact in it.
-        by = _of_spans(scales, start, GROUPS, GROUP, SPAN, SPANS)
-        spans = tl.fma(spans, by[:, :, None], (-raised * by)[:, :, None])
+    FOURS: tl.constexpr = PDL and codes.shape[0] * codes.shape[1] >= 512  # bytes a thread has
+    # fmt: off
+    if FOURS and tl.bfloat16 == ELEMENT:
+        low, high = tl.inline_asm_elementwise(
+            "{ .reg .b32 a, b, one, less;"
+            " mov.b32 one, 0x3F803F80; mov.b32 less, 0xC308C308;"
+            " prmt.b32 a, $4, 0, 0x4140; prmt.b32 b, $4, 0, 0x4342;"
+            " lop3.b32 $0, a, 0x000F000F, 0x43004300, 0xEA;"
+            " lop3.b32 $1, b, 0x000F000F, 0x43004300, 0xEA;"
+            " shr.b32 a, a, 4; shr.b32 b, b, 4;"
+            " lop3.b32 $2, a, 0x000F000F, 0x43004300, 0xEA;"
+            " lop3.b32 $3, b, 0x000F000F, 0x43004300, 0xEA;"
+            " fma.rn.bf16x2 $0, $0, one, less; fma.rn.bf16x2 $1, $1, one, less;"
+            " fma.rn.bf16x2 $2, $2, one, less; fma.rn.bf16x2 $3, $3, one, less; }",
+            "=&r,=&r,=&r,=&r,r",
+            [codes],
+            dtype=(tl.bfloat16, tl.bfloat16),
+            is_pure=True,
+            pack=4,
+        )
+    elif FOURS and tl.float16 == ELEMENT:
+        low, high = tl.inline_asm_elementwise(
+            "{ .reg .b32 a, b, one, less;"
+            " mov.b32 one, 0x3C003C00; mov.b32 less, 0xE408E408;"
+            " prmt.b32 a, $4, 0, 0x4140; prmt.b32 b, $4, 0, 0x4342;"
+            " lop3.b32 $0, a, 0x000F000F, 0x64006400, 0xEA;"
+            " lop3.b32 $1, b, 0x000F000F, 0x64006400, 0xEA;"
+            " shr.b32 a, a, 4; shr.b32 b, b, 4;"
+            " lop3.b32 $2, a, 0x000F000F, 0x64006400, 0xEA;"
+            " lop3.b32 $3, b, 0x000F000F, 0x64006400, 0xEA;"
+            " fma.rn.f16x2 $0, $0, one, less; fma.rn.f16x2 $1, $1, one, less;"
+            " fma.rn.f16x2 $2, $2, one, less; fma.rn.f16x2 $3, $3, one, less; }",
+            "=&r,=&r,=&r,=&r,r",
+            [codes],
+            dtype=(tl.float16, tl.float16),
+            is_pure=True,
+            pack=4,
+        )
+    # fmt: on
     else:
-        spans -= raised if zeros is None else raised[:, :, None]
-    return tl.reshape(spans, (R, BLOCK_K)).to(ELEMENT)
+        low, high = _nibbles(codes, False)
+        low, high = (low - 24.0).to(ELEMENT), (high - 24.0).to(ELEMENT)
+    return low, high
+
+
+@triton.jit
+def _of_tile(codes, value, ELEMENT: tl.constexpr, PDL: tl.constexpr):
+    """Codes (4-bit ones less 8) times tokens of x [BLOCK_K, M], nothing scaled: f32 [R, M]."""
+    M: tl.constexpr = value.shape[1]
+    if codes.dtype == tl.uint8:
+        pairs = tl.reshape(value, (codes.shape[1], 2, M))
+        even, odd = tl.split(tl.permute(pairs, (0, 2, 1)))
+        low, high = _halves(codes, ELEMENT, PDL)
+        part = tl.dot(low, even, input_precision="ieee")
+        part = tl.dot(high, odd, part, input_precision="ieee")
+    else:
+        # By way of float32: devices have no fast way from e4m3 to bfloat16.
+        part = tl.dot(codes.to(tl.float32).to(ELEMENT), value, input_precision="ieee")
+    return part
+
+
+@triton.jit
+def _scaled_tile(codes, by, less, SPAN: tl.constexpr, ELEMENT: tl.constexpr):
+    """Codes of 8 bits times their scales, f32 [R, SPANS], and less their zero points, where there
+    are such: rounded to the type that the weight declares.
+    """
+    R: tl.constexpr = codes.shape[0]
+    spans = tl.reshape(codes.to(tl.float32), (R, codes.shape[1] // SPAN, SPAN))
+    if less is not None:
+        spans -= less[:, :, None]
+    return tl.reshape(spans * by[:, :, None], codes.shape).to(ELEMENT)
+
+
+@triton.jit
+def _scaled_halves(codes, by, less, SPAN: tl.constexpr, ELEMENT: tl.constexpr):
+    """The same of 4 bits, for the low halves of the bytes and the high ones."""
+    R: tl.constexpr = codes.shape[0]
+    low, high = _nibbles(codes, False)
+    SHAPE: tl.constexpr = (R, 2 * codes.shape[1] // SPAN, SPAN // 2)
+    raised = 24.0 if less is None else (less + 16.0)[:, :, None]
+    low = (tl.reshape(low, SHAPE) - raised) * by[:, :, None]
+    high = (tl.reshape(high, SHAPE) - raised) * by[:, :, None]
+    return tl.reshape(low, codes.shape).to(ELEMENT), tl.reshape(high, codes.shape).to(ELEMENT)
+
+
+@triton.jit
+def _of_small_groups(codes, value, by, less, SPAN: tl.constexpr, ELEMENT: tl.constexpr):
+    """Weights with several groups in a tile, each rounded to ELEMENT, times tokens: f32 [R, M]."""
+    M: tl.constexpr = value.shape[1]
+    if codes.dtype == tl.uint8:
+        pairs = tl.reshape(value, (codes.shape[1], 2, M))
+        even, odd = tl.split(tl.permute(pairs, (0, 2, 1)))
+        low, high = _scaled_halves(codes, by, less, SPAN, ELEMENT)
+        part = tl.dot(low, even, input_precision="ieee")
+        part = tl.dot(high, odd, part, input_precision="ieee")
+    else:
+        w = _scaled_tile(codes, by, less, SPAN, ELEMENT)
+        part = tl.dot(w, value, input_precision="ieee")
+    return part
 
 
 @triton.jit
@@ -222,7 +342,8 @@ def _tokens_of_codes(
     PDL: tl.constexpr,
 ):
     """Tokens of x [T, K] times rows of the weight over this program's part of K: f32 [R, M]. The
-    weight is the left operand, decoded in registers.
+    weight is the left operand, decoded in registers; of 4 bits in two halves, each of which meets
+    every other column of x.
     """
     ELEMENT: tl.constexpr = x.dtype.element_ty
     PER_BYTE: tl.constexpr = 2 if codes.dtype.element_ty == tl.uint8 else 1
@@ -249,14 +370,19 @@ def _tokens_of_codes(
     acc = tl.zeros([R, M], tl.float32)
     for byte in range(begin, end, BYTES):  # in bytes: of these the compiler knows the alignment
         start = byte * PER_BYTE
-        # fmt: off
-        w = _tile(
-            code_rows, scales, zeros, byte, start, WIDTH, GROUPS, GROUP, SPAN, BYTES, BLOCK_K,
-            ELEMENT,
-        )
-        # fmt: on
+        tile = _coded(code_rows, byte, WIDTH, BYTES)
         value = _inputs(x_rows, start + k[:, None], K, BLOCK_K)
-        acc = tl.dot(w, value, acc, input_precision="ieee")
-    if GROUP == 0:
-        acc *= tl.load(scales).to(tl.float32)
+        by = _of_spans(scales, start, GROUPS, GROUP, SPAN, BLOCK_K // SPAN)
+        less = None
+        if zeros is not None:
+            less = _of_spans(zeros, start, GROUPS, GROUP, SPAN, BLOCK_K // SPAN)
+        if SPAN < BLOCK_K:
+            part = _of_small_groups(tile, value, by, less, SPAN, ELEMENT)
+        else:  # one scale for the tile: its sums are scaled, and no weight is rounded
+            part = _of_tile(tile, value, ELEMENT, PDL)
+            if less is not None:
+                own = tl.sum(value.to(tl.float32), axis=0, keep_dims=True)
+                part -= (less - 8.0 if PER_BYTE == 2 else less) * own
+            part *= by
+        acc += part
     return acc

@@ -195,7 +195,7 @@ def _gemm(quantized: Quantized, target: Target, block_m: int) -> GemmTiles | Non
         wanted = [(_ROWS, 128, 4, stages, splits) for stages in (4, 3, 2)]
         wanted += [(16, 64, 4, 2, 1), (16, 32, 4, 1, 1)]
     for rows, block_k, warps, stages, splits in wanted:
-        columns = min(block_k, max(16, _power(p.k)))
+        columns = min(block_k, max(16 * quantized.per_byte, _power(p.k)))
         tiles = GemmTiles(block_m, max(1, rows // p.parts), columns, warps, stages, splits)
         if quant_shared_bytes(quantized, tiles) > target.shared_memory_per_block:
             continue

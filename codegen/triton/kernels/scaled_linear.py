@@ -29,7 +29,10 @@ from .quant_linear_tiles import cut_gemv
 from .scaled_linear_tiles import Scaled, default_scaled_gemms, invariant_scaled_gemm
 
 _PLAIN = ("_weights", "_inputs", "_prefetch", "_gathered")
-_CODED = ("_coded", "_shared_rows", "_of_spans", "_raised", "_excess", "_one_token_of_codes")
+_CODED = (
+    *("_coded", "_shared_rows", "_of_spans", "_nibbles", "_raised", "_span_sums", "_excess"),
+    "_one_token_of_codes",
+)
 _OWN = ("_rounded", "_round_rows", "_tokens_of_both")
 _ALONE = Hands()
 _THREAD_COLUMNS = 16  # of a row, that a thread rounds
