@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,7 +77,7 @@ def tiny_hf_model(architecture: str = "llama", **sizes: object) -> PreTrainedMod
 def write_tiny_gguf(
     path: Path,
     architecture: str = "llama",
-    quantization: str = "F32",
+    quantization: str | Sequence[str] = "F32",
     model: PreTrainedModel | None = None,
     fields: Mapping[str, object] | None = None,
     tokenizer: bool = True,
@@ -88,7 +89,8 @@ def write_tiny_gguf(
         path: where to.
         architecture: llama, qwen2, qwen3 or gemma3.
         quantization: ggml type of the matrices: F32, F16, BF16, Q8_0, Q4_0 or Q4_1; with one of
-            Q4_K, Q5_K and Q6_K they are random blocks, and not the model's numbers.
+            Q4_K, Q5_K and Q6_K they are random blocks, and not the model's numbers. Several are
+            taken in turns.
         model: the model to write; a tiny random one without it.
         fields: metadata to add or override (None leaves the key out), without the architecture.
         tokenizer: whether to add a tokenizer and a chat template.
@@ -122,8 +124,9 @@ def write_tiny_gguf(
         _add_tokenizer(writer, tiny_bpe(config.vocab_size))
     for name, tensor in (tensors or {}).items():
         writer.add_tensor(name, tensor.astype(np.float32))
-    for name, tensor in _tensors(model, architecture).items():
-        _add_tensor(writer, name, tensor, quantization)
+    kinds = cycle([quantization] if isinstance(quantization, str) else quantization)
+    for (name, tensor), kind in zip(_tensors(model, architecture).items(), kinds, strict=False):
+        _add_tensor(writer, name, tensor, kind)
     finish(writer)
     return model
 
