@@ -16,6 +16,7 @@ from ..ir.node import Node
 from ..ir.replace import Swap, replace_params
 from ..ir.types import TensorType
 from .base import Pass
+from .coded_tables import coded_tables, decoded_rows
 from .quantize_check import rounded_rows
 from .rewrite import rebuild
 from .schemes import Nodes, Parts
@@ -54,9 +55,9 @@ def keep_codes(graph: Graph, compute: DType | None = None) -> Graph:
         linear_0: f32[T, 96] = linear(x, dequantize_0)
 
     Where the checkpoint rounds activations too, the product is ``scaled_linear``; where its codes
-    lie in an order of columns of their own, x is put in that order. Weights that something else
-    than a linear reads, or whose grid no op has, stay as they are. ``compute`` is that of each
-    ``dequantize``.
+    lie in an order of columns of their own, x is put in that order. Embeddings decode the rows that
+    they pick (coded_tables.py). Weights that something else reads, or whose grid no op has, stay as
+    they are. ``compute`` is that of each ``dequantize``.
 
     Raises:
         UnsupportedError: ops that mix tokens of a ragged graph.
@@ -66,15 +67,18 @@ def keep_codes(graph: Graph, compute: DType | None = None) -> Graph:
     for name, (stored, nodes) in kept_linears(graph).items():
         value = _value(name, stored, nodes[0], parts_of, compute)
         swaps[name] = Swap(_parts(stored), value, frozenset(nodes))
-    if not swaps:
+    if not swaps and not coded_tables(graph):
         return graph
     result = replace_params(graph, swaps)
+    read = coded_tables(result)
     values: dict[Node, Node] = {}
     more: dict[str, Weight] = {}
     for node in result.nodes:
         values[node] = rebuild(node, values)
         if node.op == "linear" and node.operands[1] in parts_of:
             values[node] = _product(values[node], *parts_of[node.operands[1]], more)
+        elif node in read:
+            values[node] = decoded_rows(values[node], *read[node], more)
     outputs = tuple(values[output] for output in result.outputs)
     result = result.with_weights(more).with_outputs(outputs)
     if is_ragged(result):

@@ -45,7 +45,7 @@ def test_packed_engines_have_the_numbers_of_the_file(tmp_path: Path):
     engine = tw.compile(tmp_path / "m.gguf", verify="full", **OPTIONS)
     assert (engine(IDS).double() - wanted).abs().max() < 1e-4 * largest
     facts = engine.report()["stored_quantization"]
-    assert (facts["method"], facts["linears"]) == ("gguf", 8)
+    assert (facts["method"], facts["linears"], facts["expanded"]) == ("gguf", 8, [])
     engine.save(tmp_path / "engine", weights="reference")
     assert torch.equal(tw.load(tmp_path / "engine")(IDS), engine(IDS))
     rounded = tw.QuantConfig("stored", compute="int8")
