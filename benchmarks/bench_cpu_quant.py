@@ -184,8 +184,10 @@ def _measure_text(
     ids = ids[: options.tokens]
     base = engines[BASE]
     for name, engine in engines.items():
-        compared = compare(_logits(base), _logits(engine), ids, stride=511)
-        found[name].perplexity = compared.perplexity
+        if engine is not base:
+            compared = compare(_logits(base), _logits(engine), ids, stride=511)
+            found[name].perplexity = compared.perplexity
+            found[BASE].perplexity = compared.base_perplexity
 
 
 def _logits(engine: CausalLMEngine) -> Callable[[torch.Tensor], torch.Tensor]:

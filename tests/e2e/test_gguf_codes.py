@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import tilewright as tw
+from cli_running import run
 from tilewright.errors import UsageError
 from tilewright.formats.gguf_model import read_gguf_model
 from tilewright.formats.weight_ggml import BLOCK_FORMS
@@ -87,3 +88,11 @@ def test_weights_in_numbers_have_no_codes_to_keep(tmp_path: Path):
 def test_options_that_mean_nothing_are_refused(config: tw.QuantConfig | str, found: str):
     with pytest.raises(UsageError, match=found):
         tw.compile("absent.gguf", quantize=config, **OPTIONS)
+
+
+def test_the_verb_says_what_keeps_its_codes(tmp_path: Path):
+    write_tiny_gguf(tmp_path / "m.gguf", "llama", "Q4_1")
+    options = ("--scheme", "stored", "--compute", "int8", "--backend", "onnxruntime")
+    common = ("--verify", "off", "--max-model-len", "64")
+    done = run("quantize", tmp_path / "m.gguf", "-o", tmp_path / "engine", *options, *common)
+    assert done.exit_code == 0 and "9 linears keep the codes of gguf" in done.stdout, done.output
