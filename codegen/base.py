@@ -57,12 +57,15 @@ class Backend(Protocol):
         fuses: whether it takes ``fused`` nodes; else it is given single ops.
         own_kernels: whether kernels of ours compute products where asked to: a causal LM then has a
             decode graph, and may be deterministic.
+        reads_codes: whether it has products that read a weight's codes; else such a weight is
+            decoded at each call.
     """
 
     name: str
     kv_cache: KVCacheKind
     fuses: bool
     own_kernels: bool
+    reads_codes: bool
 
     def lower(
         self,

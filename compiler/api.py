@@ -36,7 +36,7 @@ from .lowering import lower, output_structure
 from .lowering.symbols import Sizes
 from .module_lm import capture_module_lm, example_ids, lower_module_lm
 from .options import DEFAULT_CONTEXT, CompileOptions, KVCacheConfig, resolve_options
-from .quantizing import computed_codes, make_recipe, quality_of
+from .quantizing import check_stored, computed_codes, keeps_codes, make_recipe, quality_of
 from .sources import Source, open_source, source_tokenizer
 
 T = TypeVar("T")
@@ -89,7 +89,9 @@ def compile(
         target: "auto" (this machine), a name of `tilewright targets`, or a Target.
         backend: "auto", "triton", "onnxruntime" or "eager".
         quantize: of the linears: "int8-weight", "int8", "fp8", "fp8-tensor", "fp8-block",
-            "fp8-weight", "int4" or a QuantConfig; the last product and embeddings stay.
+            "fp8-weight", "int4" or a QuantConfig; the last product and embeddings stay. Of a
+            checkpoint in codes (GGUF, or quantized by others) "stored" keeps them, as None does,
+            and "expanded" makes numbers of them.
         kv_cache: "auto", "paged", "static", a KVCacheConfig; None compiles a causal LM as a plain
             module. A plain nn.Module becomes a causal LM too if its only example input is token ids
             i64[1, S], dynamic_shapes is None, and it gives logits [1, S, V] over their vocabulary,
@@ -170,6 +172,7 @@ def _compiled(
     phases: Phases,
 ) -> EngineImage:
     source = phases.run("open", 0.0, lambda: _open(model, options))
+    check_stored(source, options)
     inputs = Inputs(example_inputs, dynamic_shapes)
     if source.is_causal_lm and options.cache is not None and example_inputs is None:
         return _compile_lm(source, inputs, options, phases)
@@ -282,6 +285,7 @@ def _finish(
             options.page_size,
             options.deterministic,
             recipe,
+            options.stored,
         ),
     )
     lowered = phases.run(
@@ -331,7 +335,8 @@ def _tune(
     from .tuning import tune_graphs  # brings the templates, and with them Triton
 
     page = options.page_size
-    passed = pass_graphs(graph, cache, backend, "off", None, page, recipe=recipe)
+    stored = options.stored
+    passed = pass_graphs(graph, cache, backend, "off", None, page, recipe=recipe, stored=stored)
     tune_graphs(passed.decode, passed.final, options, limit)
 
 
@@ -346,6 +351,7 @@ def _open(model: object, options: CompileOptions) -> Source:
             trust_remote_code=options.trust_remote_code,
             random_weights=options.random_weights,
             computes=computed_codes(options.target),
+            codes=keeps_codes(options),
         )
     source = open_source(model, random_weights=options.random_weights)
     own = next((p.dtype for p in model.parameters() if p.is_floating_point()), wanted)

@@ -75,8 +75,9 @@ class Checks:
         exact = self.options.deterministic
 
         def passed_at(level: VerifyLevel) -> Passed:
+            stored = self.options.stored
             return pass_graphs(
-                graph, cache, self.backend, level, ids, page_size, exact, self.recipe
+                graph, cache, self.backend, level, ids, page_size, exact, self.recipe, stored
             )
 
         passed = passed_at("structure")

@@ -88,16 +88,18 @@ def pass_graphs(
     page_size: int,
     deterministic: bool = False,
     recipe: Recipe | None = None,
+    stored: str | None = None,
 ) -> Passed:
     """Runs the pipelines, each pass checked as ``run_passes`` does.
 
-    A ``recipe`` says which linears are quantized, and how. A ``deterministic`` model has no decode
+    A ``recipe`` says which linears are quantized, and how; ``stored`` what becomes of codes that
+    the checkpoint has (pipeline). A ``deterministic`` model has no decode
     graph: a step alone and a step among others are one graph's, and one set of kernels'.
 
     Raises:
         VerificationError: a pass whose result is ill-formed or computes something else.
     """
-    steps = pipeline(cache, backend.fuses, deterministic, recipe)
+    steps = pipeline(cache, backend.fuses, deterministic, recipe, stored)
     loaded: dict[Weight, torch.Tensor] = {}
     final, records = run_passes(captured, steps, level=level, samples=samples, loaded=loaded)
     fork = _before_fusion(captured, steps, records)

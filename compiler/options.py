@@ -13,7 +13,7 @@ from ..autotune.store import Store
 from ..codegen.base import KVCacheKind, backend_names, get_backend
 from ..errors import UnsupportedError, UsageError
 from ..passes.driver import VerifyLevel
-from ..passes.schemes import QuantConfig, resolve_config
+from ..passes.schemes import STORED, QuantConfig, resolve_config
 from ..settings import current
 from ..targets import Target
 
@@ -64,6 +64,9 @@ class CompileOptions:
         memory_fraction: of the device's memory that an engine may take.
         tune: what may be spent on measuring kernels.
         quantize: how linears are quantized, resolved; None for not at all.
+        stored: what becomes of weights that the checkpoint holds in codes: "float" and "int8" keep
+            them and say what their products compute in, "expanded" makes numbers of them; None
+            where the user says nothing.
     """
 
     target: Target
@@ -81,6 +84,7 @@ class CompileOptions:
     memory_fraction: float = 0.9
     tune: str | TuneConfig = "cached"
     quantize: QuantConfig | None = None
+    stored: str | None = None
 
     @property
     def records(self) -> Store | None:
@@ -114,6 +118,7 @@ def resolve_options(
     """
     device = _target(target, backend)
     name = _backend(backend, device)
+    scheme, stored = _quantize(quantize, device)
     level = cast(VerifyLevel, current().verify or verify)
     if level not in VERIFY_LEVELS:
         raise wrong_option("verify", verify, VERIFY_LEVELS)
@@ -146,8 +151,31 @@ def resolve_options(
         deterministic,
         float(memory_fraction),
         _tune(tune, device, name, deterministic),
-        None if quantize is None else resolve_config(quantize, device),
+        scheme,
+        stored,
     )
+
+
+def _quantize(
+    quantize: str | QuantConfig | None, target: Target
+) -> tuple[QuantConfig | None, str | None]:
+    """The scheme to quantize by, and what becomes of codes that the checkpoint has."""
+    if quantize is None:
+        return None, None
+    config = QuantConfig(quantize) if isinstance(quantize, str) else quantize
+    if not isinstance(config, QuantConfig) or config.scheme not in STORED:
+        return resolve_config(quantize, target, STORED), None
+    computes = ("float", "int8") if config.scheme == "stored" else ("float",)
+    if config.compute not in computes:
+        raise wrong_option(f"compute of {config.scheme}", config.compute, computes)
+    if config != QuantConfig(config.scheme, compute=config.compute):
+        raise UsageError(
+            f"option quantize={config.scheme!r}",
+            expected="nothing beside it but QuantConfig.compute: the checkpoint says the rest",
+            found=repr(config),
+            remedy="Leave the other fields out.",
+        )
+    return None, config.compute if config.scheme == "stored" else config.scheme
 
 
 def _tune(

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
+from ..codegen.base import get_backend
 from ..codegen.program import Json
-from ..errors import UnsupportedError
+from ..errors import UnsupportedError, UsageError
 from ..formats.prequantized import CODES
 from ..formats.weights import Stored, Weight, weight_leaves
 from ..ir.graph import Graph, param_name
@@ -136,8 +137,8 @@ def stored_facts(passed: Passed, source: Source, anew: Recipe | None) -> dict[st
     """What became of a checkpoint in codes, for ``report.json``; None for one in numbers. A recipe
     quantizes the numbers ``anew``.
 
-    Keys: ``method`` (its ``quant_method``); ``linears`` that keep their codes, ``bytes`` of these
-    with scales and zero points; ``expanded`` (names of the weights that became numbers).
+    Keys: ``method`` (its ``quant_method``, or "gguf"); ``linears`` that keep their codes, ``bytes``
+    of these with scales and zero points; ``expanded`` (names of the weights that became numbers).
     """
     if source.quantized_by is None:
         return None
@@ -156,6 +157,27 @@ def computed_codes(target: Target) -> frozenset[torch.dtype]:
     return frozenset(
         dtype for dtype in CODES if target.is_cpu or str(dtype).removeprefix("torch.") in rates
     )
+
+
+def keeps_codes(options: CompileOptions) -> bool:
+    """Whether the matrices of a GGUF file stay in codes: where no scheme rounds them anew, and the
+    backend has products of codes, or the user says so.
+    """
+    if options.quantize is not None or options.stored == "expanded":
+        return False
+    return options.stored is not None or get_backend(options.backend).reads_codes
+
+
+def check_stored(source: Source, options: CompileOptions) -> None:
+    """Raises UsageError where codes are to be kept of a model that has none."""
+    if options.stored in ("float", "int8") and source.quantized_by is None:
+        raise UsageError(
+            "option quantize='stored'",
+            expected="a checkpoint in codes: a quantized .gguf file, or a folder whose config.json "
+            "has a quantization_config",
+            found=f"{source.name}, whose weights are numbers",
+            remedy="Leave the option out, or name a scheme to quantize by.",
+        )
 
 
 def before_quantizing(passed: Passed) -> Graph:

@@ -39,7 +39,8 @@ class Source:
         max_position_embeddings: longest sequence in tokens; None when the model sets no limit.
         tokenizer: folder with tokenizer.json, or the GGUF file; None when there is none.
         random_weights: the seed that the weights are drawn from; None when they are real.
-        quantized_by: the ``quant_method`` of a checkpoint in codes; None for one in numbers.
+        quantized_by: the ``quant_method`` of a checkpoint in codes, or "gguf"; None for one in
+            numbers.
         notes: what is done otherwise than the checkpoint says.
     """
 
@@ -68,6 +69,7 @@ def open_source(
     trust_remote_code: bool = False,
     random_weights: int | None = None,
     computes: Collection[torch.dtype] = CODES,
+    codes: bool = False,
 ) -> Source:
     """Opens what the user gave; no weight is read.
 
@@ -78,6 +80,7 @@ def open_source(
         random_weights: a seed to draw a folder's weights from, instead of reading them.
         computes: the types of codes that the device has products of; activations that a quantized
             checkpoint would round to others stay as they are.
+        codes: whether matrices that a GGUF file holds in codes become weights in codes.
 
     Raises:
         UsageError: another kind of object, a path to something else, or random weights for what is
@@ -119,7 +122,7 @@ def open_source(
             found=f"a file that ends in {path.suffix or 'nothing'}",
             remedy="Pass the folder that holds it.",
         )
-    return _from_gguf(path, dtype)
+    return _from_gguf(path, dtype, codes)
 
 
 def _is_causal_lm(module: nn.Module) -> bool:
@@ -262,13 +265,14 @@ def _checkpoint(folder: Path) -> Checkpoint:
         ) from error
 
 
-def _from_gguf(path: Path, dtype: torch.dtype | None) -> Source:
+def _from_gguf(path: Path, dtype: torch.dtype | None, codes: bool) -> Source:
     from ..formats.gguf_model import read_gguf_model
+    from ..formats.stored_codes import codes_of
     from .hf_checkpoint import fit_weights
     from .hf_config import make_config
     from .hf_model import meta_causal_lm
 
-    stored = read_gguf_model(path)
+    stored = read_gguf_model(path, codes)
     config = make_config(dict(stored.config), str(path))
     model = meta_causal_lm(config, dtype or torch.float32)
     return Source(
@@ -280,6 +284,7 @@ def _from_gguf(path: Path, dtype: torch.dtype | None) -> Source:
         eos_token_ids=_ids(config.eos_token_id),
         max_position_embeddings=max_positions(config),
         tokenizer=path,
+        quantized_by="gguf" if any(map(codes_of, stored.weights.values())) else None,
     )
 
 

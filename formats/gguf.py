@@ -1,4 +1,8 @@
-"""GGUF checkpoints: mapped into memory, dequantized to float32 tensor by tensor when loaded."""
+"""GGUF checkpoints: mapped into memory, dequantized to float32 tensor by tensor when loaded.
+
+A quantized matrix is there a second time as the blocks that the file holds, uint8 [N, bytes of a
+row], under its name and `BLOCKS`; `kept_codes` makes of these the weight in codes.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,9 @@ import torch
 from ..errors import CheckpointError
 from .checkpoint import unknown_tensor
 from .gguf_header import GGUFEntry, read_gguf_header
+from .stored_codes import StoredCodes
+from .weight_ggml import BLOCK_FORMS, OFFSET_FORMS
+from .weights import Stored, apply_weight
 
 SUPPORTED_TYPES: tuple[str, ...] = (
     "F32",
@@ -27,6 +34,9 @@ SUPPORTED_TYPES: tuple[str, ...] = (
     "Q8_0",
 )
 """The ggml tensor types that can be loaded."""
+
+BLOCKS = ":blocks"
+"""After a tensor's name: its blocks, as they are."""
 
 # gguf works through a 1-D array in one go; about a megabyte of results keeps its temporaries in L2
 _CHUNK_ELEMENTS = 1 << 18
@@ -69,6 +79,29 @@ class GGUFTensor:
         return torch.from_numpy(result.reshape(self.shape))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class GGUFBlocks:
+    """The blocks of a quantized matrix.
+
+    Attributes:
+        name: its GGUF name, then `BLOCKS`.
+        shape: rows, and bytes of each.
+        dtype: uint8.
+        type_name: the ggml type, a key of `BLOCK_FORMS`.
+        blocks: the bytes in the memory map, uint8[n].
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    type_name: str
+    blocks: npt.NDArray[np.uint8]
+
+    def load(self) -> torch.Tensor:
+        """A copy of the bytes."""
+        return torch.from_numpy(np.array(self.blocks).reshape(self.shape))
+
+
 class GGUFCheckpoint:
     """The tensors and metadata of a GGUF file.
 
@@ -103,15 +136,42 @@ class GGUFCheckpoint:
         """The GGUF names of all tensors, in the file's order."""
         return tuple(self._tensors)
 
-    def tensor(self, name: str) -> GGUFTensor:
-        """One tensor by its GGUF name; an unknown one raises CheckpointError."""
-        if name not in self._tensors:
+    def tensor(self, name: str) -> GGUFTensor | GGUFBlocks:
+        """One tensor by its GGUF name, or its blocks; an unknown one raises CheckpointError."""
+        found = self._tensors.get(name.removesuffix(BLOCKS))
+        if found is None or (name.endswith(BLOCKS) and not _has_blocks(found)):
             raise unknown_tensor(name, self.names(), str(self._path))
-        return self._tensors[name]
+        if not name.endswith(BLOCKS):
+            return found
+        shape = (found.shape[0], found.blocks.size // found.shape[0])
+        return GGUFBlocks(name, shape, torch.uint8, found.type_name, found.blocks)
 
     def files(self) -> tuple[Path, ...]:
         """The file itself."""
         return (self._path,)
+
+
+def _has_blocks(tensor: GGUFTensor) -> bool:
+    return tensor.type_name in BLOCK_FORMS and len(tensor.shape) == 2 and 0 not in tensor.shape
+
+
+def kept_codes(checkpoint: GGUFCheckpoint, name: str) -> StoredCodes | None:
+    """A matrix [N, K] in the codes that the file holds; None for one that it holds in numbers.
+
+    That the scales are finite is checked when they are loaded.
+    """
+    tensor = checkpoint.tensor(name)
+    if not isinstance(tensor, GGUFTensor) or not _has_blocks(tensor):
+        return None
+    form, rows = tensor.type_name, Stored(checkpoint, name + BLOCKS)
+    codes, scale = (apply_weight(f"ggml_{part}", (rows,), form=form) for part in ("codes", "scale"))
+    zero = apply_weight("ggml_zero", (rows,), form=form) if form in OFFSET_FORMS else None
+    return StoredCodes(
+        codes,
+        apply_weight("finite", (scale,)),
+        None if zero is None else apply_weight("finite", (zero,)),
+        group=BLOCK_FORMS[form].group,
+    )
 
 
 def _map(path: Path) -> npt.NDArray[np.uint8]:

@@ -6,12 +6,13 @@ expression, so that nothing is read before the engine loads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from ..errors import CheckpointError, GraphError
-from .gguf import GGUFCheckpoint
+from .gguf import GGUFCheckpoint, kept_codes
 from .gguf_config import CONFIGS, Config, Fields
 from .weights import Stored, Weight, apply_weight
 
@@ -35,6 +36,8 @@ _PERMUTED = frozenset({"llama"})
 _NORM_PLUS_ONE = frozenset({"gemma3"})
 _DERIVED = frozenset({"rope_freqs.weight"})  # read into the config
 
+_Restore = Callable[[Weight], Weight]
+
 
 @dataclass(frozen=True, slots=True)
 class GGUFModel:
@@ -52,11 +55,13 @@ class GGUFModel:
     checkpoint: GGUFCheckpoint
 
 
-def read_gguf_model(source: str | Path | GGUFCheckpoint) -> GGUFModel:
+def read_gguf_model(source: str | Path | GGUFCheckpoint, codes: bool = False) -> GGUFModel:
     """Describe a GGUF file as a Hugging Face model; no tensor but RoPE factors is read.
 
     Args:
         source: the file, or the checkpoint opened from it.
+        codes: whether matrices that the file holds in codes are weights in codes
+            (`stored_codes.codes_of` finds them); else float32 numbers, as gguf has them.
 
     Raises:
         CheckpointError: a damaged file, an unknown architecture (the known ones are listed),
@@ -73,7 +78,7 @@ def read_gguf_model(source: str | Path | GGUFCheckpoint) -> GGUFModel:
         )
     config = CONFIGS[architecture](Fields(checkpoint, architecture))
     try:
-        weights = dict(_weights(checkpoint, architecture, config))
+        weights = dict(_weights(checkpoint, architecture, config, codes))
     except GraphError as error:
         raise CheckpointError(
             str(checkpoint.files()[0]),
@@ -85,17 +90,17 @@ def read_gguf_model(source: str | Path | GGUFCheckpoint) -> GGUFModel:
 
 
 def _weights(
-    checkpoint: GGUFCheckpoint, architecture: str, config: Config
+    checkpoint: GGUFCheckpoint, architecture: str, config: Config, codes: bool
 ) -> Iterator[tuple[str, Weight]]:
     names, used = set(checkpoint.names()), set(_DERIVED)
     for hf_name, gguf_name in _tensor_names(architecture, int(str(config["num_hidden_layers"]))):
         for suffix in (".weight", ".bias"):
             if gguf_name + suffix in names:
                 used.add(gguf_name + suffix)
-                weight = Stored(checkpoint, gguf_name + suffix)
-                yield hf_name + suffix, _restore(weight, hf_name, architecture, config)
+                restore = _restore(hf_name, architecture, config)
+                yield hf_name + suffix, _read(checkpoint, gguf_name + suffix, restore, codes)
             elif suffix == ".weight" and hf_name == "lm_head":
-                yield hf_name + suffix, Stored(checkpoint, "token_embd.weight")
+                yield hf_name + suffix, _read(checkpoint, "token_embd.weight", _as_it_is, codes)
             elif suffix == ".weight":
                 checkpoint.tensor(gguf_name + suffix)  # raises, and lists the closest names
     if unknown := sorted(names - used):
@@ -119,13 +124,26 @@ def _tensor_names(architecture: str, num_layers: int) -> Iterator[tuple[str, str
         yield hf_name, table.get_name(hf_name)
 
 
-def _restore(weight: Weight, hf_name: str, architecture: str, config: Config) -> Weight:
-    """Undo what llama.cpp's converter did to a tensor."""
+def _read(checkpoint: GGUFCheckpoint, name: str, restore: _Restore, codes: bool) -> Weight:
+    kept = kept_codes(checkpoint, name) if codes else None
+    if kept is None:
+        return restore(Stored(checkpoint, name))
+    # What the converter does to matrices moves whole rows, so each part's rows move alike.
+    zero = None if kept.zero is None else restore(kept.zero)
+    return replace(kept, codes=restore(kept.codes), scale=restore(kept.scale), zero=zero).weight()
+
+
+def _restore(hf_name: str, architecture: str, config: Config) -> _Restore:
+    """What undoes llama.cpp's converter, of one tensor."""
     if architecture in _NORM_PLUS_ONE and hf_name.endswith("norm"):
-        return apply_weight("sub", (weight, 1.0))
+        return lambda weight: apply_weight("sub", (weight, 1.0))
     if architecture in _PERMUTED and hf_name.endswith(("q_proj", "k_proj")):
         heads = "num_attention_heads" if hf_name.endswith("q_proj") else "num_key_value_heads"
-        return _rotate_halves(weight, int(str(config[heads])))
+        return partial(_rotate_halves, num_heads=int(str(config[heads])))
+    return _as_it_is
+
+
+def _as_it_is(weight: Weight) -> Weight:
     return weight
 
 

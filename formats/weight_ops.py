@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .weight_ggml import GGML
 from .weight_packed import PACKED
 from .weight_quant import QUANTIZING
 
@@ -150,6 +151,10 @@ def _check_attr(name: str, value: AttrValue, rank: int) -> AttrValue:
         if value not in DTYPES.values():
             raise TypeError(f"dtype {value!r} is not one of {', '.join(DTYPES)}")
         return value
+    if name == "form":
+        if not isinstance(value, str):
+            raise TypeError(f"{name} {value!r} is not a name")
+        return value
     if name in ("shape", "dims"):
         if not isinstance(value, (tuple, list)) or not all(type(size) is int for size in value):
             raise TypeError(f"{name} {value!r} is not a tuple of ints")
@@ -256,7 +261,7 @@ WEIGHT_OPS: Mapping[str, WeightOp] = {
     **{name: WeightOp(name, _unary(function), False, True) for name, function in _UNARY.items()},
     **{
         name: WeightOp(name, made, result=result)
-        for name, (made, result) in {**QUANTIZING, **PACKED}.items()
+        for name, (made, result) in {**QUANTIZING, **PACKED, **GGML}.items()
     },
 }
 """Every load-time operation by name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -15,6 +16,7 @@ from ..ir.node import Node
 from ..ir.replace import Swap, replace_params
 from ..ir.types import TensorType
 from .base import Pass
+from .coded_tables import coded_tables, decoded_rows
 from .quantize_check import rounded_rows
 from .rewrite import rebuild
 from .schemes import Nodes, Parts
@@ -40,7 +42,7 @@ def expanded_weights(graph: Graph) -> list[str]:
     return [name for name in names if _expands(graph.weights[name])]
 
 
-def keep_codes(graph: Graph) -> Graph:
+def keep_codes(graph: Graph, compute: DType | None = None) -> Graph:
     """Exchanges weights that are ``dequantize_codes(…)`` for codes, scales and zero points.
 
     Before, with ``w = dequantize_codes(codes, scale, …)``::
@@ -53,8 +55,9 @@ def keep_codes(graph: Graph) -> Graph:
         linear_0: f32[T, 96] = linear(x, dequantize_0)
 
     Where the checkpoint rounds activations too, the product is ``scaled_linear``; where its codes
-    lie in an order of columns of their own, x is put in that order. Weights that something else
-    than a linear reads, or whose grid no op has, stay as they are.
+    lie in an order of columns of their own, x is put in that order. Embeddings decode the rows that
+    they pick (coded_tables.py). Weights that something else reads, or whose grid no op has, stay as
+    they are. ``compute`` is that of each ``dequantize``.
 
     Raises:
         UnsupportedError: ops that mix tokens of a ragged graph.
@@ -62,17 +65,20 @@ def keep_codes(graph: Graph) -> Graph:
     swaps: dict[str, Swap] = {}
     parts_of: dict[Node, tuple[str, StoredCodes, Nodes]] = {}
     for name, (stored, nodes) in kept_linears(graph).items():
-        value = _value(name, stored, nodes[0], parts_of)
+        value = _value(name, stored, nodes[0], parts_of, compute)
         swaps[name] = Swap(_parts(stored), value, frozenset(nodes))
-    if not swaps:
+    if not swaps and not coded_tables(graph):
         return graph
     result = replace_params(graph, swaps)
+    read = coded_tables(result)
     values: dict[Node, Node] = {}
     more: dict[str, Weight] = {}
     for node in result.nodes:
         values[node] = rebuild(node, values)
         if node.op == "linear" and node.operands[1] in parts_of:
             values[node] = _product(values[node], *parts_of[node.operands[1]], more)
+        elif node in read:
+            values[node] = decoded_rows(values[node], *read[node], more)
     outputs = tuple(values[output] for output in result.outputs)
     result = result.with_weights(more).with_outputs(outputs)
     if is_ragged(result):
@@ -88,7 +94,9 @@ def _has_op(stored: StoredCodes) -> bool:
         0,
         stored.group,
     )
-    return stored.zero is None and stored.group != 1 and rounds
+    if stored.zero is not None and stored.rounds is not None:
+        return False  # no product of codes takes zero points
+    return stored.group != 1 and rounds
 
 
 def _parts(stored: StoredCodes) -> Parts:
@@ -104,6 +112,7 @@ def _value(
     stored: StoredCodes,
     node: Node,
     parts_of: dict[Node, tuple[str, StoredCodes, Nodes]],
+    compute: DType | None,
 ) -> Callable[[Nodes], Node]:
     def value(parts: Nodes) -> Node:
         made = make(
@@ -115,6 +124,7 @@ def _value(
             rows=stored.rows,
             group=stored.group,
             width=stored.codes.shape[1] if stored.codes.dtype == torch.uint8 else None,
+            compute=compute if stored.codes.dtype in (torch.uint8, torch.int8) else None,
         )
         parts_of[made] = (name, stored, parts)
         return made
@@ -181,4 +191,10 @@ def expected_graph(before: Graph, after: Graph) -> Graph:
     return before.with_outputs(tuple(values[output] for output in before.outputs))
 
 
-KEEP_CODES = Pass("keep_codes", keep_codes, expected=expected_graph)
+def keep_codes_pass(compute: DType | None = None) -> Pass:
+    """``keep_codes``, whose products may round x to codes of the type ``compute``."""
+    run = keep_codes if compute is None else partial(keep_codes, compute=compute)
+    return Pass("keep_codes", run, expected=expected_graph)
+
+
+KEEP_CODES = keep_codes_pass()

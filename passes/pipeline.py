@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from ..ir.dtypes import DType
 from .base import Pass
 from .canonicalize import CANONICALIZE
 from .fold_buffers import FOLD_BUFFERS
@@ -11,7 +12,7 @@ from .fold_weights import FOLD_WEIGHTS
 from .fuse import FUSE
 from .fuse_append import FUSE_APPEND
 from .fuse_linears import FUSE_LINEARS
-from .keep_codes import KEEP_CODES
+from .keep_codes import KEEP_CODES, keep_codes_pass
 from .kv_cache import PAGED_CACHE, SLOT_CACHE
 from .merge_projections import MERGE_PROJECTIONS
 from .one_token import one_token_pass
@@ -36,6 +37,7 @@ def pipeline(
     fuses: bool = False,
     deterministic: bool = False,
     recipe: Recipe | None = None,
+    stored: str | None = None,
 ) -> tuple[Pass, ...]:
     """The passes from a captured graph to one that backends lower.
 
@@ -46,6 +48,8 @@ def pipeline(
             see more in single ops.
         deterministic: whether products are computed by kernels of ours, row by row.
         recipe: of the linears to quantize; None for none.
+        stored: what becomes of weights that a checkpoint holds in codes, where none is quantized:
+            "expanded" makes numbers of them, "int8" lets their products round activations.
     """
     return (
         # One spelling for each value; what depends on weights alone becomes a weight.
@@ -67,12 +71,18 @@ def pipeline(
         CANONICALIZE,
         FOLD_WEIGHTS,
         # Merged and folded weights become codes, or stay those that the checkpoint has.
-        *((KEEP_CODES,) if recipe is None else quantizing(recipe)),
+        *(_keeping(stored) if recipe is None else quantizing(recipe)),
         # What can share a kernel.
         *((FUSE_APPEND,) if fuses and cache == "paged" else ()),
         *((FUSE_LINEARS,) if fuses and deterministic else ()),
         *((OPEN_ROWS, FUSE) if fuses else ()),
     )
+
+
+def _keeping(stored: str | None) -> tuple[Pass, ...]:
+    if stored == "expanded":
+        return ()
+    return (keep_codes_pass(DType.I8) if stored == "int8" else KEEP_CODES,)
 
 
 def quantizing(recipe: Recipe) -> tuple[Pass, ...]:

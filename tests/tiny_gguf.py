@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,7 +77,7 @@ def tiny_hf_model(architecture: str = "llama", **sizes: object) -> PreTrainedMod
 def write_tiny_gguf(
     path: Path,
     architecture: str = "llama",
-    quantization: str = "F32",
+    quantization: str | Sequence[str] = "F32",
     model: PreTrainedModel | None = None,
     fields: Mapping[str, object] | None = None,
     tokenizer: bool = True,
@@ -87,7 +88,9 @@ def write_tiny_gguf(
     Args:
         path: where to.
         architecture: llama, qwen2, qwen3 or gemma3.
-        quantization: ggml type of the matrices: F32, F16, BF16, Q8_0, Q4_0 or Q4_1.
+        quantization: ggml type of the matrices: F32, F16, BF16, Q8_0, Q4_0 or Q4_1; with one of
+            Q4_K, Q5_K and Q6_K they are random blocks, and not the model's numbers. Several are
+            taken in turns.
         model: the model to write; a tiny random one without it.
         fields: metadata to add or override (None leaves the key out), without the architecture.
         tokenizer: whether to add a tokenizer and a chat template.
@@ -121,10 +124,36 @@ def write_tiny_gguf(
         _add_tokenizer(writer, tiny_bpe(config.vocab_size))
     for name, tensor in (tensors or {}).items():
         writer.add_tensor(name, tensor.astype(np.float32))
-    for name, tensor in _tensors(model, architecture).items():
-        _add_tensor(writer, name, tensor, quantization)
+    kinds = cycle([quantization] if isinstance(quantization, str) else quantization)
+    for (name, tensor), kind in zip(_tensors(model, architecture).items(), kinds, strict=False):
+        _add_tensor(writer, name, tensor, kind)
     finish(writer)
     return model
+
+
+def random_blocks(form: str, rows: int, blocks: int, seed: int) -> np.ndarray:
+    """Random bytes of quantized rows, uint8 [rows, bytes]: any codes and small scales, with groups
+    that have none.
+    """
+    rng = np.random.default_rng(seed)
+    _, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[form]]
+    data = rng.integers(0, 256, (rows, blocks, size), dtype=np.uint8)
+    places = {"Q6_K": (208,), "Q4_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2)}.get(form, (0,))
+    small = 1e-4 if form.endswith("_K") else 0.01
+    for place in places:
+        scales = (
+            rng.standard_normal((rows, blocks, 1)) * small * (rng.random((rows, blocks, 1)) > 0.1)
+        )
+        data[..., place : place + 2] = scales.astype(np.float16).view(np.uint8)
+    return data.reshape(rows, -1)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, tuple[np.ndarray, str]]) -> None:
+    """Write a GGUF file of nothing but tensors: by name the bytes of their rows, and the type."""
+    writer = gguf.GGUFWriter(path, "llama")
+    for name, (data, form) in tensors.items():
+        writer.add_tensor(name, data, raw_dtype=gguf.GGMLQuantizationType[form])
+    finish(writer)
 
 
 def finish(writer: gguf.GGUFWriter) -> None:
@@ -194,5 +223,8 @@ def _add_tensor(writer: gguf.GGUFWriter, name: str, array: np.ndarray, quantizat
         writer.add_tensor(name, array.astype(np.float32))
     elif quantization == "F16":
         writer.add_tensor(name, array.astype(np.float16))
+    elif quantization.endswith("_K"):
+        data = random_blocks(quantization, len(array), array.shape[1] // 256, len(name))
+        writer.add_tensor(name, data, raw_dtype=kind)
     else:
         writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)

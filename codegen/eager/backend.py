@@ -26,6 +26,7 @@ class EagerBackend:
     kv_cache: KVCacheKind = "paged"
     fuses = True
     own_kernels = False
+    reads_codes = False
 
     def lower(
         self,

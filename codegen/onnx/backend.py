@@ -31,6 +31,7 @@ class OnnxBackend:
     kv_cache: KVCacheKind = "slot"
     fuses = False
     own_kernels = False
+    reads_codes = True
 
     def lower(
         self,

@@ -18,6 +18,7 @@ from .reductions import or_nan
 LEAST_BLOCK, LARGEST_BLOCK = 16, 256
 INT8_COMPUTE = 4  # accuracy_level: x is rounded to int8, by the blocks of the weight
 ZERO_BYTE = 0x88  # two 4-bit codes of 8
+MIDDLE = 8  # the code that stands for 0 where there are no zero points
 ZERO_CODE = 128  # an int8 code of 0, as MatMulNBits has them
 
 
@@ -37,7 +38,43 @@ def packed_linear(e: Emitter, node: Node, x: str, bias: str) -> str | None:
     group = weight.attr("group")
     assert isinstance(group, int)
     level = INT8_COMPUTE if weight.attr("compute") is DType.I8 else 0
-    return blocked_linear(e, x, bias, q, scale, zero, _width(weight), group, level)
+    whole = zero is None or (zero.dtype is DType.U8 and q.dtype is DType.U8)
+    width = _width(weight)
+    found = blocked_linear(e, x, bias, q, scale, zero if whole else None, width, group, level)
+    if whole:
+        return found
+    assert zero is not None
+    return _between_codes(e, node, x, found, (scale, zero), MIDDLE if q.dtype is DType.U8 else 0)
+
+
+def _between_codes(
+    e: Emitter, node: Node, x: str, product: str, parts: tuple[Node, Node], middle: int
+) -> str:
+    """``product``, which took ``middle`` for all zero points, with those that the groups have.
+
+    A weight is ``scale (q - zero) = scale (q - middle) + scale (middle - zero)``, whose second part
+    is one number a group: it meets the sum of x over the group. MatMulNBits takes zero points that
+    are whole numbers; with any others it expands the weight at each call.
+    """
+    scale, zero = (cast(part, DType.F32) for part in parts)
+    moved = make("mul", scale, make("sub", const(float(middle), DType.F32), zero))
+    weight = node.operands[1]
+    group, width, groups = weight.attr("group"), _width(weight), moved.shape[1]
+    assert isinstance(group, int) and isinstance(groups, int)
+    sums = e.once(("sums", x, group), lambda: _sums(e, node, x, width, group, groups))
+    if node.operands[0].type.rank == 2:
+        return e.op("Gemm", sums, e.fold(moved), product, transB=1)
+    return e.op("Add", product, e.op("MatMul", sums, e.fold(permute(moved, 1, 0))))
+
+
+def _sums(e: Emitter, node: Node, x: str, width: int, group: int, groups: int) -> str:
+    """The sum of each group of columns: x [..., K] -> [..., groups]."""
+    size = group or width
+    if missing := groups * size - width:
+        pads = e.ints(*(0 for _ in range(2 * node.operands[0].type.rank - 1)), missing)
+        x = e.op("Pad", x, pads)
+    shape = (*node.operands[0].shape[:-1], groups, size)
+    return e.op("ReduceSum", e.view(x, shape), e.ints(-1), keepdims=0)
 
 
 def _width(weight: Node) -> int:
@@ -60,8 +97,6 @@ def _unfit(node: Node, weight: Node) -> str:
         return "its scales cover several rows"
     if group and gcd(group, LARGEST_BLOCK) < LEAST_BLOCK:
         return f"groups of {group} are no multiple of {LEAST_BLOCK}"
-    if zero is not None and (q.dtype is DType.I8 or zero.dtype not in (DType.U8, DType.F32)):
-        return f"zero points of {zero.dtype}"
     return ""
 
 
@@ -76,15 +111,16 @@ def blocked_linear(
     group: int,
     level: int,
 ) -> str:
-    """``x · dequantize(q, scale, zero)ᵀ``, by blocks of ``block_of(width, group)`` columns."""
+    """``x · dequantize(q, scale, zero)ᵀ``, by blocks of ``block_of(width, group)`` columns; zero
+    points, if any, in u8 and for 4-bit codes.
+    """
     block = block_of(width, group)
     count = q.shape[0]
     assert isinstance(count, int)
     four = q.dtype is DType.U8
     parts = [x, e.fold(_packed(q, width, block)), e.fold(_by_block(scale, width, group, block))]
     if zero is not None:
-        spread = _by_block(zero, width, group, block)
-        parts.append(e.fold(_nibbles(spread) if zero.dtype is DType.U8 else spread))
+        parts.append(e.fold(_nibbles(_by_block(zero, width, group, block))))
     elif bias:
         parts.append("")
     if bias:

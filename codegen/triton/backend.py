@@ -36,6 +36,7 @@ class TritonBackend:
     kv_cache: KVCacheKind = "paged"
     fuses = True
     own_kernels = True
+    reads_codes = True
 
     def lower(
         self,

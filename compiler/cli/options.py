@@ -28,7 +28,8 @@ QuantizeOption = Annotated[
     typer.Option(
         metavar="SCHEME",
         help="Quantize the linears: int8-weight, int8, fp8, fp8-tensor, fp8-block, fp8-weight or "
-        "int4; `tilewright quantize` has more options.",
+        "int4; stored or expanded for what MODEL has in codes. `tilewright quantize` has more "
+        "options.",
         show_default=False,
     ),
 ]

@@ -32,7 +32,8 @@ FORMATS = ("engine", "compressed-tensors")
 SchemeOption = Annotated[
     str,
     typer.Option(
-        help="int8-weight, int8, fp8, fp8-tensor, fp8-block, fp8-weight or int4.",
+        help="int8-weight, int8, fp8, fp8-tensor, fp8-block, fp8-weight or int4; stored for the "
+        "codes that MODEL has.",
         show_default=False,
     ),
 ]
@@ -162,14 +163,17 @@ def _export(model: str, output: Path, config: QuantConfig, as_json: bool) -> Non
 
 
 def _print(image: EngineImage, output: Path, as_json: bool) -> None:
-    facts = image.report["quantization"]
-    assert isinstance(facts, dict)
+    facts, stored = image.report["quantization"], image.report["stored_quantization"]
     if as_json:
-        print_json({"engine": str(output), "quantization": facts})
+        own = {"quantization": facts} if facts else {"stored_quantization": stored}
+        print_json({"engine": str(output), **own})
         return
     from ..quality.table import quantization_tables
 
     console = out()
-    for table in quantization_tables(facts):
-        console.print(table)
+    if isinstance(facts, dict):
+        for table in quantization_tables(facts):
+            console.print(table)
+    elif isinstance(stored, dict):
+        console.print(f"{stored['linears']} linears keep the codes of {stored['method']}")
     console.print(f'engine written; try: tilewright generate {output} "Hello"', markup=False)

@@ -8,7 +8,7 @@ from ...errors import UnsupportedError, UsageError
 from ...targets import Target
 from . import fp8, fp8_block, fp8_tensor, fp8_weight, int4, int8, int8_weight
 from .base import Linear, Nodes, Parts, Scheme
-from .config import METHODS, QuantConfig
+from .config import METHODS, STORED, QuantConfig
 
 SCHEMES: dict[str, Scheme] = {
     module.SCHEME.name: module.SCHEME
@@ -17,12 +17,15 @@ SCHEMES: dict[str, Scheme] = {
 """Every scheme by name."""
 
 
-def resolve_config(quantize: str | QuantConfig, target: Target | None = None) -> QuantConfig:
+def resolve_config(
+    quantize: str | QuantConfig, target: Target | None = None, also: tuple[str, ...] = ()
+) -> QuantConfig:
     """The configuration with the scheme's own group and method filled in.
 
     Args:
         quantize: the name of a scheme, or a configuration.
         target: the device to compute on; None for any.
+        also: what else is valid where this is called, for the message of an error.
 
     Raises:
         UsageError: a scheme, group, method or number that is not valid; it lists those that are.
@@ -31,7 +34,7 @@ def resolve_config(quantize: str | QuantConfig, target: Target | None = None) ->
     config = QuantConfig(quantize) if isinstance(quantize, str) else quantize
     if not isinstance(config, QuantConfig) or config.scheme not in SCHEMES:
         found = config.scheme if isinstance(config, QuantConfig) else config
-        raise _wrong("quantize", found, (*SCHEMES, "QuantConfig(…)", "None"))
+        raise _wrong("quantize", found, (*SCHEMES, *also, "QuantConfig(…)", "None"))
     scheme = SCHEMES[config.scheme]
     if config.group is not None and config.group not in scheme.groups:
         raise _wrong(f"group of {scheme.name}", config.group, tuple(map(str, scheme.groups)))
@@ -79,6 +82,7 @@ def _wrong(option: str, found: object, valid: tuple[str, ...]) -> UsageError:
 __all__ = [
     "METHODS",
     "SCHEMES",
+    "STORED",
     "Linear",
     "Nodes",
     "Parts",
