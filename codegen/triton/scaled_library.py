@@ -46,17 +46,16 @@ def scaled_product(
     if not xq.is_cuda:
         reference = cast("Callable[..., torch.Tensor]", schema("scaled_linear").reference)
         return reference(xq, xs, wq, ws, bias, dtype=dtype, rows=rows, group=group)
-    tokens, columns = xq.shape[0], wq.shape[0]
-    by_row = xs.float().expand(tokens, 1)
-    by_column = ws.float().expand(columns, 1)
     if wq.dtype == torch.int8:
-        wide = _int_product(xq, wq).float() * by_row * by_column.t()
+        wide = _int_product(xq, wq).float() * xs.float().reshape(-1, 1) * ws.float().reshape(1, -1)
         return (wide if bias is None else wide + bias.float()).to(dtype.torch)
+    if xs.numel() > 1 or ws.numel() > 1:  # a scale for each row of both, or one for all
+        xs, ws = xs.expand(len(xq), 1), ws.expand(len(wq), 1)
     result = torch._scaled_mm(
         xq,
         wq.t(),
-        scale_a=by_row.contiguous(),
-        scale_b=by_column.contiguous().t(),
+        scale_a=xs.float().contiguous(),
+        scale_b=ws.float().contiguous().t(),
         out_dtype=torch.bfloat16,
     )
     return result if bias is None else result + bias

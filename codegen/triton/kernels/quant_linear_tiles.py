@@ -146,13 +146,14 @@ def cut_gemv(node: Node, quantized: Quantized, target: Target, cutting: Cutting)
 
 def default_quant_gemv(quantized: Quantized, target: Target) -> GemvTiles:
     """For one token: 4 rows, of each 1 KB a step (2 KB of long rows of 8 bits), which is the 4 to
-    8 KB of the plain kernel. A thread loads 32 bytes: with 64 of them codes overflow its registers.
+    8 KB of the plain kernel; of 4 bits 8 rows, which share the work on x. A thread loads 32 or 64
+    bytes: with more codes overflow its registers.
     """
     p = quantized.problem
     longest = 2048 if p.k > 8192 or quantized.per_byte == 2 else 1024
     block_k = min(longest, max(_power(p.k), 64))
     warps = max(1, block_k // quantized.per_byte // 256)
-    return GemvTiles(min(4 // p.parts, _power(p.n)), block_k, warps)
+    return GemvTiles(min(4 * quantized.per_byte // p.parts, _power(p.n)), block_k, warps)
 
 
 def default_quant_gemms(
@@ -183,20 +184,22 @@ def invariant_quant_gemm(quantized: Quantized, target: Target) -> GemmTiles | No
 
 
 def _gemm(quantized: Quantized, target: Target, block_m: int) -> GemmTiles | None:
-    """A tile of 64 rows, what one instruction takes from the left. Products with few programs share
-    their rows among several (``splits``), as the plain ones do.
+    """A tile of 64 rows, what one instruction takes from the left, and of many tokens of 128, which
+    share what becomes of x. Decoding takes its time, so that products with few programs share their
+    rows among several sooner than the plain ones do (measured on an H100: bench_quant_linear.py).
     """
     p = quantized.problem
-    few = p.n * p.parts / _ROWS / target.sms < _FEW
+    programs = p.n * p.parts / _ROWS / target.sms
     if p.linear.dtype is DType.F32:
         wanted = [(16, 32, 4, stages, 1) for stages in (3, 2, 1)]
     else:
-        splits = (4 if block_m == 16 else 2) if few else 1
-        wanted = [(_ROWS, 128, 4, stages, splits) for stages in (4, 3, 2)]
-        wanted += [(16, 64, 4, 2, 1), (16, 32, 4, 1, 1)]
-    for rows, block_k, warps, stages, splits in wanted:
+        many = block_m == _BUCKETS[-1]
+        splits = 1 if programs > 2 else 4 if programs < _FEW or not many else 2
+        wanted = [(_ROWS * (1 + many), 128, 4 * (1 + many), stages, splits) for stages in (4, 3, 2)]
+        wanted += [(_ROWS, 128, 4, 2, 1), (16, 64, 4, 2, 1), (16, 32, 4, 1, 1)]
+    for rows, block_k, warps, stages, parts in wanted:
         columns = min(block_k, max(16 * quantized.per_byte, _power(p.k)))
-        tiles = GemmTiles(block_m, max(1, rows // p.parts), columns, warps, stages, splits)
+        tiles = GemmTiles(block_m, max(1, rows // p.parts), columns, warps, stages, parts)
         if quant_shared_bytes(quantized, tiles) > target.shared_memory_per_block:
             continue
         if tiles.has_work(p.k):

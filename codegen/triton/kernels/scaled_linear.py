@@ -25,8 +25,7 @@ from .linear import _Rows
 from .linear_hands import Hands
 from .linear_tiles import ANY, Cutting, GemmTiles, GemvTiles, are_taken
 from .quant_linear import _QuantEntries
-from .quant_linear_tiles import cut_gemv
-from .scaled_linear_tiles import Scaled, default_scaled_gemms, invariant_scaled_gemm
+from .scaled_linear_tiles import Scaled, default_scaled_gemms, invariant_scaled_gemm, scaled_gemv
 
 _PLAIN = ("_weights", "_inputs", "_prefetch", "_gathered")
 _CODED = (
@@ -51,7 +50,7 @@ def emit_scaled_linear(
     gemms = None if scaled is None else default_scaled_gemms(scaled, target, cutting)
     if scaled is None or gemms is None:
         return None
-    gemv = cut_gemv(node, scaled.quantized, target, cutting)
+    gemv = scaled_gemv(node, scaled, target, cutting)
     return scaled_linear_source(scaled, target, gemv, gemms)
 
 

@@ -15,13 +15,16 @@ from ....ir.ops.quant import LARGEST
 from ....targets import Target
 from ..layout import Layout, is_dense
 from .linear_tiles import (
+    _BUCKETS,
     _FEW,
+    _MANY,
     _ROWS,
     Cutting,
     GemmTiles,
+    GemvTiles,
     _power,
 )
-from .quant_linear_tiles import Quantized, cut_gemms
+from .quant_linear_tiles import Quantized, cut_gemms, default_quant_gemv
 
 _LEAST = 32  # columns of codes that an instruction takes
 
@@ -116,6 +119,25 @@ def _unrounded(node: Node, product: Node) -> Node:
     return make("fused", *node.operands, body=plain, kind="linear")
 
 
+def scaled_gemv(node: Node, scaled: Scaled, target: Target, cutting: Cutting) -> GemvTiles:
+    """The tiles for one token that a tuner chose for a call, else the default."""
+    chosen = None if cutting.chosen is None else cutting.chosen.gemv(node)
+    return chosen or default_scaled_gemv(scaled, target)
+
+
+def default_scaled_gemv(scaled: Scaled, target: Target) -> GemvTiles:
+    """For one token: two rows, of each 4 KB a step. x is few bytes and nothing is left to do to it,
+    so that wide steps cost nothing. Where groups of x are scaled before, as over numbers.
+    """
+    quantized = scaled.quantized
+    if quantized.group:
+        return default_quant_gemv(quantized, target)
+    p = quantized.problem
+    block_k = min(4096, max(_power(p.k), 64))
+    warps = max(1, block_k // 1024)
+    return GemvTiles(min(2 // p.parts, _power(p.n)), block_k, warps)
+
+
 def default_scaled_gemms(
     scaled: Scaled, target: Target, cutting: Cutting
 ) -> list[GemmTiles] | None:
@@ -130,15 +152,19 @@ def invariant_scaled_gemm(scaled: Scaled, target: Target) -> GemmTiles | None:
 
 def _gemm(scaled: Scaled, target: Target, block_m: int, *, shares: bool = True) -> GemmTiles | None:
     """A tile of 64 rows and, of each, 256 bytes a step, which is as many bytes as the plain kernels
-    have on their way. Products with few programs share their rows among several.
+    have on their way. Products with few programs share their rows among several; those with many
+    have twice the rows where there are many tokens (measured on an H100: bench_scaled_linear.py).
     """
     p = scaled.quantized.problem
-    few = shares and p.n * p.parts / _ROWS / target.sms < _FEW
-    splits = (4 if block_m == 16 else 2) if few else 1
-    wanted = [(256, 4, splits), (128, 4, splits), (128, 3, 1), (64, 2, 1), (_LEAST, 1, 1)]
-    for block_k, stages, parts in wanted:
+    programs = p.n * p.parts / _ROWS / target.sms
+    splits = (4 if block_m == 16 else 2) if shares and programs < _FEW else 1
+    wanted = [(_ROWS, 256, 4, 4, splits)]
+    if block_m >= _BUCKETS[-2]:
+        wanted = [(2 * _ROWS if programs > _MANY else _ROWS, 256, 8, 3, splits)]
+    wanted += [(_ROWS, 128, 4, 4, splits), (_ROWS, 128, 4, 3, 1), (_ROWS, 64, 4, 2, 1)]
+    for rows, block_k, warps, stages, parts in (*wanted, (_ROWS, _LEAST, 4, 1, 1)):
         columns = min(block_k, max(_LEAST, _power(p.k)), scaled.quantized.group or block_k)
-        tiles = GemmTiles(block_m, max(1, _ROWS // p.parts), columns, 4, stages, parts)
+        tiles = GemmTiles(block_m, max(1, rows // p.parts), columns, warps, stages, parts)
         fits = scaled_shared_bytes(scaled, tiles) <= target.shared_memory_per_block
         if fits and tiles.has_work(p.k):
             return tiles

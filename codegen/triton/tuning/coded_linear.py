@@ -37,7 +37,12 @@ from ..kernels.quant_linear_tiles import (
     quant_shared_bytes,
 )
 from ..kernels.scaled_linear import scaled_linear_source
-from ..kernels.scaled_linear_tiles import Scaled, default_scaled_gemms, scaled_shared_bytes
+from ..kernels.scaled_linear_tiles import (
+    Scaled,
+    default_scaled_gemms,
+    default_scaled_gemv,
+    scaled_shared_bytes,
+)
 from ..source import KernelSource
 from .linear import LinearGemm, LinearGemv, bucket, config_of, gemm_of, gemv_of
 from .problem import bases_of, layouts_of
@@ -227,8 +232,11 @@ class QuantGemv(_CodedLinear):
         )
 
     def default(self, node: Node, sizes: Sizes, target: Target) -> Config:
-        """``default_quant_gemv``."""
-        return config_of(default_quant_gemv(coded_of(node).quantized, target))
+        """That of the kernel."""
+        coded = coded_of(node)
+        if coded.scaled is not None:
+            return config_of(default_scaled_gemv(coded.scaled, target))
+        return config_of(default_quant_gemv(coded.quantized, target))
 
     def kernel(self, coded: Coded, config: Config, target: Target) -> KernelSource | None:
         """The kernel for one token alone."""
