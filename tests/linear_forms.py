@@ -133,14 +133,22 @@ def in_float64(body: Graph, operands: Sequence[torch.Tensor]) -> torch.Tensor:
     return interpret(wide, [operand.double() for operand in operands])[0]
 
 
-def assert_close(form: Form, found: torch.Tensor, wanted: torch.Tensor) -> None:
-    """The result has the shape, the type and, but for rounding, the numbers of float64."""
+def assert_close(
+    form: Form,
+    found: torch.Tensor,
+    wanted: torch.Tensor,
+    about: object = None,
+    least: float = 0.0,
+) -> None:
+    """The result has the shape, the type and, but for rounding, the numbers of float64.
+
+    ``about`` is told of a failure instead of the form; ``least`` is an error to allow in any case.
+    """
     assert found.shape == wanted.shape and found.dtype is form.dtype.torch
-    bound = ERROR[form.dtype] * (1.0 + float(wanted.abs().max()))
+    bound = max(ERROR[form.dtype], least) * (1.0 + float(wanted.abs().max()))
     error = float((found.double() - wanted).abs().max())
-    assert error <= bound, (
-        f"{form}, {wanted.shape[0]} tokens: off by {error:.3g}, at most {bound:.3g}"
-    )
+    told = f"{about or form}, {wanted.shape[0]} tokens"
+    assert error <= bound, f"{told}: off by {error:.3g} of {bound:.3g}"
 
 
 @st.composite

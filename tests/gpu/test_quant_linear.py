@@ -41,7 +41,7 @@ def check(forms: list[QuantForm]) -> None:
         for tokens in TOKENS:
             bases, wanted = quant_operands(form, tokens)
             (found,) = kernel([on_device(base) for base in bases], {"B": tokens})
-            assert_close(form.form, found.cpu(), wanted)
+            assert_close(form.form, found.cpu(), wanted, about=form)
 
 
 def test_a_layers_products_by_scheme() -> None:

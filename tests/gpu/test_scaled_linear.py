@@ -42,7 +42,9 @@ def check(forms: list[ScaledForm]) -> None:
         for tokens in TOKENS:
             bases, wanted = scaled_operands(form, tokens)
             (found,) = kernel([on_device(base) for base in bases], {"B": tokens})
-            assert_close(form.form, found.cpu(), wanted)
+            # Tensor cores keep some 14 bits of a sum of e4m3.
+            least = 1e-3 if form.codes is DType.F8E4M3 and tokens > 1 else 0.0
+            assert_close(form.form, found.cpu(), wanted, about=form, least=least)
 
 
 def test_a_layers_products() -> None:
