@@ -90,7 +90,8 @@ def compile(
         backend: "auto", "triton", "onnxruntime" or "eager".
         quantize: of the linears: "int8-weight", "int8", "fp8", "fp8-tensor", "fp8-block",
             "fp8-weight", "int4" or a QuantConfig; the last product and embeddings stay.
-        kv_cache: "auto", "paged", "static", a KVCacheConfig; None compiles a causal LM as a plain
+        kv_cache: "auto", "paged", "static", or a KVCacheConfig, which also sizes pages and keeps
+            keys and values in 8 bits (dtype="fp8", "int8"); None compiles a causal LM as a plain
             module. A plain nn.Module becomes a causal LM too if its only example input is token ids
             i64[1, S], dynamic_shapes is None, and it gives logits [1, S, V] over their vocabulary,
             tokens mixing in causal attention only. Where "auto" finds otherwise the report's
@@ -282,6 +283,7 @@ def _finish(
             options.page_size,
             options.deterministic,
             recipe,
+            options.codes,
         ),
     )
     lowered = phases.run(
@@ -331,7 +333,9 @@ def _tune(
     from .tuning import tune_graphs  # brings the templates, and with them Triton
 
     page = options.page_size
-    passed = pass_graphs(graph, cache, backend, "off", None, page, recipe=recipe)
+    passed = pass_graphs(
+        graph, cache, backend, "off", None, page, recipe=recipe, codes=options.codes
+    )
     tune_graphs(passed.decode, passed.final, options, limit)
 
 

@@ -72,11 +72,11 @@ class Checks:
         vocabulary = int(str(graph.outputs[0].shape[-1]))
         ids = (torch.randint(vocabulary, (1, 8), generator=torch.Generator().manual_seed(0)),)
         cache, page_size = self.options.cache, self.options.page_size
-        exact = self.options.deterministic
+        exact, codes = self.options.deterministic, self.options.codes
 
         def passed_at(level: VerifyLevel) -> Passed:
             return pass_graphs(
-                graph, cache, self.backend, level, ids, page_size, exact, self.recipe
+                graph, cache, self.backend, level, ids, page_size, exact, self.recipe, codes
             )
 
         passed = passed_at("structure")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from ..ir.dtypes import DType
 from .base import Pass
 from .canonicalize import CANONICALIZE
 from .fold_buffers import FOLD_BUFFERS
@@ -12,7 +13,7 @@ from .fuse import FUSE
 from .fuse_append import FUSE_APPEND
 from .fuse_linears import FUSE_LINEARS
 from .keep_codes import KEEP_CODES
-from .kv_cache import PAGED_CACHE, SLOT_CACHE
+from .kv_cache import SLOT_CACHE, paged_cache_pass
 from .merge_projections import MERGE_PROJECTIONS
 from .one_token import one_token_pass
 from .quantize import Recipe, quantize_pass
@@ -23,18 +24,13 @@ from .recognize_rope import RECOGNIZE_ROPE
 from .sample_tokens import SAMPLE_TOKENS
 from .smooth import smooth_pass
 
-_CACHES: dict[str | None, tuple[Pass, ...]] = {
-    None: (),
-    "paged": (PAGED_CACHE,),
-    "slot": (SLOT_CACHE,),
-}
-
 
 def pipeline(
     cache: Literal["paged", "slot"] | None,
     fuses: bool = False,
     deterministic: bool = False,
     recipe: Recipe | None = None,
+    codes: DType | None = None,
 ) -> tuple[Pass, ...]:
     """The passes from a captured graph to one that backends lower.
 
@@ -45,7 +41,9 @@ def pipeline(
             see more in single ops.
         deterministic: whether products are computed by kernels of ours, row by row.
         recipe: of the linears to quantize; None for none.
+        codes: of a paged cache, i8 or f8e4m3; None for numbers.
     """
+    caches = {None: (), "paged": (paged_cache_pass(codes),), "slot": (SLOT_CACHE,)}
     return (
         # One spelling for each value; what depends on weights alone becomes a weight.
         CANONICALIZE,
@@ -59,7 +57,7 @@ def pipeline(
         RECOGNIZE_ATTENTION,
         CANONICALIZE,
         # One sequence becomes ragged tokens of many, over a cache.
-        *_CACHES[cache],
+        *caches[cache],
         # Fewer, larger matmuls.
         MERGE_PROJECTIONS,
         # What the rewrites left: reshapes and permutes that cancel, weights to fold.
