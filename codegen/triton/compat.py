@@ -56,12 +56,14 @@ def compile_ahead_of_time(
 
 
 def repair_interpreter() -> None:
-    """Lets Triton's interpreter compute with bfloat16 as devices do.
+    """Lets Triton's interpreter compute with bfloat16, and round to e4m3, as devices do.
 
     Both releases cut float32 off where hardware rounds to nearest even, lose subnormal numbers,
-    take other types' bits for bfloat16's, and multiply its matrices as if they were integers.
+    take other types' bits for bfloat16's, multiply its matrices as if they were integers, and give
+    the half of an e4m3 that is rounded up to a power of two.
     """
     import numpy as np
+    import torch
     import triton.language as tl
     from triton.runtime import interpreter
 
@@ -73,6 +75,9 @@ def repair_interpreter() -> None:
     def rounded(data: Any, source: Any, target: Any, mode: Any) -> Any:
         if (source, target) == (tl.bfloat16, tl.float32):
             return data.astype(np.uint32) << 16
+        if (source, target) == (tl.float32, tl.float8e4nv):
+            given = torch.from_numpy(np.array(data, dtype=np.float32))
+            return given.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
         if (source, target) != (tl.float32, tl.bfloat16):
             return convert(data, source, target, mode)
         bits = np.ascontiguousarray(data, dtype=np.float32).view(np.uint32)
