@@ -28,7 +28,8 @@ def _codes_fit(op: str, *caches: tuple[TensorType, TensorType]) -> None:
     for codes, scales in caches:
         if codes.dtype not in LARGEST or codes.dtype is not caches[0][0].dtype:
             raise ill_typed(op, "codes [N, P, G, D], both i8 or both f8e4m3", codes)
-        if scales != TensorType(DType.F32, (*codes.shape[:-1], 1)):
+        wide = scales.dtype in (DType.F32, DType.F64)  # f64 where a graph is widened
+        if not wide or scales.shape != (*codes.shape[:-1], 1):
             raise ill_typed(op, "a scale for each row of codes, f32[N, P, G, 1]", codes, scales)
 
 

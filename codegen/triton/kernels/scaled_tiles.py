@@ -34,6 +34,8 @@ def scaled_problem(
     old = target is not None and 0 < target.arch < FP8_SINCE
     if node.op != "scaled_paged_attention" or (old and codes_of(node) is DType.F8E4M3):
         return None
+    if any(scales.dtype is not DType.F32 for scales in node.operands[-2:]):
+        return None
     return Problem.of(node, layouts)
 
 

@@ -17,12 +17,15 @@ from .attention import PagedAttention, prefill_sizes
 from .decode import PagedDecode, mixed_sizes
 from .dense_attention import DenseAttention
 from .linear import BUCKETS, LinearGemm, LinearGemv, problem_of
+from .scaled import ScaledAttention, ScaledDecode
 from .template import Sizes, Template
 from .tunable import KernelTunable
 from .walks import Elementwise, Rows, row_sizes
 
 GEMV, GEMM = LinearGemv(), LinearGemm()
 DECODE, PREFILL, ATTENTION = PagedDecode(), PagedAttention(), DenseAttention()
+DECODES = (DECODE, ScaledDecode())
+PREFILLS = (PREFILL, ScaledAttention())
 WALKS = (Rows(), Elementwise())
 
 
@@ -46,6 +49,16 @@ def problems_of(
     return list(found.values())
 
 
+def decode_of(node: Node) -> PagedDecode:
+    """The template for sequences of one token each, by what the cache holds."""
+    return next(template for template in DECODES if template.op == node.op)
+
+
+def prefill_of(node: Node) -> PagedAttention:
+    """The template for any mix of tokens, by what the cache holds."""
+    return next(template for template in PREFILLS if template.op == node.op)
+
+
 def token_sizes(node: Node, tokens: int) -> Sizes:
     """The sizes of a linear for so many tokens."""
     symbol = problem_of(node).tokens
@@ -60,11 +73,11 @@ def _pairs(
         for size in BUCKETS:
             if max_sequences is None or size == BUCKETS[0] or size // 2 < max_sequences:
                 yield GEMM, token_sizes(node, size)
-    elif DECODE.serves(node, target):
+    elif any(template.serves(node, target) for template in DECODES):
         for size in buckets(max_sequences):
-            yield DECODE, mixed_sizes(node, size, max_model_len)
-    elif PREFILL.serves(node, target):
-        yield PREFILL, prefill_sizes(node)
+            yield decode_of(node), mixed_sizes(node, size, max_model_len)
+    elif any(template.serves(node, target) for template in PREFILLS):
+        yield prefill_of(node), prefill_sizes(node)
     elif ATTENTION.takes(node):
         yield ATTENTION, {}
     else:

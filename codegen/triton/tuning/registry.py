@@ -7,6 +7,7 @@ from .attention import PagedAttention
 from .decode import PagedDecode
 from .dense_attention import DenseAttention
 from .linear import LinearGemm, LinearGemv
+from .scaled import ScaledAttention, ScaledDecode
 from .template import Template
 from .walks import Elementwise, Rows
 
@@ -15,6 +16,8 @@ TEMPLATES: tuple[Template, ...] = (
     LinearGemm(),
     PagedDecode(),
     PagedAttention(),
+    ScaledDecode(),
+    ScaledAttention(),
     DenseAttention(),
     Rows(),
     Elementwise(),
