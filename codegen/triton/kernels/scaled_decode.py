@@ -150,5 +150,5 @@ def _attend(
         Scalar("num_pages", node.operands[1].shape[0]),
     )
     cut = _cut(problem, tiles)
-    sizes = (*sizes, *_sizes(problem, splits))
-    return entry_of(launch, "_scaled_decode", sizes, absent | constants | cut)
+    every = (*sizes, *_sizes(problem, splits))
+    return entry_of(launch, "_scaled_decode", every, absent | constants | cut)
