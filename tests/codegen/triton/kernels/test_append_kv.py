@@ -249,11 +249,6 @@ LARGE = {
     "llama 8b in fp8": Form(
         32, 8, 128, 128, 64, "half", DType.BF16, DType.BF16, codes=DType.F8E4M3, steps=True
     ),
-    "qwen3 8b in int8": Form(
-        *(32, 8, 128, 128, 64, "half", DType.BF16, DType.BF16, DType.BF16, True, True),
-        steps=True,
-        codes=DType.I8,
-    ),
 }
 
 

@@ -45,13 +45,13 @@ def check(shape: Shape, sequences: Sequence[tuple[int, int]], padding: int = 0, 
     torch.testing.assert_close(found.double(), wanted, rtol=relative, atol=absolute)
 
 
-@settings(max_examples=6)
+@settings(max_examples=5)
 @given(SHAPES, CODES, RAGGED, st.integers(0, 9), FEATURES)
 def test_ragged_sequences(shape, codes, sequences, padding, features):
     check(replace(shape, codes=codes), sequences, padding, **features)
 
 
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(SHAPES, CODES, RAGGED, FEATURES, st.sampled_from([DType.BF16, DType.F16]))
 def test_half_precision(shape, codes, sequences, features, dtype):
     check(replace(shape, codes=codes, dtype=dtype), sequences, **features)
@@ -81,14 +81,11 @@ def test_each_candidate_takes_its_own_form():
         assert emit_scaled_attention(node, layouts_of(node), TARGETS[target]) is None
 
 
-@pytest.mark.parametrize(("target", "codes"), [("h100", DType.F8E4M3), ("a100", DType.I8)])
-def test_defaults_compile_without_spills(target, codes):
-    device = TARGETS[target]
-    shape = Shape(4, 8, 128, 128, 16, True, DType.BF16, codes=codes)
-    node = call(shape)
+def test_the_default_compiles_without_spills():
+    node = call(Shape(4, 8, 128, 128, 16, True, DType.BF16, codes=DType.F8E4M3))
     problem = scaled_problem(node, layouts_of(node))
-    tiles = prefill_tiles(problem, device)
-    (resources,) = compile_for(scaled_attention_source(problem, tiles), device.arch)
+    tiles = prefill_tiles(problem, H100)
+    (resources,) = compile_for(scaled_attention_source(problem, tiles), H100.arch)
     assert resources.spills == 0
     assert resources.shared <= prefill_shared_bytes(problem, tiles)
-    assert prefill_shared_bytes(problem, tiles) <= device.shared_memory_per_block
+    assert prefill_shared_bytes(problem, tiles) <= H100.shared_memory_per_block

@@ -76,19 +76,19 @@ def check(
     torch.testing.assert_close(found, truth(shape, node, operands), rtol=relative, atol=absolute)
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(SHAPES, CODES, LENGTHS, CUTS, st.integers(1, 32), FEATURES)
 def test_any_cut_gives_the_truth(shape, codes, lengths, tiles, splits, features):
     check(replace(shape, codes=codes), lengths, tiles, splits, **features)
 
 
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(SHAPES, CODES, LENGTHS, FEATURES, st.sampled_from([DType.BF16, DType.F16]))
 def test_half_precision(shape, codes, lengths, features, dtype):
     check(replace(shape, codes=codes, dtype=dtype), lengths, **features)
 
 
-@settings(max_examples=3)
+@settings(max_examples=2)
 @given(SHAPES, CODES, LENGTHS, FEATURES)
 def test_defaults_give_the_truth(shape, codes, lengths, features):
     check(replace(shape, codes=codes), lengths, None, **features)
