@@ -2,11 +2,13 @@
 scaled_dot_product_attention of torch (cuDNN and FlashAttention) in the same run.
 
     python benchmarks/bench_paged_attention.py [--lengths 2048,8192] [--all] [-o lines.jsonl]
+        [--cache-dtype fp8]
 
 One sequence, 32 query and 8 KV heads of 128 in bfloat16; ours reads K and V from scattered pages,
 torch from one piece. TFLOP/s count the half of the scores that a causal mask leaves. Some rows are
 held against float64 first; exit code 1 if one is wrong. ``--all`` times the search space that fits,
-else the default alone; ``--list`` names what would be timed.
+else the default alone; ``--list`` names what would be timed. With ``--cache-dtype`` ours reads
+codes, and torch the numbers that they stand for.
 """
 
 from __future__ import annotations
@@ -35,6 +37,12 @@ from tilewright.codegen.triton.kernels.paged_attention_tiles import (
     num_splits,
     shared_bytes,
 )
+from tilewright.codegen.triton.kernels.scaled_attention import scaled_attention_source
+from tilewright.codegen.triton.kernels.scaled_tiles import (
+    prefill_fits,
+    prefill_tiles,
+    scaled_problem,
+)
 from tilewright.codegen.triton.layout import located
 from tilewright.codegen.triton.package import KernelPackage
 from tilewright.codegen.triton.source import KernelSource
@@ -49,19 +57,24 @@ from tilewright.targets import TARGETS, Target
 HEADS, KV_HEADS, DIM, PAGE = 32, 8, 128, 16
 CALLS = 5
 RIVALS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
+CODES = {"auto": None, "fp8": DType.F8E4M3, "int8": DType.I8}
 OP = schema("paged_attention")
 
 
-def attention_node(heads: int = HEADS, kv_heads: int = KV_HEADS, head_dim: int = DIM) -> Node:
-    """The call, over symbols T, B, M and N."""
+def attention_node(
+    heads: int = HEADS, kv_heads: int = KV_HEADS, head_dim: int = DIM, codes: DType | None = None
+) -> Node:
+    """The call, over symbols T, B, M and N; ``codes`` with caches of these."""
     T, B, M, N = map(symbol, "TBMN")
 
     def tensor(name: str, *shape: Size, dtype: DType = DType.BF16) -> Node:
         return input_node(name, TensorType(dtype, shape))
 
-    caches = (tensor(name, N, PAGE, kv_heads, head_dim) for name in "kv")
+    held = codes or DType.BF16
+    caches = (tensor(name, N, PAGE, kv_heads, head_dim, dtype=held) for name in "kv")
+    scales = [tensor(f"{x}_scale", N, PAGE, kv_heads, 1, dtype=DType.F32) for x in "kv"]
     return make(
-        "paged_attention",
+        "paged_attention" if codes is None else "scaled_paged_attention",
         tensor("q", T, heads, head_dim),
         *caches,
         tensor("tables", B, M, dtype=DType.I32),
@@ -69,13 +82,16 @@ def attention_node(heads: int = HEADS, kv_heads: int = KV_HEADS, head_dim: int =
         tensor("starts", B + 1, dtype=DType.I32),
         None,
         None,
+        *(() if codes is None else scales),
         scale=head_dim**-0.5,
     )
 
 
 def problem_of(node: Node) -> Problem:
     """What the template sees."""
-    found = Problem.of(node, tuple(None if a is None else located(a)[1] for a in node.args))
+    layouts = tuple(None if a is None else located(a)[1] for a in node.args)
+    scaled = node.op == "scaled_paged_attention"
+    found = scaled_problem(node, layouts) if scaled else Problem.of(node, layouts)
     assert found is not None
     return found
 
@@ -84,6 +100,8 @@ def variants(problem: Problem, target: Target, whole: bool) -> list[tuple[Tiles,
     """The default first, then all that fit if the ``whole`` space is wanted; each for any number of
     tokens.
     """
+    if problem.node.op == "scaled_paged_attention":
+        return _over_codes(problem, target, whole)
     decode, default = (default_tiles(problem, target, table) for table in (DECODE, PREFILL))
     assert decode is not None and default is not None
     tried = [default, *(Tiles(*v) for v in itertools.product(*SPACE.values()) if whole)]
@@ -96,11 +114,20 @@ def variants(problem: Problem, target: Target, whole: bool) -> list[tuple[Tiles,
     return found
 
 
+def _over_codes(problem: Problem, target: Target, whole: bool) -> list[tuple[Tiles, KernelSource]]:
+    default = prefill_tiles(problem, target)
+    assert default is not None
+    tried = [default, *(Tiles(*v) for v in itertools.product(*SPACE.values()) if whole)]
+    fitting = [tiles for tiles in dict.fromkeys(tried) if prefill_fits(problem, tiles, target)]
+    return [(tiles, scaled_attention_source(problem, tiles)) for tiles in fitting]
+
+
 @dataclass
 class Case:
-    """One sequence of ``length`` tokens, all of them new."""
+    """One sequence of ``length`` tokens, all of them new; the caches may hold codes."""
 
     length: int
+    codes: DType | None = None
 
     def __post_init__(self) -> None:
         generator = torch.Generator("cuda").manual_seed(0)
@@ -114,6 +141,17 @@ class Case:
         self.tables = torch.randperm(pages + 7, generator=generator, device="cuda")[:pages]
         self.tables = self.tables.int()[None]
         self.caches = [self._scattered(rows, pages) for rows in (self.k, self.v)]
+        self.scales: list[torch.Tensor] = []
+        self.numbers = self.caches
+        if self.codes is not None:
+            rounded = schema("quantize_rows").reference
+            pairs = [rounded(x.nan_to_num(0.0), dtype=self.codes) for x in self.caches]
+            self.caches, self.scales = ([pair[i] for pair in pairs] for i in range(2))
+            self.numbers = [codes.double() * scales for codes, scales in pairs]
+            slots = self.tables[0].long()
+            self.k, self.v = (
+                x[slots].flatten(0, 1)[: self.length].bfloat16() for x in self.numbers
+            )
 
     def _scattered(self, rows: torch.Tensor, pages: int) -> torch.Tensor:
         cache = torch.full((pages + 7, PAGE, KV_HEADS, DIM), torch.nan, device="cuda").bfloat16()
@@ -137,7 +175,8 @@ class Case:
     def operands(self) -> list[torch.Tensor | None]:
         """Of the call."""
         ends = torch.tensor([0, self.length], dtype=torch.int32, device="cuda")
-        return [self.q, *self.caches, self.tables, ends[1:].clone(), ends, None, None]
+        metadata = (self.tables, ends[1:].clone(), ends, None, None)
+        return [self.q, *self.caches, *metadata, *self.scales]
 
     def sdpa(self, backend: SDPBackend) -> Callable[[int], torch.Tensor]:
         """Torch's call, result [S, H, D]; heads of K and V are repeated where it groups none."""
@@ -166,7 +205,7 @@ class Case:
         rows = torch.tensor(sorted(some), device="cuda")
         # Each as the last token of a sequence of its own over the same pages.
         tables = self.tables.expand(len(rows), -1)
-        caches = (cache.double() for cache in self.caches)
+        caches = (cache.double() for cache in self.numbers)
         lens = (rows + 1).int()
         wanted = OP.reference(self.q[rows].double(), *caches, tables, lens, scale=DIM**-0.5)
         assert isinstance(wanted, torch.Tensor)
@@ -189,6 +228,7 @@ def timed(
     record = {
         "kernel": "paged_attention",
         "length": case.length,
+        "cache": str(case.codes or DType.BF16),
         "variant": name,
         "microseconds": seconds * 1e6,
         "tflop_per_s": rate * 1e-12,
@@ -204,7 +244,7 @@ def kernel_of(case: Case, package: KernelPackage) -> Callable[[int], torch.Tenso
     """A call of ours."""
     from tilewright.codegen.triton.launch import LaunchedKernel
 
-    types = attention_node().types
+    types = attention_node(codes=case.codes).types
     kernel = LaunchedKernel(package, types, (), torch.device("cuda", 0))
     operands, sizes = case.operands, case.sizes
     return lambda index: kernel(operands, sizes)[0]
@@ -215,11 +255,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lengths", default="2048,8192")
     parser.add_argument("--all", action="store_true")
+    parser.add_argument("--cache-dtype", choices=CODES, default="auto", help="of the caches")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args(arguments)
     target = TARGETS["h100"] if options.list else Target.detect()
-    tried = variants(problem_of(attention_node()), target, options.all)
+    codes = CODES[options.cache_dtype]
+    tried = variants(problem_of(attention_node(codes=codes)), target, options.all)
     if options.list:
         for tiles, source in tried:
             print(tiles, source.digest[:8])
@@ -228,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(torch.cuda.get_device_name())
     wrong = 0
     for length in map(int, options.lengths.split(",")):
-        case = Case(length)
+        case = Case(length, codes)
         for name, backend in RIVALS.items():
             try:
                 timed(case, f"torch {name}", case.sdpa(backend), {}, options.output)

@@ -1,12 +1,14 @@
 """Paged decode attention on a GPU: each cut of the kernel, cold, against the memory's rate.
 
     python benchmarks/bench_paged_decode.py -o decode.jsonl [--cases B32] [--variants "n64 w4"]
+        [--cache-dtype fp8]
 
 32 query and 8 KV heads of 128 in bfloat16. Calls go over several caches in turn, larger than L2
 together, in one CUDA graph; consecutive launches overlap where the kernel asks for it. Rows are
 held against the op's reference in float64 before anything is timed. A line is a case and a cut;
 exit code 1 if one is wrong. With --between a small kernel stands before each call, as in a model's
-step, and its own time is taken off.
+step, and its own time is taken off. With --cache-dtype the caches hold codes, and the truth is
+what these stand for; bytes are those of codes and scales.
 """
 
 from __future__ import annotations
@@ -29,6 +31,9 @@ from tilewright.codegen.triton.kernels.paged_attention import emit_paged_attenti
 from tilewright.codegen.triton.kernels.paged_attention_tiles import Problem
 from tilewright.codegen.triton.kernels.paged_decode import paged_decode_source
 from tilewright.codegen.triton.kernels.paged_decode_tiles import Tiles, fits
+from tilewright.codegen.triton.kernels.scaled_attention import emit_scaled_attention
+from tilewright.codegen.triton.kernels.scaled_decode import scaled_decode_source
+from tilewright.codegen.triton.kernels.scaled_tiles import decode_fits, scaled_problem
 from tilewright.codegen.triton.layout import located
 from tilewright.codegen.triton.package import KernelPackage
 from tilewright.codegen.triton.source import KernelSource
@@ -41,13 +46,18 @@ from tilewright.ir.types import TensorType
 from tilewright.targets import TARGETS, Target
 
 HEADS, KV_HEADS, DIM = 32, 8, 128
-TOKEN_BYTES = KV_HEADS * DIM * 2 * 2  # of keys and values, in bfloat16
+CODES = {"auto": None, "fp8": DType.F8E4M3, "int8": DType.I8}
 USUAL_RATE = 3e12  # bytes a second, to choose a number of calls by
 COLD_BYTES = 200_000_000  # of the caches that calls take in turn: four times the H100's L2
 MOST_CALLS = 288
 SHAPES = ((1, 8192), (32, 4096), (128, 1024), (1, 512), (8, 1024), (32, 1024))
 BASE = Tiles(64, 4, 3)
 OP = schema("paged_attention")
+
+
+def token_bytes(codes: DType | None) -> int:
+    """Of the keys and values of a token: in bfloat16, or as codes with two scales a KV head."""
+    return KV_HEADS * 2 * (2 * DIM if codes is None else DIM + 4)
 
 
 def variants() -> list[Tiles]:
@@ -85,33 +95,47 @@ def decode_node(
     heads: int = HEADS,
     kv_heads: int = KV_HEADS,
     head_dim: int = DIM,
+    codes: DType | None = None,
 ) -> Node:
-    """The call, over symbols B, M and N; ``general`` with the operand query_start."""
+    """The call, over symbols B, M and N; ``general`` with the operand query_start, ``codes`` with
+    caches of these.
+    """
     B, M, N = map(symbol, "BMN")
 
     def tensor(name: str, *shape: Size, dtype: DType = DType.BF16) -> Node:
         return input_node(name, TensorType(dtype, shape))
 
+    held = codes or DType.BF16
+    scales = [tensor(f"{x}_scale", N, page, kv_heads, 1, dtype=DType.F32) for x in "kv"]
     return make(
-        "paged_attention",
+        "paged_attention" if codes is None else "scaled_paged_attention",
         tensor("q", B, heads, head_dim),
-        tensor("k", N, page, kv_heads, head_dim),
-        tensor("v", N, page, kv_heads, head_dim),
+        tensor("k", N, page, kv_heads, head_dim, dtype=held),
+        tensor("v", N, page, kv_heads, head_dim, dtype=held),
         tensor("tables", B, M, dtype=DType.I32),
         tensor("lens", B, dtype=DType.I32),
         tensor("starts", B + 1, dtype=DType.I32) if general else None,
         None,
         None,
+        *(() if codes is None else scales),
         scale=head_dim**-0.5,
     )
 
 
-def source_of(tiles: Tiles | None, page: int, target: Target) -> KernelSource | None:
+def source_of(
+    tiles: Tiles | None, page: int, target: Target, codes: DType | None = None
+) -> KernelSource | None:
     """The kernel of a cut; None where it does not fit the target."""
-    node = decode_node(page, general=tiles is None)
+    node = decode_node(page, general=tiles is None, codes=codes)
     layouts = tuple(None if arg is None else located(arg)[1] for arg in node.args)
     if tiles is None:
-        return emit_paged_attention(node, layouts, target)
+        emit = emit_paged_attention if codes is None else emit_scaled_attention
+        return emit(node, layouts, target)
+    if codes is not None:
+        scaled = scaled_problem(node, layouts, target)
+        assert scaled is not None
+        there = decode_fits(scaled, tiles, target)
+        return scaled_decode_source(scaled, tiles, target) if there else None
     problem = Problem.of(node, layouts)
     assert problem is not None
     return paged_decode_source(problem, tiles, target) if fits(problem, tiles, target) else None
@@ -129,15 +153,24 @@ class Case:
     tables: Sequence[torch.Tensor]
     lens: torch.Tensor
     starts: torch.Tensor
+    codes: DType | None = None
 
     @classmethod
     def of(
-        cls, batch: int, keys: int, page: int, capacity: int, pools: Sequence[torch.Tensor]
+        cls,
+        batch: int,
+        keys: int,
+        page: int,
+        capacity: int,
+        pools: Sequence[torch.Tensor],
+        codes: DType | None = None,
     ) -> Case:
-        """Random pages of the pools for as many caches as are cold, two at least."""
+        """Random pages of the pools for as many caches as are cold, two at least. Pools are keys
+        and values, of codes their scales too.
+        """
         pages = batch * (keys // page)
-        pools = [pool.view(-1, page, KV_HEADS, DIM) for pool in pools]
-        copies = max(2, -(-COLD_BYTES // (batch * keys * TOKEN_BYTES)))
+        pools = [pool.view(-1, page, KV_HEADS, pool.shape[-1]) for pool in pools]
+        copies = max(2, -(-COLD_BYTES // (batch * keys * token_bytes(codes))))
         ids = torch.randperm(pools[0].shape[0], device="cuda", dtype=torch.int32)
         width = max(capacity, keys) // page
         tables = []
@@ -149,12 +182,12 @@ class Case:
         q = torch.randn(batch, HEADS, DIM, device="cuda", dtype=torch.bfloat16)
         lens = torch.full((batch,), keys, dtype=torch.int32, device="cuda")
         starts = torch.arange(batch + 1, dtype=torch.int32, device="cuda")
-        return cls(batch, keys, page, q, pools, tables, lens, starts)
+        return cls(batch, keys, page, q, pools, tables, lens, starts, codes)
 
     @property
     def nbytes(self) -> int:
         """Bytes of keys and values that a call has to read."""
-        return self.batch * self.keys * TOKEN_BYTES
+        return self.batch * self.keys * token_bytes(self.codes)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -166,7 +199,8 @@ class Case:
         """Operands of a call on one of the caches."""
         table = self.tables[copy % len(self.tables)]
         starts = self.starts if general else None
-        return [self.q, *self.pools, table, self.lens, starts, None, None]
+        keys, values, *scales = self.pools
+        return [self.q, keys, values, table, self.lens, starts, None, None, *scales]
 
     @cached_property
     def rows(self) -> list[int]:
@@ -177,7 +211,10 @@ class Case:
     def wanted(self) -> torch.Tensor:
         """Their results on the first cache by the reference, in float64."""
         tables = self.tables[0][self.rows, : self.keys // self.page]
-        caches = [pool[tables.flatten().long()].double() for pool in self.pools]
+        ids = tables.flatten().long()
+        numbers = (pool.view(torch.uint8)[ids].view(pool.dtype).double() for pool in self.pools)
+        keys, values, *scales = numbers
+        caches = [keys * scales[0], values * scales[1]] if scales else [keys, values]
         # The gathered pages stand one behind the other.
         own = torch.arange(tables.numel(), device="cuda").view_as(tables)
         q, lens = self.q[self.rows].double(), self.lens[self.rows]
@@ -225,13 +262,15 @@ def main() -> int:
     parser.add_argument("--variants", default="", help="only those whose name has this in it")
     parser.add_argument("--pages", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--capacity", type=int, default=0, help="tokens of the block table's rows")
+    parser.add_argument("--cache-dtype", choices=CODES, default="auto", help="of the caches")
     parser.add_argument("--between", action="store_true", help="a small kernel before each call")
     parser.add_argument("--list", action="store_true", help="build the kernels' text, run nothing")
     options = parser.parse_args()
     target = TARGETS["h100"] if options.list else Target.detect()
     cuts: list[Tiles | None] = [None, *variants()]
     cuts = [t for t in dict.fromkeys(cuts) if options.variants in name_of(t)]
-    built = [(t, page, source_of(t, page, target)) for page in options.pages for t in cuts]
+    codes = CODES[options.cache_dtype]
+    built = [(t, page, source_of(t, page, target, codes)) for page in options.pages for t in cuts]
     kept = [(t, page, source) for t, page, source in built if source is not None]
     if options.list:
         for tiles, page, source in kept:
@@ -248,14 +287,14 @@ def run_all(
     """Every case with every kernel of its page size; 1 if one is wrong."""
     packages = compile_sources([source for _, _, source in kept], target.arch)
     shapes = [s for s in SHAPES if options.cases in f"B{s[0]} S{s[1]}"]
-    tokens = max(2 * b * s + COLD_BYTES // TOKEN_BYTES for b, s in shapes)
-    elements = -(-tokens // 256) * 256 * KV_HEADS * DIM
+    codes = CODES[options.cache_dtype]
+    tokens = max(2 * b * s + COLD_BYTES // token_bytes(codes) for b, s in shapes)
     rate = read_rate()
     print(f"{torch.cuda.get_device_name()}, read {rate / 1e9:.0f} GB/s")
-    pools = [torch.randn(elements, device="cuda", dtype=torch.bfloat16) for _ in "kv"]
+    pools = pools_of(-(-tokens // 256) * 256, codes)
     wrong = 0
     for (batch, keys), page in itertools.product(shapes, options.pages):
-        case = Case.of(batch, keys, page, options.capacity, pools)
+        case = Case.of(batch, keys, page, options.capacity, pools, codes)
         for (tiles, of_page, _), package in zip(kept, packages, strict=True):
             if of_page == page:
                 record = record_of(case, tiles, package, options.between, rate)
@@ -264,13 +303,24 @@ def run_all(
     return 1 if wrong else 0
 
 
+def pools_of(tokens: int, codes: DType | None) -> list[torch.Tensor]:
+    """Keys and values of so many tokens, [tokens, KV heads, D]; as codes, scales behind them."""
+    shape = (tokens, KV_HEADS, DIM)
+    numbers = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in "kv"]
+    if codes is None:
+        return numbers
+    rounded = schema("quantize_rows").reference
+    pairs = [rounded(x, dtype=codes) for x in numbers]
+    return [part for parts in zip(*pairs, strict=True) for part in parts]
+
+
 def record_of(
     case: Case, tiles: Tiles | None, package: KernelPackage, between: bool, read: float
 ) -> dict[str, Any]:
     """What is written of a kernel on a case; ``read`` is the memory's rate in bytes a second."""
     from tilewright.codegen.triton.launch import LaunchedKernel
 
-    node = decode_node(case.page, general=tiles is None)
+    node = decode_node(case.page, general=tiles is None, codes=case.codes)
     kernel = LaunchedKernel(package, node.types, (), torch.device("cuda", 0))
     seconds, error = measured(case, kernel, tiles is None, between)
     rate = case.nbytes / seconds
@@ -278,6 +328,7 @@ def record_of(
         "batch": case.batch,
         "keys": case.keys,
         "page": case.page,
+        "cache": str(case.codes or DType.BF16),
         "variant": name_of(tiles),
         "tiles": None if tiles is None else asdict(tiles),
         "grids": [g for _, g, _ in plan_call(package.source, node.types, case.sizes).launches],

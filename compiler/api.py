@@ -92,7 +92,8 @@ def compile(
             "fp8-weight", "int4" or a QuantConfig; the last product and embeddings stay. Of a
             checkpoint in codes (GGUF, or quantized by others) "stored" keeps them, as None does,
             and "expanded" makes numbers of them.
-        kv_cache: "auto", "paged", "static", a KVCacheConfig; None compiles a causal LM as a plain
+        kv_cache: "auto", "paged", "static", or a KVCacheConfig, which also sizes pages and keeps
+            keys and values in 8 bits (dtype="fp8", "int8"); None compiles a causal LM as a plain
             module. A plain nn.Module becomes a causal LM too if its only example input is token ids
             i64[1, S], dynamic_shapes is None, and it gives logits [1, S, V] over their vocabulary,
             tokens mixing in causal attention only. Where "auto" finds otherwise the report's
@@ -286,6 +287,7 @@ def _finish(
             options.deterministic,
             recipe,
             options.stored,
+            options.codes,
         ),
     )
     lowered = phases.run(
@@ -335,8 +337,17 @@ def _tune(
     from .tuning import tune_graphs  # brings the templates, and with them Triton
 
     page = options.page_size
-    stored = options.stored
-    passed = pass_graphs(graph, cache, backend, "off", None, page, recipe=recipe, stored=stored)
+    passed = pass_graphs(
+        graph,
+        cache,
+        backend,
+        "off",
+        None,
+        page,
+        recipe=recipe,
+        stored=options.stored,
+        codes=options.codes,
+    )
     tune_graphs(passed.decode, passed.final, options, limit)
 
 

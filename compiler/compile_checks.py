@@ -72,12 +72,12 @@ class Checks:
         vocabulary = int(str(graph.outputs[0].shape[-1]))
         ids = (torch.randint(vocabulary, (1, 8), generator=torch.Generator().manual_seed(0)),)
         cache, page_size = self.options.cache, self.options.page_size
-        exact = self.options.deterministic
+        exact, codes = self.options.deterministic, self.options.codes
 
         def passed_at(level: VerifyLevel) -> Passed:
             stored = self.options.stored
             return pass_graphs(
-                graph, cache, self.backend, level, ids, page_size, exact, self.recipe, stored
+                graph, cache, self.backend, level, ids, page_size, exact, self.recipe, stored, codes
             )
 
         passed = passed_at("structure")

@@ -12,6 +12,7 @@ import torch
 
 from ..autotune.store import Store
 from ..codegen.base import CHOICES, Backend, Lowered
+from ..ir.dtypes import DType
 from ..ir.graph import Graph, Weight
 from ..passes.base import Pass
 from ..passes.cache_samples import adapt_to_pages, adapt_to_slots
@@ -89,17 +90,18 @@ def pass_graphs(
     deterministic: bool = False,
     recipe: Recipe | None = None,
     stored: str | None = None,
+    codes: DType | None = None,
 ) -> Passed:
     """Runs the pipelines, each pass checked as ``run_passes`` does.
 
     A ``recipe`` says which linears are quantized, and how; ``stored`` what becomes of codes that
-    the checkpoint has (pipeline). A ``deterministic`` model has no decode
-    graph: a step alone and a step among others are one graph's, and one set of kernels'.
+    the checkpoint has (pipeline); ``codes`` what a paged cache holds. A ``deterministic`` model has
+    no decode graph: a step alone and a step among others are one graph's, and one set of kernels'.
 
     Raises:
         VerificationError: a pass whose result is ill-formed or computes something else.
     """
-    steps = pipeline(cache, backend.fuses, deterministic, recipe, stored)
+    steps = pipeline(cache, backend.fuses, deterministic, recipe, stored, codes)
     loaded: dict[Weight, torch.Tensor] = {}
     final, records = run_passes(captured, steps, level=level, samples=samples, loaded=loaded)
     fork = _before_fusion(captured, steps, records)

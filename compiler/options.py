@@ -12,6 +12,7 @@ from ..autotune.effort import TuneConfig, effort_of
 from ..autotune.store import Store
 from ..codegen.base import KVCacheKind, backend_names, get_backend
 from ..errors import UnsupportedError, UsageError
+from ..ir.dtypes import DType
 from ..passes.driver import VerifyLevel
 from ..passes.schemes import STORED, QuantConfig, resolve_config
 from ..settings import current
@@ -20,7 +21,9 @@ from ..targets import Target
 VERIFY_LEVELS = ("off", "structure", "sample", "full")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CACHE_KINDS = ("auto", "paged", "static")
+CACHE_CODES = {"auto": None, "fp8": DType.F8E4M3, "int8": DType.I8}
 DEFAULT_CONTEXT = 8192
+_FP8_SINCE = 89  # the first architecture that converts e4m3
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +34,21 @@ class KVCacheConfig:
         kind: "paged" (pages on demand), "static" (one slot of full length a sequence), or "auto":
             as the backend likes.
         page_size: tokens a page, 1 to 256.
+        dtype: "auto" (the model's own), or codes with a scale for each token and KV head: "fp8"
+            (e4m3) or "int8". They need a paged cache.
     """
 
     kind: Literal["auto", "paged", "static"] = "auto"
     page_size: int = 16
+    dtype: Literal["auto", "fp8", "int8"] = "auto"
 
     def __post_init__(self) -> None:
         if self.kind not in CACHE_KINDS:
             raise wrong_option("kv_cache", self.kind, (*CACHE_KINDS, "None", "KVCacheConfig(…)"))
         if type(self.page_size) is not int or not 1 <= self.page_size <= 256:
             raise wrong_option("KVCacheConfig.page_size", self.page_size, ("1 … 256",))
+        if self.dtype not in CACHE_CODES:
+            raise wrong_option("KVCacheConfig.dtype", self.dtype, (*CACHE_CODES,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +62,7 @@ class CompileOptions:
         cache_named: whether the user named a form, so that a model that cannot have one is an
             error.
         page_size: tokens a page.
+        codes: what the cache holds, i8 or f8e4m3; None for numbers of the model's own type.
         dtype: of the weights and activations, None for the model's own.
         max_model_len: longest sequence, None for the model's own limit (at most DEFAULT_CONTEXT).
         max_batch_size: most sequences at once.
@@ -74,6 +83,7 @@ class CompileOptions:
     cache: KVCacheKind | None
     cache_named: bool
     page_size: int
+    codes: DType | None
     dtype: torch.dtype | None
     max_model_len: int | None
     max_batch_size: int
@@ -136,12 +146,14 @@ def resolve_options(
             found=f"{name}, whose libraries choose another order of sums for other batches",
             remedy="Use backend='triton', or leave deterministic out.",
         )
+    config = _cache_config(kv_cache)
     return CompileOptions(
         device,
         name,
-        _cache(kv_cache, name),
-        kv_cache not in (None, "auto", KVCacheConfig()),
-        kv_cache.page_size if isinstance(kv_cache, KVCacheConfig) else 16,
+        None if config is None else _cache(config, name),
+        config not in (None, KVCacheConfig()),
+        16 if config is None else config.page_size,
+        None if config is None else _codes(config, name, device),
         _dtype(dtype),
         max_model_len,
         max_batch_size or 8,
@@ -236,12 +248,39 @@ def _backend(backend: str, target: Target) -> str:
     return backend
 
 
-def _cache(kv_cache: str | KVCacheConfig | None, backend: str) -> KVCacheKind | None:
+def _cache_config(kv_cache: str | KVCacheConfig | None) -> KVCacheConfig | None:
     if kv_cache is None:
         return None
     config = KVCacheConfig(kv_cache) if isinstance(kv_cache, str) else kv_cache  # type: ignore[arg-type]
     if not isinstance(config, KVCacheConfig):
         raise wrong_option("kv_cache", kv_cache, (*CACHE_KINDS, "None", "KVCacheConfig(…)"))
+    return config
+
+
+def _codes(config: KVCacheConfig, backend: str, target: Target) -> DType | None:
+    """What the cache holds, where backend and target have it."""
+    codes = CACHE_CODES[config.dtype]
+    if codes is None:
+        return None
+    if _cache(config, backend) != "paged":
+        raise UnsupportedError(
+            f"KVCacheConfig(dtype={config.dtype!r}) with backend {backend!r}",
+            expected="a paged cache, which the backends triton and eager have",
+            found="a cache of slots, whose keys and values have the model's own type",
+            remedy="Use backend='triton' or 'eager' with kv_cache 'auto' or 'paged', or leave "
+            "dtype out.",
+        )
+    if codes is DType.F8E4M3 and backend == "triton" and 0 < target.arch < _FP8_SINCE:
+        raise UnsupportedError(
+            f"KVCacheConfig(dtype={config.dtype!r}) for target {target.name}",
+            expected=f"a GPU that converts e4m3: sm_{_FP8_SINCE} or newer",
+            found=target.sm,
+            remedy="Use dtype='int8', which it has.",
+        )
+    return codes
+
+
+def _cache(config: KVCacheConfig, backend: str) -> KVCacheKind:
     preferred = get_backend(backend).kv_cache
     wanted: KVCacheKind = {"paged": "paged", "static": "slot"}.get(config.kind, preferred)  # type: ignore[assignment]
     if wanted == "paged" and preferred != "paged":

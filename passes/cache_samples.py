@@ -66,7 +66,7 @@ def _in_order(
     graph: Graph, given: Mapping[str, torch.Tensor], sizes: Mapping[str, int]
 ) -> tuple[torch.Tensor, ...]:
     """The graph's inputs in order; caches are filled with NaN, so that reading past a sequence
-    shows.
+    shows. Of codes that have none, the scales do.
     """
     found = []
     for node in graph.inputs:
@@ -75,5 +75,6 @@ def _in_order(
             found.append(given[name])
         else:
             shape = [size if isinstance(size, int) else sizes[str(size)] for size in node.shape]
-            found.append(torch.full(shape, torch.nan, dtype=node.dtype.torch))
+            filling = torch.nan if node.dtype.is_float else 1
+            found.append(torch.full(shape, filling).to(node.dtype.torch))
     return tuple(found)

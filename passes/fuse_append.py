@@ -4,7 +4,7 @@ write into the cache. Once q, k and v are slices of one product, that is one ker
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -40,13 +40,16 @@ def fuse_append(graph: Graph) -> Graph:
         item_0, item_1, item_2 = item(append_kv_0, index=0), …
         paged_attention_0: f32[T, 4, 8] = paged_attention(item_2, item_0, item_1, …)
 
+    The writes of codes and scales below a ``scaled_paged_attention`` become ``scaled_append_kv`` in
+    the same way, with the rounding of k and v.
+
     What does not fit stays in front of it: a norm over more than one head or without a weight, a
     second epsilon, a norm and a rope of which one is stepwise, a q that is turned by other tables
     than k. Where nothing is done to q, it is no operand.
     """
     replacements: dict[Node, Node] = {}
     for node in graph.nodes:
-        if node.op == "paged_attention":
+        if node.op in _WRITES:
             replacements.update(_appended(graph, node) or {})
     return _replaced(graph, replacements)
 
@@ -81,33 +84,55 @@ class _Path:
         return self.stepwise if self.tables is None else self.tables[3]
 
 
+_WRITES = {"paged_attention": (1, 2), "scaled_paged_attention": (1, 2, 8, 9)}
+"""Where each attention has its caches: k's, v's, and the scales of both."""
+
+
 def _appended(graph: Graph, attention: Node) -> dict[Node, Node] | None:
-    """What replaces the two writes below an attention, and itself where its q is taken in."""
-    value, *caches = attention.operands[:3]
-    if any(cache.op != "kv_write" for cache in caches):
-        return None
-    k_write, v_write = caches
-    k_cache, new_k, slots = k_write.operands
-    v_cache, new_v, other_slots = v_write.operands
-    if slots is not other_slots or k_cache is v_cache:
+    """What replaces the writes below an attention, and itself where its q is taken in."""
+    places = _WRITES[attention.op]
+    writes = [node for i in places if (node := attention.args[i]) is not None]
+    if any(write.op != "kv_write" for write in writes):
         return None
     # Users stand in topological order. So nothing that q needs reads the writes: no cycle.
-    if any(graph.users[write][0] is not attention for write in caches):
+    if any(graph.users[write][0] is not attention for write in writes):
         return None
+    caches, news = ([write.operands[i] for write in writes] for i in range(2))
+    slots = writes[0].operands[2]
+    alike = all(write.operands[2] is slots for write in writes)
+    rows = _numbers(news, caches[0].dtype)
+    if not alike or len(set(caches)) < len(caches) or rows is None:
+        return None
+    value, (new_k, new_v) = attention.operands[0], rows
     k = _path(new_k)
     q = _query_path(value, k)
-    operands = (k.x, new_v, k_cache, v_cache, slots)
     x, weight, eps = (None, None, None) if q is None else (q.x, q.weight, q.eps)
     cos, sin, layout, _ = k.tables or (None, None, None, None)
     rounding = k.rounding() if q is None or q.weight is None else q.rounding()
     attrs = {"layout": layout, "eps": k.eps if eps is None else eps, "stepwise": rounding}
-    call = make("append_kv", *operands, x, cos, sin, weight, k.weight, **attrs)
-    found = {k_write: item(call, 0), v_write: item(call, 1)}
+    op = "append_kv" if len(places) == 2 else "scaled_append_kv"
+    call = make(op, k.x, new_v, *caches, slots, x, cos, sin, weight, k.weight, **attrs)
+    found = {write: item(call, index) for index, write in enumerate(writes)}
     if q is not None:
-        found[attention] = make(
-            "paged_attention", item(call, 2), *attention.args[1:], **dict(attention.attrs)
-        )
+        turned = item(call, len(writes))
+        found[attention] = make(attention.op, turned, *attention.args[1:], **dict(attention.attrs))
     return found
+
+
+def _numbers(news: Sequence[Node], dtype: DType) -> tuple[Node, Node] | None:
+    """k and v of what is written: themselves, or what the codes and then the scales of both are
+    made of; None where these are of something else.
+    """
+    if len(news) == 2:
+        return news[0], news[1]
+    made = [new.operands[0] if new.op == "item" else new for new in news]
+    k, v = made[:2]
+    pairs = made[2:] == [k, v] and [new.attr("index") for new in news] == [0, 0, 1, 1]
+    wanted = (
+        make("quantize_rows", k.operands[0], dtype=dtype),
+        make("quantize_rows", v.operands[0], dtype=dtype),
+    )
+    return (k.operands[0], v.operands[0]) if pairs and (k, v) == wanted else None
 
 
 def _query_path(value: Node, k: _Path) -> _Path | None:

@@ -7,8 +7,10 @@ static shapes.
 
 from __future__ import annotations
 
+from functools import partial
+
 from ..errors import UnsupportedError
-from ..ir.build import input_node, item, make
+from ..ir.build import cast, input_node, item, make, rebuild
 from ..ir.dims import Size, symbol
 from ..ir.dtypes import DType
 from ..ir.graph import Graph
@@ -16,12 +18,13 @@ from ..ir.node import Attr, Node
 from ..ir.types import TensorType
 from .base import Pass
 from .cache_samples import adapt_to_pages, adapt_to_slots, same_logits
+from .quantize_check import rounded_rows
 from .ragged import Ragged
 
 T, B, M, N, P, R, L = map(symbol, "TBMNPRL")
 
 
-def insert_paged_cache(graph: Graph) -> Graph:
+def insert_paged_cache(graph: Graph, codes: DType | None = None) -> Graph:
     """Rewrites causal attention over [1, S] to paged attention over ragged tokens.
 
     Before::
@@ -40,10 +43,20 @@ def insert_paged_cache(graph: Graph) -> Graph:
             paged_attention_0: f32[T, 4, 8] = paged_attention(q, kv_write_0, kv_write_1,
                 block_tables, …)
 
+    With ``codes``, i8 or f8e4m3, the caches hold codes, and more caches their scales::
+
+            quantize_rows_0: (f8e4m3[T, 2, 8], f32[T, 2, 1],) = quantize_rows(k, dtype=f8e4m3)
+            item_0, item_1 = item(quantize_rows_0, index=0), …
+            kv_write_0: f8e4m3[N, P, 2, 8] = kv_write(k_cache_0, item_0, slot_mapping)
+            kv_write_1: f32[N, P, 2, 1] = kv_write(k_scale_0, item_1, slot_mapping)
+            …
+            scaled_paged_attention_0: f32[T, 4, 8] = scaled_paged_attention(q, kv_write_0,
+                kv_write_2, block_tables, …, kv_write_1, kv_write_3)
+
     Raises:
         UnsupportedError: tokens mix outside causal attention; the message names the node.
     """
-    return _insert(graph, _PagedCaches())
+    return _insert(graph, _PagedCaches(codes))
 
 
 def insert_slot_cache(graph: Graph) -> Graph:
@@ -69,31 +82,71 @@ PAGED_CACHE = Pass("paged-cache", insert_paged_cache, adapt_to_pages, same_logit
 SLOT_CACHE = Pass("slot-cache", insert_slot_cache, adapt_to_slots, same_logits)
 
 
+def paged_cache_pass(codes: DType | None) -> Pass:
+    """``insert_paged_cache`` with caches of these codes; None for numbers."""
+    if codes is None:
+        return PAGED_CACHE
+    return Pass(
+        PAGED_CACHE.name,
+        partial(insert_paged_cache, codes=codes),
+        adapt_to_pages,
+        same_logits,
+        partial(_over_codes, codes),
+    )
+
+
+def _over_codes(codes: DType, before: Graph, after: Graph) -> Graph:
+    """``before`` with the keys and values of each attention as codes have them, which it takes in
+    float32. They are rounded by elementary ops, so that the check does not rest on what it checks.
+    """
+    values: dict[Node, Node] = {}
+    for node in before.nodes:
+        values[node] = rebuild(node, values)
+        if node.op == "attention":
+            q, k, v, *rest = values[node].args
+            assert q is not None and k is not None and v is not None
+            keys, vals = (rounded_rows(x, codes, 0, None) for x in (k, v))
+            found = make("attention", cast(q, keys.dtype), keys, vals, *rest, **_attrs(node))
+            values[node] = cast(found, node.dtype)
+    return before.with_outputs(tuple(values[output] for output in before.outputs))
+
+
 class _PagedCaches:
     """Makes the cache inputs and calls of the paged form, and keeps what each layer leaves
     behind.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, codes: DType | None = None) -> None:
+        self.codes = codes
         self.metadata = {
             "query_start": input_node("query_start", TensorType(DType.I32, (B + 1,))),
             "seq_lens": input_node("seq_lens", TensorType(DType.I32, (B,))),
             "slot_mapping": input_node("slot_mapping", TensorType(DType.I64, (T,))),
             "block_tables": input_node("block_tables", TensorType(DType.I32, (B, M))),
         }
+        self.layers = 0
         self.caches: dict[str, tuple[Node, Node]] = {}
 
     def attend(self, node: Node, q: Node, k: Node, v: Node) -> Node:
-        layer = len(self.caches) // 2
-        k_new = self._write(f"k_cache_{layer}", k)
-        v_new = self._write(f"v_cache_{layer}", v)
+        layer, self.layers = self.layers, self.layers + 1
         tables, lens, starts = (
             self.metadata[name] for name in ("block_tables", "seq_lens", "query_start")
         )
         extra = node.args[4:6]
-        return make(
-            "paged_attention", q, k_new, v_new, tables, lens, starts, *extra, **_attrs(node)
+        if self.codes is None:
+            caches = [self._write(f"{x}_cache_{layer}", new) for x, new in (("k", k), ("v", v))]
+            rest = (tables, lens, starts, *extra)
+            return make("paged_attention", q, *caches, *rest, **_attrs(node))
+        parts = [make("quantize_rows", new, dtype=self.codes) for new in (k, v)]
+        codes, scales = (
+            [
+                self._write(f"{x}_{name}_{layer}", item(part, index))
+                for x, part in zip("kv", parts, strict=True)
+            ]
+            for index, name in enumerate(("cache", "scale"))
         )
+        rest = (tables, lens, starts, *extra, *scales)
+        return make("scaled_paged_attention", q, *codes, *rest, **_attrs(node))
 
     def _write(self, name: str, new: Node) -> Node:
         cache = input_node(name, TensorType(new.dtype, (N, P, *new.shape[1:])))

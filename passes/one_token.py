@@ -14,6 +14,7 @@ from ..ir.node import Attr, Node
 from ..ir.types import TensorType
 from .base import Pass, Tensors
 
+_OVER_PAGES = frozenset({"paged_attention", "scaled_paged_attention"})
 _DROPPED = frozenset({"query_start", "logits_indices"})
 _ROWS: Mapping[str, Size] = {"T": symbol("B"), "R": symbol("B")}
 
@@ -83,7 +84,7 @@ def takes_one_token(graph: Graph) -> bool:
             return False
         readers = graph.users[node]
         if input_name(node) == "query_start":
-            if any(r.op != "paged_attention" or r.args[5] is not node for r in readers):
+            if any(r.op not in _OVER_PAGES or r.args[5] is not node for r in readers):
                 return False
         elif input_name(node) == "logits_indices" and any(
             not _picks_rows(reader, node) for reader in readers

@@ -13,7 +13,7 @@ from .fuse import FUSE
 from .fuse_append import FUSE_APPEND
 from .fuse_linears import FUSE_LINEARS
 from .keep_codes import KEEP_CODES, keep_codes_pass
-from .kv_cache import PAGED_CACHE, SLOT_CACHE
+from .kv_cache import SLOT_CACHE, paged_cache_pass
 from .merge_projections import MERGE_PROJECTIONS
 from .one_token import one_token_pass
 from .open_rows import OPEN_ROWS
@@ -25,12 +25,6 @@ from .recognize_rope import RECOGNIZE_ROPE
 from .sample_tokens import SAMPLE_TOKENS
 from .smooth import smooth_pass
 
-_CACHES: dict[str | None, tuple[Pass, ...]] = {
-    None: (),
-    "paged": (PAGED_CACHE,),
-    "slot": (SLOT_CACHE,),
-}
-
 
 def pipeline(
     cache: Literal["paged", "slot"] | None,
@@ -38,6 +32,7 @@ def pipeline(
     deterministic: bool = False,
     recipe: Recipe | None = None,
     stored: str | None = None,
+    codes: DType | None = None,
 ) -> tuple[Pass, ...]:
     """The passes from a captured graph to one that backends lower.
 
@@ -50,7 +45,9 @@ def pipeline(
         recipe: of the linears to quantize; None for none.
         stored: what becomes of weights that a checkpoint holds in codes, where none is quantized:
             "expanded" makes numbers of them, "int8" lets their products round activations.
+        codes: of a paged cache, i8 or f8e4m3; None for numbers.
     """
+    caches = {None: (), "paged": (paged_cache_pass(codes),), "slot": (SLOT_CACHE,)}
     return (
         # One spelling for each value; what depends on weights alone becomes a weight.
         CANONICALIZE,
@@ -64,7 +61,7 @@ def pipeline(
         RECOGNIZE_ATTENTION,
         CANONICALIZE,
         # One sequence becomes ragged tokens of many, over a cache.
-        *_CACHES[cache],
+        *caches[cache],
         # Fewer, larger matmuls.
         MERGE_PROJECTIONS,
         # What the rewrites left: reshapes and permutes that cancel, weights to fold.

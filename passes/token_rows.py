@@ -13,7 +13,7 @@ from ..ir.node import Node
 from .token_axes import Axes, Axis, axis_of, mixes
 
 _ROWS: tuple[Dim, ...] = (symbol("T"), symbol("R"))
-_CACHED = frozenset({"kv_write", "paged_attention", "slot_attention"})
+_CACHED = frozenset({"kv_write", "paged_attention", "scaled_paged_attention", "slot_attention"})
 _LEAVES = frozenset({"input", "param", "const"})
 
 

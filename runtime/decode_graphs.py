@@ -26,7 +26,8 @@ _DENSE_UP_TO, _STRIDE = 8, 8  # buckets: 1, 2, 4, 8, 16, 24, 32, …
 TOKENS = "tokens"  # the output of a Program that samples
 # Ops whose torch functions wait for the device, or copy from the host: no graph can hold them.
 _SYNCHRONISE = frozenset(
-    {"moe_experts", "cond", "aten", "fused", "paged_attention", "slot_attention", "dim_value"}
+    {"moe_experts", "cond", "aten", "fused", "dim_value"}
+    | {"paged_attention", "scaled_paged_attention", "slot_attention"}
 )
 
 

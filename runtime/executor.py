@@ -20,7 +20,7 @@ from .step_buffer import FIELDS, StepBuffer, StepShape
 # Sequences that the decode Program takes: its products are cut for few rows, and beyond these the
 # libraries' are quicker (1.6 times at 256).
 MOST_DECODED = 128
-CACHE_PREFIXES = ("k_cache_", "v_cache_")
+CACHE_PREFIXES = ("k_cache_", "v_cache_", "k_scale_", "v_scale_")
 
 
 class _Caches:

@@ -52,6 +52,11 @@ class Form:
     rows: str = "merged"
     slots: DType = DType.I64
     steps: bool = False
+    codes: DType | None = None
+
+    @property
+    def op(self) -> str:
+        return "append_kv" if self.codes is None else "scaled_append_kv"
 
     @property
     def has_q(self) -> bool:
@@ -101,17 +106,20 @@ def rows_of(form: Form) -> list[Node]:
 def call(form: Form) -> Node:
     """The call's node, over symbols T, N and P."""
     q, k, v = rows_of(form)
-    caches = (
-        tensor("k_cache", form.dtype, N, P, form.kv_heads, form.head_dim),
-        tensor("v_cache", form.dtype, N, P, form.kv_heads, form.value_dim),
-    )
+    held = form.codes or form.dtype
+    caches = [
+        tensor("k_cache", held, N, P, form.kv_heads, form.head_dim),
+        tensor("v_cache", held, N, P, form.kv_heads, form.value_dim),
+    ]
+    if form.codes is not None:
+        caches += [tensor(f"{x}_scale", DType.F32, N, P, form.kv_heads, 1) for x in "kv"]
     table = tensor("table", form.tables, T, 2 * form.half)  # cos and sin side by side
     cos, sin = (
         make("slice", table, dim=1, start=i * form.half, stop=(i + 1) * form.half) for i in range(2)
     )
     weights = [tensor(name, form.weights, form.head_dim) for name in ("q_weight", "k_weight")]
     return make(
-        "append_kv",
+        form.op,
         *(k, v, *caches, tensor("slots", form.slots, T)),
         q if form.has_q else None,
         *((cos, sin) if form.half else (None, None)),
@@ -151,10 +159,10 @@ def buffers_of(node: Node, slots: Sequence[int]) -> dict[Node, torch.Tensor]:
     found = {}
     for base in dict.fromkeys(located(arg)[0] for arg in node.operands):
         shape = [evaluate(size, sizes) for size in base.shape]
-        if base.dtype.is_integer:
-            found[base] = torch.tensor(slots).to(base.dtype.torch)
-        elif N in base.shape:
+        if N in base.shape:
             found[base] = any_bits(base.type, sizes)
+        elif base.dtype.is_integer:
+            found[base] = torch.tensor(slots).to(base.dtype.torch)
         else:
             found[base] = torch.randn(shape, dtype=torch.float64).to(base.dtype.torch)
     return found
@@ -174,17 +182,47 @@ def assert_appended(
     values = dict(zip(node.operands, viewed, strict=True))
     operands = [None if arg is None else values[arg] for arg in node.args]
     # A cache of one page, large enough for all, shows the rows; the op refuses slots outside.
-    page = [cache.new_zeros(1, count, *cache.shape[2:]) for cache in operands[2:4]]
-    wanted = REFERENCE(*operands[:2], *page, torch.arange(count), *operands[5:], **dict(node.attrs))
+    end = 4 if form.codes is None else 6
+    page = [cache.new_zeros(1, count, *cache.shape[2:]) for cache in operands[2:end]]
+    rest = operands[end + 1 :]
+    reference = schema(form.op).reference
+    wanted = reference(*operands[:2], *page, torch.arange(count), *rest, **dict(node.attrs))
     there = [t for t, slot in enumerate(slots) if 0 <= slot < PAGES * PAGE]
     written = torch.zeros(PAGES * PAGE, dtype=torch.bool)
     written[[slots[t] for t in there]] = True
-    for cache, old, rows in zip(found[:2], operands[2:4], wanted[:2], strict=True):
-        got, was = cache.flatten(0, 1), old.flatten(0, 1)
+    for index, (cache, old, rows) in enumerate(
+        zip(found[: end - 2], operands[2:end], wanted[: end - 2], strict=True)
+    ):
+        got, was = (rows_of_slots(x) for x in (cache, old))
         assert torch.equal(bits(got[~written]), bits(was[~written]))
-        same(got[[slots[t] for t in there]], rows[0, there], form.k_norm and rows is wanted[0])
+        mine, theirs = got[[slots[t] for t in there]], rows_of_slots(rows)[there]
+        normed = form.k_norm and index % 2 == 0
+        if not (normed and form.codes):
+            same(*(x.flatten().view(rows.dtype) for x in (mine, theirs)), normed)
+    if form.k_norm and form.codes:
+        mine = numbers(found[0], found[2])
+        near([mine[slots[t]] for t in there], numbers(wanted[0], wanted[2])[there])
     if form.has_q:
-        same(found[2], wanted[2], form.q_norm)
+        same(found[-1], wanted[-1], form.q_norm)
+
+
+def rows_of_slots(cache: torch.Tensor) -> torch.Tensor:
+    """The bytes of a cache by slot: torch picks no rows of 8-bit floats."""
+    return cache.flatten(0, 1).contiguous().flatten(1).view(torch.uint8)
+
+
+def numbers(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """What the rows of codes stand for, by slot."""
+    return (codes.float() * scales).flatten(0, 1)
+
+
+def near(rows: list[torch.Tensor], wanted: torch.Tensor) -> None:
+    """Rows are those wanted, but for a step from one code to the next, and for the last bit of the
+    16 that they had before: torch adds up squares in another order.
+    """
+    for row, truth in zip(rows, wanted, strict=True):
+        top = truth.abs().amax(-1, keepdim=True)
+        assert ((row - truth).abs() <= truth.abs() / 7 + top / 60).all()
 
 
 def bits(x: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,5 @@
-"""Paged attention for tests, ragged and of one token a sequence: nodes, buffers in which all that
-must not be read is poisoned, and what they give in float64.
+"""Paged attention for tests, ragged and of one token a sequence, over numbers and over codes:
+nodes, buffers in which all that must not be read is poisoned, and what they give in float64.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class Shape:
     sinks: bool = False
     alibi: bool = False
     strided: bool = False
+    codes: DType | None = None
 
     @property
     def heads(self) -> int:
@@ -75,16 +76,20 @@ def _call(
     if shape.strided:  # queries are a part of a wider row, head dim first
         wide = tensor("q", rows, D, H + 3)
         q = permute(make("slice", wide, dim=2, start=2, stop=H + 2, step=1), 0, 2, 1)
+    scaled = shape.codes is not None
+    held = shape.codes or shape.dtype
+    scales = [tensor(f"{name}_scale", N, P, G, 1, dtype=DType.F32) for name in "kv"]
     return make(
-        "paged_attention",
+        "scaled_paged_attention" if scaled else "paged_attention",
         q,
-        tensor("k", N, P, G, D),
-        tensor("v", N, P, G, E),
+        tensor("k", N, P, G, D, dtype=held),
+        tensor("v", N, P, G, E, dtype=held),
         tensor("tables", B, M, dtype=DType.I32),
         tensor("lens", B, dtype=DType.I32),
         None if starts is None else tensor("starts", starts, dtype=DType.I32),
         tensor("sinks", H) if shape.sinks else None,
         tensor("alibi", H, dtype=DType.F32) if shape.alibi else None,
+        *(scales if scaled else ()),
         **{"scale": shape.head_dim**-0.5, **attrs},
     )
 
@@ -140,15 +145,31 @@ def _operands(
         torch.randn(H).to(dtype) if shape.sinks else None,
         torch.rand(H) if shape.alibi else None,
     ]
+    if shape.codes is not None:
+        pairs = [_coded(cache, shape.codes) for cache in caches]
+        operands[1:3] = [codes for codes, _ in pairs]
+        operands += [scales for _, scales in pairs]
     sizes = {"T": rows, "B": len(lengths), "M": M, "N": N, "P": P}
     if starts is None:
         del sizes["T"]
     return operands, sizes
 
 
+def _coded(cache: torch.Tensor, codes: DType) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and scales of rows; where nothing is, scales are NaN, and codes that can be."""
+    scales = cache.abs().amax(-1, keepdim=True) / (127 if codes is DType.I8 else 448)
+    steps = cache / scales
+    if codes is DType.I8:
+        steps = steps.round().nan_to_num(127.0)
+    return steps.to(codes.torch), scales
+
+
 def truth(shape: Shape, node: Node, operands: Sequence[torch.Tensor | None]) -> torch.Tensor:
     """The reference in double precision."""
     wide = [t.double() if t is not None and t.is_floating_point() else t for t in operands]
+    if shape.codes is not None:
+        wide[1:3] = [wide[i].double() * wide[i + 7] for i in (1, 2)]
+        del wide[8:]
     if shape.strided:
         wide[0] = wide[0][:, :, 2 : shape.heads + 2].transpose(1, 2)
     return OP.reference(*wide, **dict(node.attrs))

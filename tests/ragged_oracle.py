@@ -58,10 +58,11 @@ class PagedRun:
         sizes = {"N": num_pages, "P": page_size}
         self.caches = {
             input_name(node): torch.full(
-                [s if isinstance(s, int) else sizes[str(s)] for s in node.shape], torch.nan
-            )
+                [s if isinstance(s, int) else sizes[str(s)] for s in node.shape],
+                torch.nan if node.dtype.is_float else 1.0,
+            ).to(node.dtype.torch)
             for node in graph.inputs
-            if "_cache_" in input_name(node)
+            if "_cache_" in input_name(node) or "_scale_" in input_name(node)
         }
 
     def step(self, chunks: Sequence[tuple[torch.Tensor, int, Sequence[int]]]) -> list[torch.Tensor]:

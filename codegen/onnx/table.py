@@ -30,4 +30,7 @@ CONVERTERS: dict[str, Converter] = {
 }
 # Caches in pages are for backends that address memory freely; aten is torch itself. Weights are
 # dequantized within products, or once.
-WITHOUT = frozenset({"aten", "append_kv", "dequantize", "kv_write", "paged_attention", "sample"})
+WITHOUT = frozenset(
+    {"aten", "append_kv", "dequantize", "kv_write", "paged_attention", "sample"}
+    | {"scaled_append_kv", "scaled_paged_attention"}
+)

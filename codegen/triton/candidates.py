@@ -14,6 +14,8 @@ from .kernels.paged_attention import emit_invariant_attention, emit_paged_attent
 from .kernels.paged_decode import emit_paged_decode
 from .kernels.quant_linear import emit_invariant_quant_linear, emit_quant_linear
 from .kernels.sample import emit_sample
+from .kernels.scaled_attention import emit_invariant_scaled_attention, emit_scaled_attention
+from .kernels.scaled_decode import emit_scaled_decode
 from .kernels.scaled_linear import emit_invariant_scaled_linear, emit_scaled_linear
 from .moves import emit_copy, emit_kv_write, emit_rope
 from .source import Emit
@@ -21,7 +23,9 @@ from .source import Emit
 KERNELS: Mapping[str, tuple[Emit, ...]] = {
     "fused": (emit_scaled_linear, emit_quant_linear, emit_linear, emit_fused),
     "append_kv": (emit_append_kv,),
+    "scaled_append_kv": (emit_append_kv,),
     "paged_attention": (emit_paged_decode, emit_paged_attention),
+    "scaled_paged_attention": (emit_scaled_decode, emit_scaled_attention),
     "sample": (emit_sample,),
     "rope": (emit_rope,),
     "kv_write": (emit_kv_write,),
@@ -44,10 +48,13 @@ def kernels_for(cutting: Cutting, cuts: Cuts | None = None) -> Mapping[str, tupl
     fused: Emit = partial(emit_fused, cuts=cuts)
     decode: Emit = partial(emit_paged_decode, cuts=cuts, most=cutting.most)
     prefill: Emit = partial(emit_paged_attention, cuts=cuts)
+    scaled_decode: Emit = partial(emit_scaled_decode, cuts=cuts, most=cutting.most)
+    scaled_prefill: Emit = partial(emit_scaled_attention, cuts=cuts)
     return {
         **KERNELS,
         "fused": (scaled, quantized, linear, fused),
         "paged_attention": (decode, prefill),
+        "scaled_paged_attention": (scaled_decode, scaled_prefill),
     }
 
 
@@ -60,6 +67,7 @@ INVARIANT: Mapping[str, tuple[Emit, ...]] = {
         emit_fused,
     ),
     "paged_attention": (emit_invariant_attention,),
+    "scaled_paged_attention": (emit_invariant_scaled_attention,),
 }
 """Those of a deterministic Program: what a row sums up, and in which order, depends on no other
 row, nor on how many there are.

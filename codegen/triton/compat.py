@@ -59,7 +59,8 @@ def repair_interpreter() -> None:
     """Lets Triton's interpreter compute with bfloat16 and e4m3 as devices do.
 
     Both releases cut float32 off where hardware rounds to nearest even, lose subnormal numbers,
-    take other types' bits for bfloat16's, and multiply its matrices as if they were integers.
+    take other types' bits for bfloat16's, multiply its matrices as if they were integers, and give
+    the half of an e4m3 that is rounded up to a power of two.
     """
     import numpy as np
     import torch

@@ -231,7 +231,7 @@ class _Lowering:
 _FREE = frozenset({"const", "iota", "dim_value"})
 _SUMS = frozenset(
     {"linear", "matmul", "conv", "attention", "paged_attention", "moe_experts", "fused", "cumsum"}
-    | {"scaled_linear"}
+    | {"scaled_linear", "scaled_paged_attention"}
 )
 
 

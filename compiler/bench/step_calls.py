@@ -138,7 +138,7 @@ def _step_call(
         spec = schema(node.op)
         cost = spec.cost(node)
         counted = evaluate(cost.flops, sizes)
-        if node.op == "paged_attention":
+        if node.op in ("paged_attention", "scaled_paged_attention"):
             counted = round(counted * _seen(node, setting) / (held["M"] * page))
         flops += counted
         moved += evaluate(cost.bytes, sizes)

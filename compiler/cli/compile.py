@@ -12,6 +12,7 @@ from .console import out, print_json, progress
 from .options import (
     BackendOption,
     BatchOption,
+    CacheDtypeOption,
     CacheOption,
     ContextOption,
     DeterministicOption,
@@ -41,6 +42,7 @@ def compile_model(
     backend: BackendOption = "auto",
     quantize: QuantizeOption = None,
     kv_cache: CacheOption = "auto",
+    kv_cache_dtype: CacheDtypeOption = "auto",
     dtype: DtypeOption = "auto",
     max_model_len: ContextOption = None,
     max_batch_size: BatchOption = None,
@@ -66,6 +68,7 @@ def compile_model(
         backend=backend,
         quantize=quantize,
         kv_cache=kv_cache,
+        kv_cache_dtype=kv_cache_dtype,
         dtype=dtype,
         max_model_len=max_model_len,
         max_batch_size=max_batch_size,

@@ -34,6 +34,12 @@ QuantizeOption = Annotated[
     ),
 ]
 CacheOption = Annotated[str, typer.Option("--kv-cache", help="auto, paged or static.")]
+CacheDtypeOption = Annotated[
+    str,
+    typer.Option(
+        "--kv-cache-dtype", help="What a paged KV cache holds: auto (as the model), fp8 or int8."
+    ),
+]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 ContextOption = Annotated[
     int | None, typer.Option(help="Longest sequence in tokens; by default the model's, up to 8192.")
@@ -177,6 +183,7 @@ def compile_in_memory(
     target: str = "auto",
     backend: str = "auto",
     kv_cache: str = "auto",
+    kv_cache_dtype: str = "auto",
     dtype: str = "auto",
     max_model_len: int | None = None,
     max_batch_size: int | None = None,
@@ -189,12 +196,12 @@ def compile_in_memory(
     quantize: str | QuantConfig | None = None,
 ) -> EngineImage:
     """Compiles a model, with a progress bar; nothing is written."""
-    from ..options import resolve_options
+    from ..options import KVCacheConfig, resolve_options
 
     options = resolve_options(
         target=target,
         backend=backend,
-        kv_cache=kv_cache,
+        kv_cache=KVCacheConfig(kv_cache, dtype=kv_cache_dtype),  # type: ignore[arg-type]
         dtype=dtype,
         max_model_len=max_model_len,
         max_batch_size=max_batch_size,

@@ -12,6 +12,7 @@ from .console import out, print_json, progress
 from .options import (
     BackendOption,
     BatchOption,
+    CacheDtypeOption,
     ContextOption,
     DtypeOption,
     JsonOption,
@@ -95,6 +96,7 @@ def quantize_model(
     dtype: DtypeOption = "auto",
     max_model_len: ContextOption = None,
     max_batch_size: BatchOption = None,
+    kv_cache_dtype: CacheDtypeOption = "auto",
     verify: VerifyOption = "sample",
     weights: WeightsOption = "embed",
     form: FormatOption = "engine",
@@ -131,6 +133,7 @@ def quantize_model(
         target=target,
         backend=backend,
         quantize=config,
+        kv_cache_dtype=kv_cache_dtype,
         dtype=dtype,
         max_model_len=max_model_len,
         max_batch_size=max_batch_size,

@@ -18,9 +18,9 @@ from .layout import lay_out
 LETTER, PADDING, LEAST = 7.2, 30.0, 84.0  # widths of a node's text, in the drawing's units
 _CLASSES = {
     "matmul": ("linear", "matmul", "conv", "moe_experts"),
-    "attention": ("attention", "paged_attention", "slot_attention"),
+    "attention": ("attention", "paged_attention", "scaled_paged_attention", "slot_attention"),
     "norm": ("rms_norm", "layer_norm", "softmax", "rope", "gated"),
-    "cache": ("kv_write", "append_kv"),
+    "cache": ("kv_write", "append_kv", "scaled_append_kv"),
     "move": (
         *("embedding", "gather", "index_select", "reshape", "slice", "concat", "permute"),
         *("expand", "pad", "flip", "cast"),

@@ -144,7 +144,7 @@ def headline(image: EngineImage) -> list[tuple[str, str]]:
     if image.lm is not None:
         per_token = kv_bytes_per_token(image)
         facts += [
-            ("KV cache", f"{image.lm.kv_cache}, {size(per_token)} a token"),
+            ("KV cache", f"{image.lm.kv_cache}, {kv_dtype(image)}, {size(per_token)} a token"),
             ("context", f"{image.lm.max_model_len} tokens, {image.lm.max_batch_size} sequences"),
         ]
     seconds = report.get("seconds")
@@ -218,6 +218,14 @@ def kv_bytes_per_token(image: EngineImage) -> int:
         prod(size for size in type_.shape if isinstance(size, int)) * type_.dtype.bytes
         for type_ in caches
     )
+
+
+def kv_dtype(image: EngineImage) -> str:
+    """The element type of the KV cache; of codes, what lies beside them."""
+    names = [name for name in image.program.inputs if name.startswith(CACHE_PREFIXES)]
+    dtypes = dict.fromkeys(str(image.program.buffers[n].dtype) for n in names if "_cache_" in n)
+    scaled = any("_scale_" in name for name in names)
+    return "/".join(dtypes) + (" with scales" if scaled else "")
 
 
 def pass_rows(image: EngineImage) -> list[dict[str, object]]:

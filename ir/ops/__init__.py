@@ -13,6 +13,7 @@ from . import (
     quant,
     reduce,
     sample,
+    scaled_cache,
     shape,
 )
 
@@ -29,5 +30,6 @@ __all__ = [
     "quant",
     "reduce",
     "sample",
+    "scaled_cache",
     "shape",
 ]

@@ -82,16 +82,28 @@ def append_rows(
     stepwise: bool | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """``append_kv`` into the contiguous caches it is given, which it returns."""
-
-    def turned(x: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
-        y = x if weight is None else _one(RMS_NORM, x, weight, eps=eps, stepwise=stepwise)
-        if cos is None or sin is None:
-            return y
-        return _one(ROPE, y, cos[:, None], sin[:, None], layout=layout, stepwise=stepwise)
-
-    write_rows(k_cache, turned(k, k_weight), slot_mapping)
+    attrs: dict[str, Any] = {"layout": layout, "eps": eps, "stepwise": stepwise}
+    write_rows(k_cache, turned(k, k_weight, cos, sin, **attrs), slot_mapping)
     write_rows(v_cache, v, slot_mapping)
-    return (k_cache, v_cache) if q is None else (k_cache, v_cache, turned(q, q_weight))
+    caches = (k_cache, v_cache)
+    return caches if q is None else (*caches, turned(q, q_weight, cos, sin, **attrs))
+
+
+def turned(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    *,
+    layout: str,
+    eps: float | None,
+    stepwise: bool | None,
+) -> torch.Tensor:
+    """``rope(rms_norm(x, weight), cos, sin)`` of x [T, heads, D], either may be absent."""
+    y = x if weight is None else _one(RMS_NORM, x, weight, eps=eps, stepwise=stepwise)
+    if cos is None or sin is None:
+        return y
+    return _one(ROPE, y, cos[:, None], sin[:, None], layout=layout, stepwise=stepwise)
 
 
 def _one(spec: OpSchema, *args: torch.Tensor, **attrs: object) -> torch.Tensor:
@@ -113,15 +125,26 @@ def _append(
     return append_rows(k, v, k_new, v_new, *rest, **attrs)
 
 
-def _flops(node: Node) -> Size:
+def turned_flops(
+    k: Node,
+    q: Node | None,
+    cos: Node | None,
+    q_weight: Node | None,
+    k_weight: Node | None,
+) -> Size:
     """As ``rms_norm`` and ``rope`` count: 6 and 3 an element."""
-    k, q, cos, q_weight, k_weight = (node.args[i] for i in (0, 5, 6, 8, 9))
     total: Size = 0
     for x, weight in ((k, k_weight), (q, q_weight)):
         if x is not None:
             an_element = (0 if weight is None else 6) + (0 if cos is None else 3)
             total = total + x.type.numel * an_element
     return total
+
+
+def _flops(node: Node) -> Size:
+    k, q, cos, q_weight, k_weight = (node.args[i] for i in (0, 5, 6, 8, 9))
+    assert k is not None
+    return turned_flops(k, q, cos, q_weight, k_weight)
 
 
 def _moved(node: Node) -> Size:

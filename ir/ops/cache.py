@@ -12,6 +12,7 @@ Caches are values: an op returns the new one, and kernels write it in place (the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -103,15 +104,53 @@ def _paged_attention(
     window: int | None = None,
     softcap: float | None = None,
 ) -> torch.Tensor:
-    out = q.new_zeros(*q.shape[:2], v_cache.shape[3])
-    lengths, page = seq_lens.tolist(), k_cache.shape[1]
+    return attend_pages(
+        q,
+        lambda pages: (k_cache[pages], v_cache[pages]),
+        k_cache.shape[1],
+        q.new_zeros(*q.shape[:2], v_cache.shape[3]),
+        (block_tables, seq_lens, query_start),
+        sinks,
+        alibi,
+        scale=scale,
+        causal=causal,
+        window=window,
+        softcap=softcap,
+    )
+
+
+def attend_pages(
+    q: torch.Tensor,
+    rows: Callable[[torch.Tensor], tuple[torch.Tensor, ...]],
+    page: int,
+    out: torch.Tensor,
+    metadata: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
+    sinks: torch.Tensor | None,
+    alibi: torch.Tensor | None,
+    *,
+    scale: float,
+    causal: bool,
+    window: int | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """``paged_attention`` over keys and values that ``rows`` reads.
+
+    Args:
+        q: [T, H, D].
+        rows: page ids [n] -> keys [n, P, G, D] and values [n, P, G, E].
+        page: tokens of a page.
+        out: zeros [T, H, E], which it fills and returns.
+        metadata: block_tables, seq_lens and query_start, as the op takes them; what follows too.
+    """
+    block_tables, seq_lens, query_start = metadata
+    lengths = seq_lens.tolist()
     starts = list(range(len(lengths) + 1)) if query_start is None else query_start.tolist()
     for b, length in enumerate(lengths):
         start, stop = starts[b], starts[b + 1]
         if start == stop or (query_start is None and not length):
             continue
         pages = block_tables[b, : -(-length // page)].long()
-        k, v = (cache[pages].flatten(0, 1)[:length].transpose(0, 1) for cache in (k_cache, v_cache))
+        k, v = (x.flatten(0, 1)[:length].transpose(0, 1) for x in rows(pages))
         query_positions = torch.arange(length - (stop - start), length, device=q.device)
         key_positions = torch.arange(length, device=q.device)
         attended = attend(
@@ -220,7 +259,7 @@ def _written_bytes(node: Node) -> Size:
     return new.type.nbytes * 2 + slot_mapping.type.nbytes
 
 
-def _paged_flops(node: Node) -> Size:
+def paged_flops(node: Node) -> Size:
     """An upper bound: every token against every token that the block table can hold."""
     q, k_cache, v_cache, block_tables = node.operands[:4]
     length = block_tables.shape[1] * k_cache.shape[1]
@@ -294,7 +333,7 @@ PAGED_ATTENTION = register(
         _paged_type,
         _paged_attention,
         ATTENTION_ATTRS,
-        _paged_flops,
+        paged_flops,
         _paged_samples,
     )
 )

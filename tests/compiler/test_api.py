@@ -79,6 +79,13 @@ def test_a_wrong_page_size_is_refused(page_size) -> None:
         tw.KVCacheConfig(page_size=page_size)
 
 
+@pytest.mark.quick
+@pytest.mark.parametrize("dtype", ["bf16", "", None, 8, "FP8"])
+def test_a_wrong_cache_type_lists_the_valid_ones(dtype) -> None:
+    with pytest.raises(UsageError, match="auto, fp8, int8"):
+        tw.KVCacheConfig(dtype=dtype)
+
+
 def test_an_engine_for_another_device_is_made_but_does_not_run_here(tmp_path: Path) -> None:
     if tw.Target.detect().arch == tw.Target.parse("h100").arch:
         pytest.skip("this is that device")

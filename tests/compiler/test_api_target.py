@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tilewright.compiler.options import CompileOptions, resolve_options
+from tilewright.compiler.options import CompileOptions, KVCacheConfig, resolve_options
 from tilewright.errors import UnsupportedError
+from tilewright.ir.dtypes import DType
 from tilewright.targets import Target
 
 
@@ -20,6 +21,55 @@ def resolved(target: str, backend: str) -> CompileOptions:
         verify="off",
         trust_remote_code=False,
     )
+
+
+def with_codes(target: str, backend: str, kind: str, dtype: str) -> CompileOptions:
+    return resolve_options(
+        target=target,
+        backend=backend,
+        kv_cache=KVCacheConfig(kind, dtype=dtype),
+        dtype="auto",
+        max_model_len=None,
+        max_batch_size=None,
+        verify="off",
+        trust_remote_code=False,
+    )
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("target", "backend", "kind", "dtype", "codes"),
+    [
+        ("h100", "triton", "auto", "fp8", DType.F8E4M3),
+        ("h100", "triton", "paged", "int8", DType.I8),
+        ("a100", "triton", "auto", "int8", DType.I8),
+        ("a100", "eager", "auto", "fp8", DType.F8E4M3),
+        ("cpu", "eager", "auto", "fp8", DType.F8E4M3),
+        ("cpu", "triton", "auto", "fp8", DType.F8E4M3),
+        ("h100", "triton", "auto", "auto", None),
+    ],
+)
+def test_what_a_cache_holds(target: str, backend: str, kind: str, dtype: str, codes) -> None:
+    found = with_codes(target, backend, kind, dtype)
+    assert (found.codes, found.cache) == (codes, "paged")
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("target", "backend", "kind", "dtype", "says"),
+    [
+        ("cpu", "onnxruntime", "auto", "fp8", "triton and eager"),
+        ("cpu", "auto", "auto", "int8", "triton and eager"),
+        ("h100", "triton", "static", "int8", "kv_cache 'auto' or 'paged'"),
+        ("a100", "triton", "auto", "fp8", "dtype='int8'"),
+    ],
+)
+def test_codes_that_cannot_be_had_say_what_can(
+    target: str, backend: str, kind: str, dtype: str, says: str
+) -> None:
+    with pytest.raises(UnsupportedError) as raised:
+        with_codes(target, backend, kind, dtype)
+    assert says in str(raised.value)
 
 
 @pytest.mark.quick

@@ -86,7 +86,7 @@ def _wide(value):
 def _continuous(op: OpSchema, sample: Sample) -> bool:
     # Rounding moves operands across the steps of these, and what they choose is not near.
     steps = {"floor", "ceil", "round", "remainder", "floordiv", "cast", "argmax", "argmin", "const"}
-    steps |= {"quantize_rows"}
+    steps |= {"quantize_rows", "scaled_append_kv"}
     return op.name not in steps and any(x.is_floating_point() for x in _present(sample))
 
 

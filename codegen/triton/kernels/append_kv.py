@@ -29,6 +29,8 @@ from ..source import (
 )
 from . import append_kv_kernel
 
+FP8_SINCE = 89
+"""The first architecture that converts e4m3."""
 SPACE: Mapping[str, tuple[int, ...]] = {
     "block_heads": (1, 2, 4, 8, 16, 32, 64),
     "num_warps": (1, 2, 4, 8),
@@ -36,13 +38,19 @@ SPACE: Mapping[str, tuple[int, ...]] = {
 """What may be tuned, and the values to try: the fields of `Tiles`."""
 
 _FLOATS = (DType.F16, DType.BF16, DType.F32, DType.F64)
-_NAMES = (
-    *("k", "v", "k_cache", "v_cache", "slot_mapping"),
-    *("q", "cos", "sin", "q_weight", "k_weight"),
-)
+_SCALES = ("k_scale", "v_scale")
+_BEHIND = ("slot_mapping", "q", "cos", "sin", "q_weight", "k_weight")
+_NAMES = {
+    "append_kv": ("k", "v", "k_cache", "v_cache", *_BEHIND),
+    "scaled_append_kv": ("k", "v", "k_cache", "v_cache", *_SCALES, *_BEHIND),
+}
+_CODES = (DType.I8, DType.F8E4M3)
 _ELEMENTS = 1024
 _MOST_OF_A_THREAD = 32  # elements, held with their partners: more would fill the registers
-_FUNCTIONS = ("_inside", "_step", "_scaled", "_turn", "_append_kv")
+_FUNCTIONS = (
+    *("_inside", "_step", "_scaled", "_most", "_row_scale", "_codes_of"),
+    *("_turn", "_append_kv"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +69,14 @@ class Tiles:
 def emit_append_kv(
     node: Node, layouts: tuple[Layout | None, ...], target: Target
 ) -> KernelSource | None:
-    """A kernel for an ``append_kv`` in float16, bfloat16, float32 or float64.
+    """A kernel for an ``append_kv`` in float16, bfloat16, float32 or float64, or for a
+    ``scaled_append_kv`` in one of these but float64.
 
-    None where the element type is another, a number of heads or a head dim is symbolic or 0, or a
-    cache is a strided view.
+    None where the element type is another, a number of heads or a head dim is symbolic or 0, a
+    cache is a strided view, or the target has no type for the codes.
     """
     problem = Problem.of(node, layouts)
-    if problem is None:
+    if problem is None or (problem.codes is DType.F8E4M3 and target.arch < FP8_SINCE):
         return None
     return append_kv_source(problem, default_tiles(problem), has_pdl(target))
 
@@ -129,12 +138,18 @@ class Problem:
     @staticmethod
     def of(node: Node, layouts: tuple[Layout | None, ...]) -> Problem | None:
         """The problem of a node, None where the kernel does not take it."""
-        k, v, k_cache, v_cache, slots, q, cos, *_ = node.args
-        assert k is not None and v is not None and k_cache is not None and v_cache is not None
-        caches = ((k_cache, layouts[2]), (v_cache, layouts[3]))
-        if any(place is None or not is_dense(place, cache.shape) for cache, place in caches):
-            return None
-        if any(x.dtype not in _FLOATS for x in node.operands if x is not slots):
+        args = dict(zip(_NAMES[node.op], node.args, strict=True))
+        places = dict(zip(_NAMES[node.op], layouts, strict=True))
+        k, v, q, cos = (args[name] for name in ("k", "v", "q", "cos"))
+        assert k is not None and v is not None
+        for name, place in places.items():
+            cache = args[name] if name.endswith(("_cache", "_scale")) else None
+            if cache is not None and (place is None or not is_dense(place, cache.shape)):
+                return None
+        scaled = "k_scale" in args
+        skipped = ("slot_mapping", "k_cache", "v_cache") if scaled else ("slot_mapping",)
+        numbers = [x for name, x in args.items() if x is not None and name not in skipped]
+        if any(x.dtype not in (_FLOATS[:-1] if scaled else _FLOATS) for x in numbers):
             return None
         kv_heads, head_dim, value_dim = *k.shape[1:], v.shape[2]
         heads = 0 if q is None else q.shape[1]
@@ -145,10 +160,22 @@ class Problem:
         return Problem(node, layouts, *sizes)
 
     @property
+    def codes(self) -> DType | None:
+        """What the caches hold, None for numbers."""
+        dtype = self.node.types[0].dtype
+        return dtype if dtype in _CODES else None
+
+    @property
     def name(self) -> str:
         """What it does."""
         norm = "" if self.node.attr("eps") is None else "qknorm_"
-        return f"{norm}{'rope_' if self.half else ''}append_kv"
+        codes = "" if self.codes is None else "_codes"
+        return f"{norm}{'rope_' if self.half else ''}append_kv{codes}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the node's operands."""
+        return _NAMES[self.node.op]
 
     @property
     def width(self) -> int:
@@ -206,18 +233,21 @@ def _entry(problem: Problem) -> tuple[tuple[Argument, ...], str]:
     node, sizes = problem.node, _Sizes()
     pointers: list[Argument] = [
         Pointer(name, arg.dtype, "operand", index)
-        for index, (name, arg) in enumerate(zip(_NAMES, node.args, strict=True))
+        for index, (name, arg) in enumerate(zip(problem.names, node.args, strict=True))
         if arg is not None
     ]
     if problem.heads:
-        pointers.append(Pointer("q_out", node.types[2].dtype, "result", 2))
+        last = len(node.types) - 1
+        pointers.append(Pointer("q_out", node.types[last].dtype, "result", last))
     passed = _rows(problem, sizes) | _constants(problem)
     passed["num_slots"] = sizes.text("num_slots", node.types[0].shape[0] * node.types[0].shape[1])
     arguments = (*pointers, *sizes.scalars)
     parameters = ", ".join(
         [*(a.name for a in arguments), "BLOCK_HEADS: tl.constexpr", f"{PDL}: tl.constexpr"]
     )
-    types = ", ".join(f"{name} {a.type}" for name, a in zip(_NAMES, node.args, strict=True) if a)
+    types = ", ".join(
+        f"{name} {a.type}" for name, a in zip(problem.names, node.args, strict=True) if a
+    )
     lines = "".join(f"        {name}={text},\n" for name, text in passed.items())
     start = "".join(f"    {line}\n" for line in START_EARLY)
     text = (
@@ -231,9 +261,10 @@ def _entry(problem: Problem) -> tuple[tuple[Argument, ...], str]:
 def _rows(problem: Problem, sizes: _Sizes) -> dict[str, str]:
     """What each pointer parameter of ``_append_kv`` gets, and the strides within its row."""
     passed = {"k_cache": "k_cache", "v_cache": "v_cache", "q_out": "None"}
+    passed |= {name: "None" if problem.codes is None else name for name in _SCALES}
     if problem.heads:
         passed["q_out"] = f"q_out + token * {problem.heads * problem.head_dim}"
-    for name, layout in zip(_NAMES, problem.layouts, strict=True):
+    for name, layout in zip(problem.names, problem.layouts, strict=True):
         if name in passed:
             continue
         dims = ("head", "dim") if name in ("q", "k", "v") else ("dim",)

@@ -1,7 +1,8 @@
 """The device side of append_kv: what append_kv.py puts into a kernel's text.
 
 A program holds some heads of one token, of q, k or v. Pointers come as those of the token's row:
-element [head, dim] of ``x`` lies at ``x + head * x_head + dim * x_dim``.
+element [head, dim] of ``x`` lies at ``x + head * x_head + dim * x_dim``. A cache of codes has a
+scale for each of these rows, which no other part of the program needs to know.
 """
 # ruff: noqa: ANN001, ANN202
 # mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call"
@@ -38,11 +39,43 @@ def _scaled(x, scale, weight, T: tl.constexpr, STEPWISE: tl.constexpr):
 
 
 @triton.jit
+def _most(largest, nans, tile):
+    """The largest magnitude of each row so far, and whether there was a NaN, with one more tile."""
+    wide = tile.to(tl.float32)
+    largest = tl.maximum(largest, tl.max(tl.abs(wide), axis=1))
+    return largest, nans | tl.max((wide != wide).to(tl.int32), axis=1)
+
+
+@triton.jit
+def _row_scale(largest, nans, kind: tl.constexpr):
+    """The scale of rows whose largest magnitude this is, f32 [H]: the largest code stands for it.
+    A NaN is everyone's in its row.
+    """
+    scale = tl.div_rn(largest, 127.0 if kind == tl.int8 else 448.0)
+    return tl.where(nans > 0, float("nan"), tl.where(scale == 0.0, 1.0, scale))
+
+
+@triton.jit
+def _codes_of(tile, scale, kind: tl.constexpr):
+    """A tile [H, D] as codes of rows with these scales."""
+    LARGEST: tl.constexpr = 127.0 if kind == tl.int8 else 448.0
+    steps = tl.div_rn(tile.to(tl.float32), tl.broadcast_to(scale[:, None], tile.shape))
+    inside = tl.minimum(tl.maximum(steps, -LARGEST), LARGEST)
+    if kind == tl.int8:
+        # The sum has no bits behind the point: it is rounded to the nearest integer, half to even.
+        codes = tl.where(steps == steps, (inside + 12582912.0) - 12582912.0, 0.0).to(tl.int8)
+    else:
+        codes = tl.where(steps == steps, inside, steps).to(kind)
+    return codes
+
+
+@triton.jit
 def _turn(
     x,
     x_head,
     x_dim,
     out,
+    scales,
     live,
     cos,
     cos_dim,
@@ -61,7 +94,9 @@ def _turn(
     EPS: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
 ):
-    """``out = rope(rms_norm(x))`` for one block of heads, in rows [HEADS, DIM], if ``live``."""
+    """``out = rope(rms_norm(x))`` for one block of heads, in rows [HEADS, DIM], if ``live``; as
+    codes where there are ``scales`` [HEADS] to write.
+    """
     ELEMENT: tl.constexpr = x.dtype.element_ty
     WIDE: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
     REST: tl.constexpr = DIM - 2 * HALF
@@ -113,6 +148,22 @@ def _turn(
         a_cos, a_sin = _step(a * c, ELEMENT, STEPWISE), _step(a * s, ELEMENT, STEPWISE)
         b_cos, b_sin = _step(b * c, ELEMENT, STEPWISE), _step(b * s, ELEMENT, STEPWISE)
         low, high = (a_cos - b_sin).to(ELEMENT), (b_cos + a_sin).to(ELEMENT)
+    if scales is not None:
+        KIND: tl.constexpr = out.dtype.element_ty
+        largest, nans = tl.zeros([BLOCK_HEADS], tl.float32), tl.zeros([BLOCK_HEADS], tl.int32)
+        if HALF > 0:
+            largest, nans = _most(largest, nans, low)
+            largest, nans = _most(largest, nans, high)
+        if REST > 0:
+            largest, nans = _most(largest, nans, rest)
+        scale = _row_scale(largest, nans, KIND)
+        head = block * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
+        tl.store(scales + head, scale, mask=(head < HEADS) & live)
+        if HALF > 0:
+            low, high = _codes_of(low, scale, KIND), _codes_of(high, scale, KIND)
+        if REST > 0:
+            rest = _codes_of(rest, scale, KIND)
+    if HALF > 0:
         if INTERLEAVED:
             turned = tl.reshape(tl.join(low, high), (BLOCK_HEADS, 2 * BLOCK_HALF))
             written = _inside(heads, both, live, HEADS, 2 * HALF, BLOCK_HEADS, 2 * BLOCK_HALF)
@@ -140,10 +191,12 @@ def _append_kv(
     k_weight,
     k_weight_dim,
     k_cache,
+    k_scale,
     v,
     v_head,
     v_dim,
     v_cache,
+    v_scale,
     cos,
     cos_dim,
     sin,
@@ -175,6 +228,7 @@ def _append_kv(
                 q_dim,
                 q_out,
                 None,
+                None,
                 cos,
                 cos_dim,
                 sin,
@@ -203,6 +257,7 @@ def _append_kv(
                 k_head,
                 k_dim,
                 k_cache + slot * (KV_HEADS * DIM),
+                None if k_scale is None else k_scale + slot * KV_HEADS,
                 live,
                 cos,
                 cos_dim,
@@ -227,6 +282,7 @@ def _append_kv(
                 v_head,
                 v_dim,
                 v_cache + slot * (KV_HEADS * VALUE_DIM),
+                None if v_scale is None else v_scale + slot * KV_HEADS,
                 live,
                 None,
                 0,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
+from types import ModuleType
 
 import torch
 
@@ -25,7 +26,7 @@ from ..kernels.paged_attention_tiles import (
     shared_bytes,
 )
 from ..source import KernelSource
-from .paged import head_facts
+from .paged import cached, head_facts, key_bytes, scaled_facts
 from .problem import layouts_of
 from .template import Contents, Facts, Sizes, Template, int_, sensible, with_default
 
@@ -49,17 +50,30 @@ class PagedAttention(Template):
     # Set by hand, until a space is measured: products and their steps decide, not what is on its
     # way.
     constants = Constants(tensor=0.554, tail=0.5, step=0.0, many_warps=0.0, few_warps=0.1)
-    modules = (paged_attention, paged_attention_kernel, paged_attention_tiles)
+    modules: tuple[ModuleType, ...] = (
+        paged_attention,
+        paged_attention_kernel,
+        paged_attention_tiles,
+    )
+    op = "paged_attention"
 
     def takes(self, node: Node) -> bool:
-        """A ``paged_attention`` with ``query_start`` that the kernel computes."""
-        if node.op != "paged_attention" or node.args[5] is None:
+        """A call of the op with ``query_start`` that the kernel computes."""
+        if node.op != self.op or node.args[5] is None:
             return False
         return Problem.of(node, layouts_of(node)) is not None
 
     def serves(self, node: Node, target: Target) -> bool:
         """Also some tile fits the target."""
-        return self.takes(node) and default_tiles(problem_of(node), target, PREFILL) is not None
+        return self.takes(node) and self.tiles(problem_of(node), target) is not None
+
+    def tiles(self, problem: Problem, target: Target) -> Tiles | None:
+        """``default_tiles`` of the kernel, those for prefill."""
+        return default_tiles(problem, target, PREFILL)
+
+    def shared(self, problem: Problem, tiles: Tiles) -> int:
+        """``shared_bytes`` of the kernel."""
+        return shared_bytes(problem, tiles)
 
     def facts(self, node: Node, sizes: Sizes) -> Facts:
         """Heads, head dims, page, what is added to scores and who sees whom; tokens."""
@@ -67,6 +81,7 @@ class PagedAttention(Template):
         causal = "causal" if node.attr("causal") else ""
         return (
             *head_facts(p, causal),
+            *scaled_facts(node),
             ("page_size", evaluate(node.operands[1].shape[1], sizes)),
             ("sequences", evaluate(p.num_seqs, sizes)),
             ("tokens", evaluate(p.num_tokens, sizes)),
@@ -86,7 +101,7 @@ class PagedAttention(Template):
                 ),
                 Constraint(
                     "what the block's shared memory holds",
-                    lambda c: shared_bytes(p, tiles_of(c)) <= target.shared_memory_per_block,
+                    lambda c: self.shared(p, tiles_of(c)) <= target.shared_memory_per_block,
                 ),
                 sensible(
                     default,
@@ -105,7 +120,7 @@ class PagedAttention(Template):
 
     def default(self, node: Node, sizes: Sizes, target: Target) -> Config:
         """``default_tiles``, those for prefill."""
-        tiles = default_tiles(problem_of(node), target, PREFILL)
+        tiles = self.tiles(problem_of(node), target)
         assert tiles is not None, "what the template takes has a default"
         return config_of(tiles)
 
@@ -128,16 +143,16 @@ class PagedAttention(Template):
         dims = p.head_dim + p.value_dim
         padded = block(p.head_dim) + block(p.value_dim)
         q_and_out = tokens * p.heads * dims * size
-        walked = groups * sum(seen) * tiles.block_n * dims * size
-        resident = target.shared_memory_per_sm // (shared_bytes(p, tiles) + 1024)
+        walked = groups * sum(seen) * tiles.block_n * key_bytes(p)
+        resident = target.shared_memory_per_sm // (self.shared(p, tiles) + 1024)
         return Work(
-            dram_bytes=float(q_and_out + tokens * p.kv_heads * dims * size),
+            dram_bytes=float(q_and_out + tokens * p.kv_heads * key_bytes(p)),
             l2_bytes=float(q_and_out + walked),
             flops=2.0 * groups * sum(seen) * tiles.block_m * (tiles.block_n + _STEP_KEYS) * padded,
             dtype=str(node.dtype.torch).removeprefix("torch."),
             programs=blocks * groups,
             blocks_per_sm=max(1, min(resident, 2048 // (32 * tiles.num_warps))),
-            bytes_in_flight=float(max(1, tiles.num_stages - 1) * tiles.block_n * dims * size),
+            bytes_in_flight=float(max(1, tiles.num_stages - 1) * tiles.block_n * key_bytes(p)),
             steps=math.ceil(sum(seen) / blocks),
             stages=tiles.num_stages,
             warps=tiles.num_warps,
@@ -162,11 +177,12 @@ class PagedAttention(Template):
             ids = torch.randperm(pages, generator=generator, device=device)
             return ids[: shape[0] * shape[1]].view(*shape)
 
-        return {
+        made: dict[Node, Callable[[Sequence[int]], torch.Tensor]] = {
             tables: placed,
             lens: lambda _: begins.diff().to(device),
             starts: lambda _: begins.to(device),
         }
+        return made | cached(node, generator)
 
 
 def prefill_sizes(node: Node, tokens: int = TOKENS) -> Sizes:

@@ -19,13 +19,13 @@ from .beside_library import is_library
 from .linear import gemm_of, gemv_of
 from .problems import (
     ATTENTION,
-    DECODE,
     GEMM,
     GEMV,
-    PREFILL,
     QUANT_GEMM,
     QUANT_GEMV,
     WALKS,
+    decode_of,
+    prefill_of,
     token_sizes,
 )
 from .template import Sizes, Template
@@ -108,12 +108,13 @@ class Choices:
 
     def decode(self, node: Node, sequences: int) -> paged_decode_tiles.Tiles | None:
         """The cut of decode attention over up to ``sequences`` of them."""
-        config = self.config(DECODE, node, decode.mixed_sizes(node, sequences, self.max_model_len))
+        sizes = decode.mixed_sizes(node, sequences, self.max_model_len)
+        config = self.config(decode_of(node), node, sizes)
         return None if config is None else decode.tiles_of(config)
 
     def prefill(self, node: Node) -> paged_attention_tiles.Tiles | None:
         """The cut of attention over more tokens than sequences."""
-        config = self.config(PREFILL, node, attention.prefill_sizes(node))
+        config = self.config(prefill_of(node), node, attention.prefill_sizes(node))
         return None if config is None else attention.tiles_of(config)
 
     def walk(self, node: Node) -> Cut | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
+from types import ModuleType
 
 import torch
 
@@ -27,14 +28,13 @@ from ..kernels.paged_decode_tiles import (
     Tiles,
     block_rows,
     default_tiles,
-    fits,
     num_splits,
     pages_are_looked_up,
     shared_bytes,
 )
 from ..source import KernelSource
 from .lengths import longest, mean_length, mixed_lengths, most_pages
-from .paged import head_facts
+from .paged import cached, head_facts, key_bytes, scaled_facts
 from .problem import layouts_of
 from .template import Contents, Facts, Sizes, Template, int_, power_range, sensible, with_default
 
@@ -70,18 +70,32 @@ class PagedDecode(Template):
         part=3.42e-6,
         accumulator=0.0189,
     )
-    modules = (paged_decode, paged_decode_kernel, paged_decode_tiles, paged_attention_tiles)
+    modules: tuple[ModuleType, ...] = (
+        paged_decode,
+        paged_decode_kernel,
+        paged_decode_tiles,
+        paged_attention_tiles,
+    )
     copies = 8
+    op = "paged_attention"
 
     def takes(self, node: Node) -> bool:
-        """A ``paged_attention`` without ``query_start`` that the kernel computes."""
-        if node.op != "paged_attention" or node.args[5] is not None:
+        """A call of the op without ``query_start`` that the kernel computes."""
+        if node.op != self.op or node.args[5] is not None:
             return False
         return Problem.of(node, layouts_of(node)) is not None
 
     def serves(self, node: Node, target: Target) -> bool:
         """Also some tile fits the target."""
-        return self.takes(node) and default_tiles(problem_of(node), target) is not None
+        return self.takes(node) and self.tiles(problem_of(node), target) is not None
+
+    def tiles(self, problem: Problem, target: Target) -> Tiles | None:
+        """``default_tiles`` of the kernel."""
+        return default_tiles(problem, target)
+
+    def shared(self, problem: Problem, tiles: Tiles) -> int:
+        """``shared_bytes`` of the kernel."""
+        return shared_bytes(problem, tiles)
 
     def facts(self, node: Node, sizes: Sizes) -> Facts:
         """Heads, head dims, page, what is added to scores; batch, context and its use."""
@@ -89,6 +103,7 @@ class PagedDecode(Template):
         page, capacity = _room(node, sizes)
         return (
             *head_facts(p),
+            *scaled_facts(node),
             ("page_size", page),
             ("sequences", evaluate(p.num_seqs, sizes)),
             ("context", capacity),
@@ -113,7 +128,7 @@ class PagedDecode(Template):
             (
                 Constraint(
                     "what the block's shared memory holds",
-                    lambda c: fits(p, tiles_of(c), target),
+                    lambda c: self.shared(p, tiles_of(c)) <= target.shared_memory_per_block,
                 ),
                 sensible(
                     default,
@@ -126,7 +141,7 @@ class PagedDecode(Template):
     def default(self, node: Node, sizes: Sizes, target: Target) -> Config:
         """``default_tiles``."""
         p = problem_of(node)
-        tiles = default_tiles(p, target)
+        tiles = self.tiles(p, target)
         assert tiles is not None, "what the template takes has a default"
         return config_of(replace(tiles, by_page=pages_are_looked_up(p, tiles)))
 
@@ -141,20 +156,20 @@ class PagedDecode(Template):
         What a program walks is a split of the longest sequence.
         """
         p, tiles = problem_of(node), tiles_of(config)
-        batch, size = evaluate(p.num_seqs, sizes), node.dtype.bytes
+        batch = evaluate(p.num_seqs, sizes)
         page, capacity = _room(node, sizes)
         context = longer = float(capacity)
         if not sizes.get(FULL):
             context = mean_length(page, capacity)
             longer = max(context, longest(batch, page, capacity))
         context, longer = (min(keys, p.window or keys) for keys in (context, longer))
-        a_key = (p.head_dim + p.value_dim) * size
+        a_key = key_bytes(p)
         kv = batch * context * p.kv_heads * a_key
         splits = evaluate(num_splits(p, tiles, target), sizes)
         rows = batch * p.kv_heads * p.head_chunks
         used = min(splits, math.ceil(context / tiles.least / tiles.block_n))
         partial = 8.0 * rows * used * block_rows(p) * p.value_dim if used > 1 else 0.0
-        resident = target.shared_memory_per_sm // (shared_bytes(p, tiles) + 1024)
+        resident = target.shared_memory_per_sm // (self.shared(p, tiles) + 1024)
         return Work(
             dram_bytes=kv,
             l2_bytes=kv + partial,
@@ -199,7 +214,11 @@ class PagedDecode(Template):
             value[used] = ids[: int(counts.sum())]
             return value
 
-        return {tables: placed, lens: lambda _: torch.tensor(lengths, device=device)}
+        made: dict[Node, Callable[[Sequence[int]], torch.Tensor]] = {
+            tables: placed,
+            lens: lambda _: torch.tensor(lengths, device=device),
+        }
+        return made | cached(node, generator)
 
 
 def mixed_sizes(node: Node, sequences: int, capacity: int | None, page_size: int = 16) -> Sizes:
@@ -215,7 +234,7 @@ def mixed_sizes(node: Node, sequences: int, capacity: int | None, page_size: int
     instead of a larger one.
     """
     p, page = problem_of(node), _page(node, page_size)
-    a_page = page * p.kv_heads * (p.head_dim + p.value_dim) * node.dtype.bytes
+    a_page = page * p.kv_heads * key_bytes(p)
     wanted = next((c for c in CAPACITIES if capacity is not None and capacity <= c), CAPACITIES[-1])
     rooms = [c for c in reversed(CAPACITIES) if c <= wanted]
     fitting = (c for c in rooms if most_pages(sequences, page, c) * a_page <= _MOST_BYTES)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ....ir.dtypes import DType
+from ....ir.node import Node
 from ..kernels.paged_attention_tiles import Problem
 from .template import Facts
 
@@ -22,3 +28,35 @@ def head_facts(problem: Problem, *further: str) -> Facts:
         ("head_dim", problem.head_dim),
         ("value_dim", problem.value_dim),
     )
+
+
+def scaled_facts(node: Node) -> Facts:
+    """What more attention over codes is asked for: their type. Nothing over numbers."""
+    scaled = node.op == "scaled_paged_attention"
+    return (("cache", str(node.operands[1].dtype)),) if scaled else ()
+
+
+def key_bytes(problem: Problem) -> int:
+    """Bytes of a key and its value in one KV head, scales counted."""
+    node = problem.node
+    scales = 2 * DType.F32.bytes if node.op == "scaled_paged_attention" else 0
+    return (problem.head_dim + problem.value_dim) * node.operands[1].dtype.bytes + scales
+
+
+def cached(node: Node, generator: torch.Generator) -> dict[Node, Callable[..., torch.Tensor]]:
+    """Contents of caches of codes: all codes alike, scales that leave numbers of about 1. Nothing
+    of caches of numbers.
+    """
+    if node.op != "scaled_paged_attention":
+        return {}
+    device = generator.device
+    largest = 127.0 if node.operands[1].dtype is DType.I8 else 448.0
+
+    def uniform(shape: Sequence[int]) -> torch.Tensor:
+        return torch.rand(shape, generator=generator, device=device)
+
+    codes, scales = node.operands[1:3], node.operands[-2:]
+    made: dict[Node, Callable[..., torch.Tensor]] = {
+        cache: lambda shape: (2 * uniform(shape) - 1) * largest for cache in codes
+    }
+    return made | {cache: lambda shape: (uniform(shape) + 1) / largest for cache in scales}

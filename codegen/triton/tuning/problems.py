@@ -18,6 +18,7 @@ from .coded_linear import Coded, QuantGemm, QuantGemv
 from .decode import PagedDecode, mixed_sizes
 from .dense_attention import DenseAttention
 from .linear import BUCKETS, LinearGemm, LinearGemv, problem_of
+from .scaled import ScaledAttention, ScaledDecode
 from .template import Sizes, Template
 from .tunable import KernelTunable
 from .walks import Elementwise, Rows, row_sizes
@@ -25,6 +26,8 @@ from .walks import Elementwise, Rows, row_sizes
 GEMV, GEMM = LinearGemv(), LinearGemm()
 QUANT_GEMV, QUANT_GEMM = QuantGemv(), QuantGemm()
 DECODE, PREFILL, ATTENTION = PagedDecode(), PagedAttention(), DenseAttention()
+DECODES = (DECODE, ScaledDecode())
+PREFILLS = (PREFILL, ScaledAttention())
 WALKS = (Rows(), Elementwise())
 
 
@@ -48,6 +51,16 @@ def problems_of(
     return list(found.values())
 
 
+def decode_of(node: Node) -> PagedDecode:
+    """The template for sequences of one token each, by what the cache holds."""
+    return next(template for template in DECODES if template.op == node.op)
+
+
+def prefill_of(node: Node) -> PagedAttention:
+    """The template for any mix of tokens, by what the cache holds."""
+    return next(template for template in PREFILLS if template.op == node.op)
+
+
 def token_sizes(node: Node, tokens: int) -> Sizes:
     """The sizes of a linear, over numbers or codes, for so many tokens."""
     coded = Coded.of(node)
@@ -65,11 +78,11 @@ def _pairs(
                 if max_sequences is None or size == BUCKETS[0] or size // 2 < max_sequences:
                     yield gemm, token_sizes(node, size)
             return
-    if DECODE.serves(node, target):
+    if any(template.serves(node, target) for template in DECODES):
         for size in buckets(max_sequences):
-            yield DECODE, mixed_sizes(node, size, max_model_len)
-    elif PREFILL.serves(node, target):
-        yield PREFILL, prefill_sizes(node)
+            yield decode_of(node), mixed_sizes(node, size, max_model_len)
+    elif any(template.serves(node, target) for template in PREFILLS):
+        yield prefill_of(node), prefill_sizes(node)
     elif ATTENTION.takes(node):
         yield ATTENTION, {}
     else:

@@ -8,6 +8,7 @@ from .coded_linear import QuantGemm, QuantGemv
 from .decode import PagedDecode
 from .dense_attention import DenseAttention
 from .linear import LinearGemm, LinearGemv
+from .scaled import ScaledAttention, ScaledDecode
 from .template import Template
 from .walks import Elementwise, Rows
 
@@ -18,6 +19,8 @@ TEMPLATES: tuple[Template, ...] = (
     QuantGemm(),
     PagedDecode(),
     PagedAttention(),
+    ScaledDecode(),
+    ScaledAttention(),
     DenseAttention(),
     Rows(),
     Elementwise(),

@@ -115,9 +115,9 @@ def _caches(runner: ProgramRunner, lm: LMConfig, setting: StepSetting) -> dict[s
             type_, kind = program.buffers[name], name.rstrip("0123456789")
             if (kind, str(type_)) not in shared:
                 sizes = [int(str(known.get(str(s), s))) for s in type_.shape]
-                shared[kind, str(type_)] = torch.empty(
-                    sizes, dtype=type_.dtype.torch, device=runner.device
-                ).normal_()
+                numbers = torch.float32 if type_.dtype.bytes == 1 else type_.dtype.torch
+                values = torch.empty(sizes, dtype=numbers, device=runner.device).normal_()
+                shared[kind, str(type_)] = values.to(type_.dtype.torch)
             found[name] = shared[kind, str(type_)]
     return found
 

@@ -15,6 +15,8 @@ from house.tree import ROOT
 KERNELS = Path("codegen/triton/kernels")
 NAMED = ("append_kv", "linear", "paged_attention", "paged_decode", "quant_linear", "sample")
 UNTUNED = frozenset({"quant_linear"})  # has a default, in the tiles of linear, and no space yet
+OVER_CODES = {"scaled_attention": "paged_attention", "scaled_decode": "paged_decode"}
+"""Kernels cut as others are, whose space, default and benchmark (--cache-dtype) are theirs."""
 
 
 def stems(root: Path) -> list[str]:
@@ -59,13 +61,22 @@ def spaces(stem: str) -> list[tuple[ModuleType, object]]:
 
 @pytest.mark.quick
 def test_the_templates_are_found() -> None:
-    assert stems(ROOT) == sorted(NAMED)
+    assert stems(ROOT) == sorted({*NAMED, *OVER_CODES})
 
 
 @pytest.mark.quick
 @pytest.mark.parametrize("stem", NAMED)
 def test_each_template_is_whole(stem: str) -> None:
     assert missing(ROOT, stem) == ["SPACE"] * (stem in UNTUNED)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("stem", OVER_CODES)
+def test_each_over_codes_has_a_test_and_the_others_benchmark(stem: str) -> None:
+    plain = OVER_CODES[stem]
+    assert missing(ROOT, stem) == ["SPACE", "a default", f"benchmarks/bench_{stem}.py"]
+    assert missing(ROOT, plain) == []
+    assert "--cache-dtype" in (ROOT / f"benchmarks/bench_{plain}.py").read_text("utf-8")
 
 
 @pytest.mark.parametrize("stem", sorted({*NAMED} - UNTUNED))

@@ -79,6 +79,16 @@ def prefill_call() -> Node:
     return paged_forms.ragged_call(shape)
 
 
+def scaled_call(node: Node, codes: DType) -> Node:
+    """The same over codes."""
+    args = list(node.args)
+    for place in (1, 2):
+        cache = args[place]
+        args[place] = input_node(f"codes_{place}", TensorType(codes, cache.shape))
+        args.append(input_node(f"scales_{place}", TensorType(DType.F32, (*cache.shape[:-1], 1))))
+    return make("scaled_paged_attention", *args, **dict(node.attrs))
+
+
 def attention_call() -> Node:
     """Causal attention of grouped heads whose k and v are slices of one buffer, with a mask."""
     q = input_node("q", TensorType(DType.BF16, (2, 8, 24, 64)))
@@ -95,11 +105,20 @@ CASES = {
     "quant_linear_gemm": (lambda: coded_call(True), {"B": 24}),
     "paged_decode": (decode_call, {"B": 4, "M": 8, "N": 40}),
     "paged_attention": (prefill_call, {"T": 100, "B": 2, "M": 4, "N": 9, "P": 16}),
+    "scaled_decode": (
+        lambda: scaled_call(decode_call(), DType.F8E4M3),
+        {"B": 4, "M": 8, "N": 40},
+    ),
+    "scaled_attention": (
+        lambda: scaled_call(prefill_call(), DType.I8),
+        {"T": 100, "B": 2, "M": 4, "N": 9, "P": 16},
+    ),
     "rows": (lambda: walk_forms.norm_call(8192), {"T": 32}),
     "elementwise": (lambda: walk_forms.gated_call(2048), {"T": 32}),
     "attention": (attention_call, {}),
 }
 KERNELS = [name for name in CASES if name != "attention"]  # of the libraries alone
+COMPILED = [name for name in KERNELS if not name.startswith("scaled")]  # cut as the plain ones are
 
 
 def tunable(name: str) -> KernelTunable:
@@ -223,7 +242,7 @@ def test_every_config_has_a_kernel_a_prior_and_a_class(name: str) -> None:
         assert one.numerics(config)
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", COMPILED)
 def test_configs_are_compiled_and_those_that_spill_or_do_not_fit_are_refused(name: str) -> None:
     one = tunable(name)
     configs = [one.default, *list(one.space.configs())[:: one.space.count() // 4]]
@@ -231,6 +250,21 @@ def test_configs_are_compiled_and_those_that_spill_or_do_not_fit_are_refused(nam
     assert isinstance(found[one.default], Ready) and set(found) == set(configs)
     digests = {r.digest for r in found.values() if isinstance(r, Ready)}
     assert len(digests) > 1
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", ["scaled_decode", "scaled_attention"])
+def test_a_problem_names_the_codes_of_its_cache(name: str) -> None:
+    make_node = {"scaled_decode": decode_call, "scaled_attention": prefill_call}[name]
+    sizes = CASES[name][1]
+    keys = [
+        KernelTunable.of(template_named(name), scaled_call(make_node(), codes), sizes, H100).key
+        for codes in (DType.F8E4M3, DType.I8)
+    ]
+    assert keys[0].differences(keys[1]) == ("problem.cache",)
+    plain = template_named({"scaled_decode": "paged_decode"}.get(name, "paged_attention"))
+    assert not plain.takes(scaled_call(make_node(), DType.I8))
+    assert "cache" not in dict(KernelTunable.of(plain, make_node(), sizes, H100).key.problem)
 
 
 def test_a_cut_that_spills_is_refused_in_words() -> None:
