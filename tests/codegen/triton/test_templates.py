@@ -13,8 +13,12 @@ import pytest
 from house.tree import ROOT
 
 KERNELS = Path("codegen/triton/kernels")
-NAMED = ("append_kv", "linear", "paged_attention", "paged_decode", "quant_linear", "sample")
-UNTUNED = frozenset({"quant_linear"})  # has a default, in the tiles of linear, and no space yet
+NAMED = (
+    *("append_kv", "linear", "paged_attention", "paged_decode"),
+    *("quant_linear", "sample", "scaled_linear"),
+)
+LIKE_LINEAR = frozenset({"quant_linear", "scaled_linear"})
+"""Kernels with defaults of their own in the tiles of linear, whose fields their space names too."""
 OVER_CODES = {"scaled_attention": "paged_attention", "scaled_decode": "paged_decode"}
 """Kernels cut as others are, whose space, default and benchmark (--cache-dtype) are theirs."""
 
@@ -67,7 +71,7 @@ def test_the_templates_are_found() -> None:
 @pytest.mark.quick
 @pytest.mark.parametrize("stem", NAMED)
 def test_each_template_is_whole(stem: str) -> None:
-    assert missing(ROOT, stem) == ["SPACE"] * (stem in UNTUNED)
+    assert missing(ROOT, stem) == ["SPACE"] * (stem in LIKE_LINEAR)
 
 
 @pytest.mark.quick
@@ -79,7 +83,7 @@ def test_each_over_codes_has_a_test_and_the_others_benchmark(stem: str) -> None:
     assert "--cache-dtype" in (ROOT / f"benchmarks/bench_{plain}.py").read_text("utf-8")
 
 
-@pytest.mark.parametrize("stem", sorted({*NAMED} - UNTUNED))
+@pytest.mark.parametrize("stem", sorted({*NAMED} - LIKE_LINEAR))
 def test_a_space_names_fields_of_tiles_and_has_no_value_twice(stem: str) -> None:
     ((module, space),) = spaces(stem)
     tiles = [
