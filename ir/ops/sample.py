@@ -42,7 +42,8 @@ def _sample_type(
         raise ill_typed("sample", "logits [R, V] of floats, V at least 1", logits)
     given = (temperature, top_k, top_p, min_p, uniform)
     for (name, dtype), found in zip(_PARAMETERS.items(), given, strict=True):
-        if found != TensorType(dtype, logits.shape[:1]):
+        widened = dtype is DType.F32 and found.dtype is logits.dtype is DType.F64
+        if found != TensorType(DType.F64 if widened else dtype, logits.shape[:1]):
             raise ill_typed("sample", f"{name} {dtype}[{logits.shape[0]}]", found)
     return TensorType(DType.I64, logits.shape[:1])
 
