@@ -20,6 +20,7 @@ from ..formats.weights import Weight, apply_weight
 from ..ir.dims import is_name
 from ..ir.graph import Graph
 from ..passes.driver import PassRecord
+from ..passes.heads import GQA, HeadPlan
 from ..passes.quantize import Recipe
 from ..passes.schemes import QuantConfig
 from ..runtime.engine import CausalLMEngine, Engine, ModuleEngine, runs_here, start
@@ -31,6 +32,8 @@ from .capture_types import Captured
 from .compile_checks import Checks
 from .compile_report import make_report
 from .graphs import CacheKind, lower_graphs, pass_graphs
+from .heads.plan import make_heads
+from .heads.report import heads_report
 from .hf_model import capture_causal_lm, meta_causal_lm
 from .lowering import lower, output_structure
 from .lowering.symbols import Sizes
@@ -68,6 +71,7 @@ def compile(
     target: str | Target = "auto",
     backend: str = "auto",
     quantize: str | QuantConfig | None = None,
+    attention: str | GQA | None = None,
     kv_cache: str | KVCacheConfig | None = "auto",
     dtype: str | torch.dtype = "auto",
     max_model_len: int | None = None,
@@ -90,6 +94,8 @@ def compile(
         backend: "auto", "triton", "onnxruntime" or "eager".
         quantize: of the linears: "int8-weight", "int8", "fp8", "fp8-tensor", "fp8-block",
             "fp8-weight", "int4" or a QuantConfig; the last product and embeddings stay.
+        attention: "mqa", "gqa:GROUPS" or a GQA: KV heads become fewer, before anything is
+            quantized; the report says what that cost.
         kv_cache: "auto", "paged", "static", a KVCacheConfig; None compiles a causal LM as a plain
             module. A plain nn.Module becomes a causal LM too if its only example input is token ids
             i64[1, S], dynamic_shapes is None, and it gives logits [1, S, V] over their vocabulary,
@@ -125,6 +131,7 @@ def compile(
         target=target,
         backend=backend,
         quantize=quantize,
+        attention=attention,
         kv_cache=kv_cache,
         dtype=dtype,
         max_model_len=max_model_len,
@@ -265,10 +272,15 @@ def _finish(
     """
     cache = None if limit is None else options.cache
     backend = get_backend(options.backend)
-    recipe = phases.run("calibrate", 0.41, lambda: make_recipe(graph, source, options, limit))
-    checks = Checks(source, options, backend, limit, recipe)
+    heads = phases.run("heads", 0.405, lambda: make_heads(graph, source, options.heads, limit))
+    recipe = phases.run(
+        "calibrate", 0.41, lambda: make_recipe(graph, source, options, limit, heads)
+    )
+    checks = Checks(source, options, backend, limit, recipe, heads)
     if effort_of(options.tune).measures and not options.deterministic:
-        phases.run("tune", 0.42, lambda: _tune(graph, cache, backend, options, limit, recipe))
+        phases.run(
+            "tune", 0.42, lambda: _tune(graph, cache, backend, options, limit, recipe, heads)
+        )
     phases.run("verify", 0.45, checks.on_one_of_each_layer)
     passed = phases.run(
         "passes",
@@ -282,6 +294,7 @@ def _finish(
             options.page_size,
             options.deterministic,
             recipe,
+            heads,
         ),
     )
     lowered = phases.run(
@@ -298,7 +311,8 @@ def _finish(
         ),
     )
     phases.run("check", 0.85, lambda: checks.of_programs(passed, lowered, samples))
-    quality = phases.run("assess", 0.87, lambda: quality_of(graph, source, recipe, limit))
+    quality = phases.run("assess", 0.87, lambda: quality_of(graph, source, recipe, limit, heads))
+    fewer = phases.run("assess heads", 0.89, lambda: heads_report(graph, source, heads, limit))
     final, general = passed.final, lowered.general
     image = EngineImage(
         graph.name,
@@ -310,7 +324,15 @@ def _finish(
         {name: weight for name, weight in final.weights.items() if name in lowered.weights},
         _texts(graph, passed.records),
         make_report(
-            source, captured, passed, lowered, phases.seconds, checks.largest_error, recipe, quality
+            source,
+            captured,
+            passed,
+            lowered,
+            phases.seconds,
+            checks.largest_error,
+            recipe,
+            quality,
+            fewer,
         ),
         decode=None
         if lowered.decode is None
@@ -326,12 +348,13 @@ def _tune(
     options: CompileOptions,
     limit: int | None,
     recipe: Recipe | None,
+    heads: HeadPlan | None,
 ) -> None:
     """Measures what the store does not know of the kernels of all graphs."""
     from .tuning import tune_graphs  # brings the templates, and with them Triton
 
     page = options.page_size
-    passed = pass_graphs(graph, cache, backend, "off", None, page, recipe=recipe)
+    passed = pass_graphs(graph, cache, backend, "off", None, page, recipe=recipe, heads=heads)
     tune_graphs(passed.decode, passed.final, options, limit)
 
 

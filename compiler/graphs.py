@@ -17,6 +17,7 @@ from ..passes.base import Pass
 from ..passes.cache_samples import adapt_to_pages, adapt_to_slots
 from ..passes.driver import PassRecord, VerifyLevel, run_passes
 from ..passes.fuse import FUSE
+from ..passes.heads import HeadPlan
 from ..passes.one_token import takes_one_token
 from ..passes.pipeline import decode_pipeline, pipeline
 from ..passes.quantize import Recipe
@@ -88,16 +89,18 @@ def pass_graphs(
     page_size: int,
     deterministic: bool = False,
     recipe: Recipe | None = None,
+    heads: HeadPlan | None = None,
 ) -> Passed:
     """Runs the pipelines, each pass checked as ``run_passes`` does.
 
-    A ``recipe`` says which linears are quantized, and how. A ``deterministic`` model has no decode
-    graph: a step alone and a step among others are one graph's, and one set of kernels'.
+    A ``recipe`` says which linears are quantized, and how; ``heads`` which KV heads become one. A
+    ``deterministic`` model has no decode graph: a step alone and a step among others are one
+    graph's, and one set of kernels'.
 
     Raises:
         VerificationError: a pass whose result is ill-formed or computes something else.
     """
-    steps = pipeline(cache, backend.fuses, deterministic, recipe)
+    steps = pipeline(cache, backend.fuses, deterministic, recipe, heads)
     loaded: dict[Weight, torch.Tensor] = {}
     final, records = run_passes(captured, steps, level=level, samples=samples, loaded=loaded)
     fork = _before_fusion(captured, steps, records)

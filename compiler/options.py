@@ -13,6 +13,7 @@ from ..autotune.store import Store
 from ..codegen.base import KVCacheKind, backend_names, get_backend
 from ..errors import UnsupportedError, UsageError
 from ..passes.driver import VerifyLevel
+from ..passes.heads import GQA, resolve_heads
 from ..passes.schemes import QuantConfig, resolve_config
 from ..settings import current
 from ..targets import Target
@@ -64,6 +65,7 @@ class CompileOptions:
         memory_fraction: of the device's memory that an engine may take.
         tune: what may be spent on measuring kernels.
         quantize: how linears are quantized, resolved; None for not at all.
+        heads: how KV heads become fewer, resolved; None for not at all.
     """
 
     target: Target
@@ -81,6 +83,7 @@ class CompileOptions:
     memory_fraction: float = 0.9
     tune: str | TuneConfig = "cached"
     quantize: QuantConfig | None = None
+    heads: GQA | None = None
 
     @property
     def records(self) -> Store | None:
@@ -105,6 +108,7 @@ def resolve_options(
     memory_fraction: float = 0.9,
     tune: str | TuneConfig = "cached",
     quantize: str | QuantConfig | None = None,
+    attention: str | GQA | None = None,
 ) -> CompileOptions:
     """Checks the options that a user gave, and fills in what "auto" means here.
 
@@ -147,6 +151,7 @@ def resolve_options(
         float(memory_fraction),
         _tune(tune, device, name, deterministic),
         None if quantize is None else resolve_config(quantize, device),
+        resolve_heads(attention),
     )
 
 

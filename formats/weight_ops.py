@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .weight_heads import MAPPED
 from .weight_packed import PACKED
 from .weight_quant import QUANTIZING
 
@@ -256,7 +257,7 @@ WEIGHT_OPS: Mapping[str, WeightOp] = {
     **{name: WeightOp(name, _unary(function), False, True) for name, function in _UNARY.items()},
     **{
         name: WeightOp(name, made, result=result)
-        for name, (made, result) in {**QUANTIZING, **PACKED}.items()
+        for name, (made, result) in {**QUANTIZING, **PACKED, **MAPPED}.items()
     },
 }
 """Every load-time operation by name."""

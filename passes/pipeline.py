@@ -11,6 +11,7 @@ from .fold_weights import FOLD_WEIGHTS
 from .fuse import FUSE
 from .fuse_append import FUSE_APPEND
 from .fuse_linears import FUSE_LINEARS
+from .heads import HeadPlan, heads_pass
 from .keep_codes import KEEP_CODES
 from .kv_cache import PAGED_CACHE, SLOT_CACHE
 from .merge_projections import MERGE_PROJECTIONS
@@ -35,6 +36,7 @@ def pipeline(
     fuses: bool = False,
     deterministic: bool = False,
     recipe: Recipe | None = None,
+    heads: HeadPlan | None = None,
 ) -> tuple[Pass, ...]:
     """The passes from a captured graph to one that backends lower.
 
@@ -45,19 +47,12 @@ def pipeline(
             see more in single ops.
         deterministic: whether products are computed by kernels of ours, row by row.
         recipe: of the linears to quantize; None for none.
+        heads: of the KV heads that become fewer; None for none.
     """
     return (
-        # One spelling for each value; what depends on weights alone becomes a weight.
-        CANONICALIZE,
-        FOLD_BUFFERS,
-        FOLD_WEIGHTS,
-        # What the arithmetic means.
-        RECOGNIZE_NORM,
-        RECOGNIZE_ROPE,
-        RECOGNIZE_GATED,
-        # After rope, below which some models repeat their KV heads.
-        RECOGNIZE_ATTENTION,
-        CANONICALIZE,
+        *recognizing(),
+        # While a layer's projections are linears of their own.
+        *((heads_pass(heads),) if heads else ()),
         # One sequence becomes ragged tokens of many, over a cache.
         *_CACHES[cache],
         # Fewer, larger matmuls.
@@ -71,6 +66,23 @@ def pipeline(
         *((FUSE_APPEND,) if fuses and cache == "paged" else ()),
         *((FUSE_LINEARS,) if fuses and deterministic else ()),
         *((FUSE,) if fuses else ()),
+    )
+
+
+def recognizing() -> tuple[Pass, ...]:
+    """The passes from a captured graph to one of ops that say what they mean."""
+    return (
+        # One spelling for each value; what depends on weights alone becomes a weight.
+        CANONICALIZE,
+        FOLD_BUFFERS,
+        FOLD_WEIGHTS,
+        # What the arithmetic means.
+        RECOGNIZE_NORM,
+        RECOGNIZE_ROPE,
+        RECOGNIZE_GATED,
+        # After rope, below which some models repeat their KV heads.
+        RECOGNIZE_ATTENTION,
+        CANONICALIZE,
     )
 
 

@@ -12,6 +12,7 @@ from ...errors import UsageError
 from .console import progress
 
 if TYPE_CHECKING:
+    from ...passes.heads import GQA
     from ...passes.schemes import QuantConfig
     from ...runtime.engine import CausalLMEngine, Engine
     from ...runtime.image import EngineImage
@@ -29,6 +30,14 @@ QuantizeOption = Annotated[
         metavar="SCHEME",
         help="Quantize the linears: int8-weight, int8, fp8, fp8-tensor, fp8-block, fp8-weight or "
         "int4; `tilewright quantize` has more options.",
+        show_default=False,
+    ),
+]
+AttentionOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="mqa|gqa:GROUPS",
+        help="Convert the model to so many KV heads (mqa: one); the report says what that cost.",
         show_default=False,
     ),
 ]
@@ -186,6 +195,7 @@ def compile_in_memory(
     memory_fraction: float = 0.9,
     tune: str = "cached",
     quantize: str | QuantConfig | None = None,
+    attention: str | GQA | None = None,
 ) -> EngineImage:
     """Compiles a model, with a progress bar; nothing is written."""
     from ..options import resolve_options
@@ -204,6 +214,7 @@ def compile_in_memory(
         memory_fraction=memory_fraction,
         tune=tune,
         quantize=quantize,
+        attention=attention,
     )
     if not Path(path).exists():
         raise UsageError(
