@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import combinations
 
 import pytest
@@ -10,8 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from head_layers import HEADS, HIDDEN, KINDS, LENGTH, WIDTH, attention_layer
 from tilewright.compiler.heads.fit import Freedom, fit, lost, roots_of, weights_within
 from tilewright.compiler.heads.grouping import distances, grouped
+from tilewright.compiler.heads.moments import moments_of_weights, moments_on_text
+from tilewright.compiler.heads.plan import plan_heads
+from tilewright.errors import CheckpointError
+from tilewright.formats import Held
+from tilewright.passes.heads import GQA, HeadSite, head_sites
 
 pytestmark = pytest.mark.quick
 
@@ -152,3 +159,41 @@ def test_twins_meet_and_ties_stay_neighbours():
         frozenset(pair) for pair in ((0, 4), (1, 3), (2, 5))
     }
     assert grouped(torch.ones(6, 6), 3) == tuple(range(6))
+
+
+def test_moments_on_text_are_those_of_keys_and_queries():
+    graph, x = attention_layer(KINDS["partial"]), _draw(8, 2, LENGTH, HIDDEN)
+    (site,) = head_sites(graph)
+    assert isinstance(site, HeadSite)
+    found = moments_on_text(graph, [site], [(row[None],) for row in x])[site.name]
+    loaded = {name: weight.load() for name, weight in graph.weights.items()}
+    rows = x.flatten(0, 1)
+    keys, queries, values = (
+        (rows @ loaded[f"{role}.weight"].T + loaded[f"{role}.bias"]).view(-1, HEADS, WIDTH)
+        for role in "kqv"
+    )
+    count = len(rows)
+    for moments, heads in ((found.keys, keys), (found.values, values)):
+        torch.testing.assert_close(moments, torch.einsum("tha,tjb->hajb", heads, heads) / count)
+    own = torch.einsum("tha,thb->hab", queries, queries) / count
+    torch.testing.assert_close(found.queries, own)
+    columns = loaded["o.weight"].view(HIDDEN, HEADS, WIDTH)
+    torch.testing.assert_close(found.outputs, torch.einsum("nha,nhb->hab", columns, columns))
+
+
+def test_query_heads_of_one_key_count_together():
+    graph = attention_layer(KINDS["gqa"])
+    (site,) = head_sites(graph)
+    assert isinstance(site, HeadSite)
+    found = moments_of_weights(graph, [site])[site.name]
+    queries = graph.weights["q.weight"].load().view(2, 2, WIDTH, HIDDEN)
+    wanted = torch.einsum("grak,grbk->gab", queries, queries)
+    torch.testing.assert_close(found.queries, wanted)
+
+
+def test_weights_that_are_not_finite_are_named():
+    graph = attention_layer(KINDS["mha"])
+    broken = graph.weights["v.weight"].load().clone()
+    broken[3, 3] = float("nan")
+    with pytest.raises(CheckpointError, match=re.escape("'v.weight'")):
+        plan_heads(graph.with_weights({"v.weight": Held(broken, "v")}), GQA(1))
