@@ -29,17 +29,16 @@ from ..runtime.structure import flatten
 from ..targets import Target
 from .capture import DynamicShapes, Examples, capture_module
 from .capture_types import Captured
+from .changes import costs_of, make_changes
 from .compile_checks import Checks
 from .compile_report import make_report
-from .graphs import CacheKind, lower_graphs, pass_graphs
-from .heads.plan import make_heads
-from .heads.report import heads_report
+from .graphs import CacheKind, LoweredGraphs, Passed, lower_graphs, pass_graphs
 from .hf_model import capture_causal_lm, meta_causal_lm
 from .lowering import lower, output_structure
 from .lowering.symbols import Sizes
 from .module_lm import capture_module_lm, example_ids, lower_module_lm
 from .options import DEFAULT_CONTEXT, CompileOptions, KVCacheConfig, resolve_options
-from .quantizing import computed_codes, make_recipe, quality_of
+from .quantizing import computed_codes
 from .sources import Source, open_source, source_tokenizer
 
 T = TypeVar("T")
@@ -272,9 +271,8 @@ def _finish(
     """
     cache = None if limit is None else options.cache
     backend = get_backend(options.backend)
-    heads = phases.run("heads", 0.405, lambda: make_heads(graph, source, options.heads, limit))
-    recipe = phases.run(
-        "calibrate", 0.41, lambda: make_recipe(graph, source, options, limit, heads)
+    heads, recipe = phases.run(
+        "calibrate", 0.41, lambda: make_changes(graph, source, options, limit)
     )
     checks = Checks(source, options, backend, limit, recipe, heads)
     if effort_of(options.tune).measures and not options.deterministic:
@@ -311,8 +309,9 @@ def _finish(
         ),
     )
     phases.run("check", 0.85, lambda: checks.of_programs(passed, lowered, samples))
-    quality = phases.run("assess", 0.87, lambda: quality_of(graph, source, recipe, limit, heads))
-    fewer = phases.run("assess heads", 0.89, lambda: heads_report(graph, source, heads, limit))
+    quality, fewer = phases.run(
+        "assess", 0.87, lambda: costs_of(graph, source, recipe, limit, heads)
+    )
     final, general = passed.final, lowered.general
     image = EngineImage(
         graph.name,
@@ -334,11 +333,15 @@ def _finish(
             quality,
             fewer,
         ),
-        decode=None
-        if lowered.decode is None
-        else DecodePart(lowered.decode.program, _texts(passed.fork, passed.decode_records)),
+        decode=_decode_part(passed, lowered),
     )
     return image, final
+
+
+def _decode_part(passed: Passed, lowered: LoweredGraphs) -> DecodePart | None:
+    if lowered.decode is None:
+        return None
+    return DecodePart(lowered.decode.program, _texts(passed.fork, passed.decode_records))
 
 
 def _tune(
