@@ -11,16 +11,29 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import tilewright as tw
 from cli_running import COMPILE, refused, run
+from tilewright.compiler.calibrate.recipe import plain_graph
 from tilewright.compiler.convert_heads import converted_model, export_gqa
 from tilewright.compiler.heads.plan import make_heads
 from tilewright.compiler.heads.report import heads_report
 from tilewright.compiler.hf_model import capture_causal_lm
 from tilewright.compiler.lowering import lower
-from tilewright.compiler.sources import open_source
+from tilewright.compiler.quality.compare import compare, graph_logits
+from tilewright.compiler.sample_model import sample_source
+from tilewright.compiler.sources import open_source, source_tokenizer
 from tilewright.errors import UnsupportedError, UsageError
 from tiny_models import PROMPTS, greedy, tiny_model
 
 IDS = torch.tensor([3, 50, 7, 111, 9, 120])
+HELD_OUT = """
+The lighthouse keeper counted the ships that passed each evening and wrote their names in a ledger,
+with the weather and the hour. In the spring of that year a schooner ran aground on the reef below
+the tower, and the crew of nine walked ashore at low tide, carrying the ship's cat, a chest of tea,
+and a clock that had stopped. They stayed until June. When the insurance company sent a surveyor, he
+found the hull dry and the holds empty, the sails folded in the church, and half the village
+drinking tea. Nobody could say where the cargo had gone, but the school had new desks of good oak,
+the doctor rode a better horse, and the clock in the tavern kept the time of a port eleven degrees
+to the east. The surveyor wrote a short report, stayed for supper, and was given the cat.
+"""
 OPTIONS = {"backend": "eager", "max_model_len": 64, "max_batch_size": 2}
 
 
@@ -167,3 +180,20 @@ def test_what_cannot_be_is_refused(model: PreTrainedModel):
         converted_model(tiny_model("gpt2"), "mqa")
     with pytest.raises(UsageError, match="a causal LM"):
         converted_model(torch.nn.Linear(2, 2), "mqa")
+
+
+def test_on_real_weights_least_squares_lose_less_than_the_mean(smollm2_gguf: Path):
+    """Two layers of SmolLM2, three KV heads to one, on a text that neither was fitted to."""
+    source = sample_source(open_source(smollm2_gguf))
+    assert source is not None
+    graph = lower(capture_causal_lm(source.module), "g", source.weights)
+    ids = source_tokenizer(source).encode(HELD_OUT)[:200]
+    base, found = graph_logits(plain_graph(graph)), {}
+    for method in ("svd", "mean"):
+        plan = make_heads(graph, source, tw.GQA(1, method, tokens=512), 256)
+        logits = graph_logits(plain_graph(graph, plan))
+        found[method] = compare(base, logits, ids, 200, 100).kl
+        errors = torch.tensor(list(plan.errors.values()))
+        found[f"{method} errors"] = errors.mean().item()
+    assert found["svd"] < found["mean"]
+    assert found["svd errors"] < found["mean errors"]
