@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import tilewright as tw
 from cli_running import COMPILE, refused, run
+from head_layers import KINDS, attention_layer
 from tilewright.compiler.calibrate.recipe import plain_graph
 from tilewright.compiler.convert_heads import converted_model, export_gqa
 from tilewright.compiler.heads.plan import make_heads
@@ -19,11 +21,13 @@ from tilewright.compiler.hf_model import capture_causal_lm
 from tilewright.compiler.lowering import lower
 from tilewright.compiler.quality.compare import compare, graph_logits
 from tilewright.compiler.sample_model import sample_source
-from tilewright.compiler.sources import open_source, source_tokenizer
+from tilewright.compiler.sources import Source, open_source, source_tokenizer
 from tilewright.errors import UnsupportedError, UsageError
+from tilewright.formats.weights import Held, Weight
 from tiny_models import PROMPTS, greedy, tiny_model
 
 IDS = torch.tensor([3, 50, 7, 111, 9, 120])
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "uptrain_gqa.py"
 HELD_OUT = """
 The lighthouse keeper counted the ships that passed each evening and wrote their names in a ledger,
 with the weather and the hour. In the spring of that year a schooner ran aground on the reef below
@@ -143,32 +147,33 @@ def test_folders_come_back(model: PreTrainedModel, pooled: PreTrainedModel, tmp_
         export_gqa(model, tmp_path / "few", "gqa:2")
 
 
-def test_the_shell_converts_and_shows(tiny_gguf: Path, tmp_path: Path):
-    made = run("compile", tiny_gguf, "-o", tmp_path / "e", "--attention", "mqa", *COMPILE)
-    assert made.exit_code == 0 and "layers that lost most" in made.stdout
+def test_the_shell_converts_measures_and_shows(tiny_gguf: Path, tmp_path: Path):
+    options = ("--scheme", "int8-weight", "--attention", "mqa", "--report", "--tokens", 300)
+    made = run("quantize", tiny_gguf, "-o", tmp_path / "e", *options, *COMPILE)
+    assert made.exit_code == 0, made.output
+    assert made.stdout.count("top-1 agreement") == 2 and "keys error" in made.stdout
     assert "1 KV heads, were 2" in run("inspect", tmp_path / "e").stdout
-    wrong = run("compile", tiny_gguf, "-o", tmp_path / "f", "--attention", "gqa", *COMPILE)
-    refused(wrong, "'mqa'")
-    export = ("--format", "compressed-tensors", "--scheme", "int8")
-    refused(
-        run("quantize", tiny_gguf, "-o", tmp_path / "f", "--attention", "mqa", *export),
-        "option --attention",
-    )
-
-
-def test_a_text_says_which_inputs_count(tiny_gguf: Path):
-    config = tw.GQA(1, tokens=512, report=True, report_tokens=600)
-    facts = tw.compile(tiny_gguf, attention=config, verify="structure", **OPTIONS).report()[
-        "attention"
-    ]
+    facts = tw.load(tmp_path / "e").report()["attention"]
     assert isinstance(facts, dict) and facts["text"] == "the package's"
     quality = facts["quality"]
-    assert quality["tokens"] == 599 and not quality["held_out"] and quality["kl"] > 0
+    assert quality["tokens"] == 299 and not quality["held_out"] and quality["kl"] > 0
+    wrong = run("compile", tiny_gguf, "-o", tmp_path / "f", "--attention", "gqa", *COMPILE)
+    refused(wrong, "'mqa'")
+    export = ("--format", "compressed-tensors", "--scheme", "int8", "--attention", "mqa")
+    refused(run("quantize", tiny_gguf, "-o", tmp_path / "f", *export), "option --attention")
 
 
-def test_what_cannot_be_is_refused(model: PreTrainedModel):
-    source = open_source(model)
-    graph = lower(capture_causal_lm(source.module), "g", source.weights)
+def test_the_example_uptrains(tiny_gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    text = Path(tw.__path__[0]) / "compiler" / "calibrate" / "text.txt"
+    main = runpy.run_path(str(EXAMPLE))["main"]
+    sizes = ("--steps", "2", "--batch", "2", "--length", "16")
+    main([str(tiny_gguf), "--text", str(text), *sizes, "-o", str(tmp_path / "few")])
+    assert "KV heads 2 -> 1" in capsys.readouterr().out
+    assert json.loads((tmp_path / "few" / "config.json").read_text())["num_key_value_heads"] == 1
+
+
+def test_what_cannot_be_is_refused():
+    graph, source = attention_layer(KINDS["mha"]), Source("module", "layer", torch.nn.Module(), {})
     with pytest.raises(UsageError, match="one of 1, 2, 4"):
         make_heads(graph, source, tw.GQA(3), 64)
     with pytest.raises(UnsupportedError, match="no tokenizer"):
@@ -186,7 +191,10 @@ def test_on_real_weights_least_squares_lose_less_than_the_mean(smollm2_gguf: Pat
     """Two layers of SmolLM2, three KV heads to one, on a text that neither was fitted to."""
     source = sample_source(open_source(smollm2_gguf))
     assert source is not None
-    graph = lower(capture_causal_lm(source.module), "g", source.weights)
+    # Read once, not for each run.
+    held: dict[Weight, Weight] = {w: Held(w.load(), "read") for w in {*source.weights.values()}}
+    weights = {name: held[weight] for name, weight in source.weights.items()}
+    graph = lower(capture_causal_lm(source.module), "g", weights)
     ids = source_tokenizer(source).encode(HELD_OUT)[:200]
     base, found = graph_logits(plain_graph(graph)), {}
     for method in ("svd", "mean"):
