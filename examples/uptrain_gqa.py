@@ -20,16 +20,16 @@ import tilewright as tw
 from tilewright.compiler.convert_heads import converted_model
 from tilewright.compiler.sources import open_source, source_tokenizer
 
-MEASURED = 4096  # tokens, at most
-
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, help="a Hugging Face folder or a .gguf file")
     parser.add_argument("--groups", type=int, default=1, help="KV heads that are left")
-    parser.add_argument("--method", default="svd", help="svd or mean")
+    parser.add_argument("--method", choices=("svd", "mean"), help="by default svd")
     parser.add_argument("--text", type=Path, required=True, help="to train and measure on")
+    parser.add_argument("--tokens", type=int, default=4096, help="that heads are fitted to")
+    parser.add_argument("--measure", type=int, default=4096, help="tokens to measure on, at most")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch", type=int, default=4, help="sequences a step")
     parser.add_argument("--length", type=int, default=256, help="tokens of each")
@@ -90,13 +90,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     assert tokenizer is not None and source.config is not None
     ids = tokenizer.encode(args.text.read_text(encoding="utf-8"))
     cut = len(ids) * 9 // 10
-    held_out = ids[cut : cut + MEASURED]
+    held_out = ids[cut : cut + args.measure]
     # As many heads as there are: the model as it is.
     teacher, _ = converted_model(args.model, tw.GQA(source.config.num_key_value_heads, tokens=0))
     before = perplexity(teacher, held_out, args.length)
-    model, facts = converted_model(args.model, tw.GQA(args.groups, args.method))
+    model, facts = converted_model(args.model, tw.GQA(args.groups, args.method, tokens=args.tokens))
     after = perplexity(model, held_out, args.length)
-    print(f"KV heads {facts['kv_heads_before']} -> {facts['kv_heads']}, by {args.method}")
+    print(f"KV heads {facts['kv_heads_before']} -> {facts['kv_heads']}, by {facts['method']}")
     print(f"perplexity {before:.2f} before, {after:.2f} converted", flush=True)
     uptrain(model, teacher, torch.tensor(ids[:cut]), args)
     model.eval()

@@ -82,6 +82,7 @@ def plan_heads(
         UsageError: groups that do not divide the KV heads.
         UnsupportedError: attention whose heads cannot be converted.
     """
+    config = replace(config, method=config.method or ("svd" if samples else "mean"))
     sites = _changing(graph, config.groups)
     if samples:
         moments = moments_on_text(graph, sites, samples, advance)
@@ -151,7 +152,7 @@ class _Side:
         pools, turns, loss, whole = [], [], 0.0, 0.0
         for members in torch.tensor(order).view(config.groups, -1):
             own, weight = self.moments[members][:, :, members], costs[members]
-            found = fit(own, weight, self.freedom, config.method, config.align)
+            found = fit(own, weight, self.freedom, str(config.method), config.align)
             pools.append(found.pool.flatten(1))
             turns.append(found.turns)
             part, total = lost(own, weight, found)

@@ -21,7 +21,8 @@ class GQA:
         groups: KV heads that are left, a divisor of those that a model has.
         method: "svd": keys and values of least squares that the heads of a group share, each head
             reading them through a map of its own; "mean": the mean of a group's heads (Ainslie et
-            al., 2305.13245).
+            al., 2305.13245); None for "svd" where activations are looked at, else "mean": least
+            squares of weights alone lose more.
         align: whether "mean" first turns heads towards each other, which alone loses nothing.
             "svd" contains it.
         regroup: whether heads that are alike share; else neighbours do.
@@ -36,7 +37,7 @@ class GQA:
     """
 
     groups: int
-    method: str = "svd"
+    method: str | None = None
     align: bool = True
     regroup: bool = True
     calibrate: str | Path | None = None
@@ -65,8 +66,8 @@ def resolve_heads(attention: object) -> GQA | None:
     for name in ("align", "regroup", "report"):
         if type(getattr(found, name)) is not bool:
             raise _wrong(f"GQA.{name}", getattr(found, name), "True or False")
-    if found.method not in METHODS:
-        raise _wrong("GQA.method", found.method, f"one of {', '.join(METHODS)}")
+    if found.method not in (*METHODS, None):
+        raise _wrong("GQA.method", found.method, f"one of {', '.join(METHODS)} or None")
     return found
 
 

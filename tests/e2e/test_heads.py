@@ -82,7 +82,7 @@ def _with_twins() -> PreTrainedModel:
 
 def test_heads_that_are_copies_convert_without_loss():
     twins = _with_twins()
-    found, facts = converted_model(twins, "gqa:2")
+    found, facts = converted_model(twins, tw.GQA(2, "svd"))
     assert [layer["order"] for layer in facts["layers"]] == [[0, 3, 1, 2]] * 2
     assert all(layer["keys_error"] < 1e-3 for layer in facts["layers"])
     with torch.no_grad():

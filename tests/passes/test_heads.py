@@ -208,3 +208,9 @@ def test_the_option():
 def test_a_wrong_option_is_refused(attention: object):
     with pytest.raises(UsageError):
         resolve_heads(attention)
+
+
+def test_the_method_follows_from_what_is_known():
+    graph = attention_layer(KINDS["mha"])
+    assert plan_heads(graph, GQA(2)).config.method == "mean"
+    assert plan_heads(graph, GQA(2), [(X,)]).config.method == "svd"
