@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .autotune.effort import TuneConfig
     from .compiler.api import compile
     from .compiler.options import KVCacheConfig
+    from .passes.heads.config import GQA
     from .passes.schemes.config import QuantConfig
     from .runtime.engine import Engine, load
     from .runtime.output import Completion
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 _HOME = {  # public name → the module that defines it
     "compile": ".compiler.api",
     "KVCacheConfig": ".compiler.options",
+    "GQA": ".passes.heads.config",
     "QuantConfig": ".passes.schemes.config",
     "Engine": ".runtime.engine",
     "load": ".runtime.engine",
@@ -36,6 +38,7 @@ _HOME = {  # public name → the module that defines it
 }
 
 __all__ = [
+    "GQA",
     "Completion",
     "Engine",
     "KVCacheConfig",

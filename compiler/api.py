@@ -20,6 +20,7 @@ from ..formats.weights import Weight, apply_weight
 from ..ir.dims import is_name
 from ..ir.graph import Graph
 from ..passes.driver import PassRecord
+from ..passes.heads import GQA, HeadPlan
 from ..passes.quantize import Recipe
 from ..passes.schemes import QuantConfig
 from ..runtime.engine import CausalLMEngine, Engine, ModuleEngine, runs_here, start
@@ -28,15 +29,16 @@ from ..runtime.structure import flatten
 from ..targets import Target
 from .capture import DynamicShapes, Examples, capture_module
 from .capture_types import Captured
+from .changes import costs_of, make_changes
 from .compile_checks import Checks
 from .compile_report import make_report
-from .graphs import CacheKind, lower_graphs, pass_graphs
+from .graphs import CacheKind, LoweredGraphs, Passed, lower_graphs, pass_graphs
 from .hf_model import capture_causal_lm, meta_causal_lm
 from .lowering import lower, output_structure
 from .lowering.symbols import Sizes
 from .module_lm import capture_module_lm, example_ids, lower_module_lm
 from .options import DEFAULT_CONTEXT, CompileOptions, KVCacheConfig, resolve_options
-from .quantizing import check_stored, computed_codes, keeps_codes, make_recipe, quality_of
+from .quantizing import check_stored, computed_codes, keeps_codes
 from .sources import Source, open_source, source_tokenizer
 
 T = TypeVar("T")
@@ -68,6 +70,7 @@ def compile(
     target: str | Target = "auto",
     backend: str = "auto",
     quantize: str | QuantConfig | None = None,
+    attention: str | GQA | None = None,
     kv_cache: str | KVCacheConfig | None = "auto",
     dtype: str | torch.dtype = "auto",
     max_model_len: int | None = None,
@@ -92,6 +95,8 @@ def compile(
             "fp8-weight", "int4" or a QuantConfig; the last product and embeddings stay. Of a
             checkpoint in codes (GGUF, or quantized by others) "stored" keeps them, as None does,
             and "expanded" makes numbers of them.
+        attention: "mqa", "gqa:GROUPS" or a GQA: KV heads become fewer, before anything is
+            quantized; the report says what that cost.
         kv_cache: "auto", "paged", "static", or a KVCacheConfig, which also sizes pages and keeps
             keys and values in 8 bits (dtype="fp8", "int8"); None compiles a causal LM as a plain
             module. A plain nn.Module becomes a causal LM too if its only example input is token ids
@@ -128,6 +133,7 @@ def compile(
         target=target,
         backend=backend,
         quantize=quantize,
+        attention=attention,
         kv_cache=kv_cache,
         dtype=dtype,
         max_model_len=max_model_len,
@@ -269,10 +275,14 @@ def _finish(
     """
     cache = None if limit is None else options.cache
     backend = get_backend(options.backend)
-    recipe = phases.run("calibrate", 0.41, lambda: make_recipe(graph, source, options, limit))
-    checks = Checks(source, options, backend, limit, recipe)
+    heads, recipe = phases.run(
+        "calibrate", 0.41, lambda: make_changes(graph, source, options, limit)
+    )
+    checks = Checks(source, options, backend, limit, recipe, heads)
     if effort_of(options.tune).measures and not options.deterministic:
-        phases.run("tune", 0.42, lambda: _tune(graph, cache, backend, options, limit, recipe))
+        phases.run(
+            "tune", 0.42, lambda: _tune(graph, cache, backend, options, limit, recipe, heads)
+        )
     phases.run("verify", 0.45, checks.on_one_of_each_layer)
     passed = phases.run(
         "passes",
@@ -288,6 +298,7 @@ def _finish(
             recipe,
             options.stored,
             options.codes,
+            heads,
         ),
     )
     lowered = phases.run(
@@ -304,7 +315,9 @@ def _finish(
         ),
     )
     phases.run("check", 0.85, lambda: checks.of_programs(passed, lowered, samples))
-    quality = phases.run("assess", 0.87, lambda: quality_of(graph, source, recipe, limit))
+    quality, fewer = phases.run(
+        "assess", 0.87, lambda: costs_of(graph, source, recipe, limit, heads)
+    )
     final, general = passed.final, lowered.general
     image = EngineImage(
         graph.name,
@@ -316,13 +329,25 @@ def _finish(
         {name: weight for name, weight in final.weights.items() if name in lowered.weights},
         _texts(graph, passed.records),
         make_report(
-            source, captured, passed, lowered, phases.seconds, checks.largest_error, recipe, quality
+            source,
+            captured,
+            passed,
+            lowered,
+            phases.seconds,
+            checks.largest_error,
+            recipe,
+            quality,
+            fewer,
         ),
-        decode=None
-        if lowered.decode is None
-        else DecodePart(lowered.decode.program, _texts(passed.fork, passed.decode_records)),
+        decode=_decode_part(passed, lowered),
     )
     return image, final
+
+
+def _decode_part(passed: Passed, lowered: LoweredGraphs) -> DecodePart | None:
+    if lowered.decode is None:
+        return None
+    return DecodePart(lowered.decode.program, _texts(passed.fork, passed.decode_records))
 
 
 def _tune(
@@ -332,6 +357,7 @@ def _tune(
     options: CompileOptions,
     limit: int | None,
     recipe: Recipe | None,
+    heads: HeadPlan | None,
 ) -> None:
     """Measures what the store does not know of the kernels of all graphs."""
     from .tuning import tune_graphs  # brings the templates, and with them Triton
@@ -347,6 +373,7 @@ def _tune(
         recipe=recipe,
         stored=options.stored,
         codes=options.codes,
+        heads=heads,
     )
     tune_graphs(passed.decode, passed.final, options, limit)
 

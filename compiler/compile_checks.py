@@ -13,6 +13,7 @@ from ..codegen.triton.interpreted import can_interpret
 from ..ir.graph import Graph, param_name
 from ..ir.interpreter import interpret
 from ..passes.driver import VerifyLevel
+from ..passes.heads import HeadPlan
 from ..passes.quantize import Recipe
 from ..runtime.runner import ProgramRunner
 from ..targets import Target
@@ -37,6 +38,7 @@ class Checks:
         backend: whose Program is compared.
         limit: longest sequence of a causal LM, None for plain modules.
         recipe: of the linears that are quantized.
+        heads: of the KV heads that become fewer.
 
     Attributes:
         level: what is left for the passes over the whole model to check.
@@ -51,8 +53,9 @@ class Checks:
         backend: Backend,
         limit: int | None,
         recipe: Recipe | None = None,
+        heads: HeadPlan | None = None,
     ) -> None:
-        self.recipe = recipe
+        self.recipe, self.heads = recipe, heads
         self.source, self.options, self.backend, self.limit = source, options, backend, limit
         self.level = options.verify
         self.largest_error: float | None = None
@@ -77,7 +80,17 @@ class Checks:
         def passed_at(level: VerifyLevel) -> Passed:
             stored = self.options.stored
             return pass_graphs(
-                graph, cache, self.backend, level, ids, page_size, exact, self.recipe, stored, codes
+                graph,
+                cache,
+                self.backend,
+                level,
+                ids,
+                page_size,
+                exact,
+                self.recipe,
+                stored,
+                codes,
+                self.heads,
             )
 
         passed = passed_at("structure")
@@ -91,7 +104,8 @@ class Checks:
             most,
             self.options.records,
         )
-        key = check_key(passed.graphs, lowered, cut.weights)
+        # Maps of heads are in memory: no key stands for them.
+        key = None if self.heads else check_key(passed.graphs, lowered, cut.weights)
         error = remembered(key)
         if error is None:
             with ThreadPoolExecutor(1) as beside:  # most of the other's work is in processes

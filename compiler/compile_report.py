@@ -27,6 +27,7 @@ def make_report(
     largest_error: float | None,
     recipe: Recipe | None = None,
     quality: Quality | None = None,
+    heads: dict[str, Json] | None = None,
 ) -> dict[str, Json]:
     """The report that `Engine.report()` gives and ``report.json`` holds.
 
@@ -36,7 +37,8 @@ def make_report(
     counts), ``decode_calls`` likewise (none where decode steps have no Program of their own),
     ``fallbacks`` (notes of the backend), ``aten`` (calls that run as torch defines them),
     ``largest_error`` (relative, of a pass or a Program), ``parameters``, ``weight_bytes``,
-    ``quantization`` and ``stored_quantization`` (compiler/quantizing.py; None without).
+    ``quantization`` and ``stored_quantization`` (compiler/quantizing.py; None without),
+    ``attention`` (what became of the heads: compiler/heads/report.py; None where they stay).
     """
     graph, general, decode = passed.final, lowered.general, lowered.decode
     weights = [graph.weights[param_name(node)] for node in graph.params]
@@ -64,6 +66,7 @@ def make_report(
         "weight_bytes": sum(n * w.dtype.itemsize for n, w in zip(sizes, weights, strict=True)),
         "quantization": None if recipe is None else quantization_facts(passed, recipe, quality),
         "stored_quantization": stored_facts(passed, source, recipe),
+        "attention": heads,
     }
 
 

@@ -17,6 +17,7 @@ from ..ir.graph import Graph, Weight
 from ..passes.base import Pass
 from ..passes.cache_samples import adapt_to_pages, adapt_to_slots
 from ..passes.driver import PassRecord, VerifyLevel, run_passes
+from ..passes.heads import HeadPlan
 from ..passes.one_token import takes_one_token
 from ..passes.open_rows import OPEN_ROWS
 from ..passes.pipeline import decode_pipeline, pipeline
@@ -91,17 +92,19 @@ def pass_graphs(
     recipe: Recipe | None = None,
     stored: str | None = None,
     codes: DType | None = None,
+    heads: HeadPlan | None = None,
 ) -> Passed:
     """Runs the pipelines, each pass checked as ``run_passes`` does.
 
     A ``recipe`` says which linears are quantized, and how; ``stored`` what becomes of codes that
-    the checkpoint has (pipeline); ``codes`` what a paged cache holds. A ``deterministic`` model has
-    no decode graph: a step alone and a step among others are one graph's, and one set of kernels'.
+    the checkpoint has (pipeline); ``codes`` what a paged cache holds; ``heads`` which KV heads
+    become one. A ``deterministic`` model has no decode graph: a step alone and a step among others
+    are one graph's, and one set of kernels'.
 
     Raises:
         VerificationError: a pass whose result is ill-formed or computes something else.
     """
-    steps = pipeline(cache, backend.fuses, deterministic, recipe, stored, codes)
+    steps = pipeline(cache, backend.fuses, deterministic, recipe, stored, codes, heads)
     loaded: dict[Weight, torch.Tensor] = {}
     final, records = run_passes(captured, steps, level=level, samples=samples, loaded=loaded)
     fork = _before_fusion(captured, steps, records)

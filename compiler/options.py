@@ -14,6 +14,7 @@ from ..codegen.base import KVCacheKind, backend_names, get_backend
 from ..errors import UnsupportedError, UsageError
 from ..ir.dtypes import DType
 from ..passes.driver import VerifyLevel
+from ..passes.heads import GQA, resolve_heads
 from ..passes.schemes import STORED, QuantConfig, resolve_config
 from ..settings import current
 from ..targets import Target
@@ -76,6 +77,7 @@ class CompileOptions:
         stored: what becomes of weights that the checkpoint holds in codes: "float" and "int8" keep
             them and say what their products compute in, "expanded" makes numbers of them; None
             where the user says nothing.
+        heads: how KV heads become fewer, resolved; None for not at all.
     """
 
     target: Target
@@ -95,6 +97,7 @@ class CompileOptions:
     tune: str | TuneConfig = "cached"
     quantize: QuantConfig | None = None
     stored: str | None = None
+    heads: GQA | None = None
 
     @property
     def records(self) -> Store | None:
@@ -119,6 +122,7 @@ def resolve_options(
     memory_fraction: float = 0.9,
     tune: str | TuneConfig = "cached",
     quantize: str | QuantConfig | None = None,
+    attention: str | GQA | None = None,
 ) -> CompileOptions:
     """Checks the options that a user gave, and fills in what "auto" means here.
 
@@ -165,6 +169,7 @@ def resolve_options(
         _tune(tune, device, name, deterministic),
         scheme,
         stored,
+        resolve_heads(attention),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 
@@ -15,12 +14,13 @@ from ..formats.prequantized import CODES
 from ..formats.weights import Stored, Weight, weight_leaves
 from ..ir.graph import Graph, param_name
 from ..passes.expressions import expressions
+from ..passes.heads import HeadPlan
 from ..passes.keep_codes import KEEP_CODES, expanded_weights, kept_linears
 from ..passes.quantize import Recipe, linears_to_quantize
 from ..passes.schemes import QuantConfig
 from ..targets import Target
 from .calibrate.recipe import calibrate, needs_samples, plain_graph
-from .calibrate.text import calibration_samples, encode_text
+from .calibrate.text import calibration_samples, measured_text
 from .graphs import Passed
 from .options import CompileOptions
 from .quality.report import Quality, assess
@@ -30,7 +30,11 @@ _GRID_GROUP = 32  # of ggml's 4-bit types
 
 
 def make_recipe(
-    captured: Graph, source: Source, options: CompileOptions, limit: int | None
+    captured: Graph,
+    source: Source,
+    options: CompileOptions,
+    limit: int | None,
+    heads: HeadPlan | None = None,
 ) -> Recipe | None:
     """What the options ask for, calibrated on text where the method needs it; None without
     quantization.
@@ -40,6 +44,7 @@ def make_recipe(
         source: the model.
         options: of the compile.
         limit: longest sequence of a causal LM, None for plain modules.
+        heads: of the KV heads that become fewer first.
 
     Raises:
         UnsupportedError: a method that needs text, for a model without a tokenizer; or a model
@@ -49,7 +54,7 @@ def make_recipe(
     config = options.quantize
     if config is None:
         return None
-    graph = plain_graph(captured)
+    graph = plain_graph(captured, heads)
     if not linears_to_quantize(graph, config):
         raise UnsupportedError(
             f"quantize={config.scheme!r} of {source.name}",
@@ -73,9 +78,14 @@ def make_recipe(
 
 
 def quality_of(
-    captured: Graph, source: Source, recipe: Recipe | None, limit: int | None
+    captured: Graph,
+    source: Source,
+    recipe: Recipe | None,
+    limit: int | None,
+    heads: HeadPlan | None = None,
 ) -> Quality | None:
-    """The quality of a quantized causal LM, where its configuration asks for it.
+    """The quality of a quantized causal LM, where its configuration asks for it: against the model
+    in numbers, whose ``heads`` are converted already.
 
     Raises:
         UnsupportedError: a model without a tokenizer.
@@ -84,17 +94,11 @@ def quality_of(
     if recipe is None or not recipe.config.report:
         return None
     config, tokenizer = recipe.config, source_tokenizer(source)
-    if limit is None or tokenizer is None:
-        raise UnsupportedError(
-            f"quality report of {source.name}",
-            expected="a causal LM with a tokenizer, to measure on text",
-            found="a plain module" if limit is None else "no tokenizer",
-            remedy="Compile a model folder or .gguf file, or leave the report out.",
-        )
-    ids = encode_text(tokenizer, config.report_text)[: config.report_tokens]
+    ids, text = measured_text(
+        source.name, tokenizer, limit, config.report_text, config.report_tokens
+    )
     calibrated = needs_samples(config) and config.calibrate == config.report_text
-    text = "the package's" if config.report_text is None else Path(config.report_text).name
-    return assess(plain_graph(captured), recipe, ids, text, not calibrated, limit)
+    return assess(plain_graph(captured, heads), recipe, ids, text, not calibrated, limit)
 
 
 def quantization_facts(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .weight_ggml import GGML
+from .weight_heads import MAPPED
 from .weight_packed import PACKED
 from .weight_quant import QUANTIZING
 
@@ -261,7 +262,7 @@ WEIGHT_OPS: Mapping[str, WeightOp] = {
     **{name: WeightOp(name, _unary(function), False, True) for name, function in _UNARY.items()},
     **{
         name: WeightOp(name, made, result=result)
-        for name, (made, result) in {**QUANTIZING, **PACKED, **GGML}.items()
+        for name, (made, result) in {**QUANTIZING, **PACKED, **GGML, **MAPPED}.items()
     },
 }
 """Every load-time operation by name."""

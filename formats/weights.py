@@ -22,11 +22,12 @@ from .checkpoint import Checkpoint
 from .made import Full, Random
 from .weight_base import HOST, Leaf, Placement, Weight
 from .weight_ggml import GGML
+from .weight_heads import MAPPED
 from .weight_ops import WEIGHT_OPS, AttrValue, show_value
 from .weight_packed import PACKED
 from .weight_quant import QUANTIZING, NotFiniteError
 
-FOLDABLE: frozenset[str] = frozenset(WEIGHT_OPS) - {*QUANTIZING, *PACKED, *GGML}
+FOLDABLE: frozenset[str] = frozenset(WEIGHT_OPS) - {*QUANTIZING, *PACKED, *GGML, *MAPPED}
 """Names of the operations of graphs that may be applied to weights ahead of time."""
 
 

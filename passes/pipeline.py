@@ -12,6 +12,7 @@ from .fold_weights import FOLD_WEIGHTS
 from .fuse import FUSE
 from .fuse_append import FUSE_APPEND
 from .fuse_linears import FUSE_LINEARS
+from .heads import HeadPlan, heads_pass
 from .keep_codes import KEEP_CODES, keep_codes_pass
 from .kv_cache import SLOT_CACHE, paged_cache_pass
 from .merge_projections import MERGE_PROJECTIONS
@@ -33,6 +34,7 @@ def pipeline(
     recipe: Recipe | None = None,
     stored: str | None = None,
     codes: DType | None = None,
+    heads: HeadPlan | None = None,
 ) -> tuple[Pass, ...]:
     """The passes from a captured graph to one that backends lower.
 
@@ -46,20 +48,13 @@ def pipeline(
         stored: what becomes of weights that a checkpoint holds in codes, where none is quantized:
             "expanded" makes numbers of them, "int8" lets their products round activations.
         codes: of a paged cache, i8 or f8e4m3; None for numbers.
+        heads: of the KV heads that become fewer; None for none.
     """
     caches = {None: (), "paged": (paged_cache_pass(codes),), "slot": (SLOT_CACHE,)}
     return (
-        # One spelling for each value; what depends on weights alone becomes a weight.
-        CANONICALIZE,
-        FOLD_BUFFERS,
-        FOLD_WEIGHTS,
-        # What the arithmetic means.
-        RECOGNIZE_NORM,
-        RECOGNIZE_ROPE,
-        RECOGNIZE_GATED,
-        # After rope, below which some models repeat their KV heads.
-        RECOGNIZE_ATTENTION,
-        CANONICALIZE,
+        *recognizing(),
+        # While a layer's projections are linears of their own.
+        *((heads_pass(heads),) if heads else ()),
         # One sequence becomes ragged tokens of many, over a cache.
         *caches[cache],
         # Fewer, larger matmuls.
@@ -80,6 +75,23 @@ def _keeping(stored: str | None) -> tuple[Pass, ...]:
     if stored == "expanded":
         return ()
     return (keep_codes_pass(DType.I8) if stored == "int8" else KEEP_CODES,)
+
+
+def recognizing() -> tuple[Pass, ...]:
+    """The passes from a captured graph to one of ops that say what they mean."""
+    return (
+        # One spelling for each value; what depends on weights alone becomes a weight.
+        CANONICALIZE,
+        FOLD_BUFFERS,
+        FOLD_WEIGHTS,
+        # What the arithmetic means.
+        RECOGNIZE_NORM,
+        RECOGNIZE_ROPE,
+        RECOGNIZE_GATED,
+        # After rope, below which some models repeat their KV heads.
+        RECOGNIZE_ATTENTION,
+        CANONICALIZE,
+    )
 
 
 def quantizing(recipe: Recipe) -> tuple[Pass, ...]:

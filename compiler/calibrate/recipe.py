@@ -9,6 +9,7 @@ import torch
 from ...formats.weights import Held, Weight
 from ...ir.graph import Graph
 from ...passes.driver import run_passes
+from ...passes.heads import HeadPlan
 from ...passes.keep_codes import KEEP_CODES
 from ...passes.pipeline import pipeline
 from ...passes.quantize import Recipe, check_skips, linears_to_quantize
@@ -29,11 +30,12 @@ def needs_samples(config: QuantConfig) -> bool:
     return config.method != "rtn" or SCHEMES[config.scheme].activations == "tensor"
 
 
-def plain_graph(captured: Graph) -> Graph:
+def plain_graph(captured: Graph, heads: HeadPlan | None = None) -> Graph:
     """A captured graph after the passes that come before quantization, but without a KV cache:
-    its weights have the names that those of the graph to quantize have, and are numbers.
+    its weights have the names that those of the graph to quantize have, and are numbers. ``heads``
+    become fewer in it.
     """
-    steps = [step for step in pipeline(None) if step is not KEEP_CODES]
+    steps = [step for step in pipeline(None, heads=heads) if step is not KEEP_CODES]
     return run_passes(captured, steps, level="off")[0]
 
 

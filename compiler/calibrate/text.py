@@ -6,12 +6,14 @@ from pathlib import Path
 
 import torch
 
-from ...errors import UsageError
+from ...errors import UnsupportedError, UsageError
 from ...formats.tokenizer import Tokenizer
 from ...passes.schemes import QuantConfig
 
 SAMPLE_TOKENS = 512
 """Tokens of a sample: long enough that most of its tokens have a context."""
+PACKAGE_TEXT = "the package's"
+"""What reports call the text that comes with the package."""
 LEAST_TOKENS = 1024
 """A text with fewer says too little about any model."""
 
@@ -52,14 +54,56 @@ def encode_text(
 def calibration_samples(
     tokenizer: Tokenizer, config: QuantConfig, longest: int | None = None
 ) -> list[torch.Tensor]:
-    """Token ids [1, S] of ``config.tokens`` tokens at most, S being 512 or the model's limit.
+    """``text_samples`` as a configuration has them."""
+    return text_samples(tokenizer, config.calibrate, config.tokens, config.seed, longest)
+
+
+def text_samples(
+    tokenizer: Tokenizer,
+    path: str | Path | None,
+    tokens: int,
+    seed: int,
+    longest: int | None = None,
+) -> list[torch.Tensor]:
+    """Token ids [1, S] of ``tokens`` tokens at most, S being 512 or the model's limit.
 
     Samples do not overlap; which ones are taken, of a text that has more, the seed decides.
+
+    Raises:
+        UsageError: a text that cannot be read or is too short.
     """
-    ids = encode_text(tokenizer, config.calibrate)
+    ids = encode_text(tokenizer, path)
     length = min(SAMPLE_TOKENS, longest or SAMPLE_TOKENS)
     count = len(ids) // length
-    generator = torch.Generator().manual_seed(config.seed)
-    wanted = min(count, max(config.tokens // length, 1))
+    generator = torch.Generator().manual_seed(seed)
+    wanted = min(count, max(tokens // length, 1))
     chosen = torch.randperm(count, generator=generator)[:wanted].sort().values.tolist()
     return [torch.tensor([ids[i * length : (i + 1) * length]]) for i in chosen]
+
+
+def measured_text(
+    model: str, tokenizer: Tokenizer | None, limit: int | None, path: str | Path | None, tokens: int
+) -> tuple[list[int], str]:
+    """Token ids of a text to measure a model on, ``tokens`` of them at most, and what the text is
+    called.
+
+    Args:
+        model: its name, for messages.
+        tokenizer: None where it has none.
+        limit: longest sequence of a causal LM, None for plain modules.
+        path: of the text; None for that of the package.
+        tokens: that are read at most.
+
+    Raises:
+        UnsupportedError: a plain module, or a model without a tokenizer.
+        UsageError: a text that cannot be read or is too short.
+    """
+    if limit is None or tokenizer is None:
+        raise UnsupportedError(
+            f"quality report of {model}",
+            expected="a causal LM with a tokenizer, to measure on text",
+            found="a plain module" if limit is None else "no tokenizer",
+            remedy="Compile a model folder or .gguf file, or leave the report out.",
+        )
+    name = PACKAGE_TEXT if path is None else Path(path).name
+    return encode_text(tokenizer, path)[:tokens], name

@@ -10,6 +10,7 @@ import typer
 from ...errors import UsageError
 from .console import out, print_json, progress
 from .options import (
+    AttentionOption,
     BackendOption,
     BatchOption,
     CacheDtypeOption,
@@ -41,6 +42,7 @@ def compile_model(
     target: TargetOption = "auto",
     backend: BackendOption = "auto",
     quantize: QuantizeOption = None,
+    attention: AttentionOption = None,
     kv_cache: CacheOption = "auto",
     kv_cache_dtype: CacheDtypeOption = "auto",
     dtype: DtypeOption = "auto",
@@ -67,6 +69,7 @@ def compile_model(
         target=target,
         backend=backend,
         quantize=quantize,
+        attention=attention,
         kv_cache=kv_cache,
         kv_cache_dtype=kv_cache_dtype,
         dtype=dtype,
@@ -118,11 +121,15 @@ def _facts(image: EngineImage) -> dict[str, object]:
 
 
 def _print_summary(image: EngineImage, output: Path) -> None:
+    from ..heads.table import heads_tables
     from ..inspect.facts import fallback_lines, headline
     from .tables import facts_table
 
     console = out()
     console.print(facts_table(headline(image)))
+    if isinstance(heads := image.report.get("attention"), dict):
+        for table in heads_tables(heads):
+            console.print(table)
     for line in fallback_lines(image):
         console.print(f"  note: {line}", style="yellow", markup=False)
     console.print(f'engine written; try: tilewright generate {output} "Hello"', markup=False)

@@ -12,6 +12,7 @@ from ...errors import UsageError
 from .console import progress
 
 if TYPE_CHECKING:
+    from ...passes.heads import GQA
     from ...passes.schemes import QuantConfig
     from ...runtime.engine import CausalLMEngine, Engine
     from ...runtime.image import EngineImage
@@ -30,6 +31,14 @@ QuantizeOption = Annotated[
         help="Quantize the linears: int8-weight, int8, fp8, fp8-tensor, fp8-block, fp8-weight or "
         "int4; stored or expanded for what MODEL has in codes. `tilewright quantize` has more "
         "options.",
+        show_default=False,
+    ),
+]
+AttentionOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="mqa|gqa:GROUPS",
+        help="Convert the model to so many KV heads (mqa: one); the report says what that cost.",
         show_default=False,
     ),
 ]
@@ -194,6 +203,7 @@ def compile_in_memory(
     memory_fraction: float = 0.9,
     tune: str = "cached",
     quantize: str | QuantConfig | None = None,
+    attention: str | GQA | None = None,
 ) -> EngineImage:
     """Compiles a model, with a progress bar; nothing is written."""
     from ..options import KVCacheConfig, resolve_options
@@ -212,6 +222,7 @@ def compile_in_memory(
         memory_fraction=memory_fraction,
         tune=tune,
         quantize=quantize,
+        attention=attention,
     )
     if not Path(path).exists():
         raise UsageError(

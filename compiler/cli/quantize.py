@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ...errors import UsageError
 from .compile import check_place
 from .console import out, print_json, progress
 from .options import (
+    AttentionOption,
     BackendOption,
     BatchOption,
     CacheDtypeOption,
@@ -91,6 +94,7 @@ def quantize_model(
     text: TextOption = None,
     tokens: Annotated[int, typer.Option(help="Tokens of it to measure on at most.")] = 4096,
     seed: Annotated[int, typer.Option(help="Picks the samples to calibrate with.")] = 0,
+    attention: AttentionOption = None,
     target: TargetOption = "auto",
     backend: BackendOption = "auto",
     dtype: DtypeOption = "auto",
@@ -103,6 +107,7 @@ def quantize_model(
     as_json: JsonOption = False,
 ) -> None:
     """Quantize MODEL into an engine, or into a folder for others, and say what it cost."""
+    from ...passes.heads import resolve_heads
     from ...passes.schemes import QuantConfig
     from ...runtime.folder import check_form, save_engine
     from ..options import wrong_option
@@ -125,7 +130,11 @@ def quantize_model(
         report_tokens=tokens,
         compute=compute,
     )
+    fewer = resolve_heads(attention)
+    if fewer is not None and config.report:
+        fewer = replace(fewer, report=True, report_text=text, report_tokens=tokens)
     if form != "engine":
+        _refuse_heads(attention)
         _export(model, output, config, as_json)
         return
     image = compile_in_memory(
@@ -134,6 +143,7 @@ def quantize_model(
         backend=backend,
         quantize=config,
         kv_cache_dtype=kv_cache_dtype,
+        attention=fewer,
         dtype=dtype,
         max_model_len=max_model_len,
         max_batch_size=max_batch_size,
@@ -143,6 +153,16 @@ def quantize_model(
         advance("writing weights", 0.0)
         save_engine(image, output, weights)
     _print(image, output, as_json)
+
+
+def _refuse_heads(attention: str | None) -> None:
+    if attention is not None:
+        raise UsageError(
+            f"option --attention {attention}",
+            expected="an engine to write: --format engine",
+            found="a folder for others",
+            remedy="Convert the heads first, with compiler.convert_heads.export_gqa.",
+        )
 
 
 def _export(model: str, output: Path, config: QuantConfig, as_json: bool) -> None:
@@ -169,8 +189,11 @@ def _print(image: EngineImage, output: Path, as_json: bool) -> None:
     facts, stored = image.report["quantization"], image.report["stored_quantization"]
     if as_json:
         own = {"quantization": facts} if facts else {"stored_quantization": stored}
-        print_json({"engine": str(output), **own})
+        heads = image.report.get("attention")
+        more = {} if heads is None else {"attention": heads}
+        print_json({"engine": str(output), **own, **more})
         return
+    from ..heads.table import heads_tables
     from ..quality.table import quantization_tables
 
     console = out()
@@ -179,4 +202,7 @@ def _print(image: EngineImage, output: Path, as_json: bool) -> None:
             console.print(table)
     elif isinstance(stored, dict):
         console.print(f"{stored['linears']} linears keep the codes of {stored['method']}")
+    if isinstance(heads := image.report.get("attention"), dict):
+        for table in heads_tables(heads):
+            console.print(table)
     console.print(f'engine written; try: tilewright generate {output} "Hello"', markup=False)

@@ -19,6 +19,7 @@ from ...ir.schema import schema
 from ...runtime.executor import CACHE_PREFIXES
 from ...runtime.image import EngineImage
 from ...targets import Target
+from ..heads.table import heads_line
 
 FREE = frozenset({"reshape", "item"})  # a view, in every backend
 
@@ -139,6 +140,7 @@ def headline(image: EngineImage) -> list[tuple[str, str]]:
         *_decode_line(report),
         *_tuning_line(image),
         *_quantization_line(report),
+        *heads_line(report),
         ("weights", f"{number(report.get('parameters'))} parameters, {size(weight_bytes(image))}"),
     ]
     if image.lm is not None:

@@ -1,0 +1,34 @@
+"""What a compile changes of a model on purpose: fewer KV heads first, codes after that."""
+
+from __future__ import annotations
+
+from ..codegen.program import Json
+from ..ir.graph import Graph
+from ..passes.heads import HeadPlan
+from ..passes.quantize import Recipe
+from .heads.plan import make_heads
+from .heads.report import heads_report
+from .options import CompileOptions
+from .quality.report import Quality
+from .quantizing import make_recipe, quality_of
+from .sources import Source
+
+
+def make_changes(
+    graph: Graph, source: Source, options: CompileOptions, limit: int | None
+) -> tuple[HeadPlan | None, Recipe | None]:
+    """What becomes of the KV heads and, with these, of the linears; errors as ``make_heads`` and
+    ``make_recipe`` have them.
+    """
+    heads = make_heads(graph, source, options.heads, limit)
+    return heads, make_recipe(graph, source, options, limit, heads)
+
+
+def costs_of(
+    graph: Graph, source: Source, recipe: Recipe | None, limit: int | None, heads: HeadPlan | None
+) -> tuple[Quality | None, dict[str, Json] | None]:
+    """The quality after quantization, and the report on heads; None where nothing was changed, or
+    the quality not asked for.
+    """
+    quality = quality_of(graph, source, recipe, limit, heads)
+    return quality, heads_report(graph, source, heads, limit)
