@@ -2,12 +2,13 @@
 their bytes take to read.
 
     python benchmarks/bench_quant_linear.py [--tokens 1,8,32,64,128] [--shapes qkv,o,gate_up,down]
-        [--schemes int4,int8,fp8,w8a8,w8a8-int8,w8a8-block] [--compile-only] [-o lines.jsonl]
+        [--schemes int4,w4a8,int8,fp8,w8a8,w8a8-int8,w8a8-block] [--compile-only] [-o lines.jsonl]
 
 Each line is the time of a product with its norm and epilogue in a CUDA graph, over copies of the
 weights that together are several times the L2, and the bytes of codes, scales and x over it as a
 share of the measured read rate. Each is held against float64 of what the codes stand for first; of
-"w8a8" x is rounded to codes too, and the library's product of codes alone stands beside.
+"w8a8" x is rounded to codes too, and the library's product of codes alone stands beside. Of "w4a8"
+the kernel may round x, and float64 has it as it was: that error is the scheme's.
 ``--compile-only`` needs no GPU: registers and spills of each launch.
 """
 
@@ -24,8 +25,7 @@ from bench_linear import ROTATED_BYTES, SHAPES, TARGET, Shape, node_of
 from graph_timing import read_rate, report, seconds_of
 
 from tilewright.codegen.triton.aot import compile_sources
-from tilewright.codegen.triton.kernels.quant_linear import emit_quant_linear
-from tilewright.codegen.triton.kernels.scaled_linear import emit_scaled_linear
+from tilewright.codegen.triton.candidates import KERNELS
 from tilewright.codegen.triton.launch import LaunchedKernel
 from tilewright.codegen.triton.layout import dense
 from tilewright.codegen.triton.package import KernelPackage
@@ -48,7 +48,7 @@ WORST = 2e-2  # deviation, relative to the largest magnitude: bfloat16's results
 @dataclass(frozen=True)
 class Scheme:
     """Codes and their scales: by groups of columns, or by rows where ``group`` is 0; ``rounds``
-    where x is rounded to such too.
+    where x is rounded to such too, ``compute`` what the kernel may round it to.
     """
 
     codes: DType
@@ -57,6 +57,7 @@ class Scheme:
     usual: float
     rows: int = 1
     rounds: bool = False
+    compute: DType | None = None
 
     def shapes(self, rows: int, k: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Of the codes, and of the scales."""
@@ -66,6 +67,7 @@ class Scheme:
 
 SCHEMES = {
     "int4": Scheme(DType.U8, 128, DType.BF16, 4.0),
+    "w4a8": Scheme(DType.U8, 128, DType.BF16, 4.0, compute=DType.I8),
     "int8": Scheme(DType.I8, 0, DType.F32, 70.0),
     "fp8": Scheme(DType.F8E4M3, 0, DType.F32, 60.0),
     "w8a8": Scheme(DType.F8E4M3, 0, DType.F32, 60.0, rounds=True),
@@ -87,7 +89,8 @@ def quant_node(shape: Shape, scheme: Scheme) -> Node:
         if node.op == "input" and node.attr("name") == "weight":
             width = shape.k if scheme.codes is DType.U8 else None
             attrs = {"dtype": DType.BF16, "rows": scheme.rows, "group": scheme.group}
-            values[node] = make("dequantize", *parts, None, **attrs, width=width)
+            may = {"width": width, "compute": scheme.compute}
+            values[node] = make("dequantize", *parts, None, **attrs, **may)
             inputs += parts
         elif node.op == "input":
             values[node] = node
@@ -108,9 +111,8 @@ def quant_node(shape: Shape, scheme: Scheme) -> Node:
 def source_of(node: Node) -> KernelSource:
     """The default kernel."""
     layouts = tuple(dense(o.shape) for o in node.operands)
-    source = emit_scaled_linear(node, layouts, TARGET) or emit_quant_linear(node, layouts, TARGET)
-    assert source is not None
-    return source
+    found = (emit(node, layouts, TARGET) for emit in KERNELS["fused"])
+    return next(source for source in found if source is not None)
 
 
 class Contest:

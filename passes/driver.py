@@ -4,6 +4,7 @@ none of it.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -141,6 +142,7 @@ class _Checker:
         self.inputs: tuple[torch.Tensor, ...] = tuple(samples or ())
         self.outputs: tuple[torch.Tensor, ...] = ()
         self.loaded = loaded
+        self.kept: dict[Weight, torch.Tensor] = {}
 
     def start(self, graph: Graph) -> None:
         if self.structural:
@@ -192,10 +194,12 @@ class _Checker:
             weight = graph.weights[param_name(node)]
             if weight not in self.loaded:
                 self.loaded[weight] = weight.load()
-        weights = _Cast(graph, self.loaded)
+        weights = _Cast(graph, self.loaded, self.kept)
         live = {graph.weights[param_name(node)] for node in graph.params}
         for weight in self.loaded.keys() - live:
             del self.loaded[weight]
+        for weight in self.kept.keys() - live:
+            del self.kept[weight]
         given = [x.to(node.dtype.torch) for x, node in zip(inputs, graph.inputs, strict=True)]
         with torch.no_grad():
             return interpret(graph, given, weights)
@@ -203,12 +207,13 @@ class _Checker:
 
 @dataclass(frozen=True)
 class _Cast(Mapping[str, torch.Tensor]):
-    """Weights as a graph declares them, cast when they are asked for: a wider graph's would not fit
-    beside one another.
+    """Weights as a graph declares them, cast when they are asked for: a wider graph's may not fit
+    beside one another. Those for which there is room are ``kept`` for the next pass.
     """
 
     graph: Graph
     loaded: Mapping[Weight, torch.Tensor]
+    kept: dict[Weight, torch.Tensor]
 
     @cached_property
     def types(self) -> Mapping[str, torch.dtype]:
@@ -216,13 +221,32 @@ class _Cast(Mapping[str, torch.Tensor]):
         return {param_name(node): node.dtype.torch for node in self.graph.params}
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return self.loaded[self.graph.weights[name]].to(self.types[name])
+        weight, dtype = self.graph.weights[name], self.types[name]
+        found = self.kept.get(weight)
+        if found is not None and found.dtype is dtype:
+            return found
+        value = self.loaded[weight].to(dtype)
+        held = sum(other.nbytes for other in self.kept.values())
+        if value is not self.loaded[weight] and held + value.nbytes <= _KEPT_SHARE * _host_bytes():
+            self.kept[weight] = value
+        return value
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.types)
 
     def __len__(self) -> int:
         return len(self.types)
+
+
+_KEPT_SHARE = 0.25
+
+
+def _host_bytes() -> int:
+    """Memory of the machine; none where it does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0
 
 
 def rounds(graph: Graph) -> bool:

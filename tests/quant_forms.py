@@ -15,7 +15,7 @@ from tilewright.codegen.triton.layout import located
 from tilewright.ir.build import input_node, item, make
 from tilewright.ir.dtypes import DType
 from tilewright.ir.graph import Graph
-from tilewright.ir.node import Node
+from tilewright.ir.node import Attr, Node
 from tilewright.ir.ops.quant import blocks, packed_width
 from tilewright.ir.schema import schema
 
@@ -32,6 +32,7 @@ class QuantForm:
     rows: int = 1
     scale: DType = DType.F32
     zero: DType | None = None
+    compute: DType | None = None
 
     @property
     def shapes(self) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -41,10 +42,11 @@ class QuantForm:
         return (n, width), (blocks(n, self.rows), blocks(k, self.group))
 
     @property
-    def attrs(self) -> dict[str, int | None]:
+    def attrs(self) -> dict[str, Attr]:
         """Of ``dequantize``, but its type."""
         width = self.form.k if self.codes is DType.U8 else None
-        return {"rows": self.rows, "group": self.group, "width": width}
+        shape: dict[str, Attr] = {"rows": self.rows, "group": self.group, "width": width}
+        return {**shape, "compute": self.compute}
 
 
 def quant_body(form: QuantForm) -> Graph:
@@ -99,13 +101,44 @@ def quant_operands(
     bases, operands = operands_of(form.form, tokens, seed, device)
     plain = body_of(form.form)
     at = [str(node.attr("name")) for node in plain.inputs].index("weight")
-    parts = _parts(form, torch.Generator(device).manual_seed(seed + 1), device)
+    parts = _parts(form, _weights(seed, device), device)
     reference = schema("dequantize").reference
     codes, scale, *zero = parts
     attrs = {**form.attrs, "dtype": DType.F64}
     weight = reference(codes, scale.double(), *zero, **attrs)
     wanted = in_float64(plain, [*operands[:at], weight, *operands[at + 1 :]])
     return [*bases[:at], *parts, *bases[at + 1 :]], wanted
+
+
+def packed_operands(
+    form: QuantForm, group: int, tokens: int, seed: int = 0, device: str = "cpu"
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Buffers for the call's operands, and the result in float64 over rows of x rounded to int8 by
+    groups, as the type they come in has them.
+    """
+    bases, _ = quant_operands(form, tokens, seed, device)
+    _, operands = operands_of(form.form, tokens, seed, device)
+    names = [str(node.attr("name")) for node in body_of(form.form).inputs]
+    x, parts = _rows_of(form.form, operands), _parts(form, _weights(seed, device), device)
+    codes, scales = schema("quantize_rows").reference(x, dtype=DType.I8, group=group)
+    by = scales.double().repeat_interleave(group, -1)[:, : form.form.k]
+    codes_of_weight, scale, *zero = parts
+    attrs = {**form.attrs, "dtype": DType.F64}
+    weight = schema("dequantize").reference(codes_of_weight, scale.double(), *zero, **attrs)
+    product = (codes.double() * by) @ weight.T
+    return bases, _behind(form.form, operands, names, product)
+
+
+def _rows_of(form: Form, operands: list[torch.Tensor]) -> torch.Tensor:
+    """What is rounded: x, or what its norm makes of it."""
+    if form.norm == "none":
+        return operands[0]
+    scale = operands[1] if form.norm == "weight" else None
+    return schema("rms_norm").reference(operands[0], scale, eps=1e-5)
+
+
+def _weights(seed: int, device: str) -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed + 1)
 
 
 def _parts(form: QuantForm, generator: torch.Generator, device: str) -> list[torch.Tensor]:
@@ -205,11 +238,7 @@ def scaled_operands(
     plain = body_of(form.form)
     names = [str(node.attr("name")) for node in plain.inputs]
     at = names.index("weight")
-    parts = _parts(form.weight, torch.Generator(device).manual_seed(seed + 1), device)
-    x = operands[0]
-    if form.form.norm != "none":
-        scale = operands[1] if form.form.norm == "weight" else None
-        x = schema("rms_norm").reference(x, scale, eps=1e-5)
+    x, parts = _rows_of(form.form, operands), _parts(form.weight, _weights(seed, device), device)
     static = [torch.tensor([0.01], device=device)] if form.static else []
     reference = schema("quantize_rows").reference
     codes, scales = reference(x, *static, dtype=form.codes, group=form.group)
@@ -247,3 +276,20 @@ def scaled_forms(draw: st.DrawFn, large: bool = False) -> ScaledForm:
     static = group == 0 and draw(st.booleans())
     codes = draw(st.sampled_from([DType.F8E4M3, DType.I8]))
     return ScaledForm(form, codes, group, rows, static)
+
+
+@st.composite
+def packed_forms(draw: st.DrawFn, large: bool = False) -> QuantForm:
+    """4-bit codes in every form of a product that rounds x, by groups and by rows; widths need not
+    divide by groups. Norms are bfloat16's, as in ``scaled_forms``.
+    """
+    form = draw(forms(large))
+    if form.dtype is not DType.BF16:
+        form = replace(form, norm="none")
+    group = draw(st.sampled_from([32, 64, 128, 256, 0]))
+    if group == 0:
+        form = replace(form, k=-(-form.k // 8) * 8)
+    zero = draw(st.sampled_from([None, None, DType.U8, DType.F32]))
+    scale = draw(st.sampled_from([DType.F32, DType.BF16]))
+    rows = draw(st.sampled_from([1, 1, 0, 5]))
+    return QuantForm(form, DType.U8, group, rows, scale, zero, DType.I8)

@@ -10,6 +10,7 @@ from .generate import emit_fused
 from .kernels.append_kv import emit_append_kv
 from .kernels.linear import emit_invariant_linear, emit_linear
 from .kernels.linear_tiles import Cutting
+from .kernels.packed_linear import emit_invariant_packed_linear, emit_packed_linear
 from .kernels.paged_attention import emit_invariant_attention, emit_paged_attention
 from .kernels.paged_decode import emit_paged_decode
 from .kernels.quant_linear import emit_invariant_quant_linear, emit_quant_linear
@@ -21,7 +22,13 @@ from .moves import emit_copy, emit_kv_write, emit_rope
 from .source import Emit
 
 KERNELS: Mapping[str, tuple[Emit, ...]] = {
-    "fused": (emit_scaled_linear, emit_quant_linear, emit_linear, emit_fused),
+    "fused": (
+        emit_scaled_linear,
+        emit_packed_linear,
+        emit_quant_linear,
+        emit_linear,
+        emit_fused,
+    ),
     "append_kv": (emit_append_kv,),
     "scaled_append_kv": (emit_append_kv,),
     "paged_attention": (emit_paged_decode, emit_paged_attention),
@@ -43,6 +50,7 @@ neither takes runs as torch defines it, and is reported.
 def kernels_for(cutting: Cutting, cuts: Cuts | None = None) -> Mapping[str, tuple[Emit, ...]]:
     """``KERNELS``, decode products cut as ``cutting`` says, what else has a choice as ``cuts``."""
     scaled: Emit = partial(emit_scaled_linear, cutting=cutting)
+    packed: Emit = partial(emit_packed_linear, cutting=cutting)
     quantized: Emit = partial(emit_quant_linear, cutting=cutting)
     linear: Emit = partial(emit_linear, cutting=cutting)
     fused: Emit = partial(emit_fused, cuts=cuts)
@@ -52,7 +60,7 @@ def kernels_for(cutting: Cutting, cuts: Cuts | None = None) -> Mapping[str, tupl
     scaled_prefill: Emit = partial(emit_scaled_attention, cuts=cuts)
     return {
         **KERNELS,
-        "fused": (scaled, quantized, linear, fused),
+        "fused": (scaled, packed, quantized, linear, fused),
         "paged_attention": (decode, prefill),
         "scaled_paged_attention": (scaled_decode, scaled_prefill),
     }
@@ -62,6 +70,7 @@ INVARIANT: Mapping[str, tuple[Emit, ...]] = {
     **KERNELS,
     "fused": (
         emit_invariant_scaled_linear,
+        emit_invariant_packed_linear,
         emit_invariant_quant_linear,
         emit_invariant_linear,
         emit_fused,

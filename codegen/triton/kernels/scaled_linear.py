@@ -32,7 +32,7 @@ _CODED = (
     *("_coded", "_shared_rows", "_of_spans", "_nibbles", "_raised", "_span_sums", "_excess"),
     "_one_token_of_codes",
 )
-_OWN = ("_rounded", "_round_rows", "_tokens_of_both")
+_OWN = ("_rounded", "_normed_row", "_group_scales", "_round_rows", "_tokens_of_both")
 _ALONE = Hands()
 _THREAD_COLUMNS = 16  # of a row, that a thread rounds
 

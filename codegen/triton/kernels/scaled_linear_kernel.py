@@ -25,6 +25,50 @@ def _rounded(value, scale, LARGEST: tl.constexpr, WHOLE: tl.constexpr):
 
 
 @triton.jit
+def _normed_row(
+    x,
+    norm,
+    K: tl.constexpr,
+    NORM: tl.constexpr,
+    EPS: tl.constexpr,
+    STEPWISE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """x [K], or ``rms_norm(x, norm)``, as its element type has it: f32 [BLOCK_K], 0 behind K.
+    Waits for what was launched before.
+    """
+    ELEMENT: tl.constexpr = x.dtype.element_ty
+    k = tl.arange(0, BLOCK_K)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    if norm is not None:
+        weight = tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+    value = tl.load(x + k, mask=k < K, other=0.0).to(tl.float32)
+    if NORM:
+        value *= tl.rsqrt(tl.sum(value * value, axis=0) / K + EPS)
+        if STEPWISE:
+            value = value.to(ELEMENT).to(tl.float32)
+        if norm is not None:
+            value *= weight
+        value = value.to(ELEMENT).to(tl.float32)
+    return value
+
+
+@triton.jit
+def _group_scales(groups, LARGEST: tl.constexpr):
+    """The scale of each row of ``groups``, [R, 1]: NaN where a number of it is not finite, so that
+    all products with the group are.
+    """
+    size = tl.where(groups != groups, float("inf"), tl.abs(groups))
+    scale = tl.div_rn(tl.max(size, axis=1, keep_dims=True), LARGEST)
+    scale = tl.where(scale == 0.0, 1.0, scale)
+    return tl.where(scale == float("inf"), float("nan"), scale)
+
+
+@triton.jit
 def _round_rows(
     x,
     norm,
@@ -45,36 +89,18 @@ def _round_rows(
 ):
     """One row a program, of ``rms_norm(x, norm)`` where there is one: its codes to ``out`` [T, K],
     with their scales to ``scales``; or, where ``out`` is float32, what both stand for.
-
-    A NaN counts as infinite, which makes all products with its group NaN, as NaN would.
     """
-    ELEMENT: tl.constexpr = x.dtype.element_ty
     ACROSS: tl.constexpr = BLOCK_K if GROUP == 0 else GROUP
     GROUPS: tl.constexpr = 1 if GROUP == 0 else (K + GROUP - 1) // GROUP
     PARTS: tl.constexpr = BLOCK_K // ACROSS
     row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK_K)
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-    if norm is not None:
-        weight = tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-    value = tl.load(x + row * x_stride + k, mask=k < K, other=0.0).to(tl.float32)
-    if NORM:
-        value *= tl.rsqrt(tl.sum(value * value, axis=0) / K + EPS)
-        if STEPWISE:
-            value = value.to(ELEMENT).to(tl.float32)
-        if norm is not None:
-            value *= weight
-        value = value.to(ELEMENT).to(tl.float32)
+    value = _normed_row(x + row * x_stride, norm, K, NORM, EPS, STEPWISE, BLOCK_K, PDL)
     groups = tl.reshape(value, (PARTS, ACROSS))
     if static is not None:
         scale = tl.zeros([PARTS, 1], tl.float32) + tl.load(static).to(tl.float32)
     else:
-        size = tl.where(groups != groups, float("inf"), tl.abs(groups))
-        scale = tl.div_rn(tl.max(size, axis=1, keep_dims=True), LARGEST)
-        scale = tl.where(scale == 0.0, 1.0, scale)
+        scale = _group_scales(groups, LARGEST)
     codes = _rounded(groups, scale, LARGEST, WHOLE)
     if out.dtype.element_ty == tl.float32:
         codes = codes.to(CODES).to(tl.float32) * scale

@@ -165,7 +165,8 @@ class KernelRunner:
             error = float((result.double() - expected).abs().max()) / scale
             if not math.isfinite(error):  # max() would drop a NaN
                 return math.inf
-            worst = max(worst, error / _TOLERANCE.get(result.dtype, 1e-4))
+            tolerated = _TOLERANCE.get(result.dtype, 1e-4)
+            worst = max(worst, error / max(tolerated, self.template.rounding(self.node)))
         return worst
 
     def time(self, config: Config, rounds: int) -> list[float]:

@@ -104,6 +104,10 @@ class Template(ABC):
     def numerics(self, config: Config) -> str:
         """What decides the order of sums: configs of one class give one call's very bits."""
 
+    def rounding(self, node: Node) -> float:
+        """The error, over the largest magnitude, that a call lets its kernel have at least."""
+        return 0.0
+
     def operands(
         self, node: Node, sizes: Sizes, device: torch.device, seed: int
     ) -> Sequence[torch.Tensor | None]:

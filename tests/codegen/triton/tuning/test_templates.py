@@ -154,6 +154,7 @@ def test_any_linear_has_its_default_in_its_space(form: Form, tokens: int) -> Non
     node=st.one_of(
         quant_forms.quant_forms(large=True).map(quant_forms.quant_node),
         quant_forms.scaled_forms(large=True).map(quant_forms.scaled_node),
+        quant_forms.packed_forms(large=True).map(quant_forms.quant_node),
     ),
     tokens=st.sampled_from([1, 2, 17, 130]),
 )
@@ -162,6 +163,18 @@ def test_any_linear_over_codes_has_its_default_in_its_space(node: Node, tokens: 
         one = KernelTunable.of(template_named(name), node, {"B": tokens}, H100)
         if one.template.serves(node, H100):
             assert one.space.why_not(one.default) is None, one.name
+
+
+@pytest.mark.parametrize(("name", "tokens"), [("gemv", 1), ("gemm", 24)])
+def test_what_may_round_has_a_kernel_and_a_key_of_its_own(name: str, tokens: int) -> None:
+    form = quant_forms.QuantForm(linear_call_form(), group=128, scale=DType.BF16)
+    template = template_named(f"quant_linear_{name}")
+    nodes = [quant_forms.quant_node(f) for f in (form, replace(form, compute=DType.I8))]
+    plain, packed = (KernelTunable.of(template, node, {"B": tokens}, H100) for node in nodes)
+    assert plain.key != packed.key
+    assert template.rounding(plain.node) == 0.0 < template.rounding(packed.node) < 0.05
+    source = template.source(packed.node, packed.default, {"B": tokens}, H100)
+    assert source is not None and "_pack_rows" in source.text
 
 
 @settings(max_examples=60)
