@@ -50,6 +50,7 @@ from ..kernels.scaled_linear import scaled_linear_source
 from ..kernels.scaled_linear_tiles import (
     Scaled,
     default_scaled_gemms,
+    default_scaled_gemv,
     scaled_shared_bytes,
 )
 from ..source import KernelSource

@@ -15,9 +15,9 @@ from house.tree import ROOT
 KERNELS = Path("codegen/triton/kernels")
 NAMED = (
     *("append_kv", "linear", "paged_attention", "paged_decode"),
-    *("quant_linear", "sample", "scaled_linear"),
+    *("packed_linear", "quant_linear", "sample", "scaled_linear"),
 )
-LIKE_LINEAR = frozenset({"quant_linear", "scaled_linear"})
+LIKE_LINEAR = frozenset({"packed_linear", "quant_linear", "scaled_linear"})
 """Kernels with defaults of their own in the tiles of linear, whose fields their space names too."""
 OVER_CODES = {"scaled_attention": "paged_attention", "scaled_decode": "paged_decode"}
 """Kernels cut as others are, whose space, default and benchmark (--cache-dtype) are theirs."""
