@@ -60,6 +60,15 @@ class Phases:
         self.seconds[name] = time.perf_counter() - started
         return result
 
+    def within(self, name: str, start: float, stop: float) -> Callable[[float], None]:
+        """What takes the share of phase ``name`` that is done, for work of minutes."""
+
+        def advance(share: float) -> None:
+            if self.progress is not None:
+                self.progress(name, start + share * (stop - start))
+
+        return advance
+
 
 def compile(
     model: nn.Module | str | Path,
@@ -298,7 +307,11 @@ def _finish(
         ),
     )
     phases.run("check", 0.85, lambda: checks.of_programs(passed, lowered, samples))
-    quality = phases.run("assess", 0.87, lambda: quality_of(graph, source, recipe, limit))
+    quality = phases.run(
+        "assess",
+        0.87,
+        lambda: quality_of(graph, source, recipe, limit, phases.within("assess", 0.87, 1.0)),
+    )
     final, general = passed.final, lowered.general
     image = EngineImage(
         graph.name,

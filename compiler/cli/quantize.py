@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ...errors import UsageError
 from .compile import check_place
 from .console import out, print_json, progress
 from .options import (
@@ -67,6 +68,13 @@ FormatOption = Annotated[
         "no options of engines.",
     ),
 ]
+SensitivityOption = Annotated[
+    bool,
+    typer.Option(
+        "--sensitivity",
+        help="Measure what each linear costs alone, and name those to --skip. Means --report.",
+    ),
+]
 TextOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Text to measure on.", show_default=False)
 ]
@@ -74,10 +82,16 @@ TextOption = Annotated[
 
 def quantize_model(
     model: Model,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder to write.", show_default=False)
-    ],
     scheme: SchemeOption,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder to write; without it the quality is measured and nothing written.",
+            show_default=False,
+        ),
+    ] = None,
     method: MethodOption = None,
     group: GroupOption = None,
     asymmetric: ZeroOption = False,
@@ -87,6 +101,7 @@ def quantize_model(
     calibrate: CalibrateOption = None,
     report: ReportOption = False,
     text: TextOption = None,
+    sensitivity: SensitivityOption = False,
     tokens: Annotated[int, typer.Option(help="Tokens of it to measure on at most.")] = 4096,
     seed: Annotated[int, typer.Option(help="Picks the samples to calibrate with.")] = 0,
     target: TargetOption = "auto",
@@ -99,13 +114,14 @@ def quantize_model(
     form: FormatOption = "engine",
     as_json: JsonOption = False,
 ) -> None:
-    """Quantize MODEL into an engine, or into a folder for others, and say what it cost."""
+    """Quantize MODEL into an engine, or into a folder for others, and say what it costs."""
     from ...passes.schemes import QuantConfig
     from ...runtime.folder import check_form, save_engine
     from ..options import wrong_option
 
-    check_place(output)
     check_form(weights)
+    measures = report or sensitivity or text is not None
+    _check_output(output, measures, form)
     if form not in FORMATS:
         raise wrong_option("format", form, FORMATS)
     config = QuantConfig(
@@ -117,12 +133,13 @@ def quantize_model(
         lm_head,
         calibrate,
         seed=seed,
-        report=report or text is not None,
+        report=measures,
         report_text=text,
         report_tokens=tokens,
         compute=compute,
+        sensitivity=sensitivity,
     )
-    if form != "engine":
+    if output is not None and form != "engine":
         _export(model, output, config, as_json)
         return
     image = compile_in_memory(
@@ -135,10 +152,23 @@ def quantize_model(
         max_batch_size=max_batch_size,
         verify=verify,
     )
-    with progress(f"save {output.name}") as advance:
-        advance("writing weights", 0.0)
-        save_engine(image, output, weights)
+    if output is not None:
+        with progress(f"save {output.name}") as advance:
+            advance("writing weights", 0.0)
+            save_engine(image, output, weights)
     _print(image, output, as_json)
+
+
+def _check_output(output: Path | None, measures: bool, form: str) -> None:
+    if output is not None:
+        check_place(output)
+    elif not measures or form != "engine":
+        raise UsageError(
+            "option --output",
+            expected="a folder to write, or --report or --sensitivity to measure alone",
+            found="none",
+            remedy="Add -o FOLDER, or --report without --format.",
+        )
 
 
 def _export(model: str, output: Path, config: QuantConfig, as_json: bool) -> None:
@@ -161,15 +191,18 @@ def _export(model: str, output: Path, config: QuantConfig, as_json: bool) -> Non
     console.print(f"folder written: {output}", markup=False)
 
 
-def _print(image: EngineImage, output: Path, as_json: bool) -> None:
+def _print(image: EngineImage, output: Path | None, as_json: bool) -> None:
     facts = image.report["quantization"]
     assert isinstance(facts, dict)
     if as_json:
-        print_json({"engine": str(output), "quantization": facts})
+        print_json({"engine": None if output is None else str(output), "quantization": facts})
         return
+    from rich.text import Text
+
     from ..quality.table import quantization_tables
 
     console = out()
-    for table in quantization_tables(facts):
-        console.print(table)
-    console.print(f'engine written; try: tilewright generate {output} "Hello"', markup=False)
+    for part in quantization_tables(facts):
+        console.print(part, soft_wrap=isinstance(part, Text))
+    if output is not None:
+        console.print(f'engine written; try: tilewright generate {output} "Hello"', markup=False)

@@ -16,7 +16,9 @@ from ...ir.interpreter import interpret
 Logits: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 """Token ids [S] -> logits [S, V]."""
 
-LENGTH, STRIDE = 512, 256
+LENGTH = 512
+"""Tokens of a window. Each begins with the last one of the window before, to predict
+the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ def compare(
     model: Logits,
     ids: Sequence[int],
     length: int = LENGTH,
-    stride: int = STRIDE,
+    stride: int = LENGTH - 1,
     advance: Callable[[float], None] = lambda share: None,
 ) -> Comparison:
     """Runs both models over windows of a text.

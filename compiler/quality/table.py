@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -9,12 +10,15 @@ from ...codegen.program import Json
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 WORST = 8  # layers that are listed
 
 
-def quantization_tables(facts: Mapping[str, Json]) -> Iterator[Table]:
-    """Tables of ``report["quantization"]``: what was done, what it cost, the worst layers."""
+def quantization_tables(facts: Mapping[str, Json]) -> Iterator[Table | Text]:
+    """Tables of ``report["quantization"]``: what was done, what it cost, the worst layers, those
+    most worth keeping.
+    """
     from ..cli.tables import facts_table, plain_table
 
     yield facts_table(list(_facts(facts)))
@@ -27,6 +31,34 @@ def quantization_tables(facts: Mapping[str, Json]) -> Iterator[Table]:
         errors = (f"{_number(layer, key):.2%}" for key in ("weight", "output"))
         table.add_row(str(layer["name"]), *errors)
     yield table
+    yield from _sensitivity(quality)
+
+
+def _sensitivity(quality: Mapping[str, Json]) -> Iterator[Table | Text]:
+    from rich.text import Text
+
+    from ..cli.tables import plain_table
+
+    damages = quality.get("sensitivity")
+    rows = [row for row in damages if isinstance(row, dict)] if isinstance(damages, list) else []
+    if not rows:
+        return
+    whole = sum(_number(row, "kl") for row in rows) or 1.0
+    columns = ("most to gain by keeping", "KL alone", "share of all", "output error", "bytes more")
+    table = plain_table(columns)
+    for row in rows[:WORST]:
+        kl, more = _number(row, "kl"), _number(row, "bytes")
+        cells = (f"{kl:.6f}", f"{kl / whole:.1%}", f"{_number(row, 'output'):.2%}", f"{more:,.0f}")
+        table.add_row(str(row["name"]), *cells)
+    yield table
+    kept = [str(row["pattern"]) for row in rows[:WORST]]
+    share = sum(_number(row, "kl") for row in rows[:WORST]) / whole
+    more = sum(_number(row, "bytes") for row in rows[:WORST]) / 1e6
+    yield Text(
+        f"These {len(kept)} of {len(rows)} kept as they are: {share:.0%} of the summed damage "
+        f"less, {more:.1f} MB more. The first of them, as many as you like:"
+    )
+    yield Text(" ".join(f"--skip {shlex.quote(pattern)}" for pattern in kept))
 
 
 def _facts(facts: Mapping[str, Json]) -> Iterator[tuple[str, str]]:
@@ -45,14 +77,20 @@ def _facts(facts: Mapping[str, Json]) -> Iterator[tuple[str, str]]:
     quality = facts.get("quality")
     if not isinstance(quality, dict):
         return
-    windows = f"windows of {quality['length']}, stride {quality['stride']}"
-    yield "text", f"{quality['text']}, {quality['tokens']} tokens, {windows}"
+    yield "text", f"{quality['text']}, {_measured(quality)}"
     if not quality["held_out"]:
         yield "note", "the model was calibrated with this text: name another with --text"
     base, own = _number(quality, "base_perplexity"), _number(quality, "perplexity")
     yield "perplexity", f"{own:.3f}, {_number(quality, 'change'):+.2%} from {base:.3f}"
     yield "KL divergence", f"{_number(quality, 'kl'):.5f} nats a token"
     yield "top-1 agreement", f"{_number(quality, 'top1'):.2%}"
+
+
+def _measured(quality: Mapping[str, Json]) -> str:
+    tokens, asked = _number(quality, "tokens") + 1, quality.get("tokens_asked")
+    short = isinstance(asked, int) and tokens < asked
+    whole = f", which is all of it ({asked} were asked for)" if short else ""
+    return f"{tokens:.0f} tokens{whole}, windows of {quality['length']} that share one"
 
 
 def _number(row: Mapping[str, Json], key: str) -> float:
