@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ...codegen.program import Json
@@ -21,26 +21,23 @@ def quantization_tables(facts: Mapping[str, Json]) -> Iterator[Table | Text]:
     """
     from ..cli.tables import facts_table, plain_table
 
-    yield facts_table(list(_facts(facts)))
-    quality = facts.get("quality")
-    if not isinstance(quality, dict) or not isinstance(layers := quality["layers"], list):
+    yield facts_table(list(quality_facts(facts)))
+    if not isinstance(facts.get("quality"), dict):
         return
     table = plain_table(("layers that lost most", "weight error", "output error"))
-    rows = [layer for layer in layers if isinstance(layer, dict)]
-    for layer in sorted(rows, key=lambda row: -_number(row, "output"))[:WORST]:
+    for layer in sorted(rows_of(facts, "layers"), key=lambda row: -_number(row, "output"))[:WORST]:
         errors = (f"{_number(layer, key):.2%}" for key in ("weight", "output"))
         table.add_row(str(layer["name"]), *errors)
     yield table
-    yield from _sensitivity(quality)
+    yield from _sensitivity(facts)
 
 
-def _sensitivity(quality: Mapping[str, Json]) -> Iterator[Table | Text]:
+def _sensitivity(facts: Mapping[str, Json]) -> Iterator[Table | Text]:
     from rich.text import Text
 
     from ..cli.tables import plain_table
 
-    damages = quality.get("sensitivity")
-    rows = [row for row in damages if isinstance(row, dict)] if isinstance(damages, list) else []
+    rows = rows_of(facts, "sensitivity")
     if not rows:
         return
     whole = sum(_number(row, "kl") for row in rows) or 1.0
@@ -51,17 +48,29 @@ def _sensitivity(quality: Mapping[str, Json]) -> Iterator[Table | Text]:
         cells = (f"{kl:.6f}", f"{kl / whole:.1%}", f"{_number(row, 'output'):.2%}", f"{more:,.0f}")
         table.add_row(str(row["name"]), *cells)
     yield table
-    kept = [str(row["pattern"]) for row in rows[:WORST]]
     share = sum(_number(row, "kl") for row in rows[:WORST]) / whole
     more = sum(_number(row, "bytes") for row in rows[:WORST]) / 1e6
     yield Text(
-        f"These {len(kept)} of {len(rows)} kept as they are: {share:.0%} of the summed damage "
-        f"less, {more:.1f} MB more. The first of them, as many as you like:"
+        f"These {len(rows[:WORST])} of {len(rows)} kept as they are: {share:.0%} of the summed "
+        f"damage less, {more:.1f} MB more. The first of them, as many as you like:"
     )
-    yield Text(" ".join(f"--skip {shlex.quote(pattern)}" for pattern in kept))
+    yield Text(skip_options(rows[:WORST]))
 
 
-def _facts(facts: Mapping[str, Json]) -> Iterator[tuple[str, str]]:
+def rows_of(facts: Mapping[str, Json], key: str) -> list[Mapping[str, Json]]:
+    """``facts["quality"][key]``, "layers" or "sensitivity"; none where it was not measured."""
+    quality = facts.get("quality")
+    rows = quality.get(key) if isinstance(quality, dict) else None
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+
+def skip_options(damages: Sequence[Mapping[str, Json]]) -> str:
+    """Options of ``tilewright quantize`` that keep these, for a shell."""
+    return " ".join(f"--skip {shlex.quote(str(row['pattern']))}" for row in damages)
+
+
+def quality_facts(facts: Mapping[str, Json]) -> Iterator[tuple[str, str]]:
+    """Label and fact, in reading order; "note" is what no figure should be quoted without."""
     group = f", groups of {facts['group']}" if facts["group"] else ""
     zero = "" if facts["symmetric"] else ", zero points"
     yield "scheme", f"{facts['scheme']} ({facts['method']}{group}{zero})"

@@ -155,7 +155,9 @@ def test_the_verb_writes_an_engine_and_a_report(tiny_gguf: Path, tmp_path: Path)
     assert len(quality["layers"]) == 7
     assert _facts(tw.load(place)) == facts
     assert run("verify", place).exit_code == 0
-    assert "int4 (awq), 4." in run("inspect", place).stdout
+    shown = run("inspect", place).stdout
+    assert "int4 (awq), 4." in shown and "layers that lost most" in shown
+    assert json.loads(run("inspect", place, "--json").stdout)["quantization"] == facts
 
 
 def test_the_verb_measures_alone_and_names_what_to_skip(tiny_gguf: Path, tmp_path: Path):
