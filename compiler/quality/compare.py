@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import torch
 
-from ...errors import UsageError
+from ...errors import UsageError, VerificationError
 from ...ir.graph import Graph, Weight, param_name
 from ...ir.interpreter import interpret
 
@@ -79,6 +79,7 @@ def compare(
 
     Raises:
         UsageError: a stride that is not from 1 to the length, or fewer than two tokens.
+        VerificationError: logits that are NaN or infinite.
     """
     _check(ids, length, stride)
     totals = torch.zeros(4, dtype=torch.float64)
@@ -98,10 +99,22 @@ def compare(
         )
         advance(stop / len(ids))
     count = len(ids) - 1
+    _check_finite(totals)
     of_base, of_model, divergence, same = (totals / count).tolist()
     return Comparison(
         count, length, stride, math.exp(of_model), math.exp(of_base), max(divergence, 0.0), same
     )
+
+
+def _check_finite(totals: torch.Tensor) -> None:
+    finite = torch.isfinite(totals).tolist()
+    if not all(finite):
+        raise VerificationError(
+            "the logits of the original model" if not finite[0] else "the quantized logits",
+            expected="finite numbers",
+            found="NaN or an infinity",
+            remedy="Compile with verify='full', which names the op that they come from.",
+        )
 
 
 def _check(ids: Sequence[int], length: int, stride: int) -> None:

@@ -31,6 +31,7 @@ from tilewright.ir.interpreter import interpret
 from tilewright.passes.driver import run_passes
 from tilewright.passes.pipeline import pipeline, quantizing
 from tilewright.passes.quantize import linears_to_quantize
+from tilewright.passes.quantize_check import decoded
 from tilewright.passes.schemes import SCHEMES, QuantConfig, resolve_config
 from tilewright.passes.smooth import smooth, smooth_pass, smooth_sites
 from tiny_gguf import tiny_bpe, write_tiny_gguf
@@ -286,6 +287,32 @@ def test_lockstep_goes_on_with_the_new_weight():
 def test_activations_that_are_not_finite_name_their_weight():
     with pytest.raises(VerificationError, match="'up'"):
         run_in_step(parse(GRAPH), [(torch.full((2, 32), float("nan")),)], ["up"], lambda *a: None)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "method"), [("int4", "gptq"), ("int4", "awq"), ("int8", "smoothquant")]
+)
+def test_weights_that_are_not_finite_are_named(scheme: str, method: str):
+    graph = parse(GRAPH)
+    broken = graph.weights["down"].load().clone()
+    broken[3, 4] = float("inf")
+    graph = graph.with_weights({"down": Held(broken, "down")})
+    with pytest.raises(VerificationError, match="the weight 'down'"):
+        calibrate(graph, [(_rows(40, 32),)], _config(scheme, method=method))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("method", ["rtn", "gptq", "awq"])
+def test_groups_of_zeros_stay_zeros(method: str, symmetric: bool):
+    graph = parse(GRAPH)
+    holed = graph.weights["up"].load().clone()
+    holed[5], holed[:, :16] = 0.0, 0.0
+    graph = graph.with_weights({"up": Held(holed, "up")})
+    config = _config("int4", group=0, method=method, symmetric=symmetric)
+    recipe = calibrate(graph, [(_rows(64, 32),)], config)
+    node = linears_to_quantize(graph, config)["up"][0]
+    value = decoded(recipe.parts_of("up", graph.weights["up"]), node, recipe)
+    assert bool(torch.isfinite(value).all()) and not value[5].any()
 
 
 @pytest.mark.quick

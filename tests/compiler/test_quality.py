@@ -17,7 +17,7 @@ from tilewright.compiler.quality.dense import with_dense_weights
 from tilewright.compiler.quality.layers import layer_errors
 from tilewright.compiler.quality.report import assess
 from tilewright.compiler.quality.sensitivity import scan
-from tilewright.errors import UsageError
+from tilewright.errors import UsageError, VerificationError
 from tilewright.ir.interpreter import interpret
 from tilewright.passes.quantize import linears_to_quantize, quantize
 from tilewright.passes.schemes import QuantConfig, resolve_config
@@ -75,6 +75,19 @@ def test_what_cannot_be_measured_is_refused(ids: list[int], stride: int):
     run = graph_logits(parse(LM))
     with pytest.raises(UsageError):
         compare(run, run, ids, 4, stride)
+
+
+@pytest.mark.parametrize(("broken", "words"), [(0, "the original"), (1, "the quantized")])
+def test_logits_that_are_not_finite_are_refused(broken: int, words: str):
+    run = graph_logits(parse(LM))
+
+    def bad(ids: torch.Tensor) -> torch.Tensor:
+        return run(ids) * float("inf")
+
+    models = [run, run]
+    models[broken] = bad
+    with pytest.raises(VerificationError, match=words):
+        compare(*models, [1, 2, 3, 4, 5], 4, 2)
 
 
 @pytest.mark.parametrize("scheme", ["int4", "int8", "int8-weight", "fp8"])
