@@ -14,6 +14,11 @@ from ...passes.schemes.int4 import FINE
 
 SHRINKS = tuple(1 - step / 40 for step in range(21))
 """Shares of a group's range that are tried as its scale: 1 down to 0.5."""
+STRETCHES = tuple(2 ** (step / 32) for step in range(32))
+"""The same for floats: up to the next octave, in which their codes repeat, so that nothing is cut.
+A row has one scale, and the inputs of most linears a direction that outweighs all others: in it the
+errors of a row can be made to cancel.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,11 @@ class Grid:
         width = self.group or x.shape[1]
         padded = torch.nn.functional.pad(x, (0, -x.shape[1] % width))
         return padded.view(x.shape[0], -1, width)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of a group's range, that may be its scale."""
+        return STRETCHES if self.codes is DType.F8E4M3 else SHRINKS
 
     def ranges(self, groups: torch.Tensor, shrink: float = 1.0) -> tuple[torch.Tensor, ...]:
         """Scale and zero point of each group [N, G, 1] for a share of its range."""
@@ -94,7 +104,7 @@ class Grid:
         blocks = torch.stack([whole[i, :, i] for i in range(count)])
         best = torch.full(groups.shape[:2], float("inf"))
         scale, zero = (x[..., 0] for x in self.ranges(groups))
-        for shrink in SHRINKS:
+        for shrink in self.shares:
             tried, point = self.ranges(groups, shrink)
             error = (self.rounded(groups, tried, point) - groups).transpose(0, 1)
             loss = (torch.bmm(error, blocks) * error).sum(-1).T
@@ -128,6 +138,15 @@ def gram_of(rows: torch.Tensor) -> torch.Tensor:
     """The mean of x xᵀ over inputs [tokens, K], float32."""
     wide = rows.float()
     return wide.T @ wide / max(len(wide), 1)
+
+
+def steady_gram(rows: torch.Tensor) -> torch.Tensor:
+    """As `gram_of`, as if K more inputs had been met whose columns have nothing in common: of few
+    tokens most of what columns seem to share is chance, and codes would fit that.
+    """
+    gram, (count, width) = gram_of(rows), rows.shape
+    share = count / (count + width)
+    return gram * share + torch.diag(gram.diagonal()) * (1 - share)
 
 
 def loss_of(error: torch.Tensor, gram: torch.Tensor) -> float:

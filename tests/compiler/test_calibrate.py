@@ -10,7 +10,7 @@ import torch
 from rewriting import assert_same_numbers, parse
 from tilewright.compiler.calibrate.awq import awq_vector
 from tilewright.compiler.calibrate.gptq import gptq_codes
-from tilewright.compiler.calibrate.grid import Grid, gram_of, loss_of
+from tilewright.compiler.calibrate.grid import Grid, gram_of, loss_of, steady_gram
 from tilewright.compiler.calibrate.lockstep import run_in_step
 from tilewright.compiler.calibrate.recipe import calibrate, plain_graph
 from tilewright.compiler.calibrate.smoothquant import (
@@ -141,6 +141,36 @@ def test_a_fit_loses_no_more_than_the_whole_range():
         block = gram[start:stop, start:stop]
         losses = [loss_of((v - weight)[:, start:stop], block) for v in (fitted, plain)]
         assert losses[0] <= losses[1]
+
+
+def test_a_scale_of_floats_cuts_nothing_and_cancels_in_the_direction_that_counts():
+    grid, weight = Grid.of(SCHEMES["fp8"], _config("fp8")), torch.randn(16, 64)
+    rows = torch.randn(300, 64) * 0.1 + torch.randn(64)  # a mean that outweighs all else
+    gram = gram_of(rows)
+    scale, zero = grid.fit(weight, gram)
+    plain = grid.ranges(weight[:, None])[0][:, 0]
+    ratio = scale / plain
+    assert bool((ratio >= 1).all()) and bool((ratio < 2).all())
+    nearest = weight.abs().amax(1, keepdim=True) / 448
+    torch.testing.assert_close(plain, nearest)
+    fitted, whole = (grid.rounded(weight, s, zero) for s in (scale, plain))
+    assert loss_of(fitted - weight, gram) < 0.3 * loss_of(whole - weight, gram)
+
+
+def test_few_tokens_are_not_taken_at_their_word():
+    """Codes by GPTQ, judged on inputs that they were not made from."""
+    grid, weight = _grid(group=0), torch.randn(24, 64)
+    inputs = torch.randn(4096, 64) + torch.randn(4096, 2) @ torch.randn(2, 64) * 3
+    rows, others = inputs.split((80, 4016))
+    truth = gram_of(others)
+    losses = [
+        loss_of(gptq_codes("w", weight, gram, grid)[3] - weight, truth)
+        for gram in (steady_gram(rows), gram_of(rows))
+    ]
+    assert losses[0] < 0.9 * losses[1]
+    torch.testing.assert_close(steady_gram(rows).diagonal(), gram_of(rows).diagonal())
+    many = steady_gram(others.repeat(50, 1))
+    torch.testing.assert_close(many, truth, rtol=2e-2, atol=1e-2 * truth.diagonal().max().item())
 
 
 def test_awq_scales_up_what_is_large_and_loses_less():
