@@ -29,10 +29,10 @@ from ..runtime.structure import flatten
 from ..targets import Target
 from .capture import DynamicShapes, Examples, capture_module
 from .capture_types import Captured
-from .changes import costs_of, make_changes
+from .changes import changed_graphs, costs_of, make_changes
 from .compile_checks import Checks
 from .compile_report import make_report
-from .graphs import CacheKind, LoweredGraphs, Passed, lower_graphs, pass_graphs
+from .graphs import CacheKind, LoweredGraphs, Passed, lower_graphs
 from .hf_model import capture_causal_lm, meta_causal_lm
 from .lowering import lower, output_structure
 from .lowering.symbols import Sizes
@@ -61,6 +61,15 @@ class Phases:
         result = work()
         self.seconds[name] = time.perf_counter() - started
         return result
+
+    def within(self, name: str, start: float, stop: float) -> Callable[[float], None]:
+        """What takes the share of phase ``name`` that is done, for work of minutes."""
+
+        def advance(share: float) -> None:
+            if self.progress is not None:
+                self.progress(name, start + share * (stop - start))
+
+        return advance
 
 
 def compile(
@@ -287,18 +296,8 @@ def _finish(
     passed = phases.run(
         "passes",
         0.6,
-        lambda: pass_graphs(
-            graph,
-            cache,
-            backend,
-            checks.level,
-            samples,
-            options.page_size,
-            options.deterministic,
-            recipe,
-            options.stored,
-            options.codes,
-            heads,
+        lambda: changed_graphs(
+            graph, cache, backend, checks.level, samples, options, recipe, heads
         ),
     )
     lowered = phases.run(
@@ -316,7 +315,9 @@ def _finish(
     )
     phases.run("check", 0.85, lambda: checks.of_programs(passed, lowered, samples))
     quality, fewer = phases.run(
-        "assess", 0.87, lambda: costs_of(graph, source, recipe, limit, heads)
+        "assess",
+        0.87,
+        lambda: costs_of(graph, source, recipe, limit, heads, phases.within("assess", 0.87, 1.0)),
     )
     final, general = passed.final, lowered.general
     image = EngineImage(
@@ -362,19 +363,7 @@ def _tune(
     """Measures what the store does not know of the kernels of all graphs."""
     from .tuning import tune_graphs  # brings the templates, and with them Triton
 
-    page = options.page_size
-    passed = pass_graphs(
-        graph,
-        cache,
-        backend,
-        "off",
-        None,
-        page,
-        recipe=recipe,
-        stored=options.stored,
-        codes=options.codes,
-        heads=heads,
-    )
+    passed = changed_graphs(graph, cache, backend, "off", None, options, recipe, heads)
     tune_graphs(passed.decode, passed.final, options, limit)
 
 

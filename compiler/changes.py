@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from ..codegen.base import Backend
 from ..codegen.program import Json
 from ..ir.graph import Graph
+from ..passes.driver import VerifyLevel
 from ..passes.heads import HeadPlan
 from ..passes.quantize import Recipe
+from .graphs import CacheKind, Passed, Tensors, pass_graphs
 from .heads.plan import make_heads
 from .heads.report import heads_report
 from .options import CompileOptions
@@ -24,11 +29,42 @@ def make_changes(
     return heads, make_recipe(graph, source, options, limit, heads)
 
 
+def changed_graphs(
+    graph: Graph,
+    cache: CacheKind,
+    backend: Backend,
+    level: VerifyLevel,
+    samples: Tensors | None,
+    options: CompileOptions,
+    recipe: Recipe | None,
+    heads: HeadPlan | None,
+) -> Passed:
+    """``pass_graphs`` as the options have it, with these changes."""
+    return pass_graphs(
+        graph,
+        cache,
+        backend,
+        level,
+        samples,
+        options.page_size,
+        options.deterministic,
+        recipe,
+        options.stored,
+        options.codes,
+        heads,
+    )
+
+
 def costs_of(
-    graph: Graph, source: Source, recipe: Recipe | None, limit: int | None, heads: HeadPlan | None
+    graph: Graph,
+    source: Source,
+    recipe: Recipe | None,
+    limit: int | None,
+    heads: HeadPlan | None,
+    advance: Callable[[float], None],
 ) -> tuple[Quality | None, dict[str, Json] | None]:
     """The quality after quantization, and the report on heads; None where nothing was changed, or
-    the quality not asked for.
+    the quality not asked for. ``advance`` is called with the share of the quality that is measured.
     """
-    quality = quality_of(graph, source, recipe, limit, heads)
+    quality = quality_of(graph, source, recipe, limit, heads, advance)
     return quality, heads_report(graph, source, heads, limit)

@@ -17,7 +17,8 @@ from ..passes.heads import HeadPlan
 from ..passes.quantize import Recipe
 from ..runtime.runner import ProgramRunner
 from ..targets import Target
-from .graphs import LoweredGraphs, Passed, lower_graphs, pass_graphs
+from .changes import changed_graphs
+from .graphs import LoweredGraphs, Passed, lower_graphs
 from .hf_model import capture_causal_lm
 from .lowering import lower
 from .options import CompileOptions
@@ -74,23 +75,12 @@ class Checks:
         graph = lower(capture_causal_lm(cut.module), "sample", cut.weights)
         vocabulary = int(str(graph.outputs[0].shape[-1]))
         ids = (torch.randint(vocabulary, (1, 8), generator=torch.Generator().manual_seed(0)),)
-        cache, page_size = self.options.cache, self.options.page_size
-        exact, codes = self.options.deterministic, self.options.codes
+        cache = self.options.cache
 
         def passed_at(level: VerifyLevel) -> Passed:
-            stored = self.options.stored
-            return pass_graphs(
-                graph,
-                cache,
-                self.backend,
-                level,
-                ids,
-                page_size,
-                exact,
-                self.recipe,
-                stored,
-                codes,
-                self.heads,
+            options, recipe = self.options, self.recipe
+            return changed_graphs(
+                graph, cache, self.backend, level, ids, options, recipe, self.heads
             )
 
         passed = passed_at("structure")
@@ -100,7 +90,7 @@ class Checks:
             self.backend,
             self.options.target,
             self.limit,
-            exact,
+            self.options.deterministic,
             most,
             self.options.records,
         )

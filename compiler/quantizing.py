@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -24,6 +24,7 @@ from .calibrate.text import calibration_samples, measured_text
 from .graphs import Passed
 from .options import CompileOptions
 from .quality.report import Quality, assess
+from .quality.sensitivity import stored_bytes
 from .sources import Source, source_tokenizer
 
 _GRID_GROUP = 32  # of ggml's 4-bit types
@@ -83,22 +84,39 @@ def quality_of(
     recipe: Recipe | None,
     limit: int | None,
     heads: HeadPlan | None = None,
+    advance: Callable[[float], None] = lambda share: None,
 ) -> Quality | None:
     """The quality of a quantized causal LM, where its configuration asks for it: against the model
     in numbers, whose ``heads`` are converted already.
+
+    Args:
+        captured: the lowered graph, before passes.
+        source: the model.
+        recipe: that it is quantized by.
+        limit: longest sequence, None for plain modules.
+        advance: called with the share that is done.
 
     Raises:
         UnsupportedError: a model without a tokenizer.
         UsageError: a text that is too short.
     """
-    if recipe is None or not recipe.config.report:
+    if recipe is None or not (recipe.config.report or recipe.config.sensitivity):
         return None
     config, tokenizer = recipe.config, source_tokenizer(source)
     ids, text = measured_text(
         source.name, tokenizer, limit, config.report_text, config.report_tokens
     )
     calibrated = needs_samples(config) and config.calibrate == config.report_text
-    return assess(plain_graph(captured, heads), recipe, ids, text, not calibrated, limit)
+    return assess(
+        plain_graph(captured, heads),
+        recipe,
+        ids,
+        text,
+        not calibrated,
+        limit,
+        config.report_tokens,
+        advance,
+    )
 
 
 def quantization_facts(
@@ -118,7 +136,7 @@ def quantization_facts(
     chosen = linears_to_quantize(before, config)
     count = sum(math.prod(before.weights[name].shape) for name in chosen)
     matrices = [param_name(node) for node in before.params if node.type.rank > 1]
-    size = sum(_bytes(weight) for weight in quantized_parts(passed.final, chosen))
+    size = sum(stored_bytes(weight) for weight in quantized_parts(passed.final, chosen))
     weights = list(expressions(before, chosen).values())
     return {
         "scheme": config.scheme,
@@ -130,7 +148,7 @@ def quantization_facts(
         "parameters": count,
         "bits_per_weight": round(size * 8 / count, 4),
         "bytes": size,
-        "bytes_before": sum(_bytes(weight) for weight in weights),
+        "bytes_before": sum(stored_bytes(weight) for weight in weights),
         "kept": [name for name in matrices if name not in chosen],
         "source_in_four_bits": on_own_grid(weights, config),
         "quality": None if quality is None else quality.to_json(),
@@ -150,7 +168,7 @@ def stored_facts(passed: Passed, source: Source, anew: Recipe | None) -> dict[st
     return {
         "method": source.quantized_by,
         "linears": len(kept),
-        "bytes": sum(_bytes(weight) for weight in quantized_parts(passed.final, kept)),
+        "bytes": sum(stored_bytes(weight) for weight in quantized_parts(passed.final, kept)),
         "expanded": [*expanded_weights(passed.final)],
     }
 
@@ -213,7 +231,3 @@ def on_own_grid(weights: list[Weight], config: QuantConfig) -> bool:
 def _stored_type(leaf: Weight) -> str:
     tensor = leaf.checkpoint.tensor(leaf.name) if isinstance(leaf, Stored) else None
     return str(getattr(tensor, "type_name", ""))
-
-
-def _bytes(weight: Weight) -> int:
-    return math.prod(weight.shape) * weight.dtype.itemsize

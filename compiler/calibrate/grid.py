@@ -14,6 +14,12 @@ from ...passes.schemes.int4 import FINE
 
 SHRINKS = tuple(1 - step / 40 for step in range(21))
 """Shares of a group's range that are tried as its scale: 1 down to 0.5."""
+RANK, ROUNDS = 64, 4  # directions that scales are judged by, iterations that find them
+STRETCHES = tuple(2 ** (step / 32) for step in range(32))
+"""The same for floats: up to the next octave, in which their codes repeat, so that nothing is cut.
+A row has one scale, and the inputs of most linears a direction that outweighs all others: in it the
+errors of a row can be made to cancel.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,11 @@ class Grid:
         width = self.group or x.shape[1]
         padded = torch.nn.functional.pad(x, (0, -x.shape[1] % width))
         return padded.view(x.shape[0], -1, width)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of a group's range, that may be its scale."""
+        return STRETCHES if self.codes is DType.F8E4M3 else SHRINKS
 
     def ranges(self, groups: torch.Tensor, shrink: float = 1.0) -> tuple[torch.Tensor, ...]:
         """Scale and zero point of each group [N, G, 1] for a share of its range."""
@@ -91,13 +102,13 @@ class Grid:
         width, count = groups.shape[2], groups.shape[1]
         pad = count * width - weight.shape[1]
         whole = torch.nn.functional.pad(gram, (0, pad, 0, pad)).view(count, width, count, width)
-        blocks = torch.stack([whole[i, :, i] for i in range(count)])
+        blocks = [_Block.of(whole[i, :, i]) for i in range(count)]
         best = torch.full(groups.shape[:2], float("inf"))
         scale, zero = (x[..., 0] for x in self.ranges(groups))
-        for shrink in SHRINKS:
+        for shrink in self.shares:
             tried, point = self.ranges(groups, shrink)
-            error = (self.rounded(groups, tried, point) - groups).transpose(0, 1)
-            loss = (torch.bmm(error, blocks) * error).sum(-1).T
+            error = self.rounded(groups, tried, point) - groups
+            loss = torch.stack([block.loss(error[:, i]) for i, block in enumerate(blocks)], 1)
             better = loss < best
             best = torch.where(better, loss, best)
             scale = torch.where(better, tried[..., 0], scale)
@@ -124,10 +135,46 @@ class Grid:
         return by_group.repeat_interleave(self.group or width, 1)[:, :width]
 
 
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """A gram [K, K] as ``B Bᵀ + diag(d)``: losses of many weights [N, K] at N K r, not N K²."""
+
+    factor: torch.Tensor
+    rest: torch.Tensor
+
+    @staticmethod
+    def of(gram: torch.Tensor) -> _Block:
+        """B [K, r] of the directions that weigh the most, by subspace iteration from a fixed start
+        (Halko et al., 0909.4061), d so that the diagonal is right. A small gram is exact.
+        """
+        width = len(gram)
+        rank = min(RANK, width)
+        generator = torch.Generator().manual_seed(0)
+        basis = torch.linalg.qr(torch.randn(width, rank, generator=generator))[0]
+        for _ in range(ROUNDS if rank < width else 1):
+            basis = torch.linalg.qr(gram @ basis)[0]
+        sizes, turned = torch.linalg.eigh(basis.T @ gram @ basis)
+        factor = basis @ turned * sizes.clamp(min=0).sqrt()
+        return _Block(factor, (gram.diagonal() - factor.square().sum(1)).clamp(min=0))
+
+    def loss(self, error: torch.Tensor) -> torch.Tensor:
+        """Of each row [N] of the errors [N, K] of a weight."""
+        return (error @ self.factor).square().sum(-1) + error.square() @ self.rest
+
+
 def gram_of(rows: torch.Tensor) -> torch.Tensor:
     """The mean of x xᵀ over inputs [tokens, K], float32."""
     wide = rows.float()
     return wide.T @ wide / max(len(wide), 1)
+
+
+def steady_gram(rows: torch.Tensor) -> torch.Tensor:
+    """As `gram_of`, as if K more inputs had been met whose columns have nothing in common: of few
+    tokens most of what columns seem to share is chance, and codes would fit that.
+    """
+    gram, (count, width) = gram_of(rows), rows.shape
+    share = count / (count + width)
+    return gram * share + torch.diag(gram.diagonal()) * (1 - share)
 
 
 def loss_of(error: torch.Tensor, gram: torch.Tensor) -> float:

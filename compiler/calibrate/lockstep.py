@@ -39,7 +39,7 @@ def run_in_step(
         advance: called with the share that is done.
 
     Raises:
-        VerificationError: an input of such a linear that is NaN or infinite.
+        VerificationError: an input or a weight of such a linear that is NaN or infinite.
     """
     nodes = _needed(graph, names)
     dead = last_uses(graph)
@@ -92,6 +92,13 @@ def _observed(
         return
     inputs = [own[node.operands[0]] for own in values]
     rows = torch.cat([x.flatten(0, -2) for x in inputs if isinstance(x, torch.Tensor)])
+    if not bool(torch.isfinite(shared[weight]).all()):
+        raise VerificationError(
+            f"the weight {name!r} in calibration",
+            expected="finite numbers",
+            found="NaN or an infinity",
+            remedy="Check the checkpoint: no code stands for these.",
+        )
     if not bool(torch.isfinite(rows).all()):
         raise VerificationError(
             f"the input of {name!r} in calibration",

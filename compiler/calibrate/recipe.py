@@ -17,7 +17,7 @@ from ...passes.schemes import SCHEMES, Parts, QuantConfig
 from ...passes.smooth import Site, smooth, smooth_sites
 from .awq import awq_vector, clipped_codes
 from .gptq import gptq_codes
-from .grid import Grid, gram_of
+from .grid import Grid, steady_gram
 from .lockstep import run_in_step
 from .smoothquant import smoothquant_vector
 
@@ -71,11 +71,11 @@ def calibrate(
             static[name] = _static_scale(name, rows)
         if config.method not in ("gptq", "awq"):
             return None
-        grid, wide = Grid.of(scheme, config), weight.float()
+        grid, wide, gram = Grid.of(scheme, config), weight.float(), steady_gram(rows)
         if config.method == "gptq":
-            found = gptq_codes(name, wide, gram_of(rows), grid)
+            found = gptq_codes(name, wide, gram, grid)
         else:
-            found = clipped_codes(wide, gram_of(rows), grid)
+            found = clipped_codes(wide, gram, grid)
         codes, scale, zero, value = found
         made[name] = grid.parts(name, codes, scale, zero)
         return value

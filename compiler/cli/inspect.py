@@ -108,11 +108,18 @@ def _print_kernel(image: EngineImage, wanted: str, as_json: bool) -> None:
 
 
 def _print_all(image: EngineImage, console: Console) -> None:
+    from rich.text import Text
+
     from ..inspect.facts import fallback_lines, headline
     from ..inspect.text import sections
+    from ..quality.table import quantization_tables
     from .tables import facts_table, plain_table
 
     console.print(facts_table(headline(image)))
+    if isinstance(quantized := image.report.get("quantization"), dict):
+        console.print()
+        for part in quantization_tables(quantized):
+            console.print(part, soft_wrap=isinstance(part, Text))
     for section in sections(image):
         console.print()
         table = plain_table(section.columns, section.title, section.left)

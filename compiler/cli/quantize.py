@@ -72,6 +72,13 @@ FormatOption = Annotated[
         "no options of engines.",
     ),
 ]
+SensitivityOption = Annotated[
+    bool,
+    typer.Option(
+        "--sensitivity",
+        help="Measure what each linear costs alone, and name those to --skip. Means --report.",
+    ),
+]
 TextOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Text to measure on.", show_default=False)
 ]
@@ -79,10 +86,16 @@ TextOption = Annotated[
 
 def quantize_model(
     model: Model,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder to write.", show_default=False)
-    ],
     scheme: SchemeOption,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder to write; without it the quality is measured and nothing written.",
+            show_default=False,
+        ),
+    ] = None,
     method: MethodOption = None,
     group: GroupOption = None,
     asymmetric: ZeroOption = False,
@@ -92,6 +105,7 @@ def quantize_model(
     calibrate: CalibrateOption = None,
     report: ReportOption = False,
     text: TextOption = None,
+    sensitivity: SensitivityOption = False,
     tokens: Annotated[int, typer.Option(help="Tokens of it to measure on at most.")] = 4096,
     seed: Annotated[int, typer.Option(help="Picks the samples to calibrate with.")] = 0,
     attention: AttentionOption = None,
@@ -106,14 +120,15 @@ def quantize_model(
     form: FormatOption = "engine",
     as_json: JsonOption = False,
 ) -> None:
-    """Quantize MODEL into an engine, or into a folder for others, and say what it cost."""
+    """Quantize MODEL into an engine, or into a folder for others, and say what it costs."""
     from ...passes.heads import resolve_heads
     from ...passes.schemes import QuantConfig
     from ...runtime.folder import check_form, save_engine
     from ..options import wrong_option
 
-    check_place(output)
     check_form(weights)
+    measures = report or sensitivity or text is not None
+    _check_output(output, measures, form)
     if form not in FORMATS:
         raise wrong_option("format", form, FORMATS)
     config = QuantConfig(
@@ -125,15 +140,16 @@ def quantize_model(
         lm_head,
         calibrate,
         seed=seed,
-        report=report or text is not None,
+        report=measures,
         report_text=text,
         report_tokens=tokens,
         compute=compute,
+        sensitivity=sensitivity,
     )
     fewer = resolve_heads(attention)
     if fewer is not None and config.report:
         fewer = replace(fewer, report=True, report_text=text, report_tokens=tokens)
-    if form != "engine":
+    if output is not None and form != "engine":
         _refuse_heads(attention)
         _export(model, output, config, as_json)
         return
@@ -149,9 +165,10 @@ def quantize_model(
         max_batch_size=max_batch_size,
         verify=verify,
     )
-    with progress(f"save {output.name}") as advance:
-        advance("writing weights", 0.0)
-        save_engine(image, output, weights)
+    if output is not None:
+        with progress(f"save {output.name}") as advance:
+            advance("writing weights", 0.0)
+            save_engine(image, output, weights)
     _print(image, output, as_json)
 
 
@@ -162,6 +179,18 @@ def _refuse_heads(attention: str | None) -> None:
             expected="an engine to write: --format engine",
             found="a folder for others",
             remedy="Convert the heads first, with compiler.convert_heads.export_gqa.",
+        )
+
+
+def _check_output(output: Path | None, measures: bool, form: str) -> None:
+    if output is not None:
+        check_place(output)
+    elif not measures or form != "engine":
+        raise UsageError(
+            "option --output",
+            expected="a folder to write, or --report or --sensitivity to measure alone",
+            found="none",
+            remedy="Add -o FOLDER, or --report without --format.",
         )
 
 
@@ -185,24 +214,27 @@ def _export(model: str, output: Path, config: QuantConfig, as_json: bool) -> Non
     console.print(f"folder written: {output}", markup=False)
 
 
-def _print(image: EngineImage, output: Path, as_json: bool) -> None:
+def _print(image: EngineImage, output: Path | None, as_json: bool) -> None:
     facts, stored = image.report["quantization"], image.report["stored_quantization"]
+    heads = image.report.get("attention")
     if as_json:
         own = {"quantization": facts} if facts else {"stored_quantization": stored}
-        heads = image.report.get("attention")
         more = {} if heads is None else {"attention": heads}
-        print_json({"engine": str(output), **own, **more})
+        print_json({"engine": None if output is None else str(output), **own, **more})
         return
+    from rich.text import Text
+
     from ..heads.table import heads_tables
     from ..quality.table import quantization_tables
 
     console = out()
     if isinstance(facts, dict):
-        for table in quantization_tables(facts):
-            console.print(table)
+        for part in quantization_tables(facts):
+            console.print(part, soft_wrap=isinstance(part, Text))
     elif isinstance(stored, dict):
         console.print(f"{stored['linears']} linears keep the codes of {stored['method']}")
-    if isinstance(heads := image.report.get("attention"), dict):
+    if isinstance(heads, dict):
         for table in heads_tables(heads):
             console.print(table)
-    console.print(f'engine written; try: tilewright generate {output} "Hello"', markup=False)
+    if output is not None:
+        console.print(f'engine written; try: tilewright generate {output} "Hello"', markup=False)

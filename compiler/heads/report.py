@@ -9,7 +9,7 @@ from ...passes.heads import HeadPlan, convert_heads
 from ...passes.heads.convert import sites_of
 from ..calibrate.recipe import plain_graph
 from ..calibrate.text import measured_text
-from ..quality.compare import LENGTH, STRIDE, compare, graph_logits
+from ..quality.compare import LENGTH, compare, graph_logits
 from ..sources import Source, source_tokenizer
 from .plan import recognized
 
@@ -39,7 +39,7 @@ def heads_quality(
         graph_logits(plain_graph(captured, plan)),
         ids,
         length,
-        max(min(STRIDE, length // 2), 1),
+        max(length - 1, 1),
     )
     same = plan.text is not None and config.calibrate == config.report_text
     return {"text": name, "held_out": not same, **found.to_json()}

@@ -161,7 +161,8 @@ def _quantization_line(report: Mapping[str, object]) -> list[tuple[str, str]]:
     if not isinstance(found, dict):
         return []
     bits = f"{float(str(found['bits_per_weight'])):.2f} bits a weight"
-    return [("quantized", f"{found['scheme']} ({found['method']}), {bits}")]
+    flag = "; no result: the file's own four bits" if found["source_in_four_bits"] else ""
+    return [("quantized", f"{found['scheme']} ({found['method']}), {bits}{flag}")]
 
 
 def _decode_line(report: Mapping[str, object]) -> list[tuple[str, str]]:

@@ -26,6 +26,7 @@ from .facts import (
 )
 from .kernels import kernel_name
 from .memory import memory_plan
+from .quality_view import quality_section
 from .text import as_data, settings
 
 PAGE = "page"
@@ -49,6 +50,7 @@ def render_page(image: EngineImage) -> str:
         "TITLE": image.name,
         "STYLE": style,
         "SCRIPT": script,
+        "QUALITY": quality_section(image.report),
         "DATA": data.replace("<", "\\u003c"),
     }
     for name, part in parts.items():

@@ -77,6 +77,7 @@ def as_data(image: EngineImage) -> dict[str, object]:
         "weight_bytes": weight_bytes(image),
         "kv_bytes_per_token": kv_bytes_per_token(image),
         "memory": {setting.name: memory_facts(image, setting) for setting in settings(image)},
+        "quantization": image.report.get("quantization"),
         "notes": fallback_lines(image),
     }
 

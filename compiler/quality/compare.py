@@ -9,14 +9,16 @@ from typing import TypeAlias
 
 import torch
 
-from ...errors import UsageError
+from ...errors import UsageError, VerificationError
 from ...ir.graph import Graph, Weight, param_name
 from ...ir.interpreter import interpret
 
 Logits: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 """Token ids [S] -> logits [S, V]."""
 
-LENGTH, STRIDE = 512, 256
+LENGTH = 512
+"""Tokens of a window. Each begins with the last one of the window before, to predict
+the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +72,14 @@ def compare(
     model: Logits,
     ids: Sequence[int],
     length: int = LENGTH,
-    stride: int = STRIDE,
+    stride: int = LENGTH - 1,
     advance: Callable[[float], None] = lambda share: None,
 ) -> Comparison:
     """Runs both models over windows of a text.
 
     Raises:
         UsageError: a stride that is not from 1 to the length, or fewer than two tokens.
+        VerificationError: logits that are NaN or infinite.
     """
     _check(ids, length, stride)
     totals = torch.zeros(4, dtype=torch.float64)
@@ -96,10 +99,22 @@ def compare(
         )
         advance(stop / len(ids))
     count = len(ids) - 1
+    _check_finite(totals)
     of_base, of_model, divergence, same = (totals / count).tolist()
     return Comparison(
         count, length, stride, math.exp(of_model), math.exp(of_base), max(divergence, 0.0), same
     )
+
+
+def _check_finite(totals: torch.Tensor) -> None:
+    finite = torch.isfinite(totals).tolist()
+    if not all(finite):
+        raise VerificationError(
+            "the logits of the original model" if not finite[0] else "the quantized logits",
+            expected="finite numbers",
+            found="NaN or an infinity",
+            remedy="Compile with verify='full', which names the op that they come from.",
+        )
 
 
 def _check(ids: Sequence[int], length: int, stride: int) -> None:

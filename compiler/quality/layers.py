@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from ...formats.weights import Held, Weight
-from ...ir.build import param, rebuild
 from ...ir.graph import Graph, param_name
 from ...ir.interpreter import Value, interpret
 from ...ir.node import Node
@@ -61,7 +59,9 @@ def layer_errors(
         }
         value = decoded(parts, node, recipe)
         errors.append(
-            LayerError(name, _relative(value, weight), _relative(found[name], wanted[name]))
+            LayerError(
+                name, relative_error(value, weight), relative_error(found[name], wanted[name])
+            )
         )
     return errors
 
@@ -94,22 +94,7 @@ def _weight_of(product: Node, names: Collection[str]) -> str | None:
     return None
 
 
-def _relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
+def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """The norm of a difference, relative to that of what is wanted."""
     difference, norm = (found.double() - wanted.double()).norm(), wanted.double().norm()
     return float(difference) / (float(norm) or 1.0)
-
-
-def with_dense_weights(graph: Graph) -> Graph:
-    """The graph with each ``dequantize`` of params done once, for runs that are many."""
-    values: dict[Node, Node] = {}
-    dense: dict[str, Weight] = {}
-    for node in graph.nodes:
-        values[node] = rebuild(node, values)
-        if node.op == "dequantize" and all(operand.op == "param" for operand in node.operands):
-            name = f"{param_name(node.operands[0])}.dense"
-            with torch.no_grad():
-                value = interpret(Graph("weight", (), (node,), graph.weights), ())[0]
-            dense[name] = Held(value, name)
-            values[node] = param(name, node.type)
-    outputs = tuple(values[output] for output in graph.outputs)
-    return graph.with_weights(dense).with_outputs(outputs)

@@ -11,6 +11,8 @@ from ...autotune.study_report import StudyReport
 WIDTH, HEIGHT = 460, 240
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 34  # margins, for the ticks
 
+_WIDE = 30.0  # of a logarithmic range, beyond which round steps crowd at one end
+
 Point = tuple[float, float]
 
 
@@ -83,7 +85,10 @@ class Scale:
         return start + (end - start) * (value - low) / (high - low)
 
     def ticks(self, most: int = 5) -> list[float]:
-        """Round values within, a few of them."""
+        """Round values within, a few of them; powers of ten over a wide logarithmic range."""
+        if self.log and self.high / self.low > _WIDE:
+            first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
+            return [10.0**power for power in range(first, last + 1)]
         step = _round((self.high - self.low) / most)
         first = math.ceil(self.low / step)
         return [step * i for i in range(first, math.floor(self.high / step) + 1)]

@@ -38,6 +38,8 @@ class QuantConfig:
         report: whether the quality is measured: perplexity, divergence, errors of layers.
         report_text: a text file to measure on; None for the text that comes with the package.
         report_tokens: of that text, that are read at most.
+        sensitivity: whether the report says, too, what each linear costs when it is quantized
+            alone, and so which to ``skip``.
     """
 
     scheme: str
@@ -53,6 +55,7 @@ class QuantConfig:
     report_text: str | Path | None = None
     report_tokens: int = 4096
     compute: str = "float"
+    sensitivity: bool = False
 
     @property
     def rounds_to(self) -> DType | None:

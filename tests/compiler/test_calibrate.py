@@ -10,7 +10,7 @@ import torch
 from rewriting import assert_same_numbers, parse
 from tilewright.compiler.calibrate.awq import awq_vector
 from tilewright.compiler.calibrate.gptq import gptq_codes
-from tilewright.compiler.calibrate.grid import Grid, gram_of, loss_of
+from tilewright.compiler.calibrate.grid import Grid, gram_of, loss_of, steady_gram
 from tilewright.compiler.calibrate.lockstep import run_in_step
 from tilewright.compiler.calibrate.recipe import calibrate, plain_graph
 from tilewright.compiler.calibrate.smoothquant import (
@@ -31,6 +31,7 @@ from tilewright.ir.interpreter import interpret
 from tilewright.passes.driver import run_passes
 from tilewright.passes.pipeline import pipeline, quantizing
 from tilewright.passes.quantize import linears_to_quantize
+from tilewright.passes.quantize_check import decoded
 from tilewright.passes.schemes import SCHEMES, QuantConfig, resolve_config
 from tilewright.passes.smooth import smooth, smooth_pass, smooth_sites
 from tiny_gguf import tiny_bpe, write_tiny_gguf
@@ -140,6 +141,36 @@ def test_a_fit_loses_no_more_than_the_whole_range():
         block = gram[start:stop, start:stop]
         losses = [loss_of((v - weight)[:, start:stop], block) for v in (fitted, plain)]
         assert losses[0] <= losses[1]
+
+
+def test_a_scale_of_floats_cuts_nothing_and_cancels_in_the_direction_that_counts():
+    grid, weight = Grid.of(SCHEMES["fp8"], _config("fp8")), torch.randn(16, 64)
+    rows = torch.randn(300, 64) * 0.1 + torch.randn(64)  # a mean that outweighs all else
+    gram = gram_of(rows)
+    scale, zero = grid.fit(weight, gram)
+    plain = grid.ranges(weight[:, None])[0][:, 0]
+    ratio = scale / plain
+    assert bool((ratio >= 1).all()) and bool((ratio < 2).all())
+    nearest = weight.abs().amax(1, keepdim=True) / 448
+    torch.testing.assert_close(plain, nearest)
+    fitted, whole = (grid.rounded(weight, s, zero) for s in (scale, plain))
+    assert loss_of(fitted - weight, gram) < 0.3 * loss_of(whole - weight, gram)
+
+
+def test_few_tokens_are_not_taken_at_their_word():
+    """Codes by GPTQ, judged on inputs that they were not made from."""
+    grid, weight = _grid(group=0), torch.randn(24, 64)
+    inputs = torch.randn(4096, 64) + torch.randn(4096, 2) @ torch.randn(2, 64) * 3
+    rows, others = inputs.split((80, 4016))
+    truth = gram_of(others)
+    losses = [
+        loss_of(gptq_codes("w", weight, gram, grid)[3] - weight, truth)
+        for gram in (steady_gram(rows), gram_of(rows))
+    ]
+    assert losses[0] < 0.9 * losses[1]
+    torch.testing.assert_close(steady_gram(rows).diagonal(), gram_of(rows).diagonal())
+    many = steady_gram(others.repeat(50, 1))
+    torch.testing.assert_close(many, truth, rtol=2e-2, atol=1e-2 * truth.diagonal().max().item())
 
 
 def test_awq_scales_up_what_is_large_and_loses_less():
@@ -286,6 +317,32 @@ def test_lockstep_goes_on_with_the_new_weight():
 def test_activations_that_are_not_finite_name_their_weight():
     with pytest.raises(VerificationError, match="'up'"):
         run_in_step(parse(GRAPH), [(torch.full((2, 32), float("nan")),)], ["up"], lambda *a: None)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "method"), [("int4", "gptq"), ("int4", "awq"), ("int8", "smoothquant")]
+)
+def test_weights_that_are_not_finite_are_named(scheme: str, method: str):
+    graph = parse(GRAPH)
+    broken = graph.weights["down"].load().clone()
+    broken[3, 4] = float("inf")
+    graph = graph.with_weights({"down": Held(broken, "down")})
+    with pytest.raises(VerificationError, match="the weight 'down'"):
+        calibrate(graph, [(_rows(40, 32),)], _config(scheme, method=method))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("method", ["rtn", "gptq", "awq"])
+def test_groups_of_zeros_stay_zeros(method: str, symmetric: bool):
+    graph = parse(GRAPH)
+    holed = graph.weights["up"].load().clone()
+    holed[5], holed[:, :16] = 0.0, 0.0
+    graph = graph.with_weights({"up": Held(holed, "up")})
+    config = _config("int4", group=0, method=method, symmetric=symmetric)
+    recipe = calibrate(graph, [(_rows(64, 32),)], config)
+    node = linears_to_quantize(graph, config)["up"][0]
+    value = decoded(recipe.parts_of("up", graph.weights["up"]), node, recipe)
+    assert bool(torch.isfinite(value).all()) and not value[5].any()
 
 
 @pytest.mark.quick

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import onnx
@@ -11,6 +12,7 @@ import torch
 
 import tilewright as tw
 from cli_running import refused, run
+from tilewright.compiler.calibrate.text import read_text
 from tilewright.errors import UnsupportedError, UsageError
 from tiny_gguf import write_tiny_gguf
 
@@ -153,11 +155,29 @@ def test_the_verb_writes_an_engine_and_a_report(tiny_gguf: Path, tmp_path: Path)
     assert len(quality["layers"]) == 7
     assert _facts(tw.load(place)) == facts
     assert run("verify", place).exit_code == 0
-    assert "int4 (awq), 4." in run("inspect", place).stdout
-    shown = run("quantize", tiny_gguf, "-o", place, "--scheme", "int8-weight", *measured, *common)
+    shown = run("inspect", place).stdout
+    assert "int4 (awq), 4." in shown and "layers that lost most" in shown
+    assert json.loads(run("inspect", place, "--json").stdout)["quantization"] == facts
+
+
+def test_the_verb_measures_alone_and_names_what_to_skip(tiny_gguf: Path, tmp_path: Path):
+    text = tmp_path / "held-out.txt"
+    text.write_text(read_text(None)[:1500])
+    common = ("--backend", "eager", "--max-model-len", 64, "--verify", "off")
+    verb = ("quantize", tiny_gguf, "--scheme", "int4", "--group", 0)
+    shown = run(*verb, "--sensitivity", "--text", text, "--tokens", 9999, *common)
     assert shown.exit_code == 0, shown.output
-    for part in ("bits per weight", "perplexity", "top-1 agreement", "down_proj"):
+    for part in ("bits per weight", "perplexity", "top-1 agreement", "all of it (9999", "KL alone"):
         assert part in shown.stdout
+    assert "no folder" not in shown.stdout and "engine written" not in shown.stdout
+    skips = shlex.split(shown.stdout.splitlines()[-1])
+    assert skips[::2] == ["--skip"] * 8
+    left = run(*verb, "--report", "--tokens", 99, *skips[:12], *common, "--json")
+    assert left.exit_code == 0, left.output
+    facts = json.loads(left.stdout)["quantization"]
+    assert facts["linears"] == 2 and set(skips[1:12:2]) < set(facts["kept"])
+    refused(run(*verb), "-o FOLDER")
+    refused(run(*verb, "--report", "--format", "compressed-tensors"), "-o FOLDER")
 
 
 def test_the_verb_refuses_bad_input(tiny_gguf: Path, tmp_path: Path):
