@@ -14,7 +14,7 @@ from ..ir.interpreter import interpret
 from ..ir.parser import parse_graph
 from ..ir.types import TensorType
 from ..ir.verifier import verify
-from ..passes.driver import engine_tolerance, largest_error
+from ..passes.engine_error import engine_error
 from ..runtime.decode_graphs import TOKENS
 from ..runtime.executor import CACHE_PREFIXES
 from ..runtime.image import EngineImage
@@ -112,9 +112,8 @@ def _compare(
         expected = interpret(graph, [tensor.clone() for tensor in ordered], weights)
     found = runner.run({name: tensor.clone() for name, tensor in inputs.items()})
     state = dict(zip(graph.output_names, expected, strict=True))
-    names = [name for name in state if name != TOKENS]
-    pairs = [state[name] for name in names], [found[name] for name in names]
-    error = largest_error(culprit, *pairs, engine_tolerance(graph))
+    wanted = {name: value for name, value in state.items() if name != TOKENS}
+    error = engine_error(culprit, graph, wanted, found)
     if TOKENS in state:
         _check_tokens(culprit, found["logits"], found[TOKENS])
     return error, {name: state.get(name, tensor) for name, tensor in inputs.items()}

@@ -30,7 +30,7 @@ from ..ir.graph import Graph, param_name
 from ..ir.interpreter import Value, interpret
 from ..ir.node import Node
 from ..ir.parser import parse_graph
-from ..passes.driver import engine_tolerance, largest_error
+from ..passes.engine_error import engine_error
 from ..passes.sample_tokens import tokens_of
 from ..runtime.runner import ProgramRunner
 from .spot_check import LARGE, SpotCheckedKernel
@@ -161,7 +161,7 @@ def outputs_error(
     expected: Sequence[torch.Tensor],
     found: Mapping[str, torch.Tensor],
 ) -> float:
-    """The largest error of a Program's outputs against its graph's, as ``largest_error`` has it.
+    """The largest error of a Program's outputs against its graph's, as ``engine_error`` has it.
 
     Tokens are compared with what the graph draws from the Program's own logits: a rounding of
     these may move them.
@@ -170,8 +170,7 @@ def outputs_error(
     tokens = tokens_of(graph, inputs, found["logits"]) if "tokens" in wanted else None
     if tokens is not None:
         wanted["tokens"] = tokens
-    outputs = [found[name] for name in wanted]
-    return largest_error(culprit, list(wanted.values()), outputs, engine_tolerance(graph))
+    return engine_error(culprit, graph, wanted, found)
 
 
 def _drawn(shape: Sequence[object], dtype: torch.dtype) -> torch.Tensor:

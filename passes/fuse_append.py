@@ -110,7 +110,10 @@ def _appended(graph: Graph, attention: Node) -> dict[Node, Node] | None:
     cos, sin, layout, _ = k.tables or (None, None, None, None)
     rounding = k.rounding() if q is None or q.weight is None else q.rounding()
     attrs = {"layout": layout, "eps": k.eps if eps is None else eps, "stepwise": rounding}
-    op = "append_kv" if len(places) == 2 else "scaled_append_kv"
+    op = "append_kv"
+    if len(places) > 2:
+        op = "scaled_append_kv"
+        attrs["tries"] = writes[0].operands[1].operands[0].attr("tries")
     call = make(op, k.x, new_v, *caches, slots, x, cos, sin, weight, k.weight, **attrs)
     found = {write: item(call, index) for index, write in enumerate(writes)}
     if q is not None:
@@ -129,8 +132,8 @@ def _numbers(news: Sequence[Node], dtype: DType) -> tuple[Node, Node] | None:
     k, v = made[:2]
     pairs = made[2:] == [k, v] and [new.attr("index") for new in news] == [0, 0, 1, 1]
     wanted = (
-        make("quantize_rows", k.operands[0], dtype=dtype),
-        make("quantize_rows", v.operands[0], dtype=dtype),
+        make("quantize_rows", k.operands[0], dtype=dtype, tries=k.attr("tries")),
+        make("quantize_rows", v.operands[0], dtype=dtype, tries=k.attr("tries")),
     )
     return (k.operands[0], v.operands[0]) if pairs and (k, v) == wanted else None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import partial
 
 from ..errors import UnsupportedError
-from ..ir.build import cast, input_node, item, make, rebuild
+from ..ir.build import input_node, item, make
 from ..ir.dims import Size, symbol
 from ..ir.dtypes import DType
 from ..ir.graph import Graph
@@ -18,10 +18,12 @@ from ..ir.node import Attr, Node
 from ..ir.types import TensorType
 from .base import Pass
 from .cache_samples import adapt_to_pages, adapt_to_slots, same_logits
-from .quantize_check import rounded_rows
+from .kv_cache_check import over_codes
 from .ragged import Ragged
 
 T, B, M, N, P, R, L = map(symbol, "TBMNPRL")
+TRIES = {DType.F8E4M3: 8}
+"""Scales that are tried for a row of codes. Of int8 the least is the best: its grid is even."""
 
 
 def insert_paged_cache(graph: Graph, codes: DType | None = None) -> Graph:
@@ -45,7 +47,8 @@ def insert_paged_cache(graph: Graph, codes: DType | None = None) -> Graph:
 
     With ``codes``, i8 or f8e4m3, the caches hold codes, and more caches their scales::
 
-            quantize_rows_0: (f8e4m3[T, 2, 8], f32[T, 2, 1],) = quantize_rows(k, dtype=f8e4m3)
+            quantize_rows_0: (f8e4m3[T, 2, 8], f32[T, 2, 1],) = quantize_rows(k, dtype=f8e4m3,
+                tries=8)
             item_0, item_1 = item(quantize_rows_0, index=0), …
             kv_write_0: f8e4m3[N, P, 2, 8] = kv_write(k_cache_0, item_0, slot_mapping)
             kv_write_1: f32[N, P, 2, 1] = kv_write(k_scale_0, item_1, slot_mapping)
@@ -91,24 +94,8 @@ def paged_cache_pass(codes: DType | None) -> Pass:
         partial(insert_paged_cache, codes=codes),
         adapt_to_pages,
         same_logits,
-        partial(_over_codes, codes),
+        partial(over_codes, codes, TRIES.get(codes)),
     )
-
-
-def _over_codes(codes: DType, before: Graph, after: Graph) -> Graph:
-    """``before`` with the keys and values of each attention as codes have them, which it takes in
-    float32. They are rounded by elementary ops, so that the check does not rest on what it checks.
-    """
-    values: dict[Node, Node] = {}
-    for node in before.nodes:
-        values[node] = rebuild(node, values)
-        if node.op == "attention":
-            q, k, v, *rest = values[node].args
-            assert q is not None and k is not None and v is not None
-            keys, vals = (rounded_rows(x, codes, 0, None) for x in (k, v))
-            found = make("attention", cast(q, keys.dtype), keys, vals, *rest, **_attrs(node))
-            values[node] = cast(found, node.dtype)
-    return before.with_outputs(tuple(values[output] for output in before.outputs))
 
 
 class _PagedCaches:
@@ -137,7 +124,8 @@ class _PagedCaches:
             caches = [self._write(f"{x}_cache_{layer}", new) for x, new in (("k", k), ("v", v))]
             rest = (tables, lens, starts, *extra)
             return make("paged_attention", q, *caches, *rest, **_attrs(node))
-        parts = [make("quantize_rows", new, dtype=self.codes) for new in (k, v)]
+        tries = TRIES.get(self.codes)
+        parts = [make("quantize_rows", new, dtype=self.codes, tries=tries) for new in (k, v)]
         codes, scales = (
             [
                 self._write(f"{x}_{name}_{layer}", item(part, index))

@@ -26,7 +26,7 @@ def open_rows(graph: Graph) -> Graph:
         div_1: f32[T, 64] = div(cast(x), where_0)
         cast_0: f8e4m3[T, 64] = cast(maximum(minimum(div_1, 448.0), -448.0))
 
-    Rows in float64, and groups that do not divide a row, stay.
+    Rows in float64, groups that do not divide a row, and scales that are tried, stay.
     """
     values: dict[Node, Node] = {}
     opened: dict[Node, tuple[Node, Node]] = {}
@@ -49,7 +49,8 @@ def _opens(node: Node) -> bool:
     x, group = node.operands[0], node.attr("group") or 0
     width = x.shape[-1]
     assert isinstance(group, int) and isinstance(width, int)
-    return x.dtype is not DType.F64 and width > 0 and not (group and width % group)
+    plain = x.dtype is not DType.F64 and node.attr("tries") is None
+    return plain and width > 0 and not (group and width % group)
 
 
 def _opened(node: Node) -> tuple[Node, Node]:

@@ -53,6 +53,7 @@ class Form:
     slots: DType = DType.I64
     steps: bool = False
     codes: DType | None = None
+    tries: int | None = None
 
     @property
     def op(self) -> str:
@@ -118,6 +119,7 @@ def call(form: Form) -> Node:
         make("slice", table, dim=1, start=i * form.half, stop=(i + 1) * form.half) for i in range(2)
     )
     weights = [tensor(name, form.weights, form.head_dim) for name in ("q_weight", "k_weight")]
+    tried = {"tries": form.tries} if form.codes is DType.F8E4M3 else {}
     return make(
         form.op,
         *(k, v, *caches, tensor("slots", form.slots, T)),
@@ -128,6 +130,7 @@ def call(form: Form) -> Node:
         layout=form.layout if form.half else "half",
         eps=1e-5 if form.k_norm or (form.has_q and form.q_norm) else None,
         stepwise=True if form.stepwise else None,
+        **tried,
     )
 
 

@@ -5,7 +5,10 @@ A scale covers a block of ``rows`` x ``group`` codes, each 0 for "all of them": 
 tensor, [N, 1] rows (``rows=1, group=0``), [N, ceil(K / group)] groups, [ceil(N / 128),
 ceil(K / 128)] blocks. The last block of an axis may be shorter.
 
-Scales of rows are float32, of float64 rows float64.
+Scales of rows are float32, of float64 rows float64. By the least that a row can have, the largest
+code stands for its largest magnitude. ``quantize_rows(…, tries=n)`` tries n scales from there up to
+the double, and takes the one with the least squared error: a float's grid is no multiple of itself
+within an octave, so another scale may suit a row better.
 
 ``dequantize(…, compute=i8)`` lets a product with the weight round its other operand to int8, by
 rows and groups of columns, where that is faster. The value is the same.
@@ -23,6 +26,8 @@ from ..types import TensorType, TupleType
 
 LARGEST = {DType.I8: 127.0, DType.F8E4M3: 448.0}
 """The largest code of each element type that rows are quantized to; the least is its negative."""
+MOST_TRIES = 64
+"""Of scales of a row."""
 MIDDLE = 8
 """The 4-bit code of 0 where no zero points are given."""
 
@@ -113,7 +118,12 @@ def _dequantize(
 
 
 def _quantize_rows_type(
-    x: TensorType, static_scale: TensorType | None = None, *, dtype: DType, group: int = 0
+    x: TensorType,
+    static_scale: TensorType | None = None,
+    *,
+    dtype: DType,
+    group: int = 0,
+    tries: int | None = None,
 ) -> TupleType:
     width = x.shape[-1] if x.rank else None
     if not isinstance(width, int) or not x.dtype.is_float or x.dtype.is_float8:
@@ -124,14 +134,26 @@ def _quantize_rows_type(
         fits = static_scale.shape == (1,) and static_scale.dtype.is_float
         if not fits or group or static_scale.dtype.is_float8:
             raise ill_typed("quantize_rows", "one static scale [1], no groups", x, static_scale)
+    if tries is not None:
+        whole = dtype is DType.F8E4M3 and static_scale is None and not group
+        if not whole or not 1 <= tries <= MOST_TRIES:
+            wanted = f"1 to {MOST_TRIES} tries, of whole rows to f8e4m3 without a static scale"
+            raise ill_typed("quantize_rows", f"{wanted}, not {tries}", x)
     scales = (*x.shape[:-1], blocks(width, group))
     return x.with_dtype(dtype), TensorType(DType.F64 if x.dtype is DType.F64 else DType.F32, scales)
 
 
 def _quantize_rows(
-    x: torch.Tensor, static_scale: torch.Tensor | None = None, *, dtype: DType, group: int = 0
+    x: torch.Tensor,
+    static_scale: torch.Tensor | None = None,
+    *,
+    dtype: DType,
+    group: int = 0,
+    tries: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     wide, largest = x.to(_wide(x)), LARGEST[dtype]
+    if tries is not None:
+        return _nearest_rows(wide, tries)
     if static_scale is not None:
         scale = static_scale.to(wide.dtype).expand(*x.shape[:-1], 1)
     else:
@@ -144,6 +166,52 @@ def _quantize_rows(
         # A NaN has no code. Its row's scale is NaN, and so is every product with it.
         codes = codes.round().nan_to_num(0.0)
     return codes.to(dtype.torch), scale.contiguous()
+
+
+def tried_scales(tries: int) -> tuple[tuple[float, float], ...]:
+    """What the least scale of a row is multiplied with, ``2 ** (j / tries)``, and the inverses.
+
+    Both have 16 bits behind the point. So the product of a factor and a code is exact in float32,
+    and float64 has the same numbers.
+    """
+    exponents = [j / tries for j in range(tries)]
+    return tuple((_short(2.0**e), _short(2.0**-e)) for e in exponents)
+
+
+def _short(value: float) -> float:
+    return round(value * 65536) / 65536
+
+
+def error_unit(width: int) -> float:
+    """How many units of its error a square of 1, in steps of the least scale, is: a power of two
+    by which the errors of ``width`` codes of e4m3, below 32 steps each, add up within 31 bits.
+    """
+    return 2.0 ** (21 - (width - 1).bit_length())
+
+
+def _nearest_rows(x: torch.Tensor, tries: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and scale of the best try, the first of the best.
+
+    Squares are whole units, cut off, and their sums exact: whoever computes them, in whatever
+    order, makes the same choice.
+    """
+    largest, unit = LARGEST[DType.F8E4M3], error_unit(x.shape[-1])
+    least = x.abs().amax(-1, keepdim=True).div(largest)
+    least = torch.where(least == 0, torch.ones_like(least), least)
+    steps = (x / least).clamp(-largest, largest)
+    codes = steps.to(torch.float8_e4m3fn)
+    best, fewest = torch.ones_like(least), torch.full_like(least, torch.inf)
+    for factor, inverse in tried_scales(tries):
+        tried = (steps * inverse).to(codes.dtype)
+        off = steps - tried.to(x.dtype) * factor
+        # A NaN counts for nothing; the scale of its row is NaN.
+        error = (off * off * unit).nan_to_num(0.0).to(torch.int64).sum(-1, keepdim=True)
+        nearer = error < fewest
+        fewest = torch.where(nearer, error.double(), fewest)
+        best = torch.where(nearer, factor, best)
+        codes = torch.where(nearer, tried.view(torch.uint8), codes.view(torch.uint8))
+        codes = codes.view(tried.dtype)
+    return codes, least * best
 
 
 def _scaled_linear_type(
@@ -201,8 +269,13 @@ def _product_flops(node: Node) -> Size:
     return node.type.numel * node.operands[0].shape[-1] * 2
 
 
+def rounding_flops(tries: Attr) -> int:
+    """Of an element that becomes a code."""
+    return 3 if tries is None else 3 + 6 * int(str(tries))
+
+
 def _row_flops(node: Node) -> Size:
-    return node.types[0].numel * 3
+    return node.types[0].numel * rounding_flops(node.attr("tries"))
 
 
 def _codes(generator: torch.Generator, dtype: torch.dtype, *shape: int) -> torch.Tensor:
@@ -240,6 +313,7 @@ def _row_samples(g: torch.Generator) -> list[Sample]:
         Sample((x,), {"dtype": DType.I8}),
         Sample((x,), {"dtype": DType.F8E4M3, "group": 8}),
         Sample((x, static), {"dtype": DType.F8E4M3}),
+        Sample((x,), {"dtype": DType.F8E4M3, "tries": 8}),
     ]
 
 
@@ -279,7 +353,7 @@ QUANTIZE_ROWS = register(
         ("x", "static_scale?"),
         _quantize_rows_type,
         _quantize_rows,
-        ("dtype", "group"),
+        ("dtype", "group", "tries"),
         _row_flops,
         _row_samples,
     )

@@ -20,7 +20,7 @@ from ..types import TensorType, TupleType
 from .append_kv import APPEND_KV, turned, turned_flops
 from .attention import ATTENTION_ATTRS
 from .cache import PAGED_ATTENTION, attend_pages, paged_flops, write_rows
-from .quant import LARGEST, QUANTIZE_ROWS
+from .quant import LARGEST, QUANTIZE_ROWS, rounding_flops
 
 
 def _codes_fit(op: str, *caches: tuple[TensorType, TensorType]) -> None:
@@ -118,10 +118,11 @@ def _append_type(
     layout: str = "half",
     eps: float | None = None,
     stepwise: bool | None = None,
+    tries: int | None = None,
 ) -> TupleType:
     _codes_fit("scaled_append_kv", (k_cache, k_scale), (v_cache, v_scale))
     for new in (k, v):
-        QUANTIZE_ROWS.infer(new, dtype=k_cache.dtype)
+        QUANTIZE_ROWS.infer(new, dtype=k_cache.dtype, tries=tries)
     plain = (k_cache.with_dtype(k.dtype), v_cache.with_dtype(v.dtype))
     rest = (slot_mapping, q, cos, sin, q_weight, k_weight)
     APPEND_KV.infer(k, v, *plain, *rest, layout=layout, eps=eps, stepwise=stepwise)
@@ -146,12 +147,14 @@ def append_codes(
     layout: str = "half",
     eps: float | None = None,
     stepwise: bool | None = None,
+    tries: int | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """``scaled_append_kv`` into the contiguous caches it is given, which it returns."""
     attrs: dict[str, Any] = {"layout": layout, "eps": eps, "stepwise": stepwise}
     new_k = turned(k, k_weight, cos, sin, **attrs)
     for new, codes, scales in ((new_k, k_cache, k_scale), (v, v_cache, v_scale)):
-        made = QUANTIZE_ROWS.reference(new, dtype=DType.from_torch(codes.dtype))
+        kind = DType.from_torch(codes.dtype)
+        made = QUANTIZE_ROWS.reference(new, dtype=kind, tries=tries)
         for cache, rows in zip((codes, scales), made, strict=True):
             write_rows(cache, rows, slot_mapping)
     caches = (k_cache, v_cache, k_scale, v_scale)
@@ -167,10 +170,11 @@ def _append(
 
 
 def _append_flops(node: Node) -> Size:
-    """As ``append_kv``, and 3 an element that becomes a code."""
+    """As ``append_kv``, and as ``quantize_rows`` for each element that becomes a code."""
     k, v, q, cos, q_weight, k_weight = (node.args[i] for i in (0, 1, 7, 8, 10, 11))
     assert k is not None and v is not None
-    return turned_flops(k, q, cos, q_weight, k_weight) + (k.type.numel + v.type.numel) * 3
+    rounding = rounding_flops(node.attr("tries"))
+    return turned_flops(k, q, cos, q_weight, k_weight) + (k.type.numel + v.type.numel) * rounding
 
 
 def _append_moved(node: Node) -> Size:
@@ -225,6 +229,7 @@ def _append_samples(g: torch.Generator) -> list[Sample]:
         new = (_x(g, 2, 2, 8), _x(g, 2, 2, 6), k, v, k_scale, v_scale, torch.tensor([5, 11]))
         tables, weights = (_x(g, 2, 4), _x(g, 2, 4)), (_x(g, 8), _x(g, 8))
         found += [Sample(new), Sample((*new, _x(g, 2, 4, 8), *tables, *weights), {"eps": 1e-5})]
+    found.append(Sample(new, {"tries": 8}))
     return found
 
 
@@ -253,7 +258,7 @@ SCALED_APPEND_KV = register(
         ),
         _append_type,
         _append,
-        APPEND_KV.attrs,
+        (*APPEND_KV.attrs, "tries"),
         _append_flops,
         _append_samples,
         aliases=((0, 2), (1, 3), (2, 4), (3, 5)),
@@ -261,5 +266,6 @@ SCALED_APPEND_KV = register(
     )
 )
 """``k_cache, v_cache, k_scale, v_scale[, q]``: as ``append_kv``, with the rows as
-``quantize_rows`` makes them: k after it is turned and rounded to its element type.
+``quantize_rows`` makes them with these ``tries``: k after it is turned and rounded to its element
+type.
 """

@@ -10,19 +10,13 @@ import pytest
 import torch
 
 import tilewright as tw
+from cache_rounding import rounded
 from tilewright.compiler.inspect.facts import headline
+from tilewright.ir.dtypes import DType
 from tiny_models import PROMPTS, tiny_model
 
-DTYPES = ["fp8", "int8"]
+DTYPES = {"fp8": DType.F8E4M3, "int8": DType.I8}
 TOKENS = 8
-
-
-def rounded(x: torch.Tensor, dtype: str) -> torch.Tensor:
-    """What a row's codes stand for, by the definition."""
-    largest = 448.0 if dtype == "fp8" else 127.0
-    scale = x.abs().amax(-1, keepdim=True) / largest
-    steps = x / scale.where(scale > 0, 1.0)
-    return (steps.to(torch.float8_e4m3fn).float() if dtype == "fp8" else steps.round()) * scale
 
 
 @pytest.fixture(scope="module", params=DTYPES)
@@ -32,7 +26,7 @@ def pair(request: pytest.FixtureRequest) -> Iterator[tuple[str, torch.nn.Module,
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-    dtype = request.param
+    dtype, codes = request.param, DTYPES[request.param]
     engine = tw.compile(
         tiny_model("llama"),
         backend="eager",
@@ -45,7 +39,7 @@ def pair(request: pytest.FixtureRequest) -> Iterator[tuple[str, torch.nn.Module,
 
     def attention(module, q, k, v, *args, **options):
         return sdpa_attention_forward(
-            module, q, rounded(k, dtype), rounded(v, dtype), *args, **options
+            module, q, rounded(k, codes), rounded(v, codes), *args, **options
         )
 
     AttentionInterface.register(name, attention)
@@ -103,9 +97,8 @@ def test_a_token_has_the_bytes_of_codes_and_scales(pair, tmp_path) -> None:
     layers, kv_heads, head_dim = 2, 2, 16
     wanted = layers * 2 * kv_heads * (head_dim + 4)
     assert engine.executor.bytes_per_token == wanted
-    code = {"fp8": "f8e4m3", "int8": "i8"}[dtype]
     assert dict(headline(engine.image))["KV cache"].startswith(
-        f"paged, {code} with scales, {wanted}"
+        f"paged, {DTYPES[dtype]} with scales, {wanted}"
     )
     engine.save(tmp_path / "engine")
     params = tw.SamplingParams(max_new_tokens=TOKENS, ignore_eos=True)

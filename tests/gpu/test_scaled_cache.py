@@ -129,15 +129,16 @@ def _attend(shape, node, kernel, operands, sizes) -> None:
     torch.testing.assert_close(found.double(), wanted, rtol=relative, atol=absolute)
 
 
-def narrow(form: append_forms.Form, codes: DType) -> append_forms.Form:
+def narrow(form: append_forms.Form, codes: DType, tries: int | None) -> append_forms.Form:
     """The form over codes, without float64."""
     dtypes = {name: getattr(form, name) for name in ("dtype", "tables", "weights")}
     dtypes = {name: DType.F32 if d is DType.F64 else d for name, d in dtypes.items()}
-    return replace(form, codes=codes, **dtypes)
+    return replace(form, codes=codes, tries=tries, **dtypes)
 
 
 def test_scaled_append_kv() -> None:
-    forms = examples(st.builds(narrow, append_forms.forms(), codes()), 20)
+    tries = st.sampled_from([None, 8])
+    forms = examples(st.builds(narrow, append_forms.forms(), codes(), tries), 20)
     nodes = [append_forms.call(form) for form in forms]
     pdl = has_pdl(here())
     sources = [append_forms.source_of(node, None, pdl) for node in nodes]

@@ -22,14 +22,21 @@ def g(x: {type}[T, 64], w: {type}[64], static: f32[1]):
 """
 
 
-def graph(codes: str, group: int = 0, static: bool = False, type_: str = "f32") -> Graph:
+def graph(
+    codes: str,
+    group: int = 0,
+    static: bool = False,
+    type_: str = "f32",
+    tries: int = 0,
+    text: str = TEXT,
+) -> Graph:
     return parse(
-        TEXT.format(
+        text.format(
             type=type_,
             codes=codes,
             groups=-(-64 // group) if group else 1,
             static="static, " if static else "",
-            group=f", group={group}" if group else "",
+            group=(f", group={group}" if group else "") + (f", tries={tries}" if tries else ""),
         )
     )
 
@@ -63,5 +70,7 @@ def test_a_norm_and_the_rounding_of_its_rows_share_a_kernel() -> None:
 
 
 def test_what_is_not_spelled_out_stays() -> None:
-    for before in (graph("i8", 24), graph("i8", type_="f64")):
+    wide = TEXT.replace("f32[T, {groups}]", "f64[T, {groups}]")
+    tried = graph("f8e4m3", tries=8)
+    for before in (graph("i8", 24), graph("i8", type_="f64", text=wide), tried):
         assert open_rows(before) == before

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cache_rounding import rounded
 from ragged_oracle import DECODER, PagedRun
 from rewriting import parse
 from tilewright.errors import VerificationError
@@ -20,6 +21,7 @@ from tilewright.ir.graph import Graph
 from tilewright.ir.interpreter import interpret
 from tilewright.ir.ops.scaled_cache import SCALED_PAGED_ATTENTION
 from tilewright.ir.verifier import verify
+from tilewright.ir.widen import widened
 from tilewright.passes.cache_samples import adapt_to_pages
 from tilewright.passes.driver import engine_tolerance, largest_error, run_passes
 from tilewright.passes.fuse_append import fuse_append
@@ -45,19 +47,12 @@ def test_golden(codes: DType) -> None:
         "k_scale_0: f32[N, P, 2, 1], v_scale_0: f32[N, P, 2, 1]"
     ) in text
     assert text.count(f"({c}[T, 2, 4], f32[T, 2, 1],) = quantize_rows(") == 2
+    assert text.count(f"dtype={c}, group=0, tries=8)") == (2 if codes is DType.F8E4M3 else 0)
     assert text.count("kv_write(") == 4 and " paged_attention(" not in text
     assert "scaled_paged_attention(rope_0, kv_write_0, kv_write_1, " in text
     assert ", kv_write_2, kv_write_3, causal=True, scale=0.5, window=6)" in text
     check_rows(inserted(codes))
     assert takes_one_token(inserted(codes))
-
-
-def rounded(x: torch.Tensor, codes: DType) -> torch.Tensor:
-    """What a row's codes stand for, by the definition."""
-    largest = 448.0 if codes is DType.F8E4M3 else 127.0
-    scale = x.abs().amax(-1, keepdim=True) / largest
-    steps = x / scale
-    return (steps.to(torch.float8_e4m3fn).float() if largest > 127 else steps.round()) * scale
 
 
 @CODES
@@ -69,10 +64,13 @@ def test_what_the_check_expects_is_rounding_by_hand(codes: DType) -> None:
     (call,) = (node for node in graph.nodes if node.op == "attention")
     (plain,) = (node for node in before.nodes if node.op == "attention")
     ids = [torch.randint(16, (1, 9))]
-    found = interpret(replace(graph, outputs=call.operands[1:3], output_names=("k", "v")), ids)
-    given = interpret(replace(before, outputs=plain.operands[1:3], output_names=("k", "v")), ids)
+    names = ("k", "v")
+    made = widened(replace(graph, outputs=call.operands[1:3], output_names=names), DType.F64)
+    plain_ = widened(replace(before, outputs=plain.operands[1:3], output_names=names), DType.F64)
+    weights = {name: w.load().double() for name, w in before.weights.items()}
+    found, given = (interpret(g, ids, weights) for g in (made, plain_))
     for mine, x in zip(found, given, strict=True):
-        torch.testing.assert_close(mine, rounded(x, codes), rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(mine, rounded(x, codes), rtol=1e-12, atol=1e-12)
 
 
 @settings(max_examples=15, deadline=None)

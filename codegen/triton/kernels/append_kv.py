@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from ....ir.dims import Size
 from ....ir.dtypes import DType
 from ....ir.node import Node
+from ....ir.ops.quant import error_unit, tried_scales
 from ....targets import Target
 from ..layout import Layout, is_dense
 from ..source import (
@@ -48,7 +49,8 @@ _CODES = (DType.I8, DType.F8E4M3)
 _ELEMENTS = 1024
 _MOST_OF_A_THREAD = 32  # elements, held with their partners: more would fill the registers
 _FUNCTIONS = (
-    *("_inside", "_step", "_scaled", "_most", "_row_scale", "_codes_of"),
+    *("_inside", "_step", "_scaled", "_most", "_row_scale"),
+    *("_steps", "_error", "_best_scale", "_codes_of"),
     *("_turn", "_append_kv"),
 )
 
@@ -278,6 +280,7 @@ def _rows(problem: Problem, sizes: _Sizes) -> dict[str, str]:
 
 
 def _constants(problem: Problem) -> dict[str, str]:
+    tries = problem.node.attr("tries")
     constants = {
         "HEADS": problem.heads,
         "KV_HEADS": problem.kv_heads,
@@ -290,5 +293,8 @@ def _constants(problem: Problem) -> dict[str, str]:
         "INTERLEAVED": problem.node.attr("layout") == "interleaved",
         "STEPWISE": problem.node.attr("stepwise") is True,
         "EPS": problem.node.attr("eps") or 0.0,
+        "TRIES": None if tries is None else tried_scales(int(str(tries))),
+        "UNIT": error_unit(problem.head_dim),
+        "VALUE_UNIT": error_unit(problem.value_dim),
     }
     return {name: repr(value) for name, value in constants.items()}

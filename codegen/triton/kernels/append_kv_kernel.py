@@ -56,6 +56,47 @@ def _row_scale(largest, nans, kind: tl.constexpr):
 
 
 @triton.jit
+def _steps(tile, scale):
+    """A tile [H, D] in steps of the least scales of its rows, f32."""
+    steps = tl.div_rn(tile.to(tl.float32), tl.broadcast_to(scale[:, None], tile.shape))
+    inside = tl.minimum(tl.maximum(steps, -448.0), 448.0)
+    return tl.where(steps == steps, inside, steps)
+
+
+@triton.jit
+def _error(steps, TRY: tl.constexpr, kind: tl.constexpr, UNIT: tl.constexpr):
+    """The squared error [H] of steps as codes of a larger scale, by factor and inverse, in whole
+    units: exact, whatever the order of the sum, and with or without fused multiply-add.
+    """
+    off = steps - (steps * TRY[1]).to(kind).to(tl.float32) * TRY[0]
+    square = off * off * UNIT
+    return tl.sum(tl.where(square == square, square, 0.0).to(tl.int32), axis=1)
+
+
+@triton.jit
+def _best_scale(
+    scale, low, high, rest, kind: tl.constexpr, TRIES: tl.constexpr, UNIT: tl.constexpr
+):
+    """The scale [H] of the least error among tries from the least one ``scale`` on, the first of
+    these, and the inverse of its factor. Parts of the rows, in steps of ``scale``, may be None.
+    """
+    factor = tl.full(scale.shape, 1.0, tl.float32)
+    inverse = tl.full(scale.shape, 1.0, tl.float32)
+    least = tl.full(scale.shape, 2147483647, tl.int32)
+    for j in tl.static_range(len(TRIES)):
+        error = tl.zeros(scale.shape, tl.int32)
+        if low is not None:
+            error += _error(low, TRIES[j], kind, UNIT) + _error(high, TRIES[j], kind, UNIT)
+        if rest is not None:
+            error += _error(rest, TRIES[j], kind, UNIT)
+        nearer = error < least
+        least = tl.minimum(error, least)
+        factor = tl.where(nearer, TRIES[j][0], factor)
+        inverse = tl.where(nearer, TRIES[j][1], inverse)
+    return scale * factor, inverse
+
+
+@triton.jit
 def _codes_of(tile, scale, kind: tl.constexpr):
     """A tile [H, D] as codes of rows with these scales."""
     LARGEST: tl.constexpr = 127.0 if kind == tl.int8 else 448.0
@@ -92,6 +133,8 @@ def _turn(
     INTERLEAVED: tl.constexpr,
     STEPWISE: tl.constexpr,
     EPS: tl.constexpr,
+    TRIES: tl.constexpr,
+    UNIT: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
 ):
     """``out = rope(rms_norm(x))`` for one block of heads, in rows [HEADS, DIM], if ``live``; as
@@ -157,12 +200,31 @@ def _turn(
         if REST > 0:
             largest, nans = _most(largest, nans, rest)
         scale = _row_scale(largest, nans, KIND)
+        if TRIES is None:
+            if HALF > 0:
+                low, high = _codes_of(low, scale, KIND), _codes_of(high, scale, KIND)
+            if REST > 0:
+                rest = _codes_of(rest, scale, KIND)
+        else:
+            if HALF > 0:
+                low, high = _steps(low, scale), _steps(high, scale)
+            if REST > 0:
+                rest = _steps(rest, scale)
+            scale, inverse = _best_scale(
+                scale,
+                low if HALF > 0 else None,
+                high if HALF > 0 else None,
+                rest if REST > 0 else None,
+                KIND,
+                TRIES,
+                UNIT,
+            )
+            if HALF > 0:
+                low, high = (low * inverse[:, None]).to(KIND), (high * inverse[:, None]).to(KIND)
+            if REST > 0:
+                rest = (rest * inverse[:, None]).to(KIND)
         head = block * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
         tl.store(scales + head, scale, mask=(head < HEADS) & live)
-        if HALF > 0:
-            low, high = _codes_of(low, scale, KIND), _codes_of(high, scale, KIND)
-        if REST > 0:
-            rest = _codes_of(rest, scale, KIND)
     if HALF > 0:
         if INTERLEAVED:
             turned = tl.reshape(tl.join(low, high), (BLOCK_HEADS, 2 * BLOCK_HALF))
@@ -214,6 +276,9 @@ def _append_kv(
     INTERLEAVED: tl.constexpr,
     STEPWISE: tl.constexpr,
     EPS: tl.constexpr,
+    TRIES: tl.constexpr,
+    UNIT: tl.constexpr,
+    VALUE_UNIT: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
 ):
     """One block of heads of a token: those of q come first, then those of k and those of v."""
@@ -244,6 +309,8 @@ def _append_kv(
                 INTERLEAVED,
                 STEPWISE,
                 EPS,
+                None,
+                1.0,
                 BLOCK_HEADS,
             )
     else:
@@ -274,6 +341,8 @@ def _append_kv(
                 INTERLEAVED,
                 STEPWISE,
                 EPS,
+                TRIES,
+                UNIT,
                 BLOCK_HEADS,
             )
         else:
@@ -299,5 +368,7 @@ def _append_kv(
                 False,
                 False,
                 EPS,
+                TRIES,
+                VALUE_UNIT,
                 BLOCK_HEADS,
             )

@@ -67,16 +67,26 @@ def test_every_form_is_the_reference(form: Form, slots: list[int]) -> None:
     check(form, slots)
 
 
-CODES = (DType.I8, DType.F8E4M3)
+CODES = ((DType.I8, None), (DType.F8E4M3, None), (DType.F8E4M3, 8))
+BY_CODES = pytest.mark.parametrize(("codes", "tries"), CODES)
 
 
-@settings(max_examples=12)
+@settings(max_examples=16)
 @given(forms(), st.sampled_from(CODES), slot_lists())
-def test_every_form_as_codes_is_the_reference(form: Form, codes: DType, slots: list[int]) -> None:
+def test_every_form_as_codes_is_the_reference(
+    form: Form, codes: tuple[DType, int | None], slots: list[int]
+) -> None:
+    """To the bit, also which scale is taken of those that are tried."""
     dtype = DType.F32 if form.dtype is DType.F64 else form.dtype
     narrow = {"tables": form.tables, "weights": form.weights}
     narrow = {name: dtype if d is DType.F64 else d for name, d in narrow.items()}
-    check(replace(form, dtype=dtype, codes=codes, **narrow), slots)
+    check(replace(form, dtype=dtype, codes=codes[0], tries=codes[1], **narrow), slots)
+
+
+@pytest.mark.parametrize("block_heads", [1, 8])
+def test_a_scale_is_chosen_alike_however_the_heads_are_cut(block_heads: int) -> None:
+    form = Form(kv_heads=8, head_dim=64, half=32, codes=DType.F8E4M3, tries=8, layout="interleaved")
+    check(form, [3, 8], Tiles(block_heads, 4))
 
 
 @given(forms(), st.sampled_from([1, 2, 4, 16]))
@@ -160,11 +170,11 @@ def test_the_norm_rounds_before_the_rotation(steps: bool) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-@pytest.mark.parametrize("codes", CODES)
-@pytest.mark.parametrize("row", ["zeros", "nan", "inf", "ties", "tiny"])
-def test_rows_that_are_no_usual_numbers(codes: DType, row: str) -> None:
+@BY_CODES
+@pytest.mark.parametrize("row", ["zeros", "nan", "inf", "ties", "tiny", "least", "alone"])
+def test_rows_that_are_no_usual_numbers(codes: DType, tries: int | None, row: str) -> None:
     """Bits are the reference's: a scale of 1 for zeros, halves to even, a NaN's row all NaN."""
-    form = Form(half=0, rows="own", codes=codes)
+    form = Form(half=0, rows="own", codes=codes, tries=tries)
     node = call(form)
     buffers = buffers_of(node, [2])
     v = buffers[located(node.args[1])[0]][0, 0]
@@ -174,6 +184,10 @@ def test_rows_that_are_no_usual_numbers(codes: DType, row: str) -> None:
         v[15] = 127.0 if codes is DType.I8 else 448.0
     elif row == "tiny":
         v[:] = torch.randn(16) * 1e-30
+    elif row == "least":
+        v[:] = torch.arange(16) * 1e-43
+    elif row == "alone":
+        v[:], v[5] = 0.0, -3.25
     else:
         v[:] = torch.randn(16) if row != "zeros" else 0.0
         v[3] = special[row]
@@ -246,8 +260,11 @@ LARGE = {
     "gptj 6b": Form(16, 16, 256, 256, 32, "interleaved", DType.F16),
     "phi 2": Form(32, 32, 80, 80, 16, dtype=DType.F32, rows="by head"),
     "gpt2": Form(12, 12, 64, 64, 0, dtype=DType.F16),
-    "llama 8b in fp8": Form(
-        32, 8, 128, 128, 64, "half", DType.BF16, DType.BF16, codes=DType.F8E4M3, steps=True
+    "qwen3 8b in fp8": Form(
+        *(32, 8, 128, 128, 64, "half", DType.BF16, DType.BF16, DType.BF16, True, True),
+        codes=DType.F8E4M3,
+        tries=8,
+        steps=True,
     ),
 }
 
