@@ -36,6 +36,16 @@ def test_another_scale_is_no_error_where_its_codes_are_as_near() -> None:
     assert error(one, other) < 1e-3 and error(one, one) == 0.0
 
 
+def test_numbers_may_move_as_those_of_the_engine_do() -> None:
+    """A row of a later layer of a bfloat16 engine, by a few hundredths."""
+    x = torch.randn(3, 4, 2, 64)
+    one, other = cache(x, 8), cache(x + 0.03 * x.abs().max() * torch.rand(x.shape), 8)
+    logits = {"logits": torch.zeros(2, 16, dtype=torch.bfloat16)}
+    assert 1e-2 < error(logits | one, logits | other) < 8e-2
+    with pytest.raises(VerificationError):
+        error(one, other)
+
+
 def test_infinities_and_nan_agree_with_themselves_alone() -> None:
     x = torch.randn(3, 4, 2, 64)
     odd, usual = cache(x.index_fill(0, torch.tensor([1]), torch.nan), 8), cache(x, 8)
@@ -51,10 +61,11 @@ def test_infinities_and_nan_agree_with_themselves_alone() -> None:
         error(odd, usual)
 
 
+@pytest.mark.parametrize("element", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("wrong", ["scale", "row", "logits"])
-def test_what_is_wrong_is_found(wrong: str) -> None:
+def test_what_is_wrong_is_found(wrong: str, element: torch.dtype) -> None:
     x = torch.randn(3, 4, 2, 64)
-    wanted = {"logits": torch.randn(2, 16), **cache(x, 8)}
+    wanted = {"logits": torch.randn(2, 16).to(element), **cache(x, 8)}
     found = dict(wanted)
     if wrong == "row":
         found |= cache(x.roll(1, 1), 8)
