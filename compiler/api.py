@@ -101,17 +101,14 @@ def compile(
         target: "auto" (this machine), a name of `tilewright targets`, or a Target.
         backend: "auto", "triton", "onnxruntime" or "eager".
         quantize: of the linears: "int8-weight", "int8", "fp8", "fp8-tensor", "fp8-block",
-            "fp8-weight", "int4" or a QuantConfig; the last product and embeddings stay. Of a
-            checkpoint in codes (GGUF, or quantized by others) "stored" keeps them, as None does,
-            and "expanded" makes numbers of them.
-        attention: "mqa", "gqa:GROUPS" or a GQA: KV heads become fewer, before anything is
-            quantized; the report says what that cost.
-        kv_cache: "auto", "paged", "static", or a KVCacheConfig, which also sizes pages and keeps
-            keys and values in 8 bits (dtype="fp8", "int8"); None compiles a causal LM as a plain
-            module. A plain nn.Module becomes a causal LM too if its only example input is token ids
-            i64[1, S], dynamic_shapes is None, and it gives logits [1, S, V] over their vocabulary,
-            tokens mixing in causal attention only. Where "auto" finds otherwise the report's
-            capture notes say why; for a form that was named it is an error.
+            "fp8-weight", "int4" or a QuantConfig; of a checkpoint in codes "stored" keeps them, as
+            None does, and "expanded" makes numbers of them.
+        attention: "mqa", "gqa:GROUPS" or a GQA: KV heads become fewer before that.
+        kv_cache: "auto", "paged", "static", or a KVCacheConfig, which may keep 8 bits; None
+            compiles a causal LM as a plain module. A plain nn.Module becomes a causal LM too if its
+            only example input is token ids i64[1, S], dynamic_shapes is None, and it gives logits
+            [1, S, V] over their vocabulary, tokens mixing in causal attention only. Where "auto"
+            finds otherwise the report's notes say why; for a form that was named it is an error.
         dtype: "auto" (a module's own, float32 for files), "float32", "bfloat16" or "float16".
         max_model_len: longest sequence in tokens, prompt and completion together; by default the
             model's own limit, at most 8192.

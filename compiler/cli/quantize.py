@@ -33,6 +33,15 @@ if TYPE_CHECKING:
 
 FORMATS = ("engine", "compressed-tensors")
 
+OutputOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="Folder to write; without it the quality is measured and nothing written.",
+        show_default=False,
+    ),
+]
 SchemeOption = Annotated[
     str,
     typer.Option(
@@ -87,15 +96,7 @@ TextOption = Annotated[
 def quantize_model(
     model: Model,
     scheme: SchemeOption,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Folder to write; without it the quality is measured and nothing written.",
-            show_default=False,
-        ),
-    ] = None,
+    output: OutputOption = None,
     method: MethodOption = None,
     group: GroupOption = None,
     asymmetric: ZeroOption = False,

@@ -31,7 +31,7 @@ def test_a_causal_lm_on_triton_has_a_decode_program(tmp_path) -> None:
     assert {"temperature", "top_k", "top_p", "min_p", "uniform"} <= inputs
     assert dict(decode.program.outputs)["tokens"]
     names = [name for name, _ in decode.graphs]
-    assert names[1:] == ["one_token", "fuse_linears", "fuse", "sample_tokens"]
+    assert names[1:] == ["one_token", "fuse_linears", "open_rows", "fuse", "sample_tokens"]
     seen = engine.image.decoding
     assert seen.program is decode.program and seen.graphs is decode.graphs
     engine.save(tmp_path / "engine")

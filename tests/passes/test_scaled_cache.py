@@ -17,7 +17,7 @@ from rewriting import parse
 from tilewright.errors import VerificationError
 from tilewright.ir.build import make
 from tilewright.ir.dtypes import DType
-from tilewright.ir.graph import Graph
+from tilewright.ir.graph import Graph, param_name
 from tilewright.ir.interpreter import interpret
 from tilewright.ir.ops.scaled_cache import SCALED_PAGED_ATTENTION
 from tilewright.ir.verifier import verify
@@ -67,8 +67,14 @@ def test_what_the_check_expects_is_rounding_by_hand(codes: DType) -> None:
     names = ("k", "v")
     made = widened(replace(graph, outputs=call.operands[1:3], output_names=names), DType.F64)
     plain_ = widened(replace(before, outputs=plain.operands[1:3], output_names=names), DType.F64)
-    weights = {name: w.load().double() for name, w in before.weights.items()}
-    found, given = (interpret(g, ids, weights) for g in (made, plain_))
+    found, given = (
+        interpret(
+            g,
+            ids,
+            {param_name(n): g.weights[param_name(n)].load().to(n.dtype.torch) for n in g.params},
+        )
+        for g in (made, plain_)
+    )
     for mine, x in zip(found, given, strict=True):
         torch.testing.assert_close(mine, rounded(x, codes), rtol=1e-12, atol=1e-12)
 

@@ -70,6 +70,8 @@ def test_every_op_is_converted_or_refused() -> None:
     assert set(WITHOUT) == {
         "aten",
         "append_kv",
+        "scaled_append_kv",
+        "scaled_paged_attention",
         "dequantize",
         "kv_write",
         "paged_attention",

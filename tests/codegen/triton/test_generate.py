@@ -287,11 +287,6 @@ def body(x: c64[T, 4]):
     neg_0: c64[T, 4] = neg(x)
     return {"out0": neg_0}
 """,
-    "8-bit floats": """
-def body(x: f8e4m3[T, 4]):
-    cast_0: f32[T, 4] = cast(x, dtype=f32)
-    return {"out0": cast_0}
-""",
     "two spaces": """
 def body(x: f32[T, 4], y: f32[T, 5]):
     abs_0: f32[T, 4] = abs(x)
