@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -77,13 +77,8 @@ class ProgramRunner:
         return {name: values[buffer] for name, buffer in self.program.outputs}
 
     def _scope(self) -> AbstractContextManager[object]:
-        """Inside, tensors that kernels make (ranges, constants) are on the Program's device."""
-        if self.device.type == "cpu":
-            return nullcontext()
-        stack = ExitStack()
-        stack.enter_context(torch.cuda.device(self.device))  # kernels launch on the current one
-        stack.enter_context(self.device)
-        return stack
+        """Inside, the Program's device is the current one, which kernels launch on."""
+        return nullcontext() if self.device.type == "cpu" else torch.cuda.device(self.device)
 
     def _brought(self, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         if self.device.type == "cpu":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 
@@ -14,6 +15,7 @@ from ...ir.ops.control import resolve_aten
 from ...ir.schema import schema
 from ...targets import Target
 from ..base import Kernel, KVCacheKind, Lowered, ReadFile
+from ..by_sizes import BySizes
 from ..lowering import Buffers, assemble
 from ..program import Call, Program
 from .inplace import IN_PLACE
@@ -56,7 +58,7 @@ class EagerBackend:
             resolve_aten(str(call.attrs["target"]))  # a GraphError now, not in the middle of a run
         # Kernels of other loaders take buffers as dense; torch may answer in strides it likes.
         mixed = any(other.loader == "triton" for other in program.calls)
-        return _EagerKernel(op, call, dense=mixed)
+        return _EagerKernel(op, call, device, dense=mixed)
 
 
 def is_call(node: Node) -> bool:
@@ -77,25 +79,25 @@ def eager_call(node: Node, buffers: Buffers) -> Call:
 
 
 class _EagerKernel:
-    """One op with its attributes; those with symbolic sizes are resolved anew when the sizes
-    change.
-    """
+    """One op with its attributes, the symbolic sizes among them resolved."""
 
-    def __init__(self, op: str, call: Call, dense: bool = False) -> None:
+    def __init__(self, op: str, call: Call, device: torch.device, dense: bool = False) -> None:
         self.dense = dense
         self.function = IN_PLACE.get(op) or schema(op).reference
-        self.attrs = dict(call.attrs)
-        self._known: tuple[Mapping[str, int], dict[str, object]] | None = None
+        attrs = dict(call.attrs)
+        self.attrs = BySizes(
+            lambda sizes: {name: resolve_attr(value, sizes) for name, value in attrs.items()}
+        )
+        self.device = device
 
     def __call__(
         self, operands: Sequence[torch.Tensor | None], sizes: Mapping[str, int]
     ) -> Sequence[torch.Tensor]:
-        known = self._known  # read once: another thread may set it
-        if known is None or known[0] != sizes:
-            resolved = {n: resolve_attr(value, sizes) for n, value in self.attrs.items()}
-            known = self._known = (dict(sizes), resolved)
-        result = self.function(*operands, **known[1])
-        results = result if isinstance(result, tuple) else (result,)
+        # Ranges and constants are made on the default device. To have one costs every function of
+        # torch a detour through Python, so it is set here alone.
+        with nullcontext() if self.device.type == "cpu" else self.device:
+            result = self.function(*operands, **self.attrs.at(sizes))
+            results = result if isinstance(result, tuple) else (result,)
         return tuple(map(_aligned, results)) if self.dense else results
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import torch
 
 from ...errors import CapacityError
 from ...ir.dims import evaluate
 from ...ir.types import TensorType
+from ..by_sizes import BySizes
 from .source import Argument, KernelSource, Launch, Pointer
 
 
@@ -35,6 +37,30 @@ class Planned:
     launches: tuple[tuple[Launch, tuple[int, int, int], tuple[int | None, ...]], ...]
 
 
+class Plans(BySizes[Planned]):
+    """A source's plans. Layers share their kernels, and so what one of them has worked out.
+
+    Attributes:
+        source: the source, whose launches the plans hold.
+    """
+
+    _shared: WeakValueDictionary[tuple[str, tuple[TensorType, ...]], Plans] = WeakValueDictionary()
+
+    def __init__(self, source: KernelSource, results: Sequence[TensorType]) -> None:
+        super().__init__(lambda sizes: plan_call(source, results, sizes))
+        self.source = source
+
+    @classmethod
+    def of(cls, source: KernelSource, results: tuple[TensorType, ...]) -> Plans:
+        """The plans of every call of an equal source with results of these types."""
+        key = (source.digest, results)
+        # Two threads may each make theirs, which only takes longer.
+        found = cls._shared.get(key)
+        if found is None:
+            found = cls._shared[key] = cls(source, results)
+        return found
+
+
 class Invocation(ABC):
     """A loaded kernel: tensors in, tensors out (the ``Kernel`` of codegen/base.py).
 
@@ -52,9 +78,11 @@ class Invocation(ABC):
         aliases: Sequence[tuple[int, int]],
         device: torch.device,
     ) -> None:
-        self.source, self.result_types, self.device = source, tuple(results), device
+        self.result_types, self.device = tuple(results), device
+        self._plans = Plans.of(source, self.result_types)
+        self.source = self._plans.source
         self.aliases = dict(aliases)
-        self._planned: tuple[Mapping[str, int], Planned] | None = None
+        self._dtypes = [type_.dtype.torch for type_ in self.result_types]
         self._counters: list[torch.Tensor] = []  # the last is the largest; graphs hold the others
 
     def __call__(
@@ -90,8 +118,7 @@ class Invocation(ABC):
             operand = operands[self.aliases[index]]
             assert operand is not None
             return operand
-        dtype = self.result_types[index].dtype.torch
-        return torch.empty(shape, dtype=dtype, device=self.device)
+        return torch.empty(shape, dtype=self._dtypes[index], device=self.device)
 
     def _zeros(self, count: int) -> torch.Tensor:
         """Counters, 0 between calls: made once, and larger ones when they are asked for."""
@@ -101,13 +128,8 @@ class Invocation(ABC):
         return self._counters[-1]
 
     def _plan(self, sizes: Mapping[str, int]) -> Planned:
-        """The plan for these sizes, remembered: most steps have those of the one before."""
-        known = self._planned
-        if known is not None and (known[0] is sizes or known[0] == sizes):
-            return known[1]
-        plan = plan_call(self.source, self.result_types, sizes)
-        self._planned = (dict(sizes), plan)
-        return plan
+        """The plan for these sizes."""
+        return self._plans.at(sizes)
 
 
 def _value(argument: Argument, sizes: Mapping[str, int]) -> int | None:

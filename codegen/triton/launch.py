@@ -7,6 +7,7 @@ the order of the kernel's PTX, and an array of their addresses, as ``cuLaunchKer
 from __future__ import annotations
 
 import ctypes
+import struct
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -44,7 +45,7 @@ class LaunchedKernel(Invocation):
         functions = {key: LoadedFunction.of(b, device) for key, b in package.binaries.items()}
         self.functions: Mapping[int, tuple[Launch, LoadedFunction]] = {
             id(launch): (launch, functions[launch_key(launch)])
-            for variant in package.source.variants
+            for variant in self.source.variants
             for launch in variant.launches
         }
 
@@ -67,6 +68,7 @@ class LoadedFunction:
         driver = cuda_driver()
         self.binary, self.kernel, self.device = binary, kernel, device
         count = len(binary.parameters)
+        self.pack = struct.Struct(f"={count}q").pack_into  # i32 are read from their cells' low half
         self.cells = (ctypes.c_uint64 * count)()
         start = ctypes.addressof(self.cells)
         self.addresses = (ctypes.c_uint64 * count)(*(start + 8 * i for i in range(count)))
@@ -83,12 +85,14 @@ class LoadedFunction:
             self.config.numAttrs = 1
         self.launch_kernel = driver.cuLaunchKernelEx
         self.stream_type = driver.CUstream
+        self.stream: int | None = None  # that the config has
+        self.index = _index_of(device)
         self.lock = threading.Lock()  # threads may share an engine, and so these cells
 
     @classmethod
     def of(cls, binary: Binary, device: torch.device) -> LoadedFunction:
         """The function of a binary; equal binaries are loaded once a device."""
-        index = device.index if device.index is not None else torch.cuda.current_device()
+        index = _index_of(device)
         key = (binary.cubin, index)
         if key not in cls._loaded:
             cls._loaded[key] = _load(binary, index)
@@ -100,30 +104,42 @@ class LoadedFunction:
         cls._loaded.clear()
 
     def __call__(self, grid: tuple[int, int, int], values: Sequence[int]) -> None:
-        """Launches on torch's current stream."""
-        with self.lock:
-            self._launch(grid, values)
+        """Launches on torch's current stream.
 
-    def _launch(self, grid: tuple[int, int, int], values: Sequence[int]) -> None:
-        cells, config = self.cells, self.config
-        for index, value in enumerate(values):
-            cells[index] = value & 0xFFFFFFFFFFFFFFFF
-        scratch = None
+        Args:
+            grid: number of programs along each axis.
+            values: addresses and sizes, all parameters but the two of scratch memory.
+        """
+        scratch, where = None, 0
         if self.binary.scratch_bytes:
-            blocks = grid[0] * grid[1] * grid[2]
-            scratch = torch.empty(
-                blocks * self.binary.scratch_bytes, dtype=torch.uint8, device=self.device
-            )
-            cells[len(values)] = scratch.data_ptr()
-        config.gridDimX, config.gridDimY, config.gridDimZ = grid
-        config.hStream = self.stream_type(torch.cuda.current_stream(self.device).cuda_stream)
-        (status,) = self.launch_kernel(config, self.kernel, self.packed, 0)
-        if status and status.name == "CUDA_ERROR_INVALID_CONTEXT":
+            size = grid[0] * grid[1] * grid[2] * self.binary.scratch_bytes
+            scratch = torch.empty(size, dtype=torch.uint8, device=self.device)
+            where = scratch.data_ptr()
+        # torch.cuda.current_stream makes an object of it each time, which takes longer than all
+        # else here. A capture has a stream of its own, so this is asked at each launch.
+        stream = torch._C._cuda_getCurrentRawStream(self.index)
+        config = self.config
+        with self.lock:
+            self.pack(self.cells, 0, *values, where, 0)
+            config.gridDimX, config.gridDimY, config.gridDimZ = grid
+            if stream != self.stream:
+                config.hStream, self.stream = self.stream_type(stream), stream
+            (status,) = self.launch_kernel(config, self.kernel, self.packed, 0)
+            if status:
+                self._again(grid, status)
+
+    def _again(self, grid: tuple[int, int, int], status: Any) -> None:
+        """After a failed launch: once more where the thread lacked a context, else an error."""
+        if status.name == "CUDA_ERROR_INVALID_CONTEXT":
             # A thread whose first CUDA call this is: torch served its memory from what it holds.
             _enter_context(self.device)
-            (status,) = self.launch_kernel(config, self.kernel, self.packed, 0)
+            (status,) = self.launch_kernel(self.config, self.kernel, self.packed, 0)
         if status:
             raise _failed(f"launch of {self.binary.function} with grid {grid}", status)
+
+
+def _index_of(device: torch.device) -> int:
+    return device.index if device.index is not None else torch.cuda.current_device()
 
 
 def cuda_driver() -> Any:
@@ -178,7 +194,7 @@ def _load(binary: Binary, device: int) -> Any:
 def _enter_context(device: torch.device) -> None:
     """Makes torch's context, the device's primary one, current in this thread."""
     driver = cuda_driver()
-    index = device.index if device.index is not None else torch.cuda.current_device()
+    index = _index_of(device)
     status, context = driver.cuDevicePrimaryCtxRetain(driver.CUdevice(index))
     if status:
         raise _failed(f"context of device {index}", status)
