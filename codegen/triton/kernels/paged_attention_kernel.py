@@ -73,22 +73,14 @@ def _meet(
     d = tl.arange(0, BLOCK_D)
     e = tl.arange(0, BLOCK_E)
     key_pos = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    if PAGE is None:
-        page_index = key_pos // page_size
-        slot = key_pos % page_size
-    else:
-        page_index = key_pos // PAGE
-        slot = key_pos % PAGE
+    size = page_size if PAGE is None else PAGE
     if MASKED:
         key_ok = (key_pos >= low) & (key_pos < high)
-        page = tl.load(pages + page_index, mask=key_ok, other=0)
+        page = tl.load(pages + key_pos // size, mask=key_ok, other=0)
     else:
-        page = tl.load(pages + page_index)
+        page = tl.load(pages + key_pos // size)
     page = tl.maximum(tl.minimum(page, num_pages - 1), 0)
-    if PAGE is None:
-        slot = page.to(tl.int64) * page_size + slot
-    else:
-        slot = page.to(tl.int64) * PAGE + slot
+    slot = page.to(tl.int64) * size + key_pos % size
     k_cells = (k_rows + slot * (KV_HEADS * HEAD_DIM))[:, None] + d[None, :]
     v_cells = (v_rows + slot * (KV_HEADS * VALUE_DIM))[:, None] + e[None, :]
     if MASKED:
@@ -251,9 +243,9 @@ def _attend(
     if WINDOW is not None:
         for tile in range(begin, full_begin):
             acc, row_max, row_sum = _meet(
-                query, query_pos, acc, row_max, row_sum, slope, k_rows, v_rows, pages, tile, low, high,
-                num_pages, page_size, KV_HEADS, HEAD_DIM, VALUE_DIM, SCALE, SOFTCAP, CAUSAL, WINDOW,
-                PAGE, FACTOR, BLOCK_N, True,
+                query, query_pos, acc, row_max, row_sum, slope, k_rows, v_rows, pages, tile, low,
+                high, num_pages, page_size, KV_HEADS, HEAD_DIM, VALUE_DIM, SCALE, SOFTCAP, CAUSAL,
+                WINDOW, PAGE, FACTOR, BLOCK_N, True,
             )  # fmt: skip
     for tile in range(full_begin, full_end):
         acc, row_max, row_sum = _meet(
