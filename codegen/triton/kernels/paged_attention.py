@@ -112,10 +112,11 @@ def _whole(problem: Problem, tiles: Tiles) -> Iterator[tuple[Entry, tuple[Size, 
     first one for the usual pages. Its rows find their pages by shifts.
     """
     size = problem.node.operands[1].shape[1]
-    if not isinstance(size, int):
-        yield _attend(problem, "prefill", tiles, 1, (), PAGE), (size - PAGE, PAGE - size)
-        size = None
-    yield _attend(problem, "prefill_any" if size is None else "prefill", tiles, 1, (), size), ()
+    if isinstance(size, int):
+        yield _attend(problem, "prefill", tiles, 1, (), size), ()
+        return
+    yield _attend(problem, "prefill", tiles, 1, (), PAGE), (size - PAGE, PAGE - size)
+    yield _attend(problem, "prefill_any", tiles, 1, ()), ()
 
 
 def _source(
