@@ -12,12 +12,17 @@ from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from ..errors import EngineError, GraphError
-from ..ir.dims import Size, evaluate, parse_size
+from ..ir.dims import Size, evaluate, parse_size, symbol
 from ..ir.graph import Graph
 from ..ir.node import Attr
 from ..ir.parser import parse_attr, parse_graph, parse_type_text
 from ..ir.printer import print_attr, print_graph
 from ..ir.types import TensorType
+
+FRESH = symbol("fresh")
+"""1 in a step of one sequence alone, all of whose keys are of tokens that the step computes; 0 in
+others. No input's shape has it: who runs a Program says so, and where nobody does it is 0.
+"""
 
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
 
@@ -55,7 +60,10 @@ class Call:
 
     def runs_at(self, sizes: Mapping[str, int]) -> bool:
         """Whether its guard holds."""
-        return all(evaluate(size, sizes) >= 0 for size in self.guard)
+        if not self.guard:
+            return True
+        known = sizes if str(FRESH) in sizes else {**sizes, str(FRESH): 0}
+        return all(evaluate(size, known) >= 0 for size in self.guard)
 
     @property
     def loader(self) -> str:

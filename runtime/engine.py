@@ -18,7 +18,7 @@ from .executor import PagedExecutor, SlotExecutor
 from .folder import load_image, save_engine
 from .image import EngineImage, LMConfig, Signature
 from .loop import GenerationLoop
-from .memory import pool_pages
+from .memory import pool_pages, prefill_tokens
 from .output import Completion, Delta
 from .params import SamplingParams
 from .pool import KVPool, PagedPool, SlotPool
@@ -202,9 +202,13 @@ class CausalLMEngine(RunningEngine):
         super().__init__(image)
         assert image.lm is not None
         self.config: LMConfig = image.lm
-        self.executor, self.pool = _memory(self.config, self.runner, self.decode_runner)
+        tokens = prefill_tokens(self.runner.program, self.config, self.runner.device)
+        self.executor, self.pool = _memory(self.config, self.runner, self.decode_runner, tokens)
         scheduler = Scheduler(
-            self.pool, self.executor.capabilities, max_num_seqs=self.config.max_batch_size
+            self.pool,
+            self.executor.capabilities,
+            max_prefill_tokens=tokens,
+            max_num_seqs=self.config.max_batch_size,
         )
         self.loop = GenerationLoop(
             self.executor,
@@ -382,7 +386,7 @@ def check_device(image: EngineImage) -> None:
 
 
 def _memory(
-    config: LMConfig, runner: ProgramRunner, decode: ProgramRunner | None
+    config: LMConfig, runner: ProgramRunner, decode: ProgramRunner | None, tokens: int
 ) -> tuple[PagedExecutor | SlotExecutor, KVPool]:
     if config.kv_cache == "slot":
         pool = SlotPool(config.max_batch_size, config.max_model_len)
@@ -390,7 +394,7 @@ def _memory(
     executor = PagedExecutor(runner, config.max_batch_size, config.max_model_len, decode=decode)
     programs = tuple(one.program for one in (runner, decode) if one is not None)
     page_bytes = executor.bytes_per_token * config.page_size
-    pages = pool_pages(config, page_bytes, programs, runner.device)
+    pages = pool_pages(config, page_bytes, programs, runner.device, tokens)
     return executor, PagedPool(pages, config.page_size)
 
 

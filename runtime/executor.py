@@ -194,7 +194,12 @@ class PagedExecutor:
             metadata = StepBuffer(StepShape.of(step), self.runner.device)
             metadata.fill(step)
             inputs |= metadata.views
-        return self.runner.run(inputs)["logits"].float()
+        return self.runner.run(inputs, fresh=_is_fresh(step))["logits"].float()
+
+
+def _is_fresh(step: Step) -> bool:
+    """Whether the step is one sequence alone, all of whose keys are of its own tokens."""
+    return len(step.seq_lens) == 1 and int(step.seq_lens[0]) == len(step.token_ids)
 
 
 def _replays(runner: ProgramRunner) -> bool:

@@ -9,15 +9,38 @@ import torch
 from ..codegen.plan import plan_buffers
 from ..codegen.program import Program
 from ..errors import CapacityError
+from .decode_graphs import obstacles
 from .image import LMConfig
 from .scheduler import STEP_TOKENS
 
+PREFILL_TOKENS = 8192
+"""Tokens of a step while no sequence decodes, where memory is plenty: longer products are a little
+quicker, and calls fewer.
+"""
+
+_PLENTY = 40 << 30  # bytes of a device's memory: temporaries of so many tokens are a few percent
 _LIBRARIES = 192 << 20  # workspaces of cuBLAS on two streams, the allocator's rounding
 _BOUND = ("T", "R", "B", "M", "N", "P")
 
 
+def prefill_tokens(program: Program, config: LMConfig, device: torch.device) -> int:
+    """The token budget of a step while no sequence decodes, `STEP_TOKENS` at least.
+
+    It stays there where attention runs in torch, whose scores grow with the square of the tokens.
+    """
+    if device.type != "cuda" or obstacles(program):
+        return STEP_TOKENS
+    _, total = torch.cuda.mem_get_info(device)
+    wanted = min(PREFILL_TOKENS, config.max_model_len * config.max_batch_size)
+    return max(STEP_TOKENS, wanted if total >= _PLENTY else 0)
+
+
 def pool_pages(
-    config: LMConfig, page_bytes: int, programs: tuple[Program, ...], device: torch.device
+    config: LMConfig,
+    page_bytes: int,
+    programs: tuple[Program, ...],
+    device: torch.device,
+    tokens: int = STEP_TOKENS,
 ) -> int:
     """Pages of the pool, the reserved one included.
 
@@ -26,6 +49,7 @@ def pool_pages(
         page_bytes: KV bytes of a page over all layers.
         programs: that run beside it; their weights are on the device.
         device: where the pool is to lie.
+        tokens: the most of a step.
 
     Raises:
         CapacityError: not even one sequence of full length has room.
@@ -37,7 +61,7 @@ def pool_pages(
     free, total = torch.cuda.mem_get_info(device)
     held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     used = total - free - held  # what torch holds unused, the pool can have
-    beside = sum(step_bytes(program, config) for program in programs) + _LIBRARIES
+    beside = sum(step_bytes(program, config, tokens) for program in programs) + _LIBRARIES
     room = int(config.memory_fraction * total) - used - beside
     fitting = room // page_bytes
     if fitting < longest + 1:
@@ -45,10 +69,10 @@ def pool_pages(
     return min(wanted, fitting)
 
 
-def step_bytes(program: Program, config: LMConfig) -> int:
-    """Bytes of a Program's temporaries and results in its largest step."""
+def step_bytes(program: Program, config: LMConfig, tokens: int = STEP_TOKENS) -> int:
+    """Bytes of a Program's temporaries and results in its largest step, of so many tokens."""
     rows = max(config.max_batch_size, 8)
-    tokens = rows if "query_start" not in program.inputs else max(STEP_TOKENS, rows)
+    tokens = rows if "query_start" not in program.inputs else max(tokens, rows)
     pages = -(-config.max_model_len // config.page_size)
     values = (tokens, rows, rows, pages, 1, config.page_size)
     plan = plan_buffers(program, dict(zip(_BOUND, values, strict=True)))

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from ..codegen.base import Kernel, ReadFile, get_backend
-from ..codegen.program import Call, Program
+from ..codegen.program import FRESH, Call, Program
 from ..errors import UsageError
 from ..ir.dims import Dim, evaluate, symbols_of
 from ..ir.types import TensorType
@@ -53,11 +53,15 @@ class ProgramRunner:
             else:
                 self.steps.append((call, kernel))
 
-    def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def run(
+        self, inputs: Mapping[str, torch.Tensor], fresh: bool = False
+    ) -> dict[str, torch.Tensor]:
         """Runs the Program.
 
         Args:
             inputs: one tensor an input, by name. State is written in place.
+            fresh: whether the inputs are a step of one sequence alone, all of whose keys are of
+                tokens that it computes (``FRESH``).
 
         Returns:
             The outputs by name.
@@ -65,7 +69,7 @@ class ProgramRunner:
         Raises:
             UsageError: an input that is missing, or whose shape or element type does not fit.
         """
-        sizes = self._sizes(inputs)
+        sizes = self._sizes(inputs, fresh)
         values: dict[str, torch.Tensor] = {**self.constants, **self._brought(inputs)}
         with self.mode(), self._scope():
             for call, kernel in self.steps:
@@ -87,16 +91,21 @@ class ProgramRunner:
             return {name: tensor.contiguous() for name, tensor in inputs.items()}
         return {name: _aligned(tensor.to(self.device)) for name, tensor in inputs.items()}
 
-    def _sizes(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    def _sizes(self, inputs: Mapping[str, torch.Tensor], fresh: bool) -> dict[str, int]:
         """``bind_sizes``, remembered for the last shapes: most decode steps have those of the one
         before.
         """
         given = [inputs.get(name) for name in self.program.inputs]
         shapes: list[object] = [None if t is None else (t.dtype, t.shape) for t in given]
+        shapes.append(fresh)
         bound = self._bound  # read once: another thread may set it
         if shapes != bound[0]:
-            bound = self._bound = (shapes, bind_sizes(self.program, inputs))
+            bound = self._bound = (shapes, _with_fresh(bind_sizes(self.program, inputs), fresh))
         return bound[1]
+
+
+def _with_fresh(sizes: dict[str, int], fresh: bool) -> dict[str, int]:
+    return {**sizes, str(FRESH): 1} if fresh else sizes
 
 
 def bind_sizes(program: Program, inputs: Mapping[str, torch.Tensor]) -> dict[str, int]:

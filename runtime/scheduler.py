@@ -52,6 +52,8 @@ class Scheduler:
         capabilities: what the executor takes. One that does not mix gets one sequence's whole
             prefill alone, or one token of each running sequence.
         max_tokens_per_step: the token budget of a step, for executors that mix.
+        max_prefill_tokens: the budget of a step while no sequence decodes, if it is larger: nobody
+            waits for a token then.
         max_num_seqs: the most sequences that run at once.
 
     Raises:
@@ -64,6 +66,7 @@ class Scheduler:
         capabilities: Capabilities,
         *,
         max_tokens_per_step: int = STEP_TOKENS,
+        max_prefill_tokens: int = 0,
         max_num_seqs: int = 256,
     ) -> None:
         for name, value in (
@@ -79,6 +82,7 @@ class Scheduler:
                 )
         self.pool, self.capabilities = pool, capabilities
         self.max_tokens_per_step = max_tokens_per_step
+        self.max_prefill_tokens = max(max_tokens_per_step, max_prefill_tokens)
         self.max_running = min(max_num_seqs, capabilities.max_slots or max_num_seqs)
         if capabilities.mixes:  # so that one step can hold a token of every running sequence
             self.max_running = min(self.max_running, max_tokens_per_step)
@@ -185,7 +189,8 @@ class Scheduler:
 
     def _plan_mixed(self, plan: Plan) -> None:
         self._plan_decode(plan)
-        budget = self.max_tokens_per_step - len(plan.chunks)
+        decoding = len(plan.chunks)
+        budget = self.max_tokens_per_step - decoding if decoding else self.max_prefill_tokens
         for seq in self.running:
             count = min(seq.remaining, budget)
             if seq.remaining > 1 and count and self._has_pages(seq, count):

@@ -44,7 +44,7 @@ class GeneralRunner(_Runner):
     def __init__(self):
         super().__init__(FIELDS, ("logits",))
 
-    def run(self, inputs):
+    def run(self, inputs, fresh=False):
         self.runs += 1
         inputs[CACHE].view(-1)[inputs["slot_mapping"]] = inputs["token_ids"]
         rows = []
@@ -60,7 +60,7 @@ class DecodeRunner(_Runner):
     def __init__(self):
         super().__init__([*_ONE_TOKEN, *SAMPLING], ("logits", "tokens"))
 
-    def run(self, inputs):
+    def run(self, inputs, fresh=False):
         self.runs += 1
         ids, lens = inputs["token_ids"].tolist(), inputs["seq_lens"].tolist()
         assert all(0 <= token < VOCAB for token in ids), "an id outside of the embedding"

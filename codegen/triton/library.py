@@ -20,6 +20,7 @@ from ...ir.node import Attr, Node
 from ...ir.ops.attention import mask_and_bias
 from ...ir.schema import schema
 from ..program import Call
+from .fresh import fresh_attention
 from .layout import located
 from .scaled_library import scaled_product, takes_scaled
 
@@ -44,10 +45,10 @@ def takes(node: Node) -> bool:
     return node.dtype.is_float
 
 
-def views_of(node: Node) -> tuple[Attr, ...]:
+def views_of(operands: Sequence[Node | None]) -> tuple[Attr, ...]:
     """(shape, offset, strides) of each operand that is not a buffer of its own, else None."""
     found: list[Attr] = []
-    for operand in node.args:
+    for operand in operands:
         base, layout = (None, None) if operand is None else located(operand)
         if operand is base or operand is None or layout is None:
             found.append(None)
@@ -168,5 +169,8 @@ LIBRARY: Mapping[str, Callable[..., torch.Tensor]] = {
     "conv": cast("Callable[..., torch.Tensor]", schema("conv").reference),
     "attention": _attention,
     "scaled_linear": scaled_product,
+    "fresh_attention": fresh_attention,
 }
-"""By op: the function with the signature of the op's reference."""
+"""By op: the function with the signature of the op's reference. ``fresh_attention`` is no op, but
+the share of one (fresh.py).
+"""

@@ -25,6 +25,7 @@ from ..lowering import Buffers, assemble
 from ..program import Call, Program
 from .candidates import INVARIANT, kernels_for
 from .cuts import Cuts
+from .fresh import Fresh
 from .hand_on import find_links
 from .kernels.linear import emit_linear, linear_source
 from .kernels.linear_hands import Hands
@@ -105,9 +106,10 @@ class _Lowering:
         if source is None and self.deterministic and node.op in _SUMS:
             raise _varies(node)
         if source is not None:
-            self.calls.append(self._kernel_call(node, source, bases))
+            otherwise = self._fresh(node)
+            self.calls.append(self._kernel_call(node, source, bases, guard=otherwise))
         elif takes(node):
-            attrs: dict[str, Attr] = {**dict(node.attrs), "views": views_of(node)}
+            attrs: dict[str, Attr] = {**dict(node.attrs), "views": views_of(node.args)}
             chosen = self.cutting.chosen
             backend = chosen.attention(node) if chosen and node.op == "attention" else None
             attrs |= {} if backend is None else {"backend": backend}
@@ -120,6 +122,23 @@ class _Lowering:
                     self._compute(part)
         else:
             self._in_torch(node)
+
+    def _fresh(self, node: Node) -> tuple[Size, ...]:
+        """Appends the library's share of attention in steps of one new prompt, if it has one; the
+        guard of the kernel's.
+        """
+        fresh = None if self.deterministic else Fresh.of(node, self.target)
+        if fresh is None:
+            return ()
+        bases = tuple(self.buffers.one(self._base(arg)[0]) for arg in fresh.operands)
+        attrs = {**fresh.attrs, "views": views_of(fresh.operands), "backend": "cudnn"}
+        results, origin = self.buffers.of(node), _origin(node)
+        self.calls.append(
+            Call(
+                PREFIX + "fresh_attention", bases, results, attrs, origin=origin, guard=fresh.guard
+            )
+        )
+        return fresh.otherwise
 
     def dense(self, node: Node) -> None:
         """Appends the copy of a view into a buffer of its own, once."""

@@ -68,7 +68,7 @@ class StepCall:
         node, sizes = self.nodes[0], self.problem.sizes
         named = dict(zip(self.problem.call.operands, operands, strict=True))
         found: list[torch.Tensor | None] = []
-        for index, (arg, view) in enumerate(zip(node.args, views_of(node), strict=True)):
+        for index, (arg, view) in enumerate(zip(node.args, views_of(node.args), strict=True)):
             if arg is not None and located(arg)[0] not in self.buffers.names:
                 found.append(operands[index])  # between two calls of one node: dense
                 continue

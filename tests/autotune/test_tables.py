@@ -21,8 +21,8 @@ def records(path: Path) -> tuple[Record, ...]:
     return Store(path).records()
 
 
-def test_there_is_one_for_an_h100() -> None:
-    assert [path.stem for path in TABLES] == ["h100"]
+def test_there_is_one_for_each_measured_device() -> None:
+    assert [path.stem for path in TABLES] == ["h100", "h200"]
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)

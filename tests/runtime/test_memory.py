@@ -9,7 +9,7 @@ from tilewright.codegen.eager.backend import BACKEND
 from tilewright.errors import CapacityError
 from tilewright.ir.parser import parse_graph
 from tilewright.runtime.image import LMConfig
-from tilewright.runtime.memory import pool_pages, step_bytes
+from tilewright.runtime.memory import pool_pages, prefill_tokens, step_bytes
 from tilewright.targets import Target
 
 GB = 10**9
@@ -20,6 +20,12 @@ def g(token_ids: i64[T], query_start: i32[B + 1], x: f32[T, 1024]):
     return {"logits": z}
 """
 PROGRAM = BACKEND.lower(parse_graph(TEXT), Target.parse("cpu")).program
+ATTENTION = """
+def g(q: f32[B, 2, 4], kc: f32[N, P, 2, 4], vc: f32[N, P, 2, 4], tables: i32[B, M], lens: i32[B]):
+    y: f32[B, 2, 4] = paged_attention(q, kc, vc, tables, lens, None, None, None, scale=0.5)
+    return {"logits": y}
+"""
+ATTENDS_IN_TORCH = BACKEND.lower(parse_graph(ATTENTION), Target.parse("cpu")).program
 PAGE_BYTES = 2_000_000
 CUDA = torch.device("cuda")
 
@@ -84,3 +90,22 @@ def test_a_step_takes_its_temporaries_and_logits() -> None:
     one = step_bytes(PROGRAM, config(batch=8))
     assert one >= 2048 * 1024 * 4  # y, while z is computed
     assert step_bytes(PROGRAM, config(batch=64)) - one >= 56 * 1000 * 6
+
+
+def test_steps_are_longer_where_memory_is_plenty(device, monkeypatch) -> None:
+    device(16 * GB)
+    assert prefill_tokens(PROGRAM, config(), CUDA) == 8192
+    assert prefill_tokens(PROGRAM, config(batch=4), CUDA) == 4096  # all sequences at their longest
+    assert prefill_tokens(PROGRAM, config(batch=1), CUDA) == 2048
+    assert prefill_tokens(PROGRAM, config(), torch.device("cpu")) == 2048
+    assert prefill_tokens(ATTENDS_IN_TORCH, config(), CUDA) == 2048
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda d: (8 * GB, 24 * GB))
+    assert prefill_tokens(PROGRAM, config(), CUDA) == 2048
+
+
+def test_the_pool_leaves_room_for_longer_steps(device) -> None:
+    device(16 * GB)
+    many = config(batch=4096)
+    short, long = (pool_pages(many, PAGE_BYTES, (PROGRAM,), CUDA, n) for n in (2048, 8192))
+    more = step_bytes(PROGRAM, many, 8192) - step_bytes(PROGRAM, many, 4096)
+    assert more > 0 and abs((short - long) * PAGE_BYTES - more) <= PAGE_BYTES

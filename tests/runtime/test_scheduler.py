@@ -80,6 +80,18 @@ def test_the_youngest_gives_way_and_comes_back_first():
     assert advance(scheduler)[0] == (b, 5)  # its prompt and the four tokens it had made
 
 
+def test_prompts_get_a_larger_budget_while_no_sequence_decodes():
+    scheduler = Scheduler(PagedPool(50, 4), PAGED, max_tokens_per_step=4, max_prefill_tokens=10)
+    a, b = add(scheduler, request(7), request(9))
+    assert advance(scheduler) == [(a, 7), (b, 3)]
+    assert advance(scheduler) == [(a, 1), (b, 3)]
+    scheduler.drop(a)
+    assert advance(scheduler) == [(b, 3)]
+    scheduler = Scheduler(PagedPool(50, 4), PAGED, max_tokens_per_step=4, max_prefill_tokens=1)
+    (a,) = add(scheduler, request(7))
+    assert advance(scheduler) == [(a, 4)]  # never less than the budget of any step
+
+
 def test_an_executor_that_does_not_mix_gets_prefill_alone():
     scheduler = Scheduler(SlotPool(2, 64), SLOTS, max_tokens_per_step=4)
     a, b, c = add(scheduler, request(9), request(5), request(2))

@@ -7,7 +7,7 @@ same kernel (paged_attention_kernel.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ....ir.dims import Size, call, is_nonnegative
@@ -40,6 +40,9 @@ _OPERANDS = (
     "sinks",
     "alibi",
 )
+PAGE = 16
+"""Tokens of a page in most caches."""
+
 _PARTS = ("partial_acc", "partial_max", "partial_sum")
 
 
@@ -89,22 +92,37 @@ def paged_attention_source(
         entries += split
         variants.append(replace(variant, guard=() if is_nonnegative(spare) else (spare,)))
     if not is_nonnegative(spare):
-        whole = _attend(problem, "prefill", prefill, 1, ())
-        entries.append(whole)
-        variants.append(Variant((whole.launch,)))
+        for whole, guard in _whole(problem, prefill):
+            entries.append(whole)
+            variants.append(Variant((whole.launch,), guard=guard))
     return _source(problem, entries, variants)
 
 
 def prefill_source(problem: Problem, tiles: Tiles) -> KernelSource:
     """The kernel of a problem with one cut, for any numbers of tokens and sequences."""
-    whole = _attend(problem, "prefill", tiles, 1, ())
-    return _source(problem, [whole], [Variant((whole.launch,))])
+    entries, variants = [], []
+    for whole, guard in _whole(problem, tiles):
+        entries.append(whole)
+        variants.append(Variant((whole.launch,), guard=guard))
+    return _source(problem, entries, variants)
+
+
+def _whole(problem: Problem, tiles: Tiles) -> Iterator[tuple[Entry, tuple[Size, ...]]]:
+    """The kernel without splits, and when to take it: where the graph leaves the page size open,
+    first one for the usual pages. Its rows find their pages by shifts.
+    """
+    size = problem.node.operands[1].shape[1]
+    if isinstance(size, int):
+        yield _attend(problem, "prefill", tiles, 1, (), size), ()
+        return
+    yield _attend(problem, "prefill", tiles, 1, (), PAGE), (size - PAGE, PAGE - size)
+    yield _attend(problem, "prefill_any", tiles, 1, ()), ()
 
 
 def _source(
     problem: Problem, entries: Sequence[Entry], variants: Sequence[Variant]
 ) -> KernelSource:
-    functions = ("_sequence_of", "_tanh", "_attend", "_merge")
+    functions = ("_sequence_of", "_tanh", "_meet", "_attend", "_merge")
     texts = [
         HEADER,
         described(problem.node, _OPERANDS),
@@ -131,7 +149,12 @@ def _split(problem: Problem, tiles: Tiles, splits: Size) -> tuple[list[Entry], V
 
 
 def _attend(
-    problem: Problem, name: str, tiles: Tiles, splits: Size, parts: tuple[Pointer, ...]
+    problem: Problem,
+    name: str,
+    tiles: Tiles,
+    splits: Size,
+    parts: tuple[Pointer, ...],
+    page: int | None = None,
 ) -> Entry:
     node = problem.node
     operands = tuple(
@@ -152,6 +175,7 @@ def _attend(
         "SOFTCAP": problem.softcap,
         "CAUSAL": bool(node.attr("causal")),
         "WINDOW": problem.window,
+        "PAGE": page,
     }
     absent = dict.fromkeys(_OPERANDS + _PARTS)
     tiling = {"BLOCK_M": tiles.block_m, "BLOCK_N": tiles.block_n}

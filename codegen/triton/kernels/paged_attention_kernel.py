@@ -39,6 +39,91 @@ def _tanh(x):
 
 
 @triton.jit
+def _meet(
+    query,
+    query_pos,
+    acc,
+    row_max,
+    row_sum,
+    slope,
+    k_rows,
+    v_rows,
+    pages,
+    tile,
+    low,
+    high,
+    num_pages,
+    page_size,
+    KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    SCALE: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
+    PAGE: tl.constexpr,
+    FACTOR: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    # Rows meet one tile of keys. Where it is not MASKED, each row sees all of them.
+    LOG2E: tl.constexpr = 1.4426950408889634
+    BLOCK_D: tl.constexpr = query.shape[1]
+    BLOCK_E: tl.constexpr = acc.shape[1]
+    d = tl.arange(0, BLOCK_D)
+    e = tl.arange(0, BLOCK_E)
+    key_pos = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    size = page_size if PAGE is None else PAGE
+    if MASKED:
+        key_ok = (key_pos >= low) & (key_pos < high)
+        page = tl.load(pages + key_pos // size, mask=key_ok, other=0)
+    else:
+        page = tl.load(pages + key_pos // size)
+    page = tl.maximum(tl.minimum(page, num_pages - 1), 0)
+    slot = page.to(tl.int64) * size + key_pos % size
+    k_cells = (k_rows + slot * (KV_HEADS * HEAD_DIM))[:, None] + d[None, :]
+    v_cells = (v_rows + slot * (KV_HEADS * VALUE_DIM))[:, None] + e[None, :]
+    if MASKED:
+        key = tl.load(k_cells, mask=key_ok[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
+        value = tl.load(v_cells, mask=key_ok[:, None] & (e < VALUE_DIM)[None, :], other=0.0)
+    else:
+        if HEAD_DIM == BLOCK_D:
+            key = tl.load(k_cells)
+        else:
+            key = tl.load(k_cells, mask=(d < HEAD_DIM)[None, :], other=0.0)
+        if VALUE_DIM == BLOCK_E:
+            value = tl.load(v_cells)
+        else:
+            value = tl.load(v_cells, mask=(e < VALUE_DIM)[None, :], other=0.0)
+
+    scores = tl.dot(query, tl.trans(key), input_precision="ieee")
+    if SOFTCAP is None:
+        if FACTOR == 1.0:
+            scores = scores * (SCALE * LOG2E)
+    else:
+        scores = _tanh(scores * (SCALE / SOFTCAP)) * (SOFTCAP * LOG2E)
+    distance = query_pos[:, None] - key_pos[None, :]
+    if slope is not None:
+        scores = scores - slope[:, None] * distance.to(tl.float32)
+    if MASKED:
+        visible = key_ok[None, :]
+        if CAUSAL:
+            visible = visible & (distance >= 0)
+        if WINDOW is not None:
+            visible = visible & (distance < WINDOW)
+        scores = tl.where(visible, scores, float("-inf"))
+
+    new_max = tl.maximum(row_max, tl.max(scores, 1))
+    finite_max = tl.where(new_max == float("-inf"), 0.0, new_max)
+    weights = tl.exp2(scores * FACTOR - (finite_max * FACTOR)[:, None])
+    decay = tl.exp2((row_max - finite_max) * FACTOR)
+    row_sum = row_sum * decay + tl.sum(weights, 1)
+    acc = acc * decay[:, None]
+    acc = tl.dot(weights.to(value.dtype), value, acc, input_precision="ieee")
+    return acc, new_max, row_sum
+
+
+@triton.jit
 def _attend(
     q,
     k_cache,
@@ -73,6 +158,7 @@ def _attend(
     SOFTCAP: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
+    PAGE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -85,7 +171,8 @@ def _attend(
     FACTOR: tl.constexpr = SCALE * LOG2E if PLAIN else 1.0
     HEADS: tl.constexpr = (GROUP + HEAD_CHUNKS - 1) // HEAD_CHUNKS
     BLOCK_Q: tl.constexpr = BLOCK_M // HEADS
-    block = tl.program_id(0)
+    # Where keys are many, the last rows meet the most: they begin first.
+    block = tl.num_programs(0) - 1 - tl.program_id(0)
     kv_head = tl.program_id(1) // HEAD_CHUNKS
     split = tl.program_id(2)
 
@@ -135,52 +222,43 @@ def _attend(
         sink = tl.load(sinks + head, mask=row_ok, other=0.0).to(tl.float32) * LOG2E
         row_max = tl.where(split == 0, sink, row_max)
         row_sum = tl.where(split == 0, 1.0, row_sum)
+    slope = None
     if alibi is not None:
         slope = tl.load(alibi + head, mask=row_ok, other=0.0).to(tl.float32) * LOG2E
     acc = tl.full([BLOCK_M, BLOCK_E], 0.0, tl.float32)
+    k_rows = k_cache + kv_head * HEAD_DIM
+    v_rows = v_cache + kv_head * VALUE_DIM
     pages = block_tables + seq.to(tl.int64) * table_width
 
-    for tile in range(begin, end):
-        key_pos = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        key_ok = (key_pos >= low) & (key_pos < high)
-        page = tl.load(pages + key_pos // page_size, mask=key_ok, other=0)
-        page = tl.maximum(tl.minimum(page, num_pages - 1), 0)
-        slot = page.to(tl.int64) * page_size + key_pos % page_size
-        k_mask = key_ok[:, None]
-        v_mask = key_ok[:, None]
-        if HEAD_DIM != BLOCK_D:
-            k_mask = k_mask & (d < HEAD_DIM)[None, :]
-        if VALUE_DIM != BLOCK_E:
-            v_mask = v_mask & (e < VALUE_DIM)[None, :]
-        k_rows = k_cache + slot * (KV_HEADS * HEAD_DIM) + kv_head * HEAD_DIM
-        v_rows = v_cache + slot * (KV_HEADS * VALUE_DIM) + kv_head * VALUE_DIM
-        key = tl.load(k_rows[:, None] + d[None, :], mask=k_mask, other=0.0)
-        value = tl.load(v_rows[:, None] + e[None, :], mask=v_mask, other=0.0)
-
-        scores = tl.dot(query, tl.trans(key), input_precision="ieee")
-        if SOFTCAP is None:
-            if not PLAIN:
-                scores = scores * (SCALE * LOG2E)
-        else:
-            scores = _tanh(scores * (SCALE / SOFTCAP)) * (SOFTCAP * LOG2E)
-        distance = query_pos[:, None] - key_pos[None, :]
-        if alibi is not None:
-            scores = scores - slope[:, None] * distance.to(tl.float32)
-        visible = key_ok[None, :]
-        if CAUSAL:
-            visible = visible & (distance >= 0)
-        if WINDOW is not None:
-            visible = visible & (distance < WINDOW)
-        scores = tl.where(visible, scores, float("-inf"))
-
-        new_max = tl.maximum(row_max, tl.max(scores, 1))
-        finite_max = tl.where(new_max == float("-inf"), 0.0, new_max)
-        weights = tl.exp2(scores * FACTOR - (finite_max * FACTOR)[:, None])
-        decay = tl.exp2((row_max - finite_max) * FACTOR)
-        row_sum = row_sum * decay + tl.sum(weights, 1)
-        acc = acc * decay[:, None]
-        acc = tl.dot(weights.to(value.dtype), value, acc, input_precision="ieee")
-        row_max = new_max
+    # Tiles of which each row sees all keys need no masks; they lie between those that do.
+    full_begin = begin
+    full_end = high // BLOCK_N
+    if CAUSAL:
+        full_end = tl.minimum(full_end, (first_pos + 1) // BLOCK_N)
+    if WINDOW is not None:
+        last_low = tl.maximum(first_pos + BLOCK_Q - WINDOW, 0)
+        full_begin = tl.maximum(begin, (last_low + BLOCK_N - 1) // BLOCK_N)
+    full_begin = tl.minimum(full_begin, end)
+    full_end = tl.minimum(tl.maximum(full_end, full_begin), end)
+    if WINDOW is not None:
+        for tile in range(begin, full_begin):
+            acc, row_max, row_sum = _meet(
+                query, query_pos, acc, row_max, row_sum, slope, k_rows, v_rows, pages, tile, low,
+                high, num_pages, page_size, KV_HEADS, HEAD_DIM, VALUE_DIM, SCALE, SOFTCAP, CAUSAL,
+                WINDOW, PAGE, FACTOR, BLOCK_N, True,
+            )  # fmt: skip
+    for tile in range(full_begin, full_end):
+        acc, row_max, row_sum = _meet(
+            query, query_pos, acc, row_max, row_sum, slope, k_rows, v_rows, pages, tile, low, high,
+            num_pages, page_size, KV_HEADS, HEAD_DIM, VALUE_DIM, SCALE, SOFTCAP, CAUSAL, WINDOW,
+            PAGE, FACTOR, BLOCK_N, False,
+        )  # fmt: skip
+    for tile in range(full_end, end):
+        acc, row_max, row_sum = _meet(
+            query, query_pos, acc, row_max, row_sum, slope, k_rows, v_rows, pages, tile, low, high,
+            num_pages, page_size, KV_HEADS, HEAD_DIM, VALUE_DIM, SCALE, SOFTCAP, CAUSAL, WINDOW,
+            PAGE, FACTOR, BLOCK_N, True,
+        )  # fmt: skip
 
     row = token.to(tl.int64) * (KV_HEADS * GROUP) + head
     out_mask = row_ok[:, None]

@@ -79,6 +79,11 @@ PREFILL: Mapping[bool, _Rows] = {
 }
 
 
+# Prefill for head dims of 65 to 128 where warp groups multiply: sums stay out of the way of the
+# next products' operands, and two blocks share a multiprocessor.
+_WARP_GROUPS = (range(90, 120), 128, Tiles(64, 64, 4, 2))
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """A ``paged_attention`` that the kernel takes: what its text depends on, apart from tiles.
@@ -152,7 +157,12 @@ class Problem:
 def default_tiles(problem: Problem, target: Target, table: Mapping[bool, _Rows]) -> Tiles | None:
     """The first tiles of a table that fit the problem and the target; None where none do."""
     widest = max(block(problem.head_dim), block(problem.value_dim))
-    for width, tiles in table[problem.node.dtype is DType.F32]:
+    wide = problem.node.dtype is DType.F32
+    rows = table[wide]
+    archs, most, grouped = _WARP_GROUPS
+    if table is PREFILL and not wide and target.arch in archs and most // 2 < widest:
+        rows = ((most, grouped), *rows)
+    for width, tiles in rows:
         block_m = max(tiles.block_m, block(problem.chunk_heads))
         fitting = Tiles(block_m, tiles.block_n, tiles.num_warps, tiles.num_stages)
         if widest <= width and shared_bytes(problem, fitting) <= target.shared_memory_per_block:
