@@ -178,6 +178,16 @@ def sole_symbol(size: Size) -> str | None:
     return terms[0][0]
 
 
+def name_of(size: Size) -> str | None:
+    """The name of the symbol that a size is; None for other sizes."""
+    if isinstance(size, int) or len(size.terms) != 1:
+        return None
+    ((monomial, coefficient),) = size.terms
+    if coefficient != 1 or len(monomial) != 1 or not isinstance(monomial[0], str):
+        return None
+    return monomial[0]
+
+
 def product(sizes: Iterable[Size]) -> Size:
     """The product of sizes, 1 for none."""
     total: Size = 1

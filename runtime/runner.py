@@ -4,17 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 
 import torch
 
 from ..codegen.base import Kernel, ReadFile, get_backend
 from ..codegen.program import FRESH, Call, Program
 from ..errors import UsageError
-from ..ir.dims import Dim, evaluate, symbols_of
+from ..ir.dims import Dim, Size, evaluate, name_of, symbols_of
 from ..ir.types import TensorType
 
 _NOTHING = object()
 ALIGNMENT = 16  # bytes: what a kernel may load at once
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """The symbols' values, and which guards hold at them: those of the layers are equal."""
+
+    values: dict[str, int]
+    guards: dict[tuple[Size, ...], bool] = field(default_factory=dict)
+
+    def makes(self, call: Call) -> bool:
+        found = self.guards.get(call.guard)
+        if found is None:
+            found = self.guards[call.guard] = call.runs_at(self.values)
+        return found
 
 
 class ProgramRunner:
@@ -42,7 +57,7 @@ class ProgramRunner:
         self.device = device or torch.device("cpu")
         self.mode = torch.inference_mode if inference else torch.no_grad
         self.constants = {buffer: weights[name] for buffer, name in program.weights.items()}
-        self._bound: tuple[list[object], dict[str, int]] = ([_NOTHING], {})
+        self._bound: tuple[list[object], _Sizes] = ([_NOTHING], _Sizes({}))
         self._takes_dense = any(call.loader == "triton" for call in program.calls)
         self.steps: list[tuple[Call, Kernel]] = []
         for call in program.calls:
@@ -69,11 +84,12 @@ class ProgramRunner:
         Raises:
             UsageError: an input that is missing, or whose shape or element type does not fit.
         """
-        sizes = self._sizes(inputs, fresh)
+        bound = self._sizes(inputs, fresh)
+        sizes = bound.values
         values: dict[str, torch.Tensor] = {**self.constants, **self._brought(inputs)}
         with self.mode(), self._scope():
             for call, kernel in self.steps:
-                if not call.guard or call.runs_at(sizes):
+                if not call.guard or bound.makes(call):
                     operands = [None if name is None else values[name] for name in call.operands]
                     values.update(zip(call.results, kernel(operands, sizes), strict=True))
                 for name in call.frees:
@@ -91,7 +107,7 @@ class ProgramRunner:
             return {name: tensor.contiguous() for name, tensor in inputs.items()}
         return {name: _aligned(tensor.to(self.device)) for name, tensor in inputs.items()}
 
-    def _sizes(self, inputs: Mapping[str, torch.Tensor], fresh: bool) -> dict[str, int]:
+    def _sizes(self, inputs: Mapping[str, torch.Tensor], fresh: bool) -> _Sizes:
         """``bind_sizes``, remembered for the last shapes: most decode steps have those of the one
         before.
         """
@@ -100,7 +116,8 @@ class ProgramRunner:
         shapes.append(fresh)
         bound = self._bound  # read once: another thread may set it
         if shapes != bound[0]:
-            bound = self._bound = (shapes, _with_fresh(bind_sizes(self.program, inputs), fresh))
+            sizes = _with_fresh(bind_sizes(self.program, inputs), fresh)
+            bound = self._bound = (shapes, _Sizes(sizes))
         return bound[1]
 
 
@@ -121,8 +138,9 @@ def bind_sizes(program: Program, inputs: Mapping[str, torch.Tensor]) -> dict[str
         if name not in inputs:
             raise _misfit(program, name, "no tensor", sizes)
         for size, actual in zip(program.buffers[name].shape, inputs[name].shape, strict=False):
-            if isinstance(size, Dim) and str(size).isidentifier():
-                sizes.setdefault(str(size), actual)
+            symbol = name_of(size)
+            if symbol is not None:
+                sizes.setdefault(symbol, actual)
             elif isinstance(size, Dim):
                 derived.append((size, actual))
     for size, actual in derived:

@@ -44,7 +44,7 @@ class Plans(BySizes[Planned]):
         source: the source, whose launches the plans hold.
     """
 
-    _shared: WeakValueDictionary[tuple[str, tuple[TensorType, ...]], Plans] = WeakValueDictionary()
+    _shared: WeakValueDictionary[tuple[object, ...], Plans] = WeakValueDictionary()
 
     def __init__(self, source: KernelSource, results: Sequence[TensorType]) -> None:
         super().__init__(lambda sizes: plan_call(source, results, sizes))
@@ -53,7 +53,7 @@ class Plans(BySizes[Planned]):
     @classmethod
     def of(cls, source: KernelSource, results: tuple[TensorType, ...]) -> Plans:
         """The plans of every call of an equal source with results of these types."""
-        key = (source.digest, results)
+        key = (source.name, source.digest, results)
         # Two threads may each make theirs, which only takes longer.
         found = cls._shared.get(key)
         if found is None:

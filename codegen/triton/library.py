@@ -15,10 +15,12 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 
+from ...ir.dims import Dim
 from ...ir.interpreter import resolve_attr
 from ...ir.node import Attr, Node
 from ...ir.ops.attention import mask_and_bias
 from ...ir.schema import schema
+from ..by_sizes import BySizes
 from ..program import Call
 from .fresh import fresh_attention
 from .layout import located
@@ -74,25 +76,34 @@ class LibraryKernel:
         own = ("views", "backend")
         self.attrs = {name: value for name, value in call.attrs.items() if name not in own}
         self.views = cast(tuple[Any, ...], call.attrs["views"])
-        self._known: tuple[Mapping[str, int], Sequence[Any], dict[str, Any]] | None = None
+        self._resolved = BySizes(self._resolve)
+        symbolic = any(map(_is_symbolic, (*self.views, *self.attrs.values())))
+        self._fixed = None if symbolic else self._resolve({})
 
     def __call__(
         self, operands: Sequence[torch.Tensor | None], sizes: Mapping[str, int]
     ) -> Sequence[torch.Tensor]:
-        known = self._known
-        if known is None or known[0] != sizes:
-            views = [None if v is None else resolve_attr(v, sizes) for v in self.views]
-            attrs = {name: resolve_attr(value, sizes) for name, value in self.attrs.items()}
-            known = self._known = (dict(sizes), views, attrs)
-        seen = [
-            # as_strided counts from the storage's start, the layout from the buffer's.
-            x
-            if view is None or x is None
-            else torch.as_strided(x, view[0], view[2], x.storage_offset() + view[1])
-            for x, view in zip(operands, known[1], strict=True)
-        ]
+        views, attrs = self._fixed or self._resolved.at(sizes)
+        if views is not None:
+            operands = [
+                # as_strided counts from the storage's start, the layout from the buffer's.
+                x
+                if view is None or x is None
+                else torch.as_strided(x, view[0], view[2], x.storage_offset() + view[1])
+                for x, view in zip(operands, views, strict=True)
+            ]
         # Attention answers in its operands' order of axes, convolutions in one they like.
-        return (self.function(*seen, **known[2]).contiguous(),)
+        return (self.function(*operands, **attrs).contiguous(),)
+
+    def _resolve(self, sizes: Mapping[str, int]) -> tuple[Sequence[Any] | None, dict[str, Any]]:
+        """Views, None where no operand has one, and attributes at these sizes."""
+        views = [None if v is None else resolve_attr(v, sizes) for v in self.views]
+        attrs = {name: resolve_attr(value, sizes) for name, value in self.attrs.items()}
+        return (views if any(self.views) else None), attrs
+
+
+def _is_symbolic(value: Attr) -> bool:
+    return any(map(_is_symbolic, value)) if isinstance(value, tuple) else isinstance(value, Dim)
 
 
 def _by(

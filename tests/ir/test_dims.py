@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from tilewright.errors import GraphError
 from tilewright.ir import dims
-from tilewright.ir.dims import Dim, call, divide, evaluate, parse_size, substitute, symbol
+from tilewright.ir.dims import (
+    Dim,
+    call,
+    divide,
+    evaluate,
+    name_of,
+    parse_size,
+    substitute,
+    symbol,
+)
 
 NAMES = ("T", "S", "B")
 ENVIRONMENTS = st.fixed_dictionaries({name: st.integers(1, 12) for name in NAMES})
@@ -91,6 +100,12 @@ def test_text_reads_back_to_the_same_size(tree):
 
 
 @settings(max_examples=200)
+@given(TREES)
+def test_only_a_symbol_alone_is_a_name(tree):
+    size = _size(tree)
+    assert name_of(size) == (str(size) if str(size).isidentifier() else None)
+
+
 @given(TREES, ENVIRONMENTS)
 def test_substitution_and_evaluation_commute(tree, values):
     size = _size(tree)

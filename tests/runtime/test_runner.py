@@ -149,6 +149,23 @@ def test_of_calls_with_guards_those_are_made_whose_guards_hold(count: int, sign:
 
 
 @pytest.mark.quick
+def test_equal_guards_are_worked_out_once_for_the_same_sizes(monkeypatch) -> None:
+    worked_out = []
+
+    def counted(self, sizes):
+        worked_out.append((self.guard, sizes["N"]))
+        return real(self, sizes)
+
+    real = Call.runs_at
+    monkeypatch.setattr(Call, "runs_at", counted)
+    runner = ProgramRunner(two_ways(), {}, no_files)
+    for count in (1, 1, 4, 4):
+        x = torch.randn(count, 3)
+        assert torch.equal(runner.run({"x": x})["y"], x.abs() * (-1 if count < 3 else 1))
+    assert worked_out == [(guard, count) for count in (1, 4) for guard in ((2 - N,), (N - 3,))]
+
+
+@pytest.mark.quick
 def test_the_frees_of_a_call_that_is_not_made_are_freed() -> None:
     """h is read last by a call that is left out."""
     type_ = TensorType(DType.F32, (N, 3))

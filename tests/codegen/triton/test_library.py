@@ -19,6 +19,7 @@ from tilewright.codegen.base import Lowered
 from tilewright.codegen.program import Call
 from tilewright.codegen.triton.backend import BACKEND
 from tilewright.codegen.triton.library import ATTENTIONS, LibraryKernel
+from tilewright.codegen.triton.scaled_library import scaled_product
 from tilewright.codegen.triton.tuning.conditions import conditions_here
 from tilewright.codegen.triton.tuning.problems import problems_of
 from tilewright.compiler.tuning import problems_of_image
@@ -28,6 +29,7 @@ from tilewright.ir.dims import Size, symbol
 from tilewright.ir.dtypes import DType
 from tilewright.ir.graph import Graph
 from tilewright.ir.interpreter import interpret
+from tilewright.ir.schema import schema
 from tilewright.ir.types import TensorType
 from tilewright.runtime.runner import ProgramRunner
 from tilewright.targets import TARGETS
@@ -98,6 +100,42 @@ def test_torch_is_told_for_the_call_alone_and_only_a_strict_call_insists(monkeyp
         assert order[0] == SDPBackend.MATH
         assert len(allowed) == (1 if strict else len(ATTENTIONS))
         assert _cur_sdpa_kernel_backends(with_priority=True) == before
+
+
+@pytest.mark.quick
+def test_operands_lie_where_the_sizes_say() -> None:
+    """x is the half behind another of the same buffer."""
+    rows = symbol("T")
+    views = (((rows, 4), 4 * rows, (4, 1)), ((4, 4), 0, (1, 4)))
+    call = Call("triton/library/linear", ("x", "w"), ("y",), {"views": views})
+    kernel, weight = LibraryKernel(call), torch.randn(4, 4)
+    for count in (3, 5, 3):
+        both = torch.randn(2 * count, 4)
+        (y,) = kernel((both, weight), {"T": count})
+        torch.testing.assert_close(y, both[count:] @ weight)
+
+
+class OnDevice(torch.Tensor):
+    """Says that it is on a GPU: what torch's CPU multiplies, it is given as a GPU would be."""
+
+    is_cuda = property(lambda self: True)  # type: ignore[assignment]
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("tokens", [1, 17])
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("rows", [0, 1])
+def test_scales_of_rows_or_of_all_are_the_librarys(tokens: int, static: bool, rows: int) -> None:
+    generator = torch.Generator().manual_seed(tokens)
+    rounded = schema("quantize_rows").reference
+    xq, xs = rounded(torch.randn(tokens, 64, generator=generator), dtype=DType.F8E4M3)
+    wq, ws = rounded(torch.randn(32, 64, generator=generator), dtype=DType.F8E4M3)
+    xs, ws = (xs[0] if static else xs), (ws if rows else ws[:1])
+    found = scaled_product(xq.as_subclass(OnDevice), xs, wq, ws, dtype=DType.BF16, rows=rows)
+    doubles = (xq, xs.double(), wq, ws.double())
+    wanted = schema("scaled_linear").reference(*doubles, dtype=DType.F64, rows=rows)
+    deviation = float((found.double() - wanted).abs().max())
+    assert deviation <= 1e-2 * float(wanted.abs().max())
 
 
 @pytest.mark.quick
