@@ -8,6 +8,7 @@ from functools import partial
 from .cuts import Cuts
 from .generate import emit_fused
 from .kernels.append_kv import emit_append_kv
+from .kernels.dequantize import emit_dequantize
 from .kernels.linear import emit_invariant_linear, emit_linear
 from .kernels.linear_tiles import Cutting
 from .kernels.packed_linear import emit_invariant_packed_linear, emit_packed_linear
@@ -33,6 +34,7 @@ KERNELS: Mapping[str, tuple[Emit, ...]] = {
     "scaled_append_kv": (emit_append_kv,),
     "paged_attention": (emit_paged_decode, emit_paged_attention),
     "scaled_paged_attention": (emit_scaled_decode, emit_scaled_attention),
+    "dequantize": (emit_dequantize,),
     "sample": (emit_sample,),
     "rope": (emit_rope,),
     "kv_write": (emit_kv_write,),
