@@ -176,6 +176,8 @@ def _attend(
         "CAUSAL": bool(node.attr("causal")),
         "WINDOW": problem.window,
         "PAGE": page,
+        # A step of decode waits for memory, not for masks.
+        "INNER": name != "decode",
     }
     absent = dict.fromkeys(_OPERANDS + _PARTS)
     tiling = {"BLOCK_M": tiles.block_m, "BLOCK_N": tiles.block_n}

@@ -159,6 +159,7 @@ def _attend(
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
     PAGE: tl.constexpr,
+    INNER: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -230,34 +231,36 @@ def _attend(
     v_rows = v_cache + kv_head * VALUE_DIM
     pages = block_tables + seq.to(tl.int64) * table_width
 
-    # Tiles of which each row sees all keys need no masks; they lie between those that do.
-    full_begin = begin
-    full_end = high // BLOCK_N
-    if CAUSAL:
-        full_end = tl.minimum(full_end, (first_pos + 1) // BLOCK_N)
-    if WINDOW is not None:
-        last_low = tl.maximum(first_pos + BLOCK_Q - WINDOW, 0)
-        full_begin = tl.maximum(begin, (last_low + BLOCK_N - 1) // BLOCK_N)
-    full_begin = tl.minimum(full_begin, end)
-    full_end = tl.minimum(tl.maximum(full_end, full_begin), end)
-    if WINDOW is not None:
-        for tile in range(begin, full_begin):
+    full_end = begin
+    if INNER:
+        # Tiles of which each row sees all keys need no masks; they lie between those that do.
+        full_begin = begin
+        full_end = high // BLOCK_N
+        if CAUSAL:
+            full_end = tl.minimum(full_end, (first_pos + 1) // BLOCK_N)
+        if WINDOW is not None:
+            last_low = tl.maximum(first_pos + BLOCK_Q - WINDOW, 0)
+            full_begin = tl.maximum(begin, (last_low + BLOCK_N - 1) // BLOCK_N)
+        full_begin = tl.minimum(full_begin, end)
+        full_end = tl.minimum(tl.maximum(full_end, full_begin), end)
+        if WINDOW is not None:
+            for tile in range(begin, full_begin):
+                acc, row_max, row_sum = _meet(
+                    query, query_pos, acc, row_max, row_sum, slope, k_rows, v_rows, pages, tile,
+                    low, high, num_pages, page_size, KV_HEADS, HEAD_DIM, VALUE_DIM, SCALE, SOFTCAP,
+                    CAUSAL, WINDOW, PAGE, FACTOR, BLOCK_N, True,
+                )  # fmt: skip
+        for tile in range(full_begin, full_end):
             acc, row_max, row_sum = _meet(
-                query, query_pos, acc, row_max, row_sum, slope, k_rows, v_rows, pages, tile, low,
-                high, num_pages, page_size, KV_HEADS, HEAD_DIM, VALUE_DIM, SCALE, SOFTCAP, CAUSAL,
-                WINDOW, PAGE, FACTOR, BLOCK_N, True,
+                query, query_pos, acc, row_max, row_sum, slope, k_rows, v_rows, pages, tile,
+                low, high, num_pages, page_size, KV_HEADS, HEAD_DIM, VALUE_DIM, SCALE, SOFTCAP,
+                CAUSAL, WINDOW, PAGE, FACTOR, BLOCK_N, False,
             )  # fmt: skip
-    for tile in range(full_begin, full_end):
-        acc, row_max, row_sum = _meet(
-            query, query_pos, acc, row_max, row_sum, slope, k_rows, v_rows, pages, tile, low, high,
-            num_pages, page_size, KV_HEADS, HEAD_DIM, VALUE_DIM, SCALE, SOFTCAP, CAUSAL, WINDOW,
-            PAGE, FACTOR, BLOCK_N, False,
-        )  # fmt: skip
     for tile in range(full_end, end):
         acc, row_max, row_sum = _meet(
-            query, query_pos, acc, row_max, row_sum, slope, k_rows, v_rows, pages, tile, low, high,
-            num_pages, page_size, KV_HEADS, HEAD_DIM, VALUE_DIM, SCALE, SOFTCAP, CAUSAL, WINDOW,
-            PAGE, FACTOR, BLOCK_N, True,
+            query, query_pos, acc, row_max, row_sum, slope, k_rows, v_rows, pages, tile,
+            low, high, num_pages, page_size, KV_HEADS, HEAD_DIM, VALUE_DIM, SCALE, SOFTCAP,
+            CAUSAL, WINDOW, PAGE, FACTOR, BLOCK_N, True,
         )  # fmt: skip
 
     row = token.to(tl.int64) * (KV_HEADS * GROUP) + head
