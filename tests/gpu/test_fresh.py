@@ -37,4 +37,5 @@ def test_fresh_attention(tokens: int, heads: int, dim: int) -> None:
         *wide, table[None].int(), ends[1:], ends, None, None, scale=dim**-0.5
     )
     assert found.is_contiguous()
-    torch.testing.assert_close(found.double(), wanted, rtol=2e-2, atol=2e-3)
+    # cuDNN rounds weights to bfloat16: where values cancel, half a percent of a usual one is left.
+    torch.testing.assert_close(found.double(), wanted, rtol=2e-2, atol=5e-3)
