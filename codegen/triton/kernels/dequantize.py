@@ -23,7 +23,7 @@ from ..source import (
     has_e4m3,
     jit_text,
 )
-from . import dequantize_kernel, quant_linear_kernel
+from . import quant_linear_kernel
 from .entries import described, entry_of
 
 _OPERANDS = ("q", "scale", "zero")
@@ -75,6 +75,6 @@ def emit_dequantize(
     pointers = (*operands, Pointer("out", node.dtype, "result", 0))
     entry = entry_of(Launch("dequantize", pointers, grid, tiling, _WARPS), "_decode", (), constants)
     text = HEADER + described(node, _OPERANDS)
-    text += jit_text(quant_linear_kernel, ("_coded", "_shared_rows", "_of_spans"))
-    text += jit_text(dequantize_kernel, ("_decode",)) + entry.text
+    text += jit_text(quant_linear_kernel, ("_coded", "_shared_rows", "_of_spans", "_decode"))
+    text += entry.text
     return KernelSource("dequantize", "template", text, (Variant((entry.launch,)),))

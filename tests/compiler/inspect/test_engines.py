@@ -83,7 +83,7 @@ def test_launches_of_a_step_are_the_known_ones(found):
         launches: Counter[str] = Counter()
         for kernel in found[LISTS[setting]]:
             launches[stem(kernel["kernel"])] += kernel["launches"][setting]
-        assert launches == golden
+        assert +launches == golden  # without those of other sizes
         assert found["steps"][setting]["launches"] == sum(golden.values())
         assert found["steps"][setting]["layers"] == 2
     assert found["steps"]["decode"]["launches_a_layer"] == 7
@@ -150,7 +150,11 @@ def test_a_report_of_both_settings_has_the_kernels_of_both_programs(folder, foun
     report = kernel_report(load_image(folder), (DECODE, PREFILL))
     assert {k.name for k in report.kernels} == {kernel["kernel"] for _, kernel in every(found)}
     for kernel in report.kernels:
-        there = [setting for setting, one in every(found) if one["kernel"] == kernel.name]
+        there = [
+            setting
+            for setting, one in every(found)
+            if one["kernel"] == kernel.name and one["launches"][setting]
+        ]
         assert there == [name for name, step in kernel.steps.items() if step.launches]
 
 
@@ -180,7 +184,7 @@ def test_the_text_has_a_row_a_kernel_and_the_sums(folder, found):
             assert row.split()[1:3] == [kernel["kind"], str(kernel["launches"][setting])]
     assert re.search(r"decode: 20 launches a step, 7 a layer \(2 layers\); .* at least ", text)
     assert re.search(r"prefill: 23 launches a step, 9\.5 a layer \(2 layers\); .* at least ", text)
-    assert "triton (10 generated calls, 9 library calls, 4 template calls)" in text
+    assert "triton (10 generated calls, 11 library calls, 4 template calls)" in text
     assert "a Program of their own (3 generated calls, 14 template calls)" in text
 
 

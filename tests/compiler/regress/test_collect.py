@@ -133,7 +133,8 @@ def test_decode_steps_are_those_of_the_decode_program(healthy):
         calls = decode if phase.startswith("decode") else general
         ids = {kernel.subject: kernel.id for kernel in snapshot.kernels}
         ran = {ids.get(subject, subject) for subject in parts}
-        assert ran == {call["kernel"].rsplit("/", 1)[1] for call in calls}, phase
+        known = {call["kernel"].rsplit("/", 1)[1] for call in calls}
+        assert ran == known - {"fresh_attention"}, phase  # of longer prompts
     # q+k+v, KV, attention and its merge, o, gate+up, down: norms and residuals are within.
     steps = {name: of for name, of in snapshot.series.items() if name.startswith("decode step")}
     assert all(6 <= of["launches a layer"] <= 8 for of in steps.values()) and len(steps) == 2

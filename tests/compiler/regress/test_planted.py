@@ -166,8 +166,9 @@ def test_a_launch_more_in_the_prompt_leaves_the_other_phases_alone(monkeypatch, 
     def twice(source):
         if source.name != "paged_attention":
             return source
-        *split, whole = source.variants
-        return replace(source, variants=(*split, replace(whole, launches=whole.launches * 2)))
+        split, *whole = source.variants
+        more = (replace(one, launches=one.launches * 2) for one in whole)
+        return replace(source, variants=(split, *more))
 
     _change_sources(monkeypatch, twice)
     comparison = compared()
