@@ -21,7 +21,7 @@ pytestmark = pytest.mark.gpu
 
 @pytest.mark.parametrize("codes", [DType.U8, DType.I8, DType.F8E4M3])
 @pytest.mark.parametrize("n, k, group", [(4096, 14336, 128), (77, 1000, 32), (300, 576, 0)])
-@pytest.mark.parametrize("zero", [None, DType.F32])
+@pytest.mark.parametrize("zero", [None, DType.F32, DType.U8])
 def test_dequantize(codes: DType, n: int, k: int, group: int, zero: DType | None) -> None:
     packed = codes is DType.U8
     shape = (n, blocks(k, group))
@@ -39,7 +39,7 @@ def test_dequantize(codes: DType, n: int, k: int, group: int, zero: DType | None
     for index, (_, dtype, size) in enumerate(inputs):
         if dtype is not None:
             value = torch.randn(size, generator=generator, device="cuda") * 40
-            value = value.clamp(0, 255) if packed and index == 0 else value
+            value = value.clamp(0, 255) if dtype is DType.U8 else value
             operands[index] = value.to(dtype.torch)
     kernel = LaunchedKernel(package, node.types, (), torch.device("cuda"))
     (found,) = kernel(operands, {})

@@ -30,6 +30,7 @@ _OPERANDS = ("q", "scale", "zero")
 _COLUMNS, _NUMBERS = 1024, 4096  # of a program, at most: 32 numbers a thread
 _WARPS = 4
 _FLOATS = (DType.F32, DType.F16, DType.BF16)
+_ZEROS = (*_FLOATS, DType.U8, DType.I8)  # all of them are exact in float32
 
 
 def emit_dequantize(
@@ -42,11 +43,12 @@ def emit_dequantize(
     """
     if node.op != "dequantize":
         return None
-    q, scale = node.operands[:2]
+    q, scale, *zero = node.operands
     present = [(a, x) for a, x in zip(node.args, layouts, strict=True) if a is not None]
     dense = all(x is not None and is_dense(x, a.shape) for a, x in present)
-    floats = all(t in _FLOATS for t in (node.dtype, *(a.dtype for a in node.operands[1:])))
-    if not (dense and floats) or (q.dtype.is_float8 and not has_e4m3(target)):
+    known = node.dtype in _FLOATS and scale.dtype in _FLOATS
+    known = known and all(arg.dtype in _ZEROS for arg in zero)
+    if not (dense and known) or (q.dtype.is_float8 and not has_e4m3(target)):
         return None
     (n, k), group = node.shape, node.attr("group") or 0
     assert isinstance(n, int) and isinstance(k, int) and isinstance(group, int)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -10,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tilewright as tw
+from tilewright.codegen.triton.aot import compile_sources
 from tilewright.codegen.triton.kernels.dequantize import emit_dequantize
 from tilewright.codegen.triton.layout import located
+from tilewright.codegen.triton.sass import code_listing, instruction_counts
 from tilewright.ir.build import input_node, make
 from tilewright.ir.dtypes import DType
 from tilewright.ir.node import Node
@@ -20,10 +23,11 @@ from tilewright.ir.schema import schema
 from tilewright.ir.types import TensorType
 from tilewright.targets import TARGETS
 from tiny_models import PROMPTS, tiny_model
-from triton_running import compile_for, run_interpreted
+from triton_running import run_interpreted
 
 H100 = TARGETS["h100"]
 FLOATS = st.sampled_from([DType.F32, DType.F16, DType.BF16])
+ZEROS = st.sampled_from([None, DType.F32, DType.F16, DType.BF16, DType.U8, DType.I8])
 
 
 def weight(
@@ -84,7 +88,7 @@ def check(node: Node, seed: int = 0) -> None:
     st.sampled_from([0, 2, 12, 16, 32, 64]),
     st.sampled_from([0, 1, 4]),
     FLOATS,
-    st.one_of(st.none(), FLOATS),
+    ZEROS,
     FLOATS,
     st.integers(0, 999),
 )
@@ -99,7 +103,8 @@ def test_rows_of_several_blocks(group) -> None:
 
 
 def test_what_it_does_not_take() -> None:
-    for node in (weight(scale=DType.F64), weight(dtype=DType.F64)):
+    forms = ({"scale": DType.F64}, {"dtype": DType.F64}, {"zero": DType.F64})
+    for node in (weight(**form) for form in forms):
         assert emit_dequantize(node, layouts_of(node), H100) is None
     node = weight(DType.F8E4M3)
     assert emit_dequantize(node, layouts_of(node), TARGETS["a100"]) is None
@@ -109,22 +114,41 @@ def test_what_it_does_not_take() -> None:
     assert emit_dequantize(node.args[0], [], H100) is None
 
 
+def widths(counts: Mapping[str, int], kind: str) -> dict[str, int]:
+    return {name: count for name, count in counts.items() if name.startswith(kind)}
+
+
 @pytest.mark.parametrize("codes", [DType.U8, DType.I8, DType.F8E4M3])
 def test_it_compiles_without_spills_and_stores_widely(codes) -> None:
     node = weight(codes, 4096, 14336, 128)
     source = emit_dequantize(node, layouts_of(node), H100)
     assert source is not None
-    (found,) = compile_for(source, 90)
+    (package,) = compile_sources([source], 90)
+    (found,) = package.resources
     assert found.spills == 0 and found.registers <= 128
+    (cubin,) = (data for name, data in package.files().items() if name.endswith(".cubin"))
+    counts = instruction_counts(code_listing(cubin))
+    # A thread has 32 numbers: as codes of 4 bits 16 bytes, else 32; as bfloat16 64.
+    assert widths(counts, "STG") == {"STG.E.128": 4}
+    codes_read = {k: n for k, n in widths(counts, "LDG").items() if k.endswith(".128")}
+    assert sum(codes_read.values()) == (1 if codes is DType.U8 else 2)
 
 
-@pytest.mark.parametrize("scheme", ["int4", "int8-weight"])
-def test_prefill_of_an_engine_runs_nothing_of_it_in_torch(scheme) -> None:
-    options = {"target": "cpu", "max_model_len": 64, "verify": "off", "dtype": "bfloat16"}
-    quantize = tw.QuantConfig(scheme, method="rtn", **({"group": 32} if scheme == "int4" else {}))
+@pytest.mark.parametrize(
+    "scheme, form, dtype",
+    [
+        ("int4", {"group": 32}, "bfloat16"),
+        # In bfloat16 two of its tokens are exactly as likely, with a weight from torch as well.
+        ("int4", {"group": 32, "symmetric": False}, "float32"),
+        ("int8-weight", {}, "bfloat16"),
+    ],
+)
+def test_prefill_of_an_engine_runs_nothing_of_it_in_torch(scheme, form, dtype) -> None:
+    options = {"target": "cpu", "max_model_len": 64, "verify": "off", "dtype": dtype}
+    quantize = tw.QuantConfig(scheme, method="rtn", **form)
     engine = tw.compile(tiny_model("llama"), backend="triton", quantize=quantize, **options)
     kernels = [call.kernel for call in engine.image.program.calls]
-    assert any(kernel.startswith("triton/template/dequantize") for kernel in kernels)
+    assert any(kernel.startswith("triton/template/dequantize-") for kernel in kernels)
     assert not any(kernel.startswith("eager/dequantize") for kernel in kernels)
     params = tw.SamplingParams(max_new_tokens=3, ignore_eos=True)
     eager = tw.compile(tiny_model("llama"), backend="eager", quantize=quantize, **options)
