@@ -122,7 +122,7 @@ def _whole(problem: Problem, tiles: Tiles) -> Iterator[tuple[Entry, tuple[Size, 
 def _source(
     problem: Problem, entries: Sequence[Entry], variants: Sequence[Variant]
 ) -> KernelSource:
-    functions = ("_sequence_of", "_tanh", "_meet", "_attend", "_merge")
+    functions = ("_sequence_of", "_tanh", "_seen", "_weights_of", "_meet", "_attend", "_merge")
     texts = [
         HEADER,
         described(problem.node, _OPERANDS),

@@ -39,6 +39,52 @@ def _tanh(x):
 
 
 @triton.jit
+def _seen(
+    scores,
+    key_ok,
+    distance,
+    slope,
+    SCALE: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
+    FACTOR: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """Scores capped and biased, -inf where a row does not see the key. A FACTOR of 1 says that they
+    are scaled here, and not within the exponent.
+    """
+    LOG2E: tl.constexpr = 1.4426950408889634
+    if SOFTCAP is None:
+        if FACTOR == 1.0:
+            scores = scores * (SCALE * LOG2E)
+    else:
+        scores = _tanh(scores * (SCALE / SOFTCAP)) * (SOFTCAP * LOG2E)
+    if slope is not None:
+        scores = scores - slope[:, None] * distance.to(tl.float32)
+    if MASKED:
+        visible = key_ok[None, :]
+        if CAUSAL:
+            visible = visible & (distance >= 0)
+        if WINDOW is not None:
+            visible = visible & (distance < WINDOW)
+        scores = tl.where(visible, scores, float("-inf"))
+    return scores
+
+
+@triton.jit
+def _weights_of(scores, row_max, row_sum, FACTOR: tl.constexpr):
+    """A tile's share in an online softmax: weights, what sums until now become smaller by, and the
+    rows' new maxima and sums of weights.
+    """
+    new_max = tl.maximum(row_max, tl.max(scores, 1))
+    finite_max = tl.where(new_max == float("-inf"), 0.0, new_max)
+    weights = tl.exp2(scores * FACTOR - (finite_max * FACTOR)[:, None])
+    decay = tl.exp2((row_max - finite_max) * FACTOR)
+    return weights, decay, new_max, row_sum * decay + tl.sum(weights, 1)
+
+
+@triton.jit
 def _meet(
     query,
     query_pos,
@@ -66,8 +112,7 @@ def _meet(
     BLOCK_N: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    # Rows meet one tile of keys. Where it is not MASKED, each row sees all of them.
-    LOG2E: tl.constexpr = 1.4426950408889634
+    """Rows meet one tile of keys. Where it is not MASKED, each row sees all of them."""
     BLOCK_D: tl.constexpr = query.shape[1]
     BLOCK_E: tl.constexpr = acc.shape[1]
     d = tl.arange(0, BLOCK_D)
@@ -78,6 +123,7 @@ def _meet(
         key_ok = (key_pos >= low) & (key_pos < high)
         page = tl.load(pages + key_pos // size, mask=key_ok, other=0)
     else:
+        key_ok = None
         page = tl.load(pages + key_pos // size)
     page = tl.maximum(tl.minimum(page, num_pages - 1), 0)
     slot = page.to(tl.int64) * size + key_pos % size
@@ -97,30 +143,14 @@ def _meet(
             value = tl.load(v_cells, mask=(e < VALUE_DIM)[None, :], other=0.0)
 
     scores = tl.dot(query, tl.trans(key), input_precision="ieee")
-    if SOFTCAP is None:
-        if FACTOR == 1.0:
-            scores = scores * (SCALE * LOG2E)
-    else:
-        scores = _tanh(scores * (SCALE / SOFTCAP)) * (SOFTCAP * LOG2E)
     distance = query_pos[:, None] - key_pos[None, :]
-    if slope is not None:
-        scores = scores - slope[:, None] * distance.to(tl.float32)
-    if MASKED:
-        visible = key_ok[None, :]
-        if CAUSAL:
-            visible = visible & (distance >= 0)
-        if WINDOW is not None:
-            visible = visible & (distance < WINDOW)
-        scores = tl.where(visible, scores, float("-inf"))
-
-    new_max = tl.maximum(row_max, tl.max(scores, 1))
-    finite_max = tl.where(new_max == float("-inf"), 0.0, new_max)
-    weights = tl.exp2(scores * FACTOR - (finite_max * FACTOR)[:, None])
-    decay = tl.exp2((row_max - finite_max) * FACTOR)
-    row_sum = row_sum * decay + tl.sum(weights, 1)
+    scores = _seen(
+        scores, key_ok, distance, slope, SCALE, SOFTCAP, CAUSAL, WINDOW, FACTOR, MASKED
+    )  # fmt: skip
+    weights, decay, row_max, row_sum = _weights_of(scores, row_max, row_sum, FACTOR)
     acc = acc * decay[:, None]
     acc = tl.dot(weights.to(value.dtype), value, acc, input_precision="ieee")
-    return acc, new_max, row_sum
+    return acc, row_max, row_sum
 
 
 @triton.jit
@@ -231,10 +261,10 @@ def _attend(
     v_rows = v_cache + kv_head * VALUE_DIM
     pages = block_tables + seq.to(tl.int64) * table_width
 
+    # Tiles of which each row sees all keys need no masks; they lie between those that do.
+    full_begin = begin
     full_end = begin
     if INNER:
-        # Tiles of which each row sees all keys need no masks; they lie between those that do.
-        full_begin = begin
         full_end = high // BLOCK_N
         if CAUSAL:
             full_end = tl.minimum(full_end, (first_pos + 1) // BLOCK_N)
@@ -243,25 +273,15 @@ def _attend(
             full_begin = tl.maximum(begin, (last_low + BLOCK_N - 1) // BLOCK_N)
         full_begin = tl.minimum(full_begin, end)
         full_end = tl.minimum(tl.maximum(full_end, full_begin), end)
-        if WINDOW is not None:
-            for tile in range(begin, full_begin):
-                acc, row_max, row_sum = _meet(
-                    query, query_pos, acc, row_max, row_sum, slope, k_rows, v_rows, pages, tile,
-                    low, high, num_pages, page_size, KV_HEADS, HEAD_DIM, VALUE_DIM, SCALE, SOFTCAP,
-                    CAUSAL, WINDOW, PAGE, FACTOR, BLOCK_N, True,
-                )  # fmt: skip
-        for tile in range(full_begin, full_end):
+    for stretch in tl.static_range(0 if INNER and WINDOW is not None else 1 if INNER else 2, 3):
+        since = begin if stretch == 0 else full_begin if stretch == 1 else full_end
+        until = full_begin if stretch == 0 else full_end if stretch == 1 else end
+        for tile in range(since, until):
             acc, row_max, row_sum = _meet(
                 query, query_pos, acc, row_max, row_sum, slope, k_rows, v_rows, pages, tile,
                 low, high, num_pages, page_size, KV_HEADS, HEAD_DIM, VALUE_DIM, SCALE, SOFTCAP,
-                CAUSAL, WINDOW, PAGE, FACTOR, BLOCK_N, False,
+                CAUSAL, WINDOW, PAGE, FACTOR, BLOCK_N, stretch != 1,
             )  # fmt: skip
-    for tile in range(full_end, end):
-        acc, row_max, row_sum = _meet(
-            query, query_pos, acc, row_max, row_sum, slope, k_rows, v_rows, pages, tile,
-            low, high, num_pages, page_size, KV_HEADS, HEAD_DIM, VALUE_DIM, SCALE, SOFTCAP,
-            CAUSAL, WINDOW, PAGE, FACTOR, BLOCK_N, True,
-        )  # fmt: skip
 
     row = token.to(tl.int64) * (KV_HEADS * GROUP) + head
     out_mask = row_ok[:, None]

@@ -78,7 +78,7 @@ def scaled_attention_source(problem: Problem, tiles: Tiles) -> KernelSource:
     texts = (
         HEADER,
         described(node, OPERANDS),
-        jit_text(paged_attention_kernel, ("_sequence_of", "_tanh")),
+        jit_text(paged_attention_kernel, ("_sequence_of", "_tanh", "_seen", "_weights_of")),
         jit_text(scaled_decode_kernel, ("_weighted",)),
         jit_text(scaled_attention_kernel, ("_scaled_attend",)),
         entry.text,

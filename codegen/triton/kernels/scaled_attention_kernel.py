@@ -10,7 +10,7 @@ scaled_decode_kernel.py. Keys are not split: decode has a kernel of its own.
 import triton
 import triton.language as tl
 
-from .paged_attention_kernel import _sequence_of, _tanh
+from .paged_attention_kernel import _seen, _sequence_of, _weights_of
 from .scaled_decode_kernel import _weighted
 
 
@@ -102,6 +102,7 @@ def _scaled_attend(
         # A sink is a first key without a value.
         row_max = tl.load(sinks + head, mask=row_ok, other=0.0).to(tl.float32) * LOG2E
         row_sum = tl.full([BLOCK_M], 1.0, tl.float32)
+    slope = None
     if alibi is not None:
         slope = tl.load(alibi + head, mask=row_ok, other=0.0).to(tl.float32) * LOG2E
     acc = tl.full([BLOCK_M, BLOCK_E], 0.0, tl.float32)
@@ -127,28 +128,12 @@ def _scaled_attend(
         v_by = tl.load(v_scale + slot * KV_HEADS + kv_head, mask=key_ok, other=0.0)
 
         scores = tl.dot(query, tl.trans(key), input_precision="ieee") * k_by[None, :]
-        if SOFTCAP is None:
-            if not PLAIN:
-                scores = scores * (SCALE * LOG2E)
-        else:
-            scores = _tanh(scores * (SCALE / SOFTCAP)) * (SOFTCAP * LOG2E)
         distance = query_pos[:, None] - key_pos[None, :]
-        if alibi is not None:
-            scores = scores - slope[:, None] * distance.to(tl.float32)
-        visible = key_ok[None, :]
-        if CAUSAL:
-            visible = visible & (distance >= 0)
-        if WINDOW is not None:
-            visible = visible & (distance < WINDOW)
-        scores = tl.where(visible, scores, float("-inf"))
-
-        new_max = tl.maximum(row_max, tl.max(scores, 1))
-        finite_max = tl.where(new_max == float("-inf"), 0.0, new_max)
-        weights = tl.exp2(scores * FACTOR - (finite_max * FACTOR)[:, None])
-        decay = tl.exp2((row_max - finite_max) * FACTOR)
-        row_sum = row_sum * decay + tl.sum(weights, 1)
+        scores = _seen(
+            scores, key_ok, distance, slope, SCALE, SOFTCAP, CAUSAL, WINDOW, FACTOR, True
+        )  # fmt: skip
+        weights, decay, row_max, row_sum = _weights_of(scores, row_max, row_sum, FACTOR)
         acc = _weighted(acc * decay[:, None], weights, value, v_by)
-        row_max = new_max
 
     row = token.to(tl.int64) * (KV_HEADS * GROUP) + head
     out_mask = row_ok[:, None]
