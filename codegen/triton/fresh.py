@@ -4,8 +4,8 @@ nothing to attend to that a dense causal attention would not know.
 Whether a step is of that kind no size tells; the runtime says it (``FRESH``). Keys and values come
 from the pages that they have just been written to, which costs a copy of them::
 
-    paged_attention_0 = fresh_attention(q, k_cache, v_cache, slot_mapping)   guard: T*fresh - 1024
-    paged_attention_0 = paged_attention(q, k_cache, v_cache, …)              guard: 1023 - T*fresh
+    paged_attention_0 = fresh_attention(q, k_cache, v_cache, slot_mapping)   guard: T*fresh - 2048
+    paged_attention_0 = paged_attention(q, k_cache, v_cache, …)              guard: 2047 - T*fresh
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from ...ir.node import Attr, Node
 from ...targets import Target
 from ..program import FRESH
 
-FEWEST = 1024
-"""Tokens from which cuDNN and the copies are quicker than our kernel: at 2048 tokens of 32 heads of
-128, 86 and about 12 us against 138 us on an H100.
+FEWEST = 2048
+"""Tokens from which cuDNN and the copies are known to be quicker than our kernel: 86 and about 11
+us against 138 us, of 32 heads of 128 on an H100. Fewer were not measured.
 """
 
 _FIRST_ARCH = 90  # cuDNN's attention for wgmma
@@ -70,15 +70,15 @@ def _written_to(cache: Node) -> Node | None:
 
 
 def _is_plain(node: Node) -> bool:
+    """Whether it is causal attention and nothing else, of types and widths that cuDNN takes."""
     q, _, v_cache = node.operands[:3]
     width, scale = q.shape[2], node.attr("scale")
     assert isinstance(scale, int | float)
-    same = width == v_cache.shape[3] and isinstance(width, int)
-    narrow = same and isinstance(width, int) and width % 8 == 0 and width <= _WIDEST
-    added = [node.args[6], node.args[7], node.attr("softcap"), node.attr("window")]
     typed = q.dtype in (DType.F16, DType.BF16)
-    causal = node.attr("causal") is not False
-    return narrow and typed and causal and scale > 0 and all(x is None for x in added)
+    narrow = isinstance(width, int) and width % 8 == 0 and width <= _WIDEST
+    added = [node.args[6], node.args[7], node.attr("softcap"), node.attr("window")]
+    plain = bool(node.attr("causal")) and scale > 0 and all(x is None for x in added)
+    return typed and narrow and width == v_cache.shape[3] and plain
 
 
 def fresh_attention(

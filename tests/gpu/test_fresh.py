@@ -37,5 +37,6 @@ def test_fresh_attention(tokens: int, heads: int, dim: int) -> None:
         *wide, table[None].int(), ends[1:], ends, None, None, scale=dim**-0.5
     )
     assert found.is_contiguous()
-    # cuDNN rounds weights to bfloat16: where values cancel, half a percent of a usual one is left.
+    # cuDNN rounds weights to bfloat16: up to 0.0023 is left where values cancel (measured). The
+    # op's own tolerance is 0.03.
     torch.testing.assert_close(found.double(), wanted, rtol=2e-2, atol=5e-3)

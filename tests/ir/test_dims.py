@@ -99,13 +99,13 @@ def test_text_reads_back_to_the_same_size(tree):
     assert str(parse_size(str(size))) == str(size)
 
 
-@settings(max_examples=200)
 @given(TREES)
 def test_only_a_symbol_alone_is_a_name(tree):
     size = _size(tree)
     assert name_of(size) == (str(size) if str(size).isidentifier() else None)
 
 
+@settings(max_examples=200)
 @given(TREES, ENVIRONMENTS)
 def test_substitution_and_evaluation_commute(tree, values):
     size = _size(tree)

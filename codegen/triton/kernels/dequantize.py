@@ -1,7 +1,6 @@
 """A weight in codes as numbers, for products of so many tokens that a library computes them.
 
-What it costs is memory: codes are read once and numbers written once. A prefill step of 2048 tokens
-pays that for each product, some percent of it; of 64 tokens it would be more than the product.
+What it costs is memory: codes are read once and numbers written once, whatever the tokens.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ....ir.dtypes import DType
-from ....ir.node import Node
+from ....ir.node import Attr, Node
 from ....ir.ops.quant import MIDDLE
 from ....targets import Target
 from ..layout import Layout, is_dense
@@ -50,17 +49,16 @@ def emit_dequantize(
     known = known and all(arg.dtype in _ZEROS for arg in zero)
     if not (dense and known) or (q.dtype.is_float8 and not has_e4m3(target)):
         return None
-    (n, k), group = node.shape, node.attr("group") or 0
-    assert isinstance(n, int) and isinstance(k, int) and isinstance(group, int)
+    n, k, width = (_static(size) for size in (*node.shape, q.shape[1]))
+    rows, group = _static(node.attr("rows"), 1), _static(node.attr("group"), 0)
     block_k = min(_COLUMNS, max(16, 1 << (k - 1).bit_length()))
     shared = group & -group if group else block_k  # columns, a power of two, that lie in one group
-    rows = 1 if node.attr("rows") is None else node.attr("rows")
     middle = MIDDLE if q.dtype is DType.U8 and node.args[2] is None else None
     constants: dict[str, Constexpr | None] = {
         "N": n,
         "K": k,
-        "WIDTH": q.shape[1],  # type: ignore[dict-item]  # static, as the op demands
-        "ROWS": rows,  # type: ignore[dict-item]
+        "WIDTH": width,
+        "ROWS": rows,
         "GROUP": group,
         "SPAN": min(shared, block_k),
         "MIDDLE": middle,
@@ -75,8 +73,16 @@ def emit_dequantize(
     tiling = {"BLOCK_N": block_n, "BLOCK_K": block_k}
     grid = (-(-n // block_n), -(-k // block_k), 1)
     pointers = (*operands, Pointer("out", node.dtype, "result", 0))
-    entry = entry_of(Launch("dequantize", pointers, grid, tiling, _WARPS), "_decode", (), constants)
+    launch = Launch("dequantize", pointers, grid, tiling, _WARPS)
+    entry = entry_of(launch, "_dequantized", (), constants)
     text = HEADER + described(node, _OPERANDS)
-    text += jit_text(quant_linear_kernel, ("_coded", "_shared_rows", "_of_spans", "_decode"))
+    text += jit_text(quant_linear_kernel, ("_coded", "_shared_rows", "_of_spans", "_dequantized"))
     text += entry.text
     return KernelSource("dequantize", "template", text, (Variant((entry.launch,)),))
+
+
+def _static(value: Attr, default: int | None = None) -> int:
+    """A size or an attribute of the op, which takes no symbols there."""
+    found = default if value is None else value
+    assert isinstance(found, int)
+    return found

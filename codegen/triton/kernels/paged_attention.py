@@ -7,7 +7,7 @@ same kernel (paged_attention_kernel.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ....ir.dims import Size, call, is_nonnegative
@@ -30,6 +30,9 @@ from .paged_attention_tiles import (
     num_splits,
 )
 
+PAGE = 16
+"""Tokens of a page in most caches: there is a variant for them, and they are what is timed."""
+
 _OPERANDS = (
     "q",
     "k_cache",
@@ -40,9 +43,6 @@ _OPERANDS = (
     "sinks",
     "alibi",
 )
-PAGE = 16
-"""Tokens of a page in most caches."""
-
 _PARTS = ("partial_acc", "partial_max", "partial_sum")
 
 
@@ -92,31 +92,29 @@ def paged_attention_source(
         entries += split
         variants.append(replace(variant, guard=() if is_nonnegative(spare) else (spare,)))
     if not is_nonnegative(spare):
-        for whole, guard in _whole(problem, prefill):
-            entries.append(whole)
-            variants.append(Variant((whole.launch,), guard=guard))
+        whole, chosen = _whole(problem, prefill)
+        entries += whole
+        variants += chosen
     return _source(problem, entries, variants)
 
 
 def prefill_source(problem: Problem, tiles: Tiles) -> KernelSource:
     """The kernel of a problem with one cut, for any numbers of tokens and sequences."""
-    entries, variants = [], []
-    for whole, guard in _whole(problem, tiles):
-        entries.append(whole)
-        variants.append(Variant((whole.launch,), guard=guard))
-    return _source(problem, entries, variants)
+    return _source(problem, *_whole(problem, tiles))
 
 
-def _whole(problem: Problem, tiles: Tiles) -> Iterator[tuple[Entry, tuple[Size, ...]]]:
-    """The kernel without splits, and when to take it: where the graph leaves the page size open,
-    first one for the usual pages. Its rows find their pages by shifts.
+def _whole(problem: Problem, tiles: Tiles) -> tuple[list[Entry], list[Variant]]:
+    """The kernel without splits. Where the graph leaves the page size open, one for the usual pages
+    comes first: its rows find their pages by shifts.
     """
     size = problem.node.operands[1].shape[1]
     if isinstance(size, int):
-        yield _attend(problem, "prefill", tiles, 1, (), size), ()
-        return
-    yield _attend(problem, "prefill", tiles, 1, (), PAGE), (size - PAGE, PAGE - size)
-    yield _attend(problem, "prefill_any", tiles, 1, ()), ()
+        entry = _attend(problem, "prefill", tiles, 1, (), size)
+        return [entry], [Variant((entry.launch,))]
+    usual = _attend(problem, "prefill", tiles, 1, (), PAGE)
+    other = _attend(problem, "prefill_any", tiles, 1, ())
+    guarded = Variant((usual.launch,), guard=(size - PAGE, PAGE - size))
+    return [usual, other], [guarded, Variant((other.launch,))]
 
 
 def _source(

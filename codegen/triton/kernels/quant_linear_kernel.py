@@ -389,7 +389,7 @@ def _tokens_of_codes(
 
 
 @triton.jit
-def _decode(
+def _dequantized(
     q,
     scale,
     zero,
@@ -420,10 +420,8 @@ def _decode(
         number = _coded(q_rows, begin, WIDTH, BLOCK_K).to(tl.float32)
     spans = tl.reshape(number, (BLOCK_N, SPANS, SPAN))
     if zero is not None:
-        least = _of_spans(
-            _shared_rows(zero, known, ROWS, GROUPS), begin, GROUPS, GROUP, SPAN, SPANS
-        )
-        spans -= least[:, :, None]
+        zeros = _shared_rows(zero, known, ROWS, GROUPS)
+        spans -= _of_spans(zeros, begin, GROUPS, GROUP, SPAN, SPANS)[:, :, None]
     elif MIDDLE is not None:
         spans -= MIDDLE
     scales = _shared_rows(scale, known, ROWS, GROUPS)

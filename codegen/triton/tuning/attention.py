@@ -15,7 +15,7 @@ from ....ir.dims import evaluate
 from ....ir.node import Node
 from ....targets import Target
 from ..kernels import paged_attention, paged_attention_kernel, paged_attention_tiles
-from ..kernels.paged_attention import prefill_source
+from ..kernels.paged_attention import PAGE, prefill_source
 from ..kernels.paged_attention_tiles import (
     PREFILL,
     SPACE,
@@ -33,7 +33,6 @@ from .template import Contents, Facts, Sizes, Template, int_, sensible, with_def
 TOKENS = 2048
 """Tokens of the one sequence that prefill is timed on."""
 
-_PAGE = 16  # where the graph leaves it open
 _STEP_KEYS = 24  # what a step costs beside its products, in keys
 _REGISTERS = 160  # float32 values of sums, scores and weights that a thread may hold
 
@@ -188,7 +187,7 @@ class PagedAttention(Template):
 def prefill_sizes(node: Node, tokens: int = TOKENS) -> Sizes:
     """The symbols' values for one sequence of so many tokens, all of them new."""
     q, k_cache, tables, lens = (node.operands[index] for index in (0, 1, 3, 4))
-    page = k_cache.shape[1] if isinstance(k_cache.shape[1], int) else _PAGE
+    page = k_cache.shape[1] if isinstance(k_cache.shape[1], int) else PAGE
     pages = math.ceil(tokens / page)
     wanted = (
         (q.shape[0], tokens),
