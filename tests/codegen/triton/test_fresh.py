@@ -99,10 +99,19 @@ def test_the_call_is_the_op(tokens, heads, page) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 
-def test_an_engine_takes_it_for_a_new_prompt_alone(monkeypatch) -> None:
-    monkeypatch.setattr(fresh, "FEWEST", 4)
-    options = {"target": "cpu", "max_model_len": 64, "verify": "off", "dtype": "bfloat16"}
-    engine = tw.compile(tiny_model("llama"), backend="triton", **options)
+OPTIONS = {"target": "cpu", "max_model_len": 64, "verify": "off", "dtype": "bfloat16"}
+
+
+@pytest.fixture(scope="module")
+def engine():
+    """One to which a prompt of 4 tokens is long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fresh, "FEWEST", 4)
+        return tw.compile(tiny_model("llama"), backend="triton", **OPTIONS)
+
+
+def test_an_engine_takes_it_for_a_new_prompt_alone(engine, monkeypatch) -> None:
+    monkeypatch.setattr(engine.runner, "steps", list(engine.runner.steps))
     taken: list[int] = []
     for index, (call, kernel) in enumerate(engine.runner.steps):
         if call.kernel.endswith("fresh_attention"):
@@ -114,7 +123,7 @@ def test_an_engine_takes_it_for_a_new_prompt_alone(monkeypatch) -> None:
     count = len(taken)
     both = [one.token_ids for one in engine.generate(prompts, params)]
     assert len(taken) == count  # two prompts at once are ours
-    eager = tw.compile(tiny_model("llama"), backend="eager", **options)
+    eager = tw.compile(tiny_model("llama"), backend="eager", **OPTIONS)
     assert alone == both == [one.token_ids for one in eager.generate(prompts, params)]
 
 
@@ -126,9 +135,8 @@ def _noted(kernel, taken):
     return run
 
 
-def test_nobody_says_so_and_the_kernel_computes_it() -> None:
-    options = {"target": "cpu", "max_model_len": 64, "verify": "off", "dtype": "bfloat16"}
-    program: Program = tw.compile(tiny_model("llama"), backend="triton", **options).image.program
+def test_nobody_says_so_and_the_kernel_computes_it(engine) -> None:
+    program: Program = engine.image.program
     shares = [c for c in program.calls if c.origin == ("paged_attention",)]
     made = [c for c in program.at({"T": 9000, "B": 1}).calls if c.origin == ("paged_attention",)]
     assert len(made) * 2 == len(shares)

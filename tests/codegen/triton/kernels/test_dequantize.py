@@ -137,7 +137,6 @@ def test_it_compiles_without_spills_and_stores_widely(codes) -> None:
 @pytest.mark.parametrize(
     "scheme, form, dtype",
     [
-        ("int4", {"group": 32}, "bfloat16"),
         # In bfloat16 two of its tokens are exactly as likely, with a weight from torch as well.
         ("int4", {"group": 32, "symmetric": False}, "float32"),
         ("int8-weight", {}, "bfloat16"),
