@@ -14,30 +14,39 @@ from .step import Step
 
 
 def build_step(plan: Plan, pool: KVPool) -> Step:
-    """The tensors of a plan with at least one chunk. Lists first, one tensor each at the end: a few
-    microseconds a tensor at decode, and nothing that grows with the sequences' lengths but M."""
+    """The tensors of a plan with at least one chunk. A few microseconds a tensor at decode; a long
+    prompt's numbers become arrays at once, not one by one (4096 of them, 0.3 ms each time)."""
     token_ids: list[int] = []
-    positions: list[int] = []
     slots: list[int] = []
     query_start, seq_lens, logits_indices = [0], [], []
     for chunk in plan.chunks:
         start, count = chunk.start, len(chunk.slots)
         token_ids += chunk.seq.tokens[start : start + count]
-        positions += range(start, start + count)
         slots += chunk.slots
         query_start.append(len(token_ids))
         seq_lens.append(start + count)
         if chunk.completes:
             logits_indices.append(len(token_ids) - 1)
     return Step(
-        token_ids=torch.tensor(token_ids),
-        positions=torch.tensor(positions),
+        token_ids=_int64(token_ids),
+        positions=_positions(plan),
         query_start=torch.tensor(query_start, dtype=torch.int32),
         seq_lens=torch.tensor(seq_lens, dtype=torch.int32),
-        slot_mapping=torch.tensor(slots),
+        slot_mapping=_int64(slots),
         block_tables=pool.block_tables([chunk.seq.id for chunk in plan.chunks]),
-        logits_indices=torch.tensor(logits_indices, dtype=torch.int64),
+        logits_indices=_int64(logits_indices),
     )
+
+
+def _positions(plan: Plan) -> torch.Tensor:
+    if all(len(chunk.slots) == 1 for chunk in plan.chunks):
+        return _int64([chunk.start for chunk in plan.chunks])
+    each = [np.arange(c.start, c.start + len(c.slots), dtype=np.int64) for c in plan.chunks]
+    return torch.from_numpy(np.concatenate(each))
+
+
+def _int64(numbers: list[int]) -> torch.Tensor:
+    return torch.from_numpy(np.array(numbers, dtype=np.int64))
 
 
 @dataclass(frozen=True, slots=True)

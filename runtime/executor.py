@@ -16,6 +16,7 @@ from .decode_graphs import DecodeGraphs, EagerDecode, obstacles, samples
 from .runner import ProgramRunner
 from .step import Capabilities, Step
 from .step_buffer import FIELDS, StepBuffer, StepShape
+from .step_graphs import StepGraphs
 
 # Sequences that the decode Program takes: its products are cut for few rows, and beyond these the
 # libraries' are quicker (1.6 times at 256).
@@ -81,7 +82,7 @@ def _free_memory(device: torch.device) -> str:
 
 class PagedExecutor:
     """Any mix of prefill and decode in one run, over pages; on a GPU a decode step is one replay of
-    a CUDA graph.
+    a CUDA graph, and so is a step of few tokens whose shape has been met before.
 
     Args:
         runner: of the Program that takes any step.
@@ -102,6 +103,7 @@ class PagedExecutor:
         self.runner, self.caches = runner, _Caches(runner)
         self.max_sequences, self.max_model_len = max_sequences, max_model_len
         self.graphs: DecodeGraphs | None = None
+        self.steps: StepGraphs | None = None
         self._decode = decode if decode is not None and _replays(decode) else None
         able = self._decode is not None and samples(self._decode.program)
         self.capabilities = Capabilities(
@@ -119,13 +121,17 @@ class PagedExecutor:
 
     def allocate(self, num_pages: int, page_size: int) -> None:
         """(Re)creates the KV buffers, and forgets the graphs that hold their addresses."""
-        self.graphs = None
+        self.graphs = self.steps = None
         self.caches.allocate({"N": num_pages, "P": page_size})
         pages = -(-self.max_model_len // page_size)
+        captures = self.runner.device.type == "cuda" and _replays(self.runner)
         if self._decode is not None:
             self.graphs = self._graphs(self._decode, pages)
-        elif self.runner.device.type == "cuda" and _replays(self.runner):
+        elif captures:
             self.graphs = self._graphs(self.runner, pages)
+        if captures and self.graphs is not None:
+            caches, queue = self.caches.tensors, self.graphs.queue
+            self.steps = StepGraphs(self.runner, caches, self.max_sequences, pages, queue)
 
     def _graphs(self, runner: ProgramRunner, pages: int) -> DecodeGraphs:
         most = self.max_sequences
@@ -188,13 +194,18 @@ class PagedExecutor:
             replayed = self.graphs.run(step)
             if replayed is not None:
                 return replayed
+        fresh = _is_fresh(step)
+        if self.steps is not None:
+            replayed = self.steps.run(step, fresh)
+            if replayed is not None:
+                return replayed
         self._join()
         inputs = {name: getattr(step, name) for name in FIELDS} | self.caches.tensors
         if self.runner.device.type == "cuda":
             metadata = StepBuffer(StepShape.of(step), self.runner.device)
             metadata.fill(step)
             inputs |= metadata.views
-        return self.runner.run(inputs, fresh=_is_fresh(step))["logits"].float()
+        return self.runner.run(inputs, fresh=fresh)["logits"].float()
 
 
 def _is_fresh(step: Step) -> bool:

@@ -39,6 +39,25 @@ def _divide(a, b, NATIVE: tl.constexpr):
 
 
 @triton.jit
+def _by_largest(a, b, FUSED: tl.constexpr):
+    # a / b rounded to nearest, where b is at least the largest |a| over 448, with half of div_rn's
+    # instructions: what a product with 1 / b leaves of a is put back twice (Markstein). FUSED is
+    # off in the interpreter, whose tl.fma rounds twice.
+    if FUSED:
+        up = tl.where(b < 8.271806125530277e-25, 1.2676506002282294e30, 1.0)  # 2^-80, 2^100
+        b = b * up  # else 1 / b may be infinite, and the remainders have too few bits
+        inverse = tl.div_rn(1.0, b)
+        less = tl.where(b == float("inf"), 0.0, b) * -1.0  # infinity times 0 is no remainder
+        a = a * up
+        result = a * inverse
+        for _ in tl.static_range(2):
+            result = tl.fma(tl.fma(result, less, a), inverse, result)
+    else:
+        result = tl.div_rn(a, b)
+    return result
+
+
+@triton.jit
 def _sigmoid(x, NATIVE: tl.constexpr):
     return _divide(1.0, 1.0 + _exp(x * -1.0, NATIVE), NATIVE)
 

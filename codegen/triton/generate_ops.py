@@ -12,6 +12,8 @@ import torch
 
 from ...ir.dtypes import DType
 from ...ir.node import Attr, Node
+from .generate_codes import is_by_largest, is_clamped
+from .source import PDL
 
 TRITON_NAMES = {
     DType.F64: "tl.float64",
@@ -131,7 +133,11 @@ def elementwise(node: Node, args: Sequence[str]) -> str | None:
     `operand` has them; None for an op that kernels lack.
     """
     if node.op == "cast":
+        if node.dtype is DType.F8E4M3 and is_clamped(node.operands[0]):
+            return f"{args[0]}.to({held(node.dtype)})"
         return _cast(args[0], node.operands[0].dtype, node.dtype)
+    if is_by_largest(node):
+        return f"_by_largest({args[0]}, {args[1]}, {PDL})"
     if node.op == "gated":
         gate = activation(str(node.attr("activation")), args[0], node.dtype)
         if node.attr("stepwise"):

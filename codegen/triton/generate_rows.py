@@ -12,6 +12,7 @@ import torch
 from ...ir.dims import Size
 from ...ir.dtypes import DType
 from ...ir.node import Node
+from .generate_codes import is_magnitude
 from .generate_ops import attr_float, constant, exponential, held, quotient, rounded
 from .generate_steps import Reduction, Step
 
@@ -168,6 +169,12 @@ def _extremum(node: Node, name: str, args: Args, row: Row) -> Iterator[Step]:
         yield from _test(node, name, args, row)
         return
     kind: Reduction = "max" if node.op == "amax" else "min"
+    if kind == "max" and is_magnitude(node.operands[0]):
+        bits = f"{x.name}.to(tl.int32, bitcast=True)"
+        yield row.reduce(f"{name}_bits", kind, bits, (x,), DType.I32)
+        text = f"{name}_bits.to(tl.float32, bitcast=True)"
+        yield Step(name, text, (f"{name}_bits",), cols=False)
+        return
     yield row.reduce(f"{name}_all", kind, x.name, (x,), node.dtype)
     if not node.dtype.is_float:
         yield Step(name, _final(f"{name}_all", node.dtype), (f"{name}_all",), cols=False)

