@@ -391,7 +391,8 @@ def _memory(
     if config.kv_cache == "slot":
         pool = SlotPool(config.max_batch_size, config.max_model_len)
         return SlotExecutor(runner, config.max_batch_size), pool
-    executor = PagedExecutor(runner, config.max_batch_size, config.max_model_len, decode=decode)
+    sizes = (config.max_batch_size, config.max_model_len, tokens)
+    executor = PagedExecutor(runner, *sizes, decode=decode)
     programs = tuple(one.program for one in (runner, decode) if one is not None)
     page_bytes = executor.bytes_per_token * config.page_size
     pages = pool_pages(config, page_bytes, programs, runner.device, tokens)

@@ -87,6 +87,7 @@ class PagedExecutor:
     Args:
         runner: of the Program that takes any step.
         max_sequences, max_model_len: what decode steps are captured for.
+        max_tokens: the most tokens of other steps that are captured; 0 for none.
         decode: of the Program for decode steps alone, over the same weights and caches; if it has
             an output "tokens", such steps sample on the device. None, or one that no graph can
             hold, to use `runner` for all.
@@ -97,11 +98,13 @@ class PagedExecutor:
         runner: ProgramRunner,
         max_sequences: int = 1,
         max_model_len: int = 1,
+        max_tokens: int = 0,
         *,
         decode: ProgramRunner | None = None,
     ) -> None:
         self.runner, self.caches = runner, _Caches(runner)
         self.max_sequences, self.max_model_len = max_sequences, max_model_len
+        self.max_tokens = max_tokens
         self.graphs: DecodeGraphs | None = None
         self.steps: StepGraphs | None = None
         self._decode = decode if decode is not None and _replays(decode) else None
@@ -129,9 +132,9 @@ class PagedExecutor:
             self.graphs = self._graphs(self._decode, pages)
         elif captures:
             self.graphs = self._graphs(self.runner, pages)
-        if captures and self.graphs is not None:
-            caches, queue = self.caches.tensors, self.graphs.queue
-            self.steps = StepGraphs(self.runner, caches, self.max_sequences, pages, queue)
+        if captures and self.graphs is not None and self.max_tokens:
+            sizes = (self.max_sequences, pages, self.max_tokens)
+            self.steps = StepGraphs(self.runner, self.caches.tensors, *sizes, self.graphs.queue)
 
     def _graphs(self, runner: ProgramRunner, pages: int) -> DecodeGraphs:
         most = self.max_sequences

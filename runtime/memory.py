@@ -12,7 +12,6 @@ from ..errors import CapacityError
 from .decode_graphs import obstacles
 from .image import LMConfig
 from .scheduler import STEP_TOKENS
-from .step_graphs import STEP_GRAPH_TOKENS
 
 PREFILL_TOKENS = 8192
 """Tokens of a step while no sequence decodes, where memory is plenty: longer products are a little
@@ -63,7 +62,7 @@ def pool_pages(
     held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     used = total - free - held  # what torch holds unused, the pool can have
     beside = sum(step_bytes(program, config, tokens) for program in programs) + _LIBRARIES
-    beside += sum(captured_bytes(program, config) for program in programs)
+    beside += sum(captured_bytes(program, config, tokens) for program in programs)
     room = int(config.memory_fraction * total) - used - beside
     fitting = room // page_bytes
     if fitting < longest + 1:
@@ -82,13 +81,13 @@ def step_bytes(program: Program, config: LMConfig, tokens: int = STEP_TOKENS) ->
     return plan.peak + logits
 
 
-def captured_bytes(program: Program, config: LMConfig) -> int:
+def captured_bytes(program: Program, config: LMConfig, tokens: int) -> int:
     """Bytes that the graphs of a Program's steps hold beside those that are not captured; 0 for one
     of decode steps alone, which run in no other way.
     """
     if "query_start" not in program.inputs or obstacles(program):
         return 0
-    return step_bytes(program, config, STEP_GRAPH_TOKENS)
+    return step_bytes(program, config, tokens)
 
 
 def _too_little(

@@ -1,9 +1,10 @@
 """Steps of any kind as CUDA graphs: prompts, chunks of them, and mixes with decode.
 
 Launching hundreds of kernels one by one takes the host longer than a GPU needs for a few hundred
-tokens. So a step is padded to the next of some shapes, and each shape is captured when it is met
-for the second time: a length that never comes again costs no capture. Padding tokens belong to no
-sequence and write to page 0, which is reserved (`step_buffer.write_step`).
+tokens, and leaves gaps between them where there are more (2 of 64 ms for 4096). So a step is padded
+to the next of some shapes, and each shape is captured when it is met for the second time: a length
+that never comes again costs no capture. Padding tokens belong to no sequence and write to page 0,
+which is reserved (`step_buffer.write_step`).
 """
 
 from __future__ import annotations
@@ -23,10 +24,7 @@ from .runner import ProgramRunner
 from .step import Step
 from .step_buffer import FIELDS, StepShape
 
-STEP_GRAPH_TOKENS = 2048
-"""Steps of more tokens keep a GPU busy for longer than the host needs to launch their kernels."""
-
-_TOKENS = 64  # token buckets from here on are multiples of it: 3% of padding on average
+_TOKENS = 64  # token buckets from here on are multiples of it: 32 tokens of padding on average
 _FEW_TOKENS = 16  # smaller ones are multiples of this
 _SEQUENCES = (1, 4, 16, 64, 256)
 _MOST = 48  # graphs; each holds a few MB of the device's memory
@@ -55,6 +53,7 @@ class StepGraphs:
         caches: the KV buffers by input name; the graphs hold their addresses.
         max_sequences: the most sequences of a step.
         max_pages: pages of the longest sequence.
+        max_tokens: the most tokens of a step that is captured.
         queue: of the device, shared with whatever else runs on it.
 
     Attributes:
@@ -68,16 +67,18 @@ class StepGraphs:
         caches: Mapping[str, torch.Tensor],
         max_sequences: int,
         max_pages: int,
+        max_tokens: int,
         queue: DeviceQueue,
     ) -> None:
         self.runner, self.caches, self.queue = runner, caches, queue
-        self.max_pages = max_pages
+        self.max_pages, self.max_tokens = max_pages, max_tokens
         self.sequences = sorted({*(n for n in _SEQUENCES if n < max_sequences), max_sequences})
         self.captured: OrderedDict[Shape, _Captured] = OrderedDict()
         self.bytes = 0
         self._met: set[Shape] = set()
         self._pool: Any = None  # torch names no public type for it
-        largest = StepShape(STEP_GRAPH_TOKENS, max_sequences, max_pages, max_sequences)
+        most = self._bucket(max_tokens)
+        largest = StepShape(most, max_sequences, max_pages, max_sequences)
         self._names = [name for name in runner.program.inputs if name in FIELDS]
         self.metadata = DecodeBuffer(largest, self._names, runner.device, queue)
         calls = [call for call in runner.program.calls if _asks_for_fresh(call)]
@@ -121,14 +122,17 @@ class StepGraphs:
 
     def _shape(self, step: Step, fresh: bool) -> Shape | None:
         tokens, count = len(step.token_ids), len(step.seq_lens)
-        too_large = tokens > STEP_GRAPH_TOKENS or count > self.sequences[-1]
+        too_large = tokens > self.max_tokens or count > self.sequences[-1]
         if too_large or len(step.logits_indices) > count:  # all rows, of a text to be scored
             return None
-        multiple = _TOKENS if tokens > _TOKENS else _FEW_TOKENS
-        tokens = -(-tokens // multiple) * multiple
+        tokens = self._bucket(tokens)
         count = next(size for size in self.sequences if size >= count)
         rows = count if len(step.logits_indices) else 0
         return Shape(tokens, count, rows, fresh and self._tells(tokens, count, rows))
+
+    def _bucket(self, tokens: int) -> int:
+        multiple = _TOKENS if tokens > _TOKENS else _FEW_TOKENS
+        return -(-tokens // multiple) * multiple
 
     def _tells(self, tokens: int, count: int, rows: int) -> bool:
         """Whether a call is made or not because a step is of one new prompt alone."""

@@ -9,7 +9,7 @@ from tilewright.codegen.eager.backend import BACKEND
 from tilewright.errors import CapacityError
 from tilewright.ir.parser import parse_graph
 from tilewright.runtime.image import LMConfig
-from tilewright.runtime.memory import pool_pages, prefill_tokens, step_bytes
+from tilewright.runtime.memory import captured_bytes, pool_pages, prefill_tokens, step_bytes
 from tilewright.targets import Target
 
 GB = 10**9
@@ -92,6 +92,11 @@ def test_a_step_takes_its_temporaries_and_logits() -> None:
     assert step_bytes(PROGRAM, config(batch=64)) - one >= 56 * 1000 * 6
 
 
+def test_graphs_hold_a_step_of_their_own() -> None:
+    assert captured_bytes(PROGRAM, config(), 4096) == step_bytes(PROGRAM, config(), 4096)
+    assert captured_bytes(ATTENDS_IN_TORCH, config(), 4096) == 0  # no graph holds it
+
+
 def test_steps_are_longer_where_memory_is_plenty(device, monkeypatch) -> None:
     device(16 * GB)
     assert prefill_tokens(PROGRAM, config(), CUDA) == 8192
@@ -108,4 +113,5 @@ def test_the_pool_leaves_room_for_longer_steps(device) -> None:
     many = config(batch=4096)
     short, long = (pool_pages(many, PAGE_BYTES, (PROGRAM,), CUDA, n) for n in (2048, 8192))
     more = step_bytes(PROGRAM, many, 8192) - step_bytes(PROGRAM, many, 4096)
+    more += captured_bytes(PROGRAM, many, 8192) - captured_bytes(PROGRAM, many, 4096)
     assert more > 0 and abs((short - long) * PAGE_BYTES - more) <= PAGE_BYTES

@@ -30,7 +30,7 @@ class Recorded(StepGraphs):
     """As on a GPU, but that a graph runs the Program over the memory it was captured with."""
 
     def __init__(self, runner, caches):
-        super().__init__(runner, caches, MOST, -(-CONTEXT // PAGE), ImmediateQueue())
+        super().__init__(runner, caches, MOST, -(-CONTEXT // PAGE), 2048, ImmediateQueue())
         self.replays = 0
 
     def _capture(self, shape):

@@ -32,6 +32,7 @@ from .packed_linear_tiles import (
 )
 from .quant_linear import _OWN as _QUANT
 from .quant_linear import _SHARED, _QuantEntries
+from .scaled_linear import CALLED
 
 _CODED = ("_coded", "_shared_rows", "_of_spans")
 _ROUNDS = ("_rounded", "_normed_row", "_group_scales")
@@ -91,7 +92,7 @@ def packed_linear_source(
     for index, tiles in enumerate(gemms):
         guard = () if index == len(gemms) - 1 else (tiles.block_m - problem.tokens,)
         variants.append(replace(several.tokens(tiles, _ALONE), guard=guard))
-    text = HEADER + helper_text(entries.lines) + jit_text(linear_kernel, _SHARED)
+    text = HEADER + helper_text([*entries.lines, *CALLED]) + jit_text(linear_kernel, _SHARED)
     text += jit_text(quant_linear_kernel, _CODED if several is entries else _QUANT)
     text += jit_text(scaled_linear_kernel, _ROUNDS) + jit_text(packed_linear_kernel, _OWN)
     text += "".join({**entries.texts, **several.texts}.values())

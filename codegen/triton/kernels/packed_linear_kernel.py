@@ -50,7 +50,7 @@ def _pack_rows(
     value = _normed_row(x + row * x_stride, norm, K, NORM, EPS, STEPWISE, BLOCK_K, PDL)
     groups = tl.reshape(value, (PARTS, GROUP))
     scale = _group_scales(groups, LARGEST)
-    codes = _rounded(groups, scale, LARGEST, True)
+    codes = _rounded(groups, scale, LARGEST, True, PDL)
     part = tl.arange(0, PARTS)
     tl.store(scales + row * GROUPS + part, tl.reshape(scale, (PARTS,)), mask=part < GROUPS)
     # A NaN has no code; its group's scale is one.

@@ -33,8 +33,11 @@ _CODED = (
     "_one_token_of_codes",
 )
 _OWN = ("_rounded", "_normed_row", "_group_scales", "_round_rows", "_tokens_of_both")
+CALLED = ("_by_largest",)
+"""Of functions.py, by what rounds rows."""
 _ALONE = Hands()
-_THREAD_COLUMNS = 16  # of a row, that a thread rounds
+_THREAD_COLUMNS = 8  # of a row, that a thread rounds
+_MOST_WARPS = 16
 
 
 def emit_scaled_linear(
@@ -85,7 +88,7 @@ def scaled_linear_source(
     for index, tiles in enumerate(gemms):
         guard = () if index == len(gemms) - 1 else (tiles.block_m - problem.tokens,)
         variants.append(replace(entries.tokens(tiles, _ALONE), guard=guard))
-    text = HEADER + helper_text(entries.lines) + jit_text(linear_kernel, _PLAIN)
+    text = HEADER + helper_text([*entries.lines, *CALLED]) + jit_text(linear_kernel, _PLAIN)
     text += jit_text(quant_linear_kernel, _CODED) + jit_text(scaled_linear_kernel, _OWN)
     text += "".join(entries.texts.values())
     # Sums may be contracted; the ops that round have nothing to contract.
@@ -163,7 +166,7 @@ class _ScaledEntries(_QuantEntries):
         names = [argument.name for argument in arguments]
         self.texts[name] = kernel_text(name, str(s.rounds), names, [line], ("BLOCK_K", PDL))
         block = max(1 << (p.k - 1).bit_length(), s.quantized.group)
-        warps = max(1, min(16, block // (32 * _THREAD_COLUMNS)))
+        warps = max(1, min(_MOST_WARPS, block // (32 * _THREAD_COLUMNS)))
         return Launch(name, arguments, (p.tokens, 1, 1), {"BLOCK_K": block, PDL: self.pdl}, warps)
 
     @property

@@ -10,14 +10,17 @@ columns, 0 for the whole row, becomes the code LARGEST.
 import triton
 import triton.language as tl
 
+from ..functions import _by_largest
 from .linear_kernel import _inputs, _prefetch, _weights
 from .quant_linear_kernel import _shared_rows
 
 
 @triton.jit
-def _rounded(value, scale, LARGEST: tl.constexpr, WHOLE: tl.constexpr):
-    """The codes of float32 values, as float32."""
-    steps = tl.div_rn(value, scale)
+def _rounded(value, scale, LARGEST: tl.constexpr, WHOLE: tl.constexpr, FUSED: tl.constexpr):
+    """The codes of float32 values, as float32. FUSED as ``_by_largest`` has it, False for a scale
+    that is not of the values' own largest.
+    """
+    steps = _by_largest(value, scale, FUSED)
     steps = tl.minimum(tl.maximum(steps, -LARGEST), LARGEST)
     if WHOLE:  # the sum has no bits for halves: they are rounded to even
         steps = (steps + 12582912.0) - 12582912.0
@@ -101,7 +104,7 @@ def _round_rows(
         scale = tl.zeros([PARTS, 1], tl.float32) + tl.load(static).to(tl.float32)
     else:
         scale = _group_scales(groups, LARGEST)
-    codes = _rounded(groups, scale, LARGEST, WHOLE)
+    codes = _rounded(groups, scale, LARGEST, WHOLE, PDL and static is None)
     if out.dtype.element_ty == tl.float32:
         codes = codes.to(CODES).to(tl.float32) * scale
     else:
