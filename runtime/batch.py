@@ -2,51 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from .params import SamplingParams
 from .pool import KVPool
-from .scheduler import Plan
+from .scheduler import Chunk, Plan
 from .step import Step
 
 
 def build_step(plan: Plan, pool: KVPool) -> Step:
-    """The tensors of a plan with at least one chunk. A few microseconds a tensor at decode; a long
-    prompt's numbers become arrays at once, not one by one (4096 of them, 0.3 ms each time)."""
-    token_ids: list[int] = []
-    slots: list[int] = []
+    """The tensors of a plan with at least one chunk. A few microseconds a tensor at decode; what a
+    long prompt brings is arrays already (4096 numbers of a list cost 0.3 ms)."""
     query_start, seq_lens, logits_indices = [0], [], []
     for chunk in plan.chunks:
-        start, count = chunk.start, len(chunk.slots)
-        token_ids += chunk.seq.tokens[start : start + count]
-        slots += chunk.slots
-        query_start.append(len(token_ids))
-        seq_lens.append(start + count)
+        count = len(chunk.slots)
+        query_start.append(query_start[-1] + count)
+        seq_lens.append(chunk.start + count)
         if chunk.completes:
-            logits_indices.append(len(token_ids) - 1)
+            logits_indices.append(query_start[-1] - 1)
     return Step(
-        token_ids=_int64(token_ids),
-        positions=_positions(plan),
+        token_ids=_joined(plan, lambda chunk: chunk.seq.tokens[chunk.start], _token_ids),
+        positions=_joined(plan, lambda chunk: chunk.start, _positions),
         query_start=torch.tensor(query_start, dtype=torch.int32),
         seq_lens=torch.tensor(seq_lens, dtype=torch.int32),
-        slot_mapping=_int64(slots),
+        slot_mapping=_joined(plan, lambda chunk: int(chunk.slots[0]), lambda chunk: chunk.slots),
         block_tables=pool.block_tables([chunk.seq.id for chunk in plan.chunks]),
-        logits_indices=_int64(logits_indices),
+        logits_indices=torch.tensor(logits_indices, dtype=torch.int64),
     )
 
 
-def _positions(plan: Plan) -> torch.Tensor:
-    if all(len(chunk.slots) == 1 for chunk in plan.chunks):
-        return _int64([chunk.start for chunk in plan.chunks])
-    each = [np.arange(c.start, c.start + len(c.slots), dtype=np.int64) for c in plan.chunks]
-    return torch.from_numpy(np.concatenate(each))
+def _joined(
+    plan: Plan, of_one: Callable[[Chunk], int], of_many: Callable[[Chunk], ArrayLike]
+) -> torch.Tensor:
+    """i64[T], by chunk: a number of those of one token, an array of the others."""
+    pieces: list[ArrayLike] = []
+    ones: list[int] = []
+    for chunk in plan.chunks:
+        if len(chunk.slots) == 1:
+            ones.append(of_one(chunk))
+        else:
+            pieces += [ones, of_many(chunk)]
+            ones = []
+    arrays = [np.asarray(piece, dtype=np.int64) for piece in (*pieces, ones)]
+    return torch.from_numpy(np.concatenate(arrays))
 
 
-def _int64(numbers: list[int]) -> torch.Tensor:
-    return torch.from_numpy(np.array(numbers, dtype=np.int64))
+def _token_ids(chunk: Chunk) -> ArrayLike:
+    start, stop = chunk.start, chunk.start + len(chunk.slots)
+    known = chunk.seq.request.prompt_ids
+    return known[start:stop] if stop <= len(known) else chunk.seq.tokens[start:stop]
+
+
+def _positions(chunk: Chunk) -> ArrayLike:
+    return np.arange(chunk.start, chunk.start + len(chunk.slots))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +127,7 @@ class DecodeBatches:
             [chunk.seq.tokens[-1] for chunk in chunks] if after is None else None,
             None if after is None else _rows(key, after.key),
             positions,
-            [chunk.slots[0] for chunk in chunks],
+            [int(chunk.slots[0]) for chunk in chunks],
             self._params,
             self._uniform(plan) if self._random else None,
             self._tables,

@@ -324,7 +324,7 @@ def score(executor: StepExecutor, pool: KVPool, token_ids: torch.Tensor) -> torc
         lens = torch.tensor([count], dtype=torch.int32)
         starts = torch.tensor([0, count], dtype=torch.int32)
         tables = pool.block_tables([_SCORED])
-        step = Step(token_ids, positions, starts, lens, torch.tensor(slots), tables, positions)
+        step = Step(token_ids, positions, starts, lens, torch.as_tensor(slots), tables, positions)
         # A copy: an executor may write the next step's logits to the same memory.
         return executor.run(step).to("cpu", copy=True)
     finally:

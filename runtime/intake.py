@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import CapacityError, UsageError
 from .params import SamplingParams
 
 
 def check_prompt(
     prompt: Sequence[int], *, max_model_len: int, max_tokens: int, vocab_size: int | None
-) -> None:
+) -> NDArray[np.int64]:
     """Refuses a prompt that cannot be continued by at least one token.
 
     Args:
@@ -19,11 +22,14 @@ def check_prompt(
         max_tokens: the longest sequence that the KV pool holds.
         vocab_size: token ids must be below it; None if it is not known.
 
+    Returns:
+        the token ids as an array.
+
     Raises:
         UsageError: no tokens, not token ids, or too long for the context.
         CapacityError: too long for the KV pool.
     """
-    # Whole passes in C: a prompt of 4096 tokens costs 0.2 ms here, not 1.
+    # Whole passes in C: a prompt of 4096 tokens costs 0.3 ms here, not 1.
     if isinstance(prompt, str) or not set(map(type, prompt)) <= {int}:
         raise UsageError(
             "the prompt",
@@ -39,7 +45,8 @@ def check_prompt(
             remedy="Pass some text; a lone begin-of-sequence token will do.",
         )
     limit = vocab_size if vocab_size is not None else 2**31
-    if min(prompt) < 0 or max(prompt) >= limit:
+    ids = _int64(prompt)
+    if ids is None or ids.min() < 0 or ids.max() >= limit:
         wrong = next(token for token in prompt if not 0 <= token < limit)
         raise UsageError(
             "the prompt",
@@ -61,6 +68,14 @@ def check_prompt(
             found=f"{len(prompt)} tokens",
             remedy="Give the pool more memory (memory_fraction), or shorten the prompt.",
         )
+    return ids
+
+
+def _int64(prompt: Sequence[int]) -> NDArray[np.int64] | None:
+    try:
+        return np.array(prompt, dtype=np.int64)
+    except OverflowError:  # of a token that no vocabulary has
+        return None
 
 
 def params_for(

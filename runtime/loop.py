@@ -196,7 +196,7 @@ class GenerationLoop:
         self, prompt: list[int], params: SamplingParams, *, streams: bool = False
     ) -> Request:
         capacity = self.pool.max_tokens
-        check_prompt(
+        ids = check_prompt(
             prompt,
             max_model_len=self.max_model_len,
             max_tokens=capacity,
@@ -208,7 +208,10 @@ class GenerationLoop:
             stop_ids |= self._eos
         longest = min(self.max_model_len, capacity + 1)  # the last token needs no K and V
         max_tokens = min(params.max_new_tokens, longest - len(prompt))
-        return Request(prompt, params, stop_ids, max_tokens, self._decoder, streams=streams)
+        decoder = self._decoder
+        return Request(
+            prompt, params, stop_ids, max_tokens, decoder, streams=streams, prompt_ids=ids
+        )
 
     def _deltas(self, request: Request) -> Iterator[Delta]:
         try:

@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from heapq import heappop, heappush
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import CapacityError, UsageError
 
 PageCopy = tuple[int, int]  # (source page, destination page)
+Slots = list[int] | NDArray[np.int64]  # page * page_size + offset of each token; one is a list
 
 
 class KVPool(Protocol):
@@ -50,7 +53,7 @@ class KVPool(Protocol):
         """Free pages that `append(seq, num_tokens)` would take."""
         ...
 
-    def append(self, seq: int, num_tokens: int) -> tuple[list[int], list[PageCopy]]:
+    def append(self, seq: int, num_tokens: int) -> tuple[Slots, list[PageCopy]]:
         """Finds places for the next tokens of `seq`.
 
         Returns:
@@ -192,7 +195,7 @@ class PagedPool:
         total = -(-(self._lengths[seq] + num_tokens) // self.page_size)
         return total - len(held) + self._writes_shared(seq)
 
-    def append(self, seq: int, num_tokens: int) -> tuple[list[int], list[PageCopy]]:
+    def append(self, seq: int, num_tokens: int) -> tuple[Slots, list[PageCopy]]:
         """Finds places for the next tokens: their slots, and the copies to make first.
 
         Raises:
@@ -221,17 +224,14 @@ class PagedPool:
         self._pages.drop(shared)
         return shared, own
 
-    def _slots(self, held: list[int], start: int, stop: int) -> list[int]:
+    def _slots(self, held: list[int], start: int, stop: int) -> Slots:
         size = self.page_size
         if stop - start == 1:
             return [held[start // size] * size + start % size]
-        slots: list[int] = []
-        while start < stop:
-            page, offset = divmod(start, size)
-            count = min(size - offset, stop - start)
-            slots.extend(range(held[page] * size + offset, held[page] * size + offset + count))
-            start += count
-        return slots
+        first = start // size
+        pages = np.array(held[first : -(-stop // size)], dtype=np.int64)
+        slots = (pages[:, None] * size + np.arange(size)).reshape(-1)
+        return slots[start - first * size : stop - first * size]
 
     def fork_pages_needed(self, seq: int) -> int:
         """Free pages that `fork(seq, …)` would take: none, they are shared."""
@@ -296,7 +296,7 @@ class SlotPool(PagedPool):
         """The longest sequence that fits into the empty pool, in tokens: one slot."""
         return self.page_size
 
-    def append(self, seq: int, num_tokens: int) -> tuple[list[int], list[PageCopy]]:
+    def append(self, seq: int, num_tokens: int) -> tuple[Slots, list[PageCopy]]:
         """Finds places for the next tokens: their slots; there are never copies to make.
 
         Raises:

@@ -6,6 +6,9 @@ import itertools
 import time
 from collections.abc import Callable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .output import Completion, Delta, FinishReason, Timings, TokenLogprobs, Usage
 from .params import SamplingParams
 from .sampling import Sampled, SamplingState
@@ -111,6 +114,7 @@ class Request:
         max_tokens: the most tokens a sequence may generate.
         decoder: makes a new decoder of text, or None for no text.
         streams: whether to keep a Delta for each token.
+        prompt_ids: the prompt as i64[P]; made of it if it is not given.
     """
 
     def __init__(
@@ -122,8 +126,10 @@ class Request:
         decoder: Callable[[], StreamDecoder] | None,
         *,
         streams: bool = False,
+        prompt_ids: NDArray[np.int64] | None = None,
     ) -> None:
         self.prompt, self.params, self.stop_ids, self.streams = prompt, params, stop_ids, streams
+        self.prompt_ids = np.array(prompt, dtype=np.int64) if prompt_ids is None else prompt_ids
         self.submitted, self.max_tokens = time.perf_counter(), max_tokens
         self.forked = params.n == 1
         self.sequences = [

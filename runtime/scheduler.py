@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 
 from ..errors import CapacityError, UsageError
-from .pool import KVPool, PageCopy
+from .pool import KVPool, PageCopy, Slots
 from .request import Request, Sequence
 from .step import Capabilities
 
@@ -28,7 +28,7 @@ class Chunk:
 
     seq: Sequence
     start: int
-    slots: list[int]
+    slots: Slots
 
     @property
     def completes(self) -> bool:

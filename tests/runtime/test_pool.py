@@ -218,4 +218,5 @@ def test_an_overlong_sequence_is_refused_by_its_slot():
     pool.add(1)
     with pytest.raises(CapacityError, match="max_model_len"):
         pool.append(1, 5)
-    assert pool.append(1, 4) == ([0, 1, 2, 3], [])
+    slots, copies = pool.append(1, 4)
+    assert (list(slots), copies) == ([0, 1, 2, 3], [])
