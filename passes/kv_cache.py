@@ -19,6 +19,7 @@ from ..ir.types import TensorType
 from .base import Pass
 from .cache_samples import adapt_to_pages, adapt_to_slots, same_logits
 from .kv_cache_check import over_codes
+from .pick_rows import pick_rows
 from .ragged import Ragged
 
 T, B, M, N, P, R, L = map(symbol, "TBMNPRL")
@@ -175,15 +176,16 @@ def _insert(graph: Graph, caches: _PagedCaches | _SlotCaches) -> Graph:
     positions = input_node("positions", TensorType(DType.I64, (T,)))
     wanted = input_node("logits_indices", TensorType(DType.I64, (R,)))
     state = Ragged(graph, ids, token_ids, positions, caches.attend)
-    rows = select_rows(state.new[logits], wanted)
+    rows = make("index_select", state.new[logits], wanted, dim=0)
     inputs = (token_ids, positions, *caches.metadata.values(), wanted)
-    return Graph(
+    whole = Graph(
         graph.name,
         inputs + tuple(old for old, _ in caches.caches.values()),
         (rows, *(new for _, new in caches.caches.values())),
         graph.weights,
         ("logits", *caches.caches),
     )
+    return pick_rows(whole, rows)
 
 
 def _signature(graph: Graph) -> tuple[Node, Node]:
@@ -203,35 +205,3 @@ def _signature(graph: Graph) -> tuple[Node, Node]:
 
 def _types(nodes: tuple[Node, ...]) -> str:
     return ", ".join(str(node.type) for node in nodes)
-
-
-def select_rows(logits: Node, wanted: Node) -> Node:
-    """``logits[wanted]``, picked as early as one value carries all that the logits need.
-
-    Before::  linear(rms_norm(x, w), head)            [T, V]
-    After::   linear(rms_norm(x[wanted], w), head)    [R, V]
-    """
-    chain: list[Node] = []
-    node = logits
-    while node.op in _ROW_WISE and node.operands[0].shape[:1] == (T,):
-        others = [o for o in dict.fromkeys(node.operands) if T in o.shape]
-        if len(others) != 1:
-            break
-        chain.append(node)
-        node = others[0]
-    picked: Node = make("index_select", node, wanted, dim=0)
-    for step in reversed(chain):
-        args = [picked if arg is node else arg for arg in step.args]
-        node, picked = step, make(step.op, *args, **_rows(step))
-    return picked
-
-
-_ELEMENTWISE = ("mul", "div", "add", "sub", "tanh", "cast", "maximum", "minimum")
-_ROW_WISE = frozenset({"linear", "rms_norm", "layer_norm", "reshape", *_ELEMENTWISE})
-
-
-def _rows(node: Node) -> dict[str, Attr]:
-    attrs = dict(node.attrs)
-    if node.op == "reshape":
-        attrs["shape"] = tuple(R if size == T else size for size in node.shape)
-    return attrs

@@ -8,11 +8,12 @@ from functools import partial
 import torch
 
 from ..ir.build import input_node, make
-from ..ir.dims import Dim, Size, substitute, symbol
+from ..ir.dims import Size, substitute, symbol
 from ..ir.graph import Graph, input_name
-from ..ir.node import Attr, Node
+from ..ir.node import Node
 from ..ir.types import TensorType
 from .base import Pass, Tensors
+from .pick_rows import substituted
 
 _OVER_PAGES = frozenset({"paged_attention", "scaled_paged_attention"})
 _DROPPED = frozenset({"query_start", "logits_indices"})
@@ -57,7 +58,7 @@ def _restricted(
     if any(_picks_rows(node, operand) for operand in node.operands):
         return args[0]
     # Any other reader of what is gone would lose an operand that it needs, and make refuse it.
-    return make(node.op, *args, **{name: _attr(value, known) for name, value in node.attrs})
+    return make(node.op, *args, **{name: substituted(value, known) for name, value in node.attrs})
 
 
 def _picks_rows(node: Node, index: Node) -> bool:
@@ -65,14 +66,6 @@ def _picks_rows(node: Node, index: Node) -> bool:
     rows = node.op == "embedding" or (node.op == "index_select" and node.attr("dim") == 0)
     wanted = index.op == "input" and input_name(index) == "logits_indices"
     return rows and wanted and node.operands[1] is index and node.operands[0] is not index
-
-
-def _attr(value: Attr, known: Mapping[str, Size]) -> Attr:
-    if isinstance(value, Dim):
-        return substitute(value, known)
-    if isinstance(value, tuple):
-        return tuple(_attr(part, known) for part in value)
-    return value
 
 
 def takes_one_token(graph: Graph) -> bool:

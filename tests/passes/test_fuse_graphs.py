@@ -156,8 +156,9 @@ def test_calls_of_a_llama_layer():
     assert views == {"slice": 3, "reshape": 4}
     bodies = [Counter(_stem(n) for n in g.nodes if n.op == "fused") for g in graphs]
     assert bodies[1] - bodies[0] == {"add_rms_norm": 2, "gated": 1}
-    # A third layer brings no kernel that two did not have.
-    assert len({n.attr("body") for n in graphs[1].nodes if n.op == "fused"}) == 7
+    # A third layer brings no kernel that two did not have. The last one computes few rows: its own.
+    known, again = ({n.attr("body") for n in g.nodes if n.op == "fused"} for g in graphs)
+    assert known == again and len(known) == 9
 
 
 def _stem(node: Node) -> str:

@@ -105,7 +105,7 @@ def test_projections_that_are_not_merged_are_found_in_each_step(monkeypatch, com
 
 
 def test_logits_of_all_tokens_are_found_in_the_prompt_alone(monkeypatch, compared):
-    monkeypatch.setattr(kv_cache, "_ROW_WISE", frozenset())
+    monkeypatch.setattr(kv_cache, "pick_rows", lambda graph, pick: graph)
     found = _found(compared())
     row = found["prefill", "flops"]
     hidden, vocab, tokens = 64, 160, 64  # of the suite's model; all but one token are too many
@@ -115,8 +115,13 @@ def test_logits_of_all_tokens_are_found_in_the_prompt_alone(monkeypatch, compare
 
 
 def test_logits_kept_in_float32_are_found_as_bytes(monkeypatch, compared):
-    select = kv_cache.select_rows
-    monkeypatch.setattr(kv_cache, "select_rows", lambda *args: cast(select(*args), DType.F32))
+    select = kv_cache.pick_rows
+
+    def wide(graph, pick):
+        logits, *caches = (found := select(graph, pick)).outputs
+        return found.with_outputs((cast(logits, DType.F32), *caches))
+
+    monkeypatch.setattr(kv_cache, "pick_rows", wide)
     found = _found(compared())
     row = found["prefill", "bytes"]
     assert row.new - row.old == 160 * (2 + 4)  # read in 16 bits, written in 32
