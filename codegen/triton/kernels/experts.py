@@ -52,12 +52,12 @@ from .linear_tiles import ANY, Cutting
 
 _OPERANDS = ("x", "ids", "weights", "gate_up", "down", "gate_up_bias", "down_bias")
 _FUNCTIONS = (
-    *("_expert_of", "_most_tiles", "_place", "_tile_and_block", "_tile_of", "_sums"),
-    *("_pairs_of_sums", "_activated", "_gate_up", "_down", "_weighted"),
+    *("_expert_of", "_most_tiles", "_place", "_tile_and_block", "_tile_of", "_within"),
+    *("_sums", "_pairs_of_sums", "_activated", "_gate_up", "_down", "_weighted"),
     *("_gate_up_rows", "_down_rows"),
 )
 _HELPERS = ("_silu(", "_gelu(", "_gelu_tanh(", "_relu(", "_sigmoid(")
-_CHUNK, _LEAST_CHUNK = 4096, 64  # pairs that a program of the first launch looks at at once
+_CHUNK, _LEAST_CHUNK = 2048, 64  # pairs that a program of the first launch looks at at once
 _LEAST_BINS = 32
 _SUMMED = 1024  # columns of a program of the last launch
 

@@ -116,6 +116,16 @@ def _tile_of(rows, k, COLUMN: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constex
 
 
 @triton.jit
+def _within(index, N: tl.constexpr, BLOCK: tl.constexpr):
+    """An index below N. Blocks that fill N are left alone: where rows are neighbours in memory,
+    Triton has to see it.
+    """
+    if N % BLOCK == 0:
+        return index
+    return tl.minimum(index, N - 1)
+
+
+@triton.jit
 def _sums(rows, x_rows, COLUMN: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr):
     """Rows of weights times rows of x: f32 [R, M]."""
     k = tl.arange(0, BLOCK_K)
@@ -213,14 +223,15 @@ def _gate_up(
         column = block * BLOCK_N + tl.arange(0, BLOCK_N)
         weights = gate_up + W_OFFSET + expert * W_EXPERT
         if INTERLEAVED:
-            row = tl.minimum(block * (2 * BLOCK_N) + tl.arange(0, 2 * BLOCK_N), 2 * F - 1)
+            both = block * (2 * BLOCK_N) + tl.arange(0, 2 * BLOCK_N)
+            row = _within(both, 2 * F, 2 * BLOCK_N)
             acc = _sums(weights + row * W_ROW, x_rows, W_COLUMN, K, BLOCK_K)
             if gate_up_bias is not None:
                 acc += tl.load(gate_up_bias + expert * (2 * F) + row).to(tl.float32)[:, None]
             halves = tl.permute(tl.reshape(acc, (BLOCK_N, 2, BLOCK_M)), (0, 2, 1))
             gate, up = tl.split(halves)
         else:
-            row = tl.minimum(column, F - 1)
+            row = _within(column, F, BLOCK_N)
             rows = weights + row * W_ROW
             gate, up = _pairs_of_sums(rows, F * W_ROW, x_rows, W_COLUMN, K, BLOCK_K)
             if gate_up_bias is not None:
@@ -269,7 +280,7 @@ def _down(
         pair = tl.load(order + tile * BLOCK_M + tl.arange(0, BLOCK_M))
         hidden_rows = hidden + tl.minimum(pair, pairs - 1).to(tl.int64) * F
         column = block * BLOCK_N + tl.arange(0, BLOCK_N)
-        row = tl.minimum(column, K - 1)
+        row = _within(column, K, BLOCK_N)
         rows = down + W_OFFSET + expert * W_EXPERT + row * W_ROW
         acc = _sums(rows, hidden_rows, W_COLUMN, F, BLOCK_K)
         if down_bias is not None:
@@ -344,10 +355,7 @@ def _gate_up_rows(
     expert = _expert_of(ids, pair, IDS_OFFSET, IDS_ROW, IDS_COLUMN, SLOTS, E).to(tl.int64)
     both = tl.arange(0, 2 * BLOCK_N)  # a row of each half in turn, to be split again
     column = tl.minimum(tl.program_id(1) * BLOCK_N + both // 2, F - 1)
-    if INTERLEAVED:
-        row = column * 2 + both % 2
-    else:
-        row = column + both % 2 * F
+    row = column * 2 + both % 2 if INTERLEAVED else column + both % 2 * F
     x_row = x + X_OFFSET + (pair // SLOTS).to(tl.int64) * X_ROW
     weights = gate_up + W_OFFSET + expert * W_EXPERT
     acc = _one_token(x_row, None, weights, row, K, False, 0.0, BLOCK_K, False)

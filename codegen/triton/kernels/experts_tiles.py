@@ -1,5 +1,5 @@
-"""What experts are asked for, and how their kernels are cut: tiles, their defaults, and for how many
-tokens each.
+"""What experts are asked for, and how their kernels are cut: tiles, their defaults, and the numbers
+of tokens that each is for.
 """
 
 from __future__ import annotations
@@ -216,6 +216,10 @@ def default_groups(
         block_n=min(wanted.block_n, max(16, _power(outputs))),
         block_k=min(wanted.block_k, max(16, _power(length))),
     )
+    if 1 not in problem.strides(4 if product == "down" else 3)[2:]:
+        # Rows are neighbours in memory: blocks that they fill are read in wide pieces.
+        while tiles.block_n > 16 and outputs % tiles.block_n:
+            tiles = replace(tiles, block_n=tiles.block_n // 2)
     while shared_bytes(problem, product, tiles) > target.shared_memory_per_block:
         if tiles.num_stages > 2:
             tiles = replace(tiles, num_stages=tiles.num_stages - 1)
