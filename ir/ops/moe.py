@@ -68,6 +68,32 @@ def _act(
     return ACTIVATIONS[activation](gate) * up
 
 
+def through_expert(
+    x: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    gate_up_bias: torch.Tensor | None,
+    down_bias: torch.Tensor | None,
+    *,
+    activation: str,
+    interleaved: bool = False,
+    limit: float | None = None,
+    alpha: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What one expert makes of its rows x [R, K], each rounded to their type.
+
+    Args:
+        x: rows; gate_up: [2F, K]; down: [K, F]; biases: [2F] and [K], or None.
+        activation, interleaved, limit, alpha: as the op has them.
+
+    Returns:
+        What its ``down`` takes [R, F], and what that gives [R, K].
+    """
+    hidden = torch.nn.functional.linear(x, gate_up, gate_up_bias)
+    hidden = _act(hidden, activation, interleaved, limit, alpha)
+    return hidden, torch.nn.functional.linear(hidden, down, down_bias)
+
+
 def _experts(
     x: torch.Tensor,
     expert_ids: torch.Tensor,
@@ -85,11 +111,17 @@ def _experts(
     out = torch.zeros_like(widened(x))  # k results are added before the one rounding
     for expert in expert_ids.unique().tolist():
         tokens, choice = torch.where(expert_ids == expert)
-        up_bias = None if gate_up_bias is None else gate_up_bias[expert]
-        hidden = torch.nn.functional.linear(x[tokens], gate_up[expert], up_bias)
-        hidden = _act(hidden, activation, interleaved, limit, alpha)
-        bias = None if down_bias is None else down_bias[expert]
-        result = torch.nn.functional.linear(hidden, down[expert], bias)
+        _, result = through_expert(
+            x[tokens],
+            gate_up[expert],
+            down[expert],
+            None if gate_up_bias is None else gate_up_bias[expert],
+            None if down_bias is None else down_bias[expert],
+            activation=activation,
+            interleaved=interleaved,
+            limit=limit,
+            alpha=alpha,
+        )
         scaled = widened(result) * expert_weights[tokens, choice, None].to(out.dtype)
         out.index_add_(0, tokens, scaled)
     return out.to(x.dtype)

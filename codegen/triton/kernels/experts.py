@@ -161,7 +161,7 @@ class _Entries:
             self._launch(
                 "gate_up_rows",
                 (*self._operands("x", "ids", "gate_up", "gate_up_bias"), hidden),
-                (p.pairs, -(-p.inner // first.block_n), 1),
+                (-(-p.inner // first.block_n), p.pairs, 1),
                 self._ids() | self._x() | self._rows_of(3) | self._sizes("F", "K") | self._act(),
                 {"BLOCK_N": first.block_n, "BLOCK_K": first.block_k},
                 first.num_warps,
@@ -169,7 +169,7 @@ class _Entries:
             self._launch(
                 "down_rows",
                 (hidden, *self._operands("ids", "weights", "down", "down_bias"), self._out()),
-                (p.tokens, -(-p.width // second.block_n), 1),
+                (-(-p.width // second.block_n), p.tokens, 1),
                 self._ids() | self._weights() | self._rows_of(4) | self._sizes("F", "K"),
                 {"BLOCK_N": second.block_n, "BLOCK_K": second.block_k},
                 second.num_warps,

@@ -345,16 +345,14 @@ def _gate_up_rows(
     BLOCK_K: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """One pair through BLOCK_N gates and ups of its expert, which lie in dense rows, in FMA units.
-    Programs of the same rows run side by side, so an expert that several pairs share is read once.
-    """
+    """One pair through BLOCK_N gates and ups of its expert, dense rows, in FMA units."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-    pair = tl.program_id(0)
+    pair = tl.program_id(1)
     expert = _expert_of(ids, pair, IDS_OFFSET, IDS_ROW, IDS_COLUMN, SLOTS, E).to(tl.int64)
     both = tl.arange(0, 2 * BLOCK_N)  # a row of each half in turn, to be split again
-    column = tl.minimum(tl.program_id(1) * BLOCK_N + both // 2, F - 1)
+    column = tl.minimum(tl.program_id(0) * BLOCK_N + both // 2, F - 1)
     row = column * 2 + both % 2 if INTERLEAVED else column + both % 2 * F
     x_row = x + X_OFFSET + (pair // SLOTS).to(tl.int64) * X_ROW
     weights = gate_up + W_OFFSET + expert * W_EXPERT
@@ -363,7 +361,7 @@ def _gate_up_rows(
         acc += tl.load(gate_up_bias + expert * (2 * F) + row).to(tl.float32)[:, None]
     gate, up = tl.split(tl.reshape(acc, (BLOCK_N, 2)))
     value = _activated(gate, up, ACTIVATION, LIMIT, ALPHA, NATIVE)
-    column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     at = hidden + pair.to(tl.int64) * F + column
     tl.store(at, value.to(hidden.dtype.element_ty), mask=column < F)
 
@@ -392,14 +390,14 @@ def _down_rows(
     BLOCK_K: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """All slots of one token through BLOCK_N rows of their experts' ``down``, which lie in dense
-    rows, and their weighted sum.
+    """All slots of one token through BLOCK_N dense rows of their experts' ``down``, and their
+    weighted sum.
     """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-    token = tl.program_id(0)
-    column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    token = tl.program_id(1)
+    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.minimum(column, K - 1)
     total = tl.zeros([BLOCK_N, 1], tl.float32)
     for slot in tl.static_range(SLOTS):
