@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from hypothesis import strategies as st
 
-from tilewright.codegen.triton.kernels.experts import Groups, experts_source
-from tilewright.codegen.triton.kernels.experts_tiles import GroupTiles, Problem, RowTiles
+from tilewright.codegen.triton.kernels.experts import experts_source
+from tilewright.codegen.triton.kernels.experts_tiles import Groups, GroupTiles, Problem, RowTiles
 from tilewright.codegen.triton.layout import Layout, located
 from tilewright.codegen.triton.source import KernelSource
 from tilewright.ir.build import input_node, make, permute

@@ -58,7 +58,7 @@ def kernels_for(cutting: Cutting, cuts: Cuts | None = None) -> Mapping[str, tupl
     quantized: Emit = partial(emit_quant_linear, cutting=cutting)
     linear: Emit = partial(emit_linear, cutting=cutting)
     fused: Emit = partial(emit_fused, cuts=cuts)
-    experts: Emit = partial(emit_experts, cutting=cutting)
+    experts: Emit = partial(emit_experts, cuts=cuts, most=cutting.most)
     decode: Emit = partial(emit_paged_decode, cuts=cuts, most=cutting.most)
     prefill: Emit = partial(emit_paged_attention, cuts=cuts)
     scaled_decode: Emit = partial(emit_scaled_decode, cuts=cuts, most=cutting.most)

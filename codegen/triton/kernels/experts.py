@@ -19,6 +19,7 @@ from ....ir.dims import Size, call
 from ....ir.dtypes import DType
 from ....ir.node import Node
 from ....targets import Target
+from ..cuts import Cuts
 from ..generate_ops import native
 from ..generate_text import helper_text
 from ..layout import Layout
@@ -38,17 +39,17 @@ from ..source import (
 from . import experts_kernel, linear_kernel
 from .entries import described, entry_of
 from .experts_tiles import (
+    PRODUCTS,
+    Groups,
     GroupTiles,
     Problem,
-    Product,
-    RowTiles,
+    Rows,
     buckets,
     default_groups,
     default_rows,
     invariant_groups,
     most_row_tokens,
 )
-from .linear_tiles import ANY, Cutting
 
 _OPERANDS = ("x", "ids", "weights", "gate_up", "down", "gate_up_bias", "down_bias")
 _FUNCTIONS = (
@@ -61,15 +62,16 @@ _CHUNK, _LEAST_CHUNK = 2048, 64  # pairs that a program of the first launch look
 _LEAST_BINS = 32
 _SUMMED = 1024  # columns of a program of the last launch
 
-Groups = tuple[GroupTiles, GroupTiles]
-"""The tiles of gate_up and of down, of one number of pairs."""
-
 
 def emit_experts(
-    node: Node, layouts: tuple[Layout | None, ...], target: Target, cutting: Cutting = ANY
+    node: Node,
+    layouts: tuple[Layout | None, ...],
+    target: Target,
+    cuts: Cuts | None = None,
+    most: int | None = None,
 ) -> KernelSource | None:
-    """A kernel for ``moe_experts`` in float32, float16 or bfloat16, for as many tokens as
-    ``cutting`` says (more are right all the same).
+    """A kernel for ``moe_experts`` in float32, float16 or bfloat16, cut as ``cuts`` says for up to
+    ``most`` tokens (None: any number; more are right all the same).
 
     None where the element type is another, a size of the weights is symbolic, an operand has no
     static place, x or a matrix of weights no axis that lies in one piece, a bias is a view, or no
@@ -78,16 +80,23 @@ def emit_experts(
     problem = Problem.of(node, layouts)
     if problem is None:
         return None
-    cuts: list[tuple[Groups, int | None]] = []
-    for block_m, most in buckets(problem, cutting.most):
-        gate_up, down = (
-            default_groups(problem, product, target, block_m) for product in _products()
-        )
-        if gate_up is None or down is None:
+    groups: list[tuple[Groups, int | None]] = []
+    for block_m, limit in buckets(problem, most):
+        tiles = _groups(problem, target, block_m)
+        if tiles is None:
             return None
-        cuts.append(((gate_up, down), most))
-    rows = default_rows(problem, "gate_up"), default_rows(problem, "down")
-    return experts_source(problem, target, rows if problem.in_rows else None, cuts)
+        chosen = None if cuts is None else cuts.expert_groups(node, block_m)
+        groups.append((chosen or tiles, limit))
+    if not problem.in_rows:
+        return experts_source(problem, target, None, groups)
+    rows = None if cuts is None else cuts.expert_rows(node)
+    default = default_rows(problem, "gate_up"), default_rows(problem, "down")
+    return experts_source(problem, target, rows or default, groups)
+
+
+def _groups(problem: Problem, target: Target, block_m: int) -> Groups | None:
+    first, second = (default_groups(problem, product, target, block_m) for product in PRODUCTS)
+    return None if first is None or second is None else (first, second)
 
 
 def emit_invariant_experts(
@@ -99,7 +108,7 @@ def emit_invariant_experts(
     problem = Problem.of(node, layouts)
     if problem is None:
         return None
-    gate_up, down = (invariant_groups(problem, product, target) for product in _products())
+    gate_up, down = (invariant_groups(problem, product, target) for product in PRODUCTS)
     if gate_up is None or down is None:
         return None
     return experts_source(problem, target, None, [((gate_up, down), None)])
@@ -108,7 +117,7 @@ def emit_invariant_experts(
 def experts_source(
     problem: Problem,
     target: Target,
-    rows: tuple[RowTiles, RowTiles] | None,
+    rows: Rows | None,
     groups: Sequence[tuple[Groups, int | None]],
 ) -> KernelSource:
     """The kernel of a problem with these tiles.
@@ -141,10 +150,6 @@ def experts_source(
     return KernelSource("experts", "template", "".join(texts), tuple(variants), contracts)
 
 
-def _products() -> tuple[Product, Product]:
-    return ("gate_up", "down")
-
-
 @dataclass(slots=True)
 class _Entries:
     """The entry points of a kernel's text, one for each function."""
@@ -153,7 +158,7 @@ class _Entries:
     pdl: bool
     texts: dict[str, str] = field(default_factory=dict)
 
-    def in_rows(self, tiles: tuple[RowTiles, RowTiles], guard: tuple[Size, ...]) -> Variant:
+    def in_rows(self, tiles: Rows, guard: tuple[Size, ...]) -> Variant:
         """The launches for few tokens."""
         p, (first, second) = self.problem, tiles
         space, hidden = self._space(p.pairs * p.inner, "hidden", 0)

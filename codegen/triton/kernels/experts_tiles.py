@@ -29,6 +29,7 @@ SPACE: Mapping[str, tuple[int, ...]] = {
 """What may be tuned, and the values to try: the fields of `RowTiles` and `GroupTiles`."""
 
 Product: TypeAlias = Literal["gate_up", "down"]
+PRODUCTS: tuple[Product, Product] = ("gate_up", "down")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,11 @@ class GroupTiles:
     num_warps: int
     num_stages: int
     group: int = 8
+
+
+Rows: TypeAlias = tuple[RowTiles, RowTiles]
+Groups: TypeAlias = tuple[GroupTiles, GroupTiles]
+"""The tiles of gate_up and of down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,12 +178,15 @@ def most_row_tokens(problem: Problem) -> int:
 
 def buckets(problem: Problem, most: int | None) -> list[tuple[int, int | None]]:
     """(pairs of a tile, tokens up to which it is taken), rising: while an expert has half a tile of
-    pairs on average, for a second tile reads its weights again. The last one is for any number.
+    pairs on average, for a second tile reads its weights again. The last one is for any number;
+    where the number of tokens is known, there is no other.
 
     Args:
         problem: the experts.
         most: tokens at most, None for any number.
     """
+    known = isinstance(problem.tokens, int)
+    most = problem.tokens if isinstance(problem.tokens, int) else most
     sizes = BUCKETS[:-1] if problem.dtype is DType.F32 else BUCKETS
     found: list[tuple[int, int | None]] = []
     for size in sizes:
@@ -187,7 +196,7 @@ def buckets(problem: Problem, most: int | None) -> list[tuple[int, int | None]]:
         found.append((size, limit))
         if most is not None and limit >= most:
             break
-    return [*found[:-1], (found[-1][0], None)]
+    return [*([] if known else found[:-1]), (found[-1][0], None)]
 
 
 def default_rows(problem: Problem, product: Product) -> RowTiles:

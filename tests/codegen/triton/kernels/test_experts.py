@@ -33,9 +33,9 @@ from tilewright.codegen.triton.kernels.experts import (
     experts_source,
 )
 from tilewright.codegen.triton.kernels.experts_tiles import (
+    PRODUCTS,
     SPACE,
     GroupTiles,
-    Product,
     RowTiles,
     buckets,
     default_groups,
@@ -58,7 +58,6 @@ from triton_bodies import run
 MIXTRAL = Form(8, 2, 14336, 4096, DType.BF16)
 QWEN = Form(128, 8, 768, 2048, DType.BF16)
 GPT_OSS = Form(32, 4, 2880, 2880, DType.BF16, "gpt_oss", biases=True, transposed=True)
-PRODUCTS: tuple[Product, Product] = ("gate_up", "down")
 LAYERS = {"mixtral": MIXTRAL, "qwen3_moe": QWEN, "gpt_oss": GPT_OSS}
 
 
