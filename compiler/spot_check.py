@@ -114,8 +114,9 @@ class SpotCheckedKernel(InterpretedKernel):
         """As of every interpreted kernel; a workspace that is filled in part is completed."""
         filled: list[tuple[torch.Tensor, torch.Tensor]] = []
         for argument, value in zip(launch.arguments, arguments, strict=True):
-            known = isinstance(argument, Pointer) and argument.role == "workspace"
-            if known and argument.index in self._spaces:
+            if not isinstance(argument, Pointer) or argument.role != "workspace":
+                continue
+            if argument.index in self._spaces:
                 assert isinstance(value, torch.Tensor)
                 wanted = self._spaces.pop(argument.index).reshape(value.shape).to(value.dtype)
                 filled.append((value, wanted))
