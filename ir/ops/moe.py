@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from ..dims import Size
+from ..dims import Size, call
 from ..node import Attr, Node
 from ..schema import OpSchema, Sample, ill_typed, register
 from ..types import TensorType
@@ -132,6 +132,17 @@ def _flops(node: Node) -> Size:
     return ids.type.numel * x.shape[1] * (gate_up.shape[1] + down.shape[2]) * 2
 
 
+def _moved(node: Node) -> Size:
+    """Weights of as many experts as there are pairs of a token and a slot, or of all; all else."""
+    ids, experts = node.operands[1].type, node.operands[3].shape[0]
+    used = call("min", ids.numel, experts)
+    moved: Size = node.type.nbytes
+    for index, operand in enumerate(node.operands):
+        nbytes = operand.type.nbytes
+        moved = moved + (nbytes if index < 3 else call("floordiv", nbytes, experts) * used)
+    return moved
+
+
 def _samples(g: torch.Generator) -> list[Sample]:
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=g, dtype=torch.float64)
@@ -160,5 +171,6 @@ MOE_EXPERTS = register(
         ("activation", "interleaved", "limit", "alpha"),
         _flops,
         _samples,
+        moved=_moved,
     )
 )
