@@ -30,9 +30,9 @@ GPT_OSS: dict[str, Attr] = {
     "limit": 7.0,
     "alpha": 1.702,
 }
-ROWS = (RowTiles(2, 16, 1), RowTiles(4, 16, 1))
+ROWS = (RowTiles(4, 32, 1), RowTiles(8, 32, 1))
 GROUPS: tuple[tuple[Groups, int | None], ...] = (
-    ((GroupTiles(16, 16, 16, 4, 2, 2), GroupTiles(16, 16, 16, 4, 2, 1)), None),
+    ((GroupTiles(16, 32, 32, 4, 2, 2), GroupTiles(16, 32, 32, 4, 2, 1)), None),
 )
 
 

@@ -73,13 +73,13 @@ def found_by(source: KernelSource, form: Form, ids: torch.Tensor) -> torch.Tenso
     return found
 
 
-@settings(max_examples=5)
+@settings(max_examples=4)
 @given(FORMS, ROUTINGS, st.sampled_from([1, 5, 18]))
 def test_any_form_and_routing_in_groups(form: Form, kind: str, tokens: int) -> None:
     found_by(source_of(node_of(form), None), form, routed(form, tokens, kind))
 
 
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(FORMS.map(lambda form: replace(form, transposed=False)), ROUTINGS)
 def test_any_form_and_routing_in_rows(form: Form, kind: str) -> None:
     found_by(source_of(node_of(form), ROWS, ()), form, routed(form, 2, kind))
