@@ -9,8 +9,9 @@ from fractions import Fraction
 
 import torch
 
+from ..codegen.triton.between import Between
 from ..codegen.triton.interpreted import InterpretedKernel
-from ..codegen.triton.source import Launch
+from ..codegen.triton.source import Launch, Pointer
 from ..errors import VerificationError
 from ..passes.driver import largest_error
 
@@ -29,6 +30,9 @@ class SpotCheckedKernel(InterpretedKernel):
     write is held against the reference's values, which stand for what the others would have
     written. So programs along that axis must not need one another, and write equal shares.
 
+    So do the launches before it that fill a workspace whose values are known (`between`), though of
+    these a program may write nothing.
+
     Args:
         kernel: whose place it takes.
         expected: the reference's values of its results, None where there are none to be had: all
@@ -36,6 +40,8 @@ class SpotCheckedKernel(InterpretedKernel):
         handed: for a kernel whose last results are no node's (codegen/triton/hand_on.py), their
             values from the results before them; what it gives none of is left as it is.
         again: whether the same kernel ran before, on other operands: a few programs will do.
+        between: for a kernel of several launches that each take long: what its workspaces should
+            hold.
 
     Raises:
         VerificationError: when called, if what is written differs, or is less than the programs'
@@ -48,6 +54,7 @@ class SpotCheckedKernel(InterpretedKernel):
         expected: Sequence[torch.Tensor] | None,
         handed: Callable[..., Sequence[torch.Tensor]] | None = None,
         again: bool = False,
+        between: Between | None = None,
     ) -> None:
         pairs = tuple(kernel.aliases.items())
         super().__init__(kernel.source, kernel.result_types, pairs, kernel.device)
@@ -55,8 +62,10 @@ class SpotCheckedKernel(InterpretedKernel):
         markable = all(t.is_floating_point and t.itemsize in _UNWRITTEN for t in types)
         self.expected = expected if markable and not pairs else None
         self.handed = handed
+        self.between = between
         self.most = MOST_AGAIN if again else MOST_PROGRAMS
-        self._thinned: Launch | None = None
+        self._thinned: list[Launch] = []
+        self._spaces: dict[int, torch.Tensor] = {}  # what is known of those that nobody filled yet
 
     def __call__(
         self, operands: Sequence[torch.Tensor | None], sizes: Mapping[str, int]
@@ -65,9 +74,11 @@ class SpotCheckedKernel(InterpretedKernel):
         large = any(x is not None and x.numel() > LARGE for x in operands)
         if self.expected is None or not launches or not large:
             return super().__call__(operands, sizes)
-        self._thinned, grid, _ = launches[-1]
+        last, grid, _ = launches[-1]
+        self._thinned = [last]
+        self._spaces = {} if self.between is None else dict(self.between(operands, sizes))
         results = super().__call__(operands, sizes)
-        self._thinned = None
+        self._thinned = []
         part = Fraction(len(_spots(grid, self.most)), grid[0])
         own, others = results[: len(self.expected)], results[len(self.expected) :]
         done = [self._completed(a, b, part) for a, b in zip(own, self.expected, strict=True)]
@@ -80,7 +91,7 @@ class SpotCheckedKernel(InterpretedKernel):
         self, launch: Launch, grid: tuple[int, int, int]
     ) -> Iterable[tuple[int, int, int]]:
         """All, or some of those of the launch that is cut down."""
-        if launch is not self._thinned:
+        if not any(launch is thinned for thinned in self._thinned):
             return super().programs(launch, grid)
         x, y, z = grid
         return ((i, j, k) for i in _spots(grid, self.most) for j in range(y) for k in range(z))
@@ -89,17 +100,52 @@ class SpotCheckedKernel(InterpretedKernel):
         self, index: int, shape: tuple[int, ...], operands: Sequence[torch.Tensor | None]
     ) -> torch.Tensor:
         result = super()._result(index, shape, operands)
-        if self._thinned is not None:
+        if self._thinned:
             type_, bits = _UNWRITTEN[result.dtype.itemsize]
             result.view(type_).fill_(bits)
         return result
 
-    def _completed(self, found: torch.Tensor, wanted: torch.Tensor, part: Fraction) -> torch.Tensor:
-        """``found``, checked, with the reference's values where nothing is written."""
+    def launch(
+        self,
+        launch: Launch,
+        grid: tuple[int, int, int],
+        arguments: Sequence[torch.Tensor | int | None],
+    ) -> None:
+        """As of every interpreted kernel; a workspace that is filled in part is completed."""
+        filled: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for argument, value in zip(launch.arguments, arguments, strict=True):
+            if not isinstance(argument, Pointer) or argument.role != "workspace":
+                continue
+            if argument.index in self._spaces:
+                assert isinstance(value, torch.Tensor)
+                wanted = self._spaces.pop(argument.index).reshape(value.shape).to(value.dtype)
+                filled.append((value, wanted))
+        if not filled:
+            super().launch(launch, grid, arguments)
+            return
+        self._thinned.append(launch)
+        for space, _ in filled:
+            type_, bits = _UNWRITTEN[space.dtype.itemsize]
+            space.view(type_).fill_(bits)
+        super().launch(launch, grid, arguments)
+        for space, wanted in filled:
+            space.copy_(self._completed(space, wanted, Fraction(1), least=Fraction(0)))
+
+    def _completed(
+        self,
+        found: torch.Tensor,
+        wanted: torch.Tensor,
+        part: Fraction,
+        least: Fraction | None = None,
+    ) -> torch.Tensor:
+        """``found``, checked, with the reference's values where nothing is written: more than
+        ``least`` (None: half of ``part``) is, and at most ``part``.
+        """
         type_, bits = _UNWRITTEN[found.dtype.itemsize]
         unwritten = found.view(type_) == bits
         written = Fraction(int((~unwritten).sum()), unwritten.numel())
-        if not part / 2 < written <= part:  # the last tile may be a partial one
+        least = part / 2 if least is None else least  # the last tile may be a partial one
+        if not least < written <= part:
             raise VerificationError(
                 f"kernel {self.source.name}",
                 expected=f"{float(part):.3g} of its result, written by as many of its programs",

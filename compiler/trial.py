@@ -23,6 +23,7 @@ from ..codegen.eager.backend import is_call
 from ..codegen.lowering import Buffers
 from ..codegen.program import Call, Program
 from ..codegen.triton.backend import OwnBytes
+from ..codegen.triton.between import between_launches
 from ..codegen.triton.hand_on import handed_values, hands_on, own_results
 from ..codegen.triton.interpreted import SWITCH, InterpretedKernel
 from ..errors import VerificationError
@@ -133,12 +134,15 @@ class _Values:
     def __init__(self, graph: Graph, program: Program, weights: Mapping[str, torch.Tensor]) -> None:
         self.buffers, self.program, self.weights = Buffers(graph), program, weights
         self.found: dict[str, torch.Tensor] = {}
+        self.nodes: dict[str, Node] = {}
         self.ran: set[str] = set()
 
     def take(self, node: Node, value: Value) -> None:
         if is_call(node):
             values = value if isinstance(value, tuple) else (value,)
-            self.found.update(zip(self.buffers.of(node), values, strict=True))
+            names = self.buffers.of(node)
+            self.found.update(zip(names, values, strict=True))
+            self.nodes.update(dict.fromkeys(names, node))
 
     def spot_checked(self, call: Call, kernel: Kernel) -> Kernel:
         """A kernel that runs in part where there is much of it."""
@@ -151,7 +155,8 @@ class _Values:
             return kernel
         again = call.kernel in self.ran
         self.ran.add(call.kernel)
-        return SpotCheckedKernel(kernel, [self.found[name] for name in own], handed, again)
+        between = between_launches(self.nodes[own[0]])
+        return SpotCheckedKernel(kernel, [self.found[name] for name in own], handed, again, between)
 
 
 def outputs_error(

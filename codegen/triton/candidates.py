@@ -9,6 +9,7 @@ from .cuts import Cuts
 from .generate import emit_fused
 from .kernels.append_kv import emit_append_kv
 from .kernels.dequantize import emit_dequantize
+from .kernels.experts import emit_experts, emit_invariant_experts
 from .kernels.linear import emit_invariant_linear, emit_linear
 from .kernels.linear_tiles import Cutting
 from .kernels.packed_linear import emit_invariant_packed_linear, emit_packed_linear
@@ -34,6 +35,7 @@ KERNELS: Mapping[str, tuple[Emit, ...]] = {
     "scaled_append_kv": (emit_append_kv,),
     "paged_attention": (emit_paged_decode, emit_paged_attention),
     "scaled_paged_attention": (emit_scaled_decode, emit_scaled_attention),
+    "moe_experts": (emit_experts,),
     "dequantize": (emit_dequantize,),
     "sample": (emit_sample,),
     "rope": (emit_rope,),
@@ -56,6 +58,7 @@ def kernels_for(cutting: Cutting, cuts: Cuts | None = None) -> Mapping[str, tupl
     quantized: Emit = partial(emit_quant_linear, cutting=cutting)
     linear: Emit = partial(emit_linear, cutting=cutting)
     fused: Emit = partial(emit_fused, cuts=cuts)
+    experts: Emit = partial(emit_experts, cuts=cuts, most=cutting.most)
     decode: Emit = partial(emit_paged_decode, cuts=cuts, most=cutting.most)
     prefill: Emit = partial(emit_paged_attention, cuts=cuts)
     scaled_decode: Emit = partial(emit_scaled_decode, cuts=cuts, most=cutting.most)
@@ -63,6 +66,7 @@ def kernels_for(cutting: Cutting, cuts: Cuts | None = None) -> Mapping[str, tupl
     return {
         **KERNELS,
         "fused": (scaled, packed, quantized, linear, fused),
+        "moe_experts": (experts,),
         "paged_attention": (decode, prefill),
         "scaled_paged_attention": (scaled_decode, scaled_prefill),
     }
@@ -77,6 +81,7 @@ INVARIANT: Mapping[str, tuple[Emit, ...]] = {
         emit_invariant_linear,
         emit_fused,
     ),
+    "moe_experts": (emit_invariant_experts,),
     "paged_attention": (emit_invariant_attention,),
     "scaled_paged_attention": (emit_invariant_scaled_attention,),
 }

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from ...ir.node import Node
 from .generate_index import Cut
-from .kernels import paged_attention_tiles, paged_decode_tiles
+from .kernels import experts_tiles, paged_attention_tiles, paged_decode_tiles
 
 
 class Cuts(Protocol):
@@ -17,6 +17,12 @@ class Cuts(Protocol):
 
     def prefill(self, node: Node) -> paged_attention_tiles.Tiles | None:
         """Of paged attention over more tokens than sequences."""
+
+    def expert_rows(self, node: Node) -> experts_tiles.Rows | None:
+        """Of experts, for few tokens."""
+
+    def expert_groups(self, node: Node, block_m: int) -> experts_tiles.Groups | None:
+        """Of experts, for as many tokens as tiles of ``block_m`` pairs are taken for."""
 
     def walk(self, node: Node) -> Cut | None:
         """Of a generated kernel."""

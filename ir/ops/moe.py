@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from ..dims import Size
+from ..dims import Size, call
 from ..node import Attr, Node
 from ..schema import OpSchema, Sample, ill_typed, register
 from ..types import TensorType
@@ -68,6 +68,32 @@ def _act(
     return ACTIVATIONS[activation](gate) * up
 
 
+def through_expert(
+    x: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    gate_up_bias: torch.Tensor | None,
+    down_bias: torch.Tensor | None,
+    *,
+    activation: str,
+    interleaved: bool = False,
+    limit: float | None = None,
+    alpha: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What one expert makes of its rows x [R, K], each rounded to their type.
+
+    Args:
+        x: rows; gate_up: [2F, K]; down: [K, F]; biases: [2F] and [K], or None.
+        activation, interleaved, limit, alpha: as the op has them.
+
+    Returns:
+        What its ``down`` takes [R, F], and what that gives [R, K].
+    """
+    hidden = torch.nn.functional.linear(x, gate_up, gate_up_bias)
+    hidden = _act(hidden, activation, interleaved, limit, alpha)
+    return hidden, torch.nn.functional.linear(hidden, down, down_bias)
+
+
 def _experts(
     x: torch.Tensor,
     expert_ids: torch.Tensor,
@@ -85,11 +111,17 @@ def _experts(
     out = torch.zeros_like(widened(x))  # k results are added before the one rounding
     for expert in expert_ids.unique().tolist():
         tokens, choice = torch.where(expert_ids == expert)
-        up_bias = None if gate_up_bias is None else gate_up_bias[expert]
-        hidden = torch.nn.functional.linear(x[tokens], gate_up[expert], up_bias)
-        hidden = _act(hidden, activation, interleaved, limit, alpha)
-        bias = None if down_bias is None else down_bias[expert]
-        result = torch.nn.functional.linear(hidden, down[expert], bias)
+        _, result = through_expert(
+            x[tokens],
+            gate_up[expert],
+            down[expert],
+            None if gate_up_bias is None else gate_up_bias[expert],
+            None if down_bias is None else down_bias[expert],
+            activation=activation,
+            interleaved=interleaved,
+            limit=limit,
+            alpha=alpha,
+        )
         scaled = widened(result) * expert_weights[tokens, choice, None].to(out.dtype)
         out.index_add_(0, tokens, scaled)
     return out.to(x.dtype)
@@ -98,6 +130,17 @@ def _experts(
 def _flops(node: Node) -> Size:
     x, ids, _, gate_up, down = node.operands[:5]
     return ids.type.numel * x.shape[1] * (gate_up.shape[1] + down.shape[2]) * 2
+
+
+def _moved(node: Node) -> Size:
+    """Weights of as many experts as there are pairs of a token and a slot, or of all; all else."""
+    ids, experts = node.operands[1].type, node.operands[3].shape[0]
+    used = call("min", ids.numel, experts)
+    moved: Size = node.type.nbytes
+    for index, operand in enumerate(node.operands):
+        nbytes = operand.type.nbytes
+        moved = moved + (nbytes if index < 3 else call("floordiv", nbytes, experts) * used)
+    return moved
 
 
 def _samples(g: torch.Generator) -> list[Sample]:
@@ -128,5 +171,6 @@ MOE_EXPERTS = register(
         ("activation", "interleaved", "limit", "alpha"),
         _flops,
         _samples,
+        moved=_moved,
     )
 )

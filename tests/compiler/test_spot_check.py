@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 
+from experts_forms import OP, Form, node_of, operands_of, routed, source_of
+from tilewright.codegen.triton.between import between_launches
 from tilewright.codegen.triton.interpreted import InterpretedKernel
 from tilewright.codegen.triton.source import KernelSource, Launch, Pointer, Scalar, Variant
 from tilewright.compiler import spot_check
@@ -117,3 +120,42 @@ def test_a_kernel_that_ran_before_runs_less(ran) -> None:
     (found,) = one([x], {"T": SIZE})
     assert torch.equal(found, x + x)
     assert len(ran) == spot_check.MOST_AGAIN and ran[-1][0] == (SIZE - 1) // BLOCK
+
+
+EXPERTS = Form(experts=4, slots=2, inner=200, width=40)
+
+
+def of_experts(text: str = "") -> SpotCheckedKernel:
+    """Of 5 tokens, whose expected result is the reference's; ``text`` in the place of the own."""
+    node = node_of(EXPERTS)
+    source = source_of(node, None)
+    whole = InterpretedKernel.of(replace(source, text=text or source.text), node)
+    operands = operands_of(EXPERTS, routed(EXPERTS, 5, "any"))
+    expected = OP.reference(*operands, **dict(node.attrs))
+    assert isinstance(expected, torch.Tensor)
+    return SpotCheckedKernel(whole, [expected], again=True, between=between_launches(node))
+
+
+def test_launches_between_run_in_part_and_their_workspaces_are_completed(ran) -> None:
+    kernel = of_experts()
+    operands = operands_of(EXPERTS, routed(EXPERTS, 5, "any"))
+    (found,) = kernel(operands, {"T": 5})
+    torch.testing.assert_close(found, kernel.expected[0], rtol=1e-4, atol=1e-5)
+    # Ordering by expert runs whole; gates and ups, down, and the sum over slots in part.
+    assert len(ran) == EXPERTS.experts + 3 * spot_check.MOST_AGAIN
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("_silu(gate, NATIVE) * up", "_silu(gate, NATIVE) + up", "output 0"),
+        ("if expert >= 0:", "if expert < -1:", "found 0"),
+    ],
+)
+def test_a_launch_between_that_is_wrong_is_named(right: str, wrong: str, message: str) -> None:
+    text = source_of(node_of(EXPERTS), None).text
+    assert right in text
+    with pytest.raises(VerificationError, match=rf"(?s)kernel experts.*{message}"):
+        of_experts(text.replace(right, wrong))(
+            operands_of(EXPERTS, routed(EXPERTS, 5, "any")), {"T": 5}
+        )

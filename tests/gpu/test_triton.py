@@ -13,7 +13,7 @@ from tiny_models import NAMED, PROMPTS, greedy, tiny_model
 pytestmark = pytest.mark.gpu
 PARAMS = tw.SamplingParams(max_new_tokens=32, ignore_eos=True)
 OURS = {"generated", "template", "library"}
-# What torch still computes, and why: routing of experts has no kernel yet.
+# What torch still computes, and why: the choice of experts (topk) has no kernel yet.
 IN_TORCH = {"mixtral": {"eager"}}
 
 

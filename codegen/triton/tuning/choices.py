@@ -12,13 +12,15 @@ from ....autotune.store import Store
 from ....ir.node import Node
 from ....targets import Target
 from ..generate_index import Cut
-from ..kernels import paged_attention_tiles, paged_decode_tiles
+from ..kernels import experts_tiles, paged_attention_tiles, paged_decode_tiles
 from ..kernels.linear_tiles import GemmTiles, GemvTiles
-from . import attention, decode
+from . import attention, decode, experts
 from .beside_library import is_library
 from .linear import gemm_of, gemv_of
 from .problems import (
     ATTENTION,
+    EXPERT_GROUPS,
+    EXPERT_ROWS,
     GEMM,
     GEMV,
     QUANT_GEMM,
@@ -116,6 +118,17 @@ class Choices:
         """The cut of attention over more tokens than sequences."""
         config = self.config(prefill_of(node), node, attention.prefill_sizes(node))
         return None if config is None else attention.tiles_of(config)
+
+    def expert_rows(self, node: Node) -> experts_tiles.Rows | None:
+        """The cut of experts for few tokens."""
+        config = self.config(EXPERT_ROWS, node, experts.row_sizes(node))
+        return None if config is None else experts.rows_of(config)
+
+    def expert_groups(self, node: Node, block_m: int) -> experts_tiles.Groups | None:
+        """The cut of experts for as many tokens as tiles of ``block_m`` pairs are taken for."""
+        sizes = dict(experts.group_sizes(node, self.max_sequences))[block_m]
+        config = self.config(EXPERT_GROUPS, node, sizes)
+        return None if config is None else experts.groups_of(config)
 
     def walk(self, node: Node) -> Cut | None:
         """The cut of a generated kernel."""

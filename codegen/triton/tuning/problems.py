@@ -1,7 +1,7 @@
 """The problems of a graph. Of decode steps: each distinct product at each number of tokens, and
 attention at each number of sequences, that has a cut of its own. Of other graphs: paged attention
-over many tokens, and dense attention of fixed sizes. Of all: generated kernels, at one number of
-tokens.
+over many tokens, and dense attention of fixed sizes. Of all: experts at each number of tokens that
+has a cut of its own, and generated kernels at one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from .attention import PagedAttention, prefill_sizes
 from .coded_linear import Coded, QuantGemm, QuantGemv
 from .decode import PagedDecode, mixed_sizes
 from .dense_attention import DenseAttention
+from .experts import ExpertGroups, ExpertRows, group_sizes
+from .experts import row_sizes as expert_row_sizes
 from .linear import BUCKETS, LinearGemm, LinearGemv, problem_of
 from .scaled import ScaledAttention, ScaledDecode
 from .template import Sizes, Template
@@ -28,6 +30,7 @@ QUANT_GEMV, QUANT_GEMM = QuantGemv(), QuantGemm()
 DECODE, PREFILL, ATTENTION = PagedDecode(), PagedAttention(), DenseAttention()
 DECODES = (DECODE, ScaledDecode())
 PREFILLS = (PREFILL, ScaledAttention())
+EXPERT_ROWS, EXPERT_GROUPS = ExpertRows(), ExpertGroups()
 WALKS = (Rows(), Elementwise())
 
 
@@ -83,6 +86,11 @@ def _pairs(
             yield decode_of(node), mixed_sizes(node, size, max_model_len)
     elif any(template.serves(node, target) for template in PREFILLS):
         yield prefill_of(node), prefill_sizes(node)
+    elif EXPERT_GROUPS.serves(node, target):
+        if EXPERT_ROWS.serves(node, target):
+            yield EXPERT_ROWS, expert_row_sizes(node)
+        for _, sizes in group_sizes(node, max_sequences):
+            yield EXPERT_GROUPS, sizes
     elif ATTENTION.takes(node):
         yield ATTENTION, {}
     else:

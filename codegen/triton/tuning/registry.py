@@ -7,6 +7,7 @@ from .attention import PagedAttention
 from .coded_linear import QuantGemm, QuantGemv
 from .decode import PagedDecode
 from .dense_attention import DenseAttention
+from .experts import ExpertGroups, ExpertRows
 from .linear import LinearGemm, LinearGemv
 from .scaled import ScaledAttention, ScaledDecode
 from .template import Template
@@ -22,6 +23,8 @@ TEMPLATES: tuple[Template, ...] = (
     ScaledDecode(),
     ScaledAttention(),
     DenseAttention(),
+    ExpertRows(),
+    ExpertGroups(),
     Rows(),
     Elementwise(),
 )

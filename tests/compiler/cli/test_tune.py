@@ -66,8 +66,8 @@ def test_the_problems_of_an_engine_are_what_compiling_it_looks_up(folder) -> Non
         (8, 2048, "mixed"),
         (32, 2048, "mixed"),
     ]
-    of_others = {"attention"}  # of modules; then those over codes
-    of_others |= {t.name for t in TEMPLATES if t.name.startswith(("quant_", "scaled_"))}
+    of_others = {"attention"}  # of modules; then those over codes, and of mixtures
+    of_others |= {t.name for t in TEMPLATES if t.name.startswith(("quant_", "scaled_", "expert_"))}
     known = {template.name for template in TEMPLATES} - of_others
     assert {p.template.name for p in problems} == known
     rows = {dict(p.key.problem)["rows"] for p in problems if p.template.name in WALKS}

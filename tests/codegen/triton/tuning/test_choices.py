@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import experts_forms
 from linear_forms import Form
 from linear_forms import node_of as linear_node
 from tilewright.autotune.key import Conditions
@@ -17,8 +18,10 @@ from tilewright.autotune.store import Store
 from tilewright.codegen.base import CHOICES
 from tilewright.codegen.triton import aot
 from tilewright.codegen.triton.backend import BACKEND
+from tilewright.codegen.triton.kernels.experts import emit_experts
 from tilewright.codegen.triton.package import KernelPackage, kernel_id
 from tilewright.codegen.triton.tuning.choices import Choices
+from tilewright.codegen.triton.tuning.experts import group_sizes, groups_of, row_sizes, rows_of
 from tilewright.codegen.triton.tuning.problem import problem_graph
 from tilewright.codegen.triton.tuning.registry import template_named
 from tilewright.codegen.triton.tuning.tunable import KernelTunable
@@ -129,3 +132,25 @@ def test_other_code_is_another_key(tmp_path, monkeypatch) -> None:
     assert kept.config(GEMM, NODE, {"B": 64}) is None
     (found,) = kept.found.values()
     assert found.how == "miss" and "template_hash" in found.differs
+
+
+def test_experts_take_the_cuts_of_few_tokens_and_of_each_bucket(tmp_path) -> None:
+    node = experts_forms.node_of(experts_forms.Form(32, 4, 512, 256, DType.BF16))
+    (first, sizes), (second, _) = list(group_sizes(node, None))[:2]
+    wanted = {}
+    for name, of, change in (
+        ("expert_groups", sizes, {"down_num_warps": 8}),
+        ("expert_rows", row_sizes(node), {"gate_up_block_n": 4}),
+    ):
+        tunable = KernelTunable.of(template_named(name), node, of, H100)
+        config = Config(tuple({**tunable.default.as_dict(), **change}.items()))
+        assert tunable.space.contains(config)
+        wanted[name] = record(tunable, config)
+    made = choices(tmp_path, *wanted.values())
+    assert made.expert_groups(node, first) == groups_of(wanted["expert_groups"].config)
+    assert made.expert_rows(node) == rows_of(wanted["expert_rows"].config)
+    assert made.expert_groups(node, second) is None
+    source = emit_experts(node, experts_forms.layouts_of(node), H100, made)
+    assert source is not None
+    in_rows, grouped = source.variants[:2]
+    assert in_rows.launches[0].constexprs["BLOCK_N"] == 4 and grouped.launches[2].num_warps == 8

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import experts_forms
 import linear_forms
 import paged_forms
 import quant_forms
@@ -28,6 +29,8 @@ from tilewright.codegen.triton.tuning.attention import prefill_sizes
 from tilewright.codegen.triton.tuning.beside_library import is_library
 from tilewright.codegen.triton.tuning.decode import problem_of as decode_problem
 from tilewright.codegen.triton.tuning.decode import sizes_of
+from tilewright.codegen.triton.tuning.experts import group_sizes, groups_of
+from tilewright.codegen.triton.tuning.experts import row_sizes as expert_sizes
 from tilewright.codegen.triton.tuning.problem import bases_of, call_of, problem_graph
 from tilewright.codegen.triton.tuning.problems import WALKS
 from tilewright.codegen.triton.tuning.registry import TEMPLATES, template_named
@@ -98,6 +101,7 @@ def attention_call() -> Node:
     return make("attention", q, k, v, mask, None, None, scale=0.1, causal=True)
 
 
+EXPERTS = experts_forms.Form(32, 4, 512, 256, DType.BF16, biases=True)
 CASES = {
     "linear_gemv": (linear_call, {"B": 1}),
     "linear_gemm": (linear_call, {"B": 24}),
@@ -116,9 +120,12 @@ CASES = {
     "rows": (lambda: walk_forms.norm_call(8192), {"T": 32}),
     "elementwise": (lambda: walk_forms.gated_call(2048), {"T": 32}),
     "attention": (attention_call, {}),
+    "expert_rows": (lambda: experts_forms.node_of(EXPERTS), {"T": 2}),
+    "expert_groups": (lambda: experts_forms.node_of(EXPERTS), {"T": 50}),
 }
 KERNELS = [name for name in CASES if name != "attention"]  # of the libraries alone
-COMPILED = [name for name in KERNELS if not name.startswith("scaled")]  # cut as the plain ones are
+# Those left out are cut as the plain ones are, or compiled in tests of their own.
+COMPILED = [name for name in KERNELS if not name.startswith(("scaled", "expert"))]
 
 
 def tunable(name: str) -> KernelTunable:
@@ -209,6 +216,34 @@ def test_any_prefill_attention_has_its_default_in_its_space(shape: paged_forms.S
     if one.template.serves(node, H100):
         assert one.space.why_not(one.default) is None, one.name
     assert one.template.takes(node)
+
+
+@settings(max_examples=30)
+@given(
+    form=st.builds(
+        experts_forms.Form,
+        experts=st.sampled_from([2, 8, 128]),
+        slots=st.sampled_from([1, 2]),
+        inner=st.sampled_from([33, 768, 14336]),
+        width=st.sampled_from([16, 2048, 9000]),
+        dtype=st.sampled_from([DType.F32, DType.BF16]),
+        transposed=st.booleans(),
+    ),
+    target=st.sampled_from(["h100", "a100", "l4"]),
+    most=st.sampled_from([None, 1, 64]),
+)
+def test_any_experts_have_their_defaults_in_their_spaces(form, target, most) -> None:
+    node, device = experts_forms.node_of(form), TARGETS[target]
+    rows, groups = template_named("expert_rows"), template_named("expert_groups")
+    cases = [(groups, sizes) for _, sizes in group_sizes(node, most)]
+    if rows.serves(node, device):
+        cases.append((rows, expert_sizes(node)))
+    for template, sizes in cases:
+        assert template.serves(node, device)
+        one = KernelTunable.of(template, node, sizes, device)
+        assert one.space.why_not(one.default) is None, one.name
+    tiles = [groups_of(groups.default(node, sizes, device))[0].block_m for _, sizes in cases[:1]]
+    assert tiles == [block_m for block_m, _ in group_sizes(node, most)][:1]
 
 
 @settings(max_examples=60)
