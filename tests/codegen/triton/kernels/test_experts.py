@@ -244,7 +244,8 @@ def default_of(form: Form, target: Target, block_m: int) -> KernelSource:
     gate_up, down = (default_groups(problem, p, target, block_m) for p in PRODUCTS)
     assert gate_up is not None and down is not None
     cuts = [((gate_up, down), None)]
-    return experts_source(problem, target, rows if problem.in_rows else None, cuts)
+    with_rows = problem.in_rows and has_pdl(target)  # one architecture will do
+    return experts_source(problem, target, rows if with_rows else None, cuts)
 
 
 @pytest.mark.parametrize(
