@@ -4,8 +4,8 @@ nothing to attend to that a dense causal attention would not know.
 Whether a step is of that kind no size tells; the runtime says it (``FRESH``). Keys and values come
 from the pages that they have just been written to, which costs a copy of them::
 
-    paged_attention_0 = fresh_attention(q, k_cache, v_cache, slot_mapping)   guard: T*fresh - 2048
-    paged_attention_0 = paged_attention(q, k_cache, v_cache, …)              guard: 2047 - T*fresh
+    paged_attention_0 = fresh_attention(q, k_cache, v_cache, slot_mapping)   guard: T*fresh - 1024
+    paged_attention_0 = paged_attention(q, k_cache, v_cache, …)              guard: 1023 - T*fresh
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from ...ir.node import Attr, Node
 from ...targets import Target
 from ..program import FRESH
 
-FEWEST = 2048
-"""Tokens from which cuDNN and the copies are known to be quicker than our kernel: 86 and about 11
-us against 138 us, of 32 heads of 128 on an H100. Fewer were not measured.
+FEWEST = 1024
+"""Tokens from which cuDNN and the copies are known to be quicker than our kernel on an H100, of 32
+heads of 128: 37 us against 47, and 93 against 138 for 2048; of 64, 28 against 49. 512 are equal.
 """
 
 _FIRST_ARCH = 90  # cuDNN's attention for wgmma
