@@ -106,4 +106,4 @@ MICROSOFT_TOO: dict[str, Converter] = {
 """ONNX Runtime's own ops too, where they are faster: GroupQueryAttention, MatMulNBits,
 SkipSimplifiedLayerNormalization."""
 
-FLAVORS: dict[str, dict[str, Converter]] = {"standard": STANDARD, "onnxruntime": MICROSOFT_TOO}
+CONVERTERS_OF: dict[str, dict[str, Converter]] = {"standard": STANDARD, "onnxruntime": MICROSOFT_TOO}
