@@ -231,6 +231,4 @@ def _captured(source: Source, name: str) -> Graph:
 
 def _layer_names(graph: Graph) -> dict[Node, str]:
     numbers, count = layer_numbers(graph)
-    return {
-        node: f"layers.{number}" for node, number in numbers.items() if 0 <= number < count
-    }
+    return {node: f"layers.{number}" for node, number in numbers.items() if 0 <= number < count}

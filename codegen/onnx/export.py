@@ -15,7 +15,7 @@ to its own: what padding left behind is overwritten before anything sees it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -106,6 +106,7 @@ def export_decoder(
         for proto in e.nodes[start:]:
             _tell(proto.metadata_props, {"layer": layers.get(node, ""), "op": node.op})
     outputs = _outputs(e, graph, caches)
+    _rename(e, outputs)
     model = assemble_model(e, outputs)
     _name_sizes(model.proto)
     return Exported(_with_weights(model, graph), caches, model.notes)
@@ -130,9 +131,7 @@ def _caches(graph: Graph) -> tuple[Cache, ...]:
     return tuple(found)
 
 
-def _names(
-    graph: Graph, layers: Mapping[Node, str], caches: tuple[Cache, ...]
-) -> dict[Node, str]:
+def _names(graph: Graph, layers: Mapping[Node, str], caches: tuple[Cache, ...]) -> dict[Node, str]:
     """Names by value: weights by their own, all else under its layer."""
     names = dict(value_names(graph))
     for node, name in names.items():
@@ -200,6 +199,20 @@ def _outputs(e: Emitter, graph: Graph, caches: tuple[Cache, ...]) -> dict[str, N
     return {"logits": result, **presents}
 
 
+def _rename(e: Emitter, outputs: Mapping[str, Node]) -> None:
+    """Gives outputs their names where they are made: an Identity would copy each cache, and keep
+    what comes before it from writing in place.
+    """
+    new = {e.value(node): name for name, node in outputs.items()}
+    for proto in e.nodes:
+        proto.input[:] = [new.get(name, name) for name in proto.input]
+        proto.output[:] = [new.get(name, name) for name in proto.output]
+    for name, node in outputs.items():
+        made = node.operands[0] if node.op == "item" else node
+        e.values[made] = tuple(new.get(value, value) for value in e.values[made])
+        assert e.value(node) == name
+
+
 def _name_sizes(proto: ModelProto) -> None:
     for value in (*proto.graph.input, *proto.graph.output):
         for dim in value.type.tensor_type.shape.dim:
@@ -251,5 +264,3 @@ def _refused(node: Node, refusal: Refusal, layer: str) -> UnsupportedError:
         found=refusal.reason,
         remedy="Leave --emit out: an engine folder runs it, by torch where nothing else does.",
     )
-
-

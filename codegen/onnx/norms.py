@@ -50,7 +50,7 @@ def rms_norm(
     weight: str = "",
     op: str = "SimplifiedLayerNormalization",
 ) -> str | Refusal:
-    """RMS norm by ``op``: ONNX Runtime's own, or RMSNormalization, which is ONNX's since opset 23."""
+    """RMS norm by ``op``: ONNX Runtime's own, or RMSNormalization of ONNX."""
     steps = bool(node.attr("stepwise"))
     scale = _ones(e, node) if steps or not weight else weight
     if isinstance(scale, Refusal):

@@ -12,11 +12,10 @@ from __future__ import annotations
 import math
 from functools import partial
 
-from ...ir.dtypes import DType
 from ...ir.node import Node
 from .attention import computes, scale_of, softcap_of, visibility
 from .elementwise import CONVERTERS as ELEMENTWISE
-from .emitter import ELEMENT_TYPES, Converter, Emitter, Refusal
+from .emitter import Converter, Emitter, Refusal
 from .norms import rms_norm
 from .slots import Rows, by_parts, distance_of, heads_first, rows_of, slot_bias
 from .table import CONVERTERS
@@ -48,9 +47,7 @@ def _slot_attention(
         heads_first(e, rows, name, part)
         for name, part in zip((q, k, v), node.operands[:3], strict=True)
     )
-    start = e.once(
-        ("rows", rows.lengths, "start"), lambda: e.op("Sub", rows.lengths, rows.steps)
-    )
+    start = e.once(("rows", rows.lengths, "start"), lambda: e.op("Sub", rows.lengths, rows.steps))
     caches = [
         e.op("TensorScatter", cache, new, start, axis=2)
         for cache, new in ((k_cache, k), (v_cache, v))
@@ -106,4 +103,7 @@ MICROSOFT_TOO: dict[str, Converter] = {
 """ONNX Runtime's own ops too, where they are faster: GroupQueryAttention, MatMulNBits,
 SkipSimplifiedLayerNormalization."""
 
-CONVERTERS_OF: dict[str, dict[str, Converter]] = {"standard": STANDARD, "onnxruntime": MICROSOFT_TOO}
+CONVERTERS_OF: dict[str, dict[str, Converter]] = {
+    "standard": STANDARD,
+    "onnxruntime": MICROSOFT_TOO,
+}

@@ -224,6 +224,15 @@ def compile_in_memory(
         quantize=quantize,
         attention=attention,
     )
+    check_model(path)
+    with progress(f"compile {Path(path).name}") as advance:
+        from ..api import Phases, compile_image
+
+        return compile_image(path, None, None, options, Phases(advance))
+
+
+def check_model(path: str) -> None:
+    """Refuses a path with nothing there: UsageError."""
     if not Path(path).exists():
         raise UsageError(
             path,
@@ -231,10 +240,6 @@ def compile_in_memory(
             found="nothing there",
             remedy="Check the path; models are not downloaded.",
         )
-    with progress(f"compile {Path(path).name}") as advance:
-        from ..api import Phases, compile_image
-
-        return compile_image(path, None, None, options, Phases(advance))
 
 
 def _refuse_options(path: str, backend: str, max_model_len: int | None) -> None:
