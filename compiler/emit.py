@@ -155,8 +155,8 @@ class _Export:
         samples: Sequence[torch.Tensor],
     ) -> Passed:
         backend = get_backend(self.options.backend)
+        heads, recipe = make_changes(graph, source, self.options, limit)
         try:
-            heads, recipe = make_changes(graph, source, self.options, limit)
             return changed_graphs(
                 graph, "slot", backend, level, samples, self.options, recipe, heads
             )
@@ -165,15 +165,26 @@ class _Export:
                 error.culprit,
                 expected=error.expected,
                 found=error.found,
-                remedy="Only a causal LM with a KV cache is emitted; compile() makes an engine of "
-                "other models, with kv_cache=None where it says so.",
+                remedy="Only a causal LM with a KV cache is emitted; tilewright.compile makes an "
+                "engine of other models, with kv_cache=None.",
             ) from error
 
     def _exported(self, graph: Graph, limit: int) -> Exported:
         from ..codegen.onnx.export import export_decoder
         from ..codegen.onnx.standard import CONVERTERS_OF
 
-        return export_decoder(graph, CONVERTERS_OF[self.flavor], _layer_names(graph), limit)
+        try:
+            return export_decoder(graph, CONVERTERS_OF[self.flavor], _layer_names(graph), limit)
+        except UnsupportedError as error:
+            scheme = self.options.quantize.scheme if self.options.quantize else self.options.stored
+            if scheme in (None, "expanded"):
+                raise
+            raise UnsupportedError(
+                f"quantize={scheme!r} in flavor {self.flavor!r}: {error.culprit}",
+                expected=error.expected,
+                found=error.found,
+                remedy="Quantize by int8-weight, or by int4 with groups that divide the columns.",
+            ) from error
 
     def _check_sample(self, source: Source, limit: int) -> float | None:
         """Exports and runs the model cut to one layer of each kind; None where that does not stand

@@ -232,17 +232,23 @@ def _with_weights(model: Model, graph: Graph) -> onnx_ir.Model:
     from onnx_ir import tensor_adapters
 
     found = onnx_ir.from_proto(model.proto)
+    initializers = found.graph.initializers
 
     def tensor_of(name: str, node: Node) -> onnx_ir.LazyTensor:
-        def load() -> onnx_ir.TensorProtocol:
-            return tensor_adapters.TorchTensor(_computed(node, graph).contiguous(), name)
+        declared = initializers[name].const_value
+        assert declared is not None
+        dtype, shape = declared.dtype, declared.shape
 
-        dtype = onnx_ir.DataType(ELEMENT_TYPES[node.dtype])
-        shape = onnx_ir.Shape([int(str(size)) for size in node.shape])
+        def load() -> onnx_ir.TensorProtocol:
+            value = _computed(node, graph).contiguous()
+            if dtype is onnx_ir.DataType.UINT4:
+                return onnx_ir.PackedTensor(value.flatten().numpy(), dtype, shape=shape, name=name)
+            return tensor_adapters.TorchTensor(value, name)
+
         return onnx_ir.LazyTensor(load, dtype=dtype, shape=shape, name=name)
 
     for name, node in model.folded.items():
-        found.graph.initializers[name].const_value = tensor_of(name, node)
+        initializers[name].const_value = tensor_of(name, node)
     return found
 
 

@@ -17,6 +17,8 @@ from .attention import computes, scale_of, softcap_of, visibility
 from .elementwise import CONVERTERS as ELEMENTWISE
 from .emitter import Converter, Emitter, Refusal
 from .norms import rms_norm
+from .qdq import linear
+from .quantized import scaled_linear
 from .slots import Rows, by_parts, distance_of, heads_first, rows_of, slot_bias
 from .table import CONVERTERS
 
@@ -80,18 +82,13 @@ def _mask(e: Emitter, node: Node, rows: Rows, alibi: str) -> str:
     return e.once(("rows", rows.lengths, "mask", node.attr("window"), alibi), make)
 
 
-def _scaled_linear(
-    e: Emitter, node: Node, xq: str, xs: str, wq: str, ws: str, bias: str = ""
-) -> str | Refusal:
-    return Refusal(f"products of {node.operands[0].dtype} codes on both sides")
-
-
 STANDARD: dict[str, Converter] = {
     **CONVERTERS,
     "add": ELEMENTWISE["add"],
     "rms_norm": RMS_NORM,
     "slot_attention": _slot_attention,
-    "scaled_linear": _scaled_linear,
+    "linear": linear,
+    "scaled_linear": partial(scaled_linear, packs=False),
 }
 """Nothing but the ops of the ONNX standard."""
 
@@ -99,6 +96,7 @@ MICROSOFT_TOO: dict[str, Converter] = {
     **CONVERTERS,
     # SimplifiedLayerNormalization stands in no operator set that a checker knows.
     "rms_norm": RMS_NORM,
+    "linear": partial(linear, packs=True),
 }
 """ONNX Runtime's own ops too, where they are faster: GroupQueryAttention, MatMulNBits,
 SkipSimplifiedLayerNormalization."""
