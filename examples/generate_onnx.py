@@ -1,6 +1,6 @@
 """Generates from a folder that `tilewright compile MODEL --emit onnx -o FOLDER` wrote.
 
-    python examples/06_onnx_anywhere.py FOLDER TOKEN_IDS [MAX_NEW_TOKENS]
+    python examples/generate_onnx.py FOLDER TOKEN_IDS [MAX_NEW_TOKENS]
 
 It needs onnxruntime and numpy alone. TOKEN_IDS are separated by commas, and so are those printed;
 FOLDER/tokenizer.json, for the package tokenizers, turns text into ids and back.
