@@ -30,13 +30,14 @@ from ...ir.interpreter import interpret
 from ...ir.node import Node
 from ...ir.printer import value_names
 from ...ir.types import TensorType
-from .constants import closed_graph, expand_fused
+from .attention import iota
+from .constants import closed_graph, is_constant
 from .emitter import ELEMENT_TYPES, Converter, Emitter, Refusal
 from .model import OPSET, Model, assemble_model
 
 if TYPE_CHECKING:
     import onnx_ir
-    from onnx import ModelProto
+    from onnx import ModelProto, NodeProto
 
 _SIZES = {"B": "batch", "S": "length", "R": "rows", "L": "cache_length"}
 _B, _S, _R = map(symbol, "BSR")
@@ -92,30 +93,24 @@ def export_decoder(
     Raises:
         UnsupportedError: a node has no ONNX form; it is named.
     """
-    graph = expand_fused(graph)
     caches = _caches(graph)
     e = Emitter(graph, _names(graph, layers, caches), graph.nodes, converters.get, max_model_len)
+    e.shared.taken.update(("logits", *(name for c in caches for name in (c.past, c.present))))
     _read_inputs(e, graph)
     for node in graph.nodes:
-        if node.op in ("input", "param", "const", "item") or _known(e, node):
+        if node.op in ("input", "const", "item") or node in e.values or is_constant(node):
             continue
         start = len(e.nodes)
         refusal = e.emit(node)
         if refusal is not None:
             raise _refused(node, refusal, layers.get(node, ""))
         for proto in e.nodes[start:]:
-            _tell(proto.metadata_props, {"layer": layers.get(node, ""), "op": node.op})
+            _tell(proto, {"layer": layers.get(node, ""), "op": node.op})
     outputs = _outputs(e, graph, caches)
     _rename(e, outputs)
     model = assemble_model(e, outputs)
     _name_sizes(model.proto)
     return Exported(_with_weights(model, graph), caches, model.notes)
-
-
-def _known(e: Emitter, node: Node) -> bool:
-    from .constants import is_constant
-
-    return node in e.values or is_constant(node)
 
 
 def _caches(graph: Graph) -> tuple[Cache, ...]:
@@ -158,8 +153,7 @@ def _read_inputs(e: Emitter, graph: Graph) -> None:
     last = e.op("Gather", positions, e.scalar(-1, _I64), axis=1)
     lengths = e.op("Cast", e.op("Add", last, e.scalar(1, _I64)), to=ELEMENT_TYPES[DType.I32])
     batch, length = e.op("Shape", ids, start=0, end=1), e.op("Shape", ids, start=1, end=2)
-    rows = e.op("Range", *_scalars(e, "0", batch, "1"))
-    first = e.op("Unsqueeze", e.op("Mul", rows, length), e.ints(1))
+    first = e.op("Unsqueeze", e.op("Mul", iota(e, e.ints(0), batch), length), e.ints(1))
     values = {
         "token_ids": e.op("Reshape", ids, flat),
         "positions": e.op("Reshape", positions, flat),
@@ -170,13 +164,7 @@ def _read_inputs(e: Emitter, graph: Graph) -> None:
         if input_name(node) in values:
             e.values[node] = (values[input_name(node)],)
         else:
-            e.leaf(node)
-
-
-def _scalars(e: Emitter, *values: str) -> list[str]:
-    return [
-        e.scalar(int(v), _I64) if v.isdigit() else e.op("Squeeze", v, e.ints(0)) for v in values
-    ]
+            e.shared.leaves[node] = e.names[node]
 
 
 def _declare(e: Emitter, name: str, sizes: tuple[object, ...]) -> str:
@@ -220,10 +208,10 @@ def _name_sizes(proto: ModelProto) -> None:
                 dim.dim_param = _SIZES.get(dim.dim_param, dim.dim_param)
 
 
-def _tell(props: object, facts: Mapping[str, str]) -> None:
+def _tell(proto: NodeProto, facts: Mapping[str, str]) -> None:
     for key, value in facts.items():
         if value:
-            props.add(key=f"tilewright.{key}", value=value)  # type: ignore[attr-defined]
+            proto.metadata_props.add(key=f"tilewright.{key}", value=value)
 
 
 def _with_weights(model: Model, graph: Graph) -> onnx_ir.Model:

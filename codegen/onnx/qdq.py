@@ -4,6 +4,8 @@ rows or by groups of columns.
 
 from __future__ import annotations
 
+from typing import Any
+
 from ...ir.build import cast, const, make, reshape
 from ...ir.dtypes import DType
 from ...ir.node import Node
@@ -56,7 +58,7 @@ def _dequantized(e: Emitter, weight: Node) -> str:
     assert isinstance(group, int) and isinstance(count, int) and isinstance(width, int)
     shape = (count, width // group) if group else (count,)
     scales = e.fold(reshape(cast(scale, DType.F32), *shape))
-    attrs = {"axis": 1, "block_size": group} if group else {"axis": 0}
+    attrs: dict[str, Any] = {"axis": 1, "block_size": group} if group else {"axis": 0}
     if q.dtype is DType.I8:
         zeros = "" if zero is None else e.fold(reshape(zero, *shape))
         return e.op("DequantizeLinear", e.fold(q), scales, zeros, **attrs)

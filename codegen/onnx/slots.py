@@ -70,6 +70,7 @@ def _slot_attention(
 
 
 def rows_of(e: Emitter, node: Node, seq_lens: str) -> Rows:
+    """The rows of a slot_attention; the same names for all nodes of a graph."""
     i64, i32 = ELEMENT_TYPES[DType.I64], ELEMENT_TYPES[DType.I32]
     zero = e.ints(0)
 
@@ -235,6 +236,7 @@ def slot_bias(e: Emitter, rows: Rows, alibi: str, dtype: DType, wanted: DType) -
 def by_parts(
     e: Emitter, node: Node, rows: Rows, qkv: tuple[str, str, str], given: dict[str, str]
 ) -> tuple[str, ...]:
+    """Output and caches by ops of the standard alone, in every form that the IR has."""
     dtype, heads = node.types[0].dtype, node.operands[0].shape[1]
     q, k, v = (
         heads_first(e, rows, name, part) for name, part in zip(qkv, node.operands[:3], strict=True)
