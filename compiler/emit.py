@@ -34,7 +34,6 @@ from .sources import Source, source_tokenizer
 if TYPE_CHECKING:
     from ..codegen.onnx.export import Exported
 
-FORMS = ("onnx", "tensorrt")
 FLAVORS = ("standard", "onnxruntime")
 GENERATION = "generation.json"
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...errors import UsageError
 from .console import out, print_json, progress
 from .emit import check_emission, emit_model
 from .options import (
@@ -28,6 +27,7 @@ from .options import (
     TuneOption,
     VerifyOption,
     WeightsOption,
+    check_place,
     compile_in_memory,
 )
 
@@ -99,25 +99,6 @@ def compile_model(
         print_json({"engine": str(output), "report": dict(image.report), **_facts(image)})
     else:
         _print_summary(image, output)
-
-
-def check_place(output: Path) -> None:
-    """Refuses a place that cannot be written before minutes of work, not after them."""
-    parent = output.absolute().parent
-    if output.is_dir() and any(output.iterdir()) and not (output / "manifest.json").exists():
-        raise UsageError(
-            f"output {output}",
-            expected="a new folder, an empty one, or an engine to replace",
-            found="a folder with other files in it",
-            remedy="Choose another folder.",
-        )
-    if output.is_file() or not parent.is_dir():
-        raise UsageError(
-            f"output {output}",
-            expected="a folder to make or replace, within one that exists",
-            found="a file" if output.is_file() else f"no folder {parent}",
-            remedy="Choose another place, or make its parent folder first.",
-        )
 
 
 def _facts(image: EngineImage) -> dict[str, object]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...errors import UnsupportedError, UsageError
 from .console import note, out, print_json, progress
-from .options import check_model
+from .options import check_model, check_place
 
 FORMS = ("onnx", "tensorrt")
 _UNREAD: Mapping[str, tuple[object, ...]] = {
@@ -70,20 +70,7 @@ def check_emission(form: str | None, output: Path, given: Mapping[str, object]) 
             )
     from ..emit import GENERATION
 
-    if output.is_dir() and any(output.iterdir()) and not (output / GENERATION).exists():
-        raise UsageError(
-            f"output {output}",
-            expected="a new folder, an empty one, or an emitted model to replace",
-            found="a folder with other files in it",
-            remedy="Choose another folder.",
-        )
-    if output.is_file() or not output.absolute().parent.is_dir():
-        raise UsageError(
-            f"output {output}",
-            expected="a folder to make or replace, within one that exists",
-            found="a file" if output.is_file() else f"no folder {output.absolute().parent}",
-            remedy="Choose another place, or make its parent folder first.",
-        )
+    check_place(output, GENERATION, "an emitted model")
 
 
 def emit_model(
