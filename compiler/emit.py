@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
@@ -17,7 +17,8 @@ from ..formats.atomic import atomic_folder
 from ..ir.graph import Graph
 from ..ir.node import Node
 from ..passes.driver import VerifyLevel
-from ..passes.heads import GQA
+from ..passes.heads import GQA, HeadPlan
+from ..passes.quantize import Recipe
 from ..passes.schemes import QuantConfig
 from .api import Phases, Progress, context_of, identifier, open_model, sample_ids
 from .changes import changed_graphs, make_changes
@@ -34,6 +35,7 @@ from .sources import Source, source_tokenizer
 if TYPE_CHECKING:
     from ..codegen.onnx.export import Exported
 
+Changes: TypeAlias = "tuple[HeadPlan | None, Recipe | None]"
 FLAVORS = ("standard", "onnxruntime")
 GENERATION = "generation.json"
 
@@ -127,10 +129,11 @@ class _Export:
         source = run("open", 0.0, lambda: _open(model, self.options))
         graph = run("capture", 0.05, lambda: _captured(source, identifier(source.name)))
         limit = context_of(source.max_position_embeddings, self.options)
-        error = run("verify", 0.2, lambda: self._check_sample(source, limit))
+        changes = run("calibrate", 0.2, lambda: make_changes(graph, source, self.options, limit))
+        error = run("verify", 0.25, lambda: self._check_sample(source, limit, changes))
         level = self.options.verify if error is None else "structure"
         samples = (sample_ids(graph, limit),)
-        passed = run("passes", 0.4, lambda: self._passed(graph, source, limit, level, samples))
+        passed = run("passes", 0.4, lambda: self._passed(graph, changes, level, samples))
         exported = run("convert", 0.6, lambda: self._exported(passed.final, limit))
         with atomic_folder(path) as folder:
             run("write", 0.7, lambda: save_model(exported, folder))
@@ -148,13 +151,12 @@ class _Export:
     def _passed(
         self,
         graph: Graph,
-        source: Source,
-        limit: int,
+        changes: Changes,
         level: VerifyLevel,
         samples: Sequence[torch.Tensor],
     ) -> Passed:
         backend = get_backend(self.options.backend)
-        heads, recipe = make_changes(graph, source, self.options, limit)
+        heads, recipe = changes
         try:
             return changed_graphs(
                 graph, "slot", backend, level, samples, self.options, recipe, heads
@@ -185,7 +187,7 @@ class _Export:
                 remedy="Quantize by int8-weight, or by int4 with groups that divide the columns.",
             ) from error
 
-    def _check_sample(self, source: Source, limit: int) -> float | None:
+    def _check_sample(self, source: Source, limit: int, changes: Changes) -> float | None:
         """Exports and runs the model cut to one layer of each kind; None where that does not stand
         for the whole one.
         """
@@ -194,7 +196,7 @@ class _Export:
             return None
         graph = _captured(cut, "sample")
         samples = (sample_ids(graph, limit),)
-        passed = self._passed(graph, cut, limit, "full", samples)
+        passed = self._passed(graph, changes, "full", samples)
         exported = self._exported(passed.final, limit)
         with TemporaryDirectory(prefix="tilewright-") as folder:
             save_model(exported, Path(folder))
