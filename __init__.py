@@ -14,6 +14,7 @@ from . import errors
 if TYPE_CHECKING:
     from .autotune.effort import TuneConfig
     from .compiler.api import compile
+    from .compiler.emit import export_onnx
     from .compiler.options import KVCacheConfig
     from .passes.heads.config import GQA
     from .passes.schemes.config import QuantConfig
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 
 _HOME = {  # public name → the module that defines it
     "compile": ".compiler.api",
+    "export_onnx": ".compiler.emit",
     "KVCacheConfig": ".compiler.options",
     "GQA": ".passes.heads.config",
     "QuantConfig": ".passes.schemes.config",
@@ -49,6 +51,7 @@ __all__ = [
     "__version__",
     "compile",
     "errors",
+    "export_onnx",
     "load",
 ]
 

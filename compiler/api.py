@@ -184,7 +184,7 @@ def _compiled(
     options: CompileOptions,
     phases: Phases,
 ) -> EngineImage:
-    source = phases.run("open", 0.0, lambda: _open(model, options))
+    source = phases.run("open", 0.0, lambda: open_model(model, options))
     check_stored(source, options)
     inputs = Inputs(example_inputs, dynamic_shapes)
     if source.is_causal_lm and options.cache is not None and example_inputs is None:
@@ -235,15 +235,15 @@ def _compile_lm(
     captured = phases.run("capture", 0.05, lambda: _capture_lm(source, inputs))
     captured = replace(captured, notes=(*captured.notes, *source.notes))
     longest = source.max_position_embeddings
-    name = _identifier(source.name)
+    name = identifier(source.name)
     if source.is_causal_lm:
         graph = phases.run("lower", 0.4, lambda: lower(captured, name, source.weights))
     else:
         graph, longest = phases.run(
             "lower", 0.4, lambda: lower_module_lm(captured, name, source.weights)
         )
-    limit = _context(longest, options)
-    ids = _sample_ids(graph, limit)
+    limit = context_of(longest, options)
+    ids = sample_ids(graph, limit)
     image, final = _finish(source, captured, graph, options, phases, (ids,), limit)
     return replace(
         image, lm=_lm_config(source, options, final, limit), tokenizer=source_tokenizer(source)
@@ -260,7 +260,7 @@ def _compile_module(
     captured = phases.run("capture", 0.05, lambda: _capture_plain(source, inputs))
     captured = replace(captured, notes=(*captured.notes, *source.notes, *notes))
     graph = phases.run(
-        "lower", 0.4, lambda: lower(captured, _identifier(source.name), source.weights)
+        "lower", 0.4, lambda: lower(captured, identifier(source.name), source.weights)
     )
     samples = _samples(captured, graph, inputs.examples)
     image, _ = _finish(source, captured, graph, options, phases, samples, None)
@@ -364,7 +364,8 @@ def _tune(
     tune_graphs(passed.decode, passed.final, options, limit)
 
 
-def _open(model: object, options: CompileOptions) -> Source:
+def open_model(model: object, options: CompileOptions) -> Source:
+    """The model that a user named, its weights in the type that it computes in."""
     wanted = options.dtype
     if not isinstance(model, nn.Module):
         # On a CPU bfloat16 checkpoints are computed in float32: faster there, and closer to the
@@ -420,7 +421,7 @@ def _samples(
 ) -> tuple[torch.Tensor, ...]:
     """One tensor an input of the graph, to compare graphs on."""
     if example_inputs is None:
-        return (_sample_ids(graph, DEFAULT_CONTEXT),)
+        return (sample_ids(graph, DEFAULT_CONTEXT),)
     args, kwargs = (
         ((), example_inputs) if isinstance(example_inputs, Mapping) else (example_inputs, {})
     )
@@ -428,14 +429,14 @@ def _samples(
     return tuple(found[index] for index in range(len(captured.inputs)))
 
 
-def _sample_ids(graph: Graph, limit: int) -> torch.Tensor:
+def sample_ids(graph: Graph, limit: int) -> torch.Tensor:
     """Token ids i64[1, S] for a causal LM, whose vocabulary is that of its logits."""
     vocab = int(str(graph.outputs[0].shape[-1]))
     generator = torch.Generator().manual_seed(0)
     return torch.randint(vocab, (1, min(8, limit)), generator=generator)
 
 
-def _context(own: int | None, options: CompileOptions) -> int:
+def context_of(own: int | None, options: CompileOptions) -> int:
     """The longest sequence, given the model's own limit."""
     wanted = options.max_model_len
     if wanted is None:
@@ -478,7 +479,8 @@ def _texts(graph: Graph, records: list[PassRecord]) -> tuple[tuple[str, str], ..
     return (("captured", str(graph)), *((r.name, str(r.graph)) for r in records))
 
 
-def _identifier(name: str) -> str:
+def identifier(name: str) -> str:
+    """A name for a graph, from that of a model."""
     text = re.sub(r"\W+", "_", Path(name).stem).strip("_").lower()
     return text if is_name(text) else f"model_{text}"
 

@@ -13,10 +13,13 @@ def _matmul(e: Emitter, node: Node, a: str, b: str) -> str:
 
 
 def _linear(e: Emitter, node: Node, x: str, weight: str, bias: str = "") -> str:
-    x_node, weight_node = node.operands[:2]
     packed = packed_linear(e, node, x, bias)
-    if packed is not None:
-        return packed
+    return dense_linear(e, node, x, weight, bias) if packed is None else packed
+
+
+def dense_linear(e: Emitter, node: Node, x: str, weight: str, bias: str = "") -> str:
+    """``x · weightᵀ + bias`` of numbers."""
+    x_node, weight_node = node.operands[:2]
     if not node.dtype.is_float:
         product_ = e.op("MatMul", x, e.op("Transpose", weight, perm=[1, 0]))
         return e.op("Add", product_, bias) if bias else product_

@@ -56,6 +56,7 @@ class Shared:
         inline: small constants, written into the model.
         folded: IR values that are known when the engine starts, by the name they get: weights,
             and what is computed from nothing but weights and constants.
+        four_bits: shapes of folded bytes that hold two 4-bit codes each, by name.
         leaves: values that come from outside, by node.
         notes: what a user may want to know of the conversion, once each.
     """
@@ -63,6 +64,7 @@ class Shared:
     taken: set[str] = field(default_factory=set)
     inline: dict[str, TensorProto] = field(default_factory=dict)
     folded: dict[Node, str] = field(default_factory=dict)
+    four_bits: dict[str, tuple[int, ...]] = field(default_factory=dict)
     leaves: dict[Node, str] = field(default_factory=dict)
     constants: dict[tuple[object, ...], str] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
@@ -144,6 +146,12 @@ class Emitter:
         if found is None:
             found = self.shared.folded[node] = self.shared.unique(self._name(node))
         return found
+
+    def fold_four_bits(self, node: Node, shape: tuple[int, ...]) -> str:
+        """As ``fold``, for bytes that ONNX is to know as 4-bit codes u4[shape], two a byte."""
+        name = self.fold(node)
+        self.shared.four_bits[name] = shape
+        return name
 
     def note(self, text: str) -> None:
         """Tells the user something about the conversion."""

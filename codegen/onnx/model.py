@@ -51,7 +51,7 @@ def assemble_model(
         e.graph.name,
         [value_info(name, node.type) for name, node in given.items()],
         [value_info(name, node.type) for name, node in outputs.items()],
-        inline if folded_as_inputs else [*inline, *(_external(n, v) for n, v in folded.items())],
+        inline if folded_as_inputs else [*inline, *(_external(e, n, v) for n, v in folded.items())],
     )
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
     proto = helper.make_model(
@@ -60,10 +60,12 @@ def assemble_model(
     return Model(proto, tuple(inputs.values()), folded, tuple(e.shared.notes))
 
 
-def _external(name: str, node: Node) -> TensorProto:
+def _external(e: Emitter, name: str, node: Node) -> TensorProto:
     """A tensor declared, its bytes elsewhere: the loader hands them over in memory."""
-    tensor = TensorProto(name=name, data_type=ELEMENT_TYPES[node.dtype])
-    tensor.dims.extend(int(str(size)) for size in node.shape)
+    packed = e.shared.four_bits.get(name)
+    type_ = ELEMENT_TYPES[node.dtype] if packed is None else TensorProto.UINT4
+    tensor = TensorProto(name=name, data_type=type_)
+    tensor.dims.extend(packed or (int(str(size)) for size in node.shape))
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value=EXTERNAL_FILE)
     return tensor

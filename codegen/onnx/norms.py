@@ -43,13 +43,20 @@ def _norm_of(e: Emitter, node: Node) -> Node | None:
     return None
 
 
-def _rms_norm(e: Emitter, node: Node, x: str, weight: str = "") -> str | Refusal:
+def rms_norm(
+    e: Emitter,
+    node: Node,
+    x: str,
+    weight: str = "",
+    op: str = "SimplifiedLayerNormalization",
+) -> str | Refusal:
+    """RMS norm by ``op``: ONNX Runtime's own, or RMSNormalization of ONNX."""
     steps = bool(node.attr("stepwise"))
     scale = _ones(e, node) if steps or not weight else weight
     if isinstance(scale, Refusal):
         return scale
     scale = scale if steps else _as(e, scale, node.args[1], node.dtype)
-    normed = e.op("SimplifiedLayerNormalization", x, scale, axis=-1, epsilon=node.attr("eps"))
+    normed = e.op(op, x, scale, axis=-1, epsilon=node.attr("eps"))
     if not steps:
         return normed
     return _narrow(e, node, e.op("Mul", _wide(e, node, normed), _wide(e, node, weight)))
@@ -178,7 +185,7 @@ def _cut(e: Emitter, x: str, start: int, stop: int, step: int = 1) -> str:
 
 CONVERTERS: dict[str, Converter] = {
     "add": _add,
-    "rms_norm": _rms_norm,
+    "rms_norm": rms_norm,
     "layer_norm": _layer_norm,
     "gated": _gated,
     "rope": _rope,

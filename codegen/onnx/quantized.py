@@ -29,7 +29,7 @@ def packed_linear(e: Emitter, node: Node, x: str, bias: str) -> str | None:
     weight = node.operands[1]
     if weight.op != "dequantize" or not is_constant(weight):
         return None
-    reason = _unfit(node, weight)
+    reason = unpackable(node, weight)
     if reason:
         e.note(f"a weight of {weight.operands[0].dtype} codes is expanded to floats: {reason}")
         return None
@@ -83,7 +83,8 @@ def _width(weight: Node) -> int:
     return width
 
 
-def _unfit(node: Node, weight: Node) -> str:
+def unpackable(node: Node, weight: Node) -> str:
+    """Why MatMulNBits cannot take a dequantized weight, or should not; '' where it can."""
     q, _, zero = (*weight.args, None)[:3]
     group = weight.attr("group")
     assert q is not None and isinstance(group, int)
@@ -222,9 +223,18 @@ def _quantize_rows(e: Emitter, node: Node, x: str, static: str = "") -> tuple[st
     return e.op("Cast", known, to=ELEMENT_TYPES[DType.I8]), scale
 
 
-def _scaled_linear(
-    e: Emitter, node: Node, xq: str, xs: str, wq: str, ws: str, bias: str = ""
+def scaled_linear(
+    e: Emitter,
+    node: Node,
+    xq: str,
+    xs: str,
+    wq: str,
+    ws: str,
+    bias: str = "",
+    *,
+    packs: bool = True,
 ) -> str | Refusal:
+    """A product of codes: by MatMulNBits where it ``packs`` and can, else by MatMulInteger."""
     codes, x_scale, weight, scale = node.operands[:4]
     if codes.dtype is not DType.I8 or node.attr("group") or node.attr("rows") not in (0, 1):
         return Refusal("codes other than int8 by rows or tensors")
@@ -232,7 +242,8 @@ def _scaled_linear(
         return Refusal("scales or a result other than float32")
     x = _before_rounding(codes)
     if (
-        x is not None
+        packs
+        and x is not None
         and e.at_hand(x)
         and node.attr("rows") == 1
         and is_constant(weight)
@@ -268,5 +279,5 @@ def _before_rounding(codes: Node) -> Node | None:
 
 CONVERTERS: dict[str, Converter] = {
     "quantize_rows": _quantize_rows,
-    "scaled_linear": _scaled_linear,
+    "scaled_linear": scaled_linear,
 }

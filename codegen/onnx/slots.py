@@ -32,7 +32,7 @@ _COS, _SIN, _POSITIONS, _BIAS, _SINK, _QUERY_LENGTHS = 7, 8, 9, 10, 11, 16
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
+class Rows:
     """What the kernels need to know of the B rows, computed once a graph.
 
     ``batch``, ``steps`` and ``longest`` are i64[1], ``lengths`` i64[B], ``last`` and ``counts``
@@ -62,14 +62,15 @@ def _slot_attention(
     refusal = computes(node)
     if refusal:
         return refusal
-    rows = _rows(e, node, seq_lens)
+    rows = rows_of(e, node, seq_lens)
     given = {"k_cache": k_cache, "v_cache": v_cache, "sinks": sinks, "alibi": alibi}
     if _grouped_takes(node):
         return _grouped(e, node, rows, (q, k, v), given)
-    return _by_parts(e, node, rows, (q, k, v), given)
+    return by_parts(e, node, rows, (q, k, v), given)
 
 
-def _rows(e: Emitter, node: Node, seq_lens: str) -> _Rows:
+def rows_of(e: Emitter, node: Node, seq_lens: str) -> Rows:
+    """The rows of a slot_attention; the same names for all nodes of a graph."""
     i64, i32 = ELEMENT_TYPES[DType.I64], ELEMENT_TYPES[DType.I32]
     zero = e.ints(0)
 
@@ -86,7 +87,7 @@ def _rows(e: Emitter, node: Node, seq_lens: str) -> _Rows:
     last = once("last32", "Cast", last, to=i32)
     counts = once("counts", "Min", lengths, steps)  # an idle row, of length 0, brings no token
     counts = once("counts32", "Cast", counts, to=i32)
-    return _Rows(batch, steps, lengths, last, counts, longest)
+    return Rows(batch, steps, lengths, last, counts, longest)
 
 
 def _grouped_takes(node: Node) -> bool:
@@ -100,7 +101,7 @@ def _grouped_takes(node: Node) -> bool:
 
 
 def _grouped(
-    e: Emitter, node: Node, rows: _Rows, qkv: tuple[str, str, str], given: dict[str, str]
+    e: Emitter, node: Node, rows: Rows, qkv: tuple[str, str, str], given: dict[str, str]
 ) -> tuple[str, ...]:
     q_node, k_node = node.operands[:2]
     heads, kv_heads, width = q_node.shape[1], k_node.shape[1], q_node.shape[2]
@@ -116,7 +117,7 @@ def _grouped(
     sinks, alibi = (*node.args[6:], None, None)[:2]
     operands[_SINK] = _float(e, given["sinks"], sinks)
     if alibi is not None:
-        operands[_BIAS] = _slot_bias(e, rows, given["alibi"], alibi.dtype, DType.F32)
+        operands[_BIAS] = slot_bias(e, rows, given["alibi"], alibi.dtype, DType.F32)
     window = node.attr("window")
     out, *caches = e.ops(
         "GroupQueryAttention",
@@ -136,7 +137,7 @@ def _grouped(
     return (e.view(out, (q_node.shape[0], heads, width)), *caches)
 
 
-def _idle(e: Emitter, rows: _Rows, axes: tuple[int, ...]) -> str:
+def _idle(e: Emitter, rows: Rows, axes: tuple[int, ...]) -> str:
     """Which rows are idle, bool [B] with axes of size one."""
 
     def make() -> str:
@@ -146,7 +147,7 @@ def _idle(e: Emitter, rows: _Rows, axes: tuple[int, ...]) -> str:
     return e.once(("rows", rows.lengths, "idle", axes), make)
 
 
-def _total(e: Emitter, rows: _Rows) -> str:
+def _total(e: Emitter, rows: Rows) -> str:
     """The longest length as the i32 scalar that the op takes."""
 
     def make() -> str:
@@ -157,7 +158,7 @@ def _total(e: Emitter, rows: _Rows) -> str:
 
 
 def _fresh(
-    e: Emitter, node: Node, rows: _Rows, qkv: tuple[str, str, str], tables: Tables | None
+    e: Emitter, node: Node, rows: Rows, qkv: tuple[str, str, str], tables: Tables | None
 ) -> tuple[str, str, str]:
     """q, k, v as [B, S, heads * D], all in one if one projection made them, before its rotation."""
     nodes = tables.unrotated if tables is not None else node.operands[:3]
@@ -193,7 +194,7 @@ def _one_projection(e: Emitter, parts: tuple[Node, ...]) -> Node | None:
     return source if fits else None
 
 
-def _as_rows(e: Emitter, x: str, rows: _Rows, widths: tuple[object, ...]) -> str:
+def _as_rows(e: Emitter, x: str, rows: Rows, widths: tuple[object, ...]) -> str:
     """A token-major value as [B, S, *widths]."""
     tail = tuple(int(str(width)) for width in widths)
     target = e.once(
@@ -210,7 +211,7 @@ def _float(e: Emitter, name: str, node: Node | None) -> str:
     return e.op("Cast", name, to=ELEMENT_TYPES[DType.F32])
 
 
-def _distance(e: Emitter, rows: _Rows) -> str:
+def distance_of(e: Emitter, rows: Rows) -> str:
     """Query position - key position of each row, i64[B, 1, S, L] with L the longest length."""
 
     def make() -> str:
@@ -221,28 +222,29 @@ def _distance(e: Emitter, rows: _Rows) -> str:
     return e.once(("rows", rows.lengths, "distance"), make)
 
 
-def _keys(e: Emitter, rows: _Rows) -> str:
+def _keys(e: Emitter, rows: Rows) -> str:
     return e.once(("rows", rows.lengths, "keys"), lambda: iota(e, e.ints(0), rows.longest))
 
 
-def _slot_bias(e: Emitter, rows: _Rows, alibi: str, dtype: DType, wanted: DType) -> str:
+def slot_bias(e: Emitter, rows: Rows, alibi: str, dtype: DType, wanted: DType) -> str:
     """ALiBi of each row, [B, H, S, L]."""
-    distance = _distance(e, rows)
+    distance = distance_of(e, rows)
     key = ("rows", rows.lengths, "alibi", alibi)
     return e.once(key, lambda: alibi_bias(e, alibi, dtype, distance, wanted))
 
 
-def _by_parts(
-    e: Emitter, node: Node, rows: _Rows, qkv: tuple[str, str, str], given: dict[str, str]
+def by_parts(
+    e: Emitter, node: Node, rows: Rows, qkv: tuple[str, str, str], given: dict[str, str]
 ) -> tuple[str, ...]:
+    """Output and caches by ops of the standard alone, in every form that the IR has."""
     dtype, heads = node.types[0].dtype, node.operands[0].shape[1]
     q, k, v = (
-        _heads_first(e, rows, name, part) for name, part in zip(qkv, node.operands[:3], strict=True)
+        heads_first(e, rows, name, part) for name, part in zip(qkv, node.operands[:3], strict=True)
     )
     caches = [_write(e, rows, given["k_cache"], k), _write(e, rows, given["v_cache"], v)]
     zero, axis = e.ints(0), e.ints(2)
     keys, values = (e.op("Slice", cache, zero, rows.longest, axis) for cache in caches)
-    distance = _distance(e, rows)
+    distance = distance_of(e, rows)
     lengths = e.op("Unsqueeze", rows.lengths, e.ints(1, 2, 3))
     written = e.op("Less", _keys(e, rows), lengths)  # [B, 1, 1, L]
     # What lies behind a sequence's end may be anything, NaN too: 0 times it would not be 0.
@@ -251,7 +253,7 @@ def _by_parts(
     visible = visibility(e, node, distance)
     visible = e.op("And", visible, written) if visible else written
     sinks, alibi = (*node.args[6:], None, None)[:2]
-    bias = "" if alibi is None else _slot_bias(e, rows, given["alibi"], alibi.dtype, dtype)
+    bias = "" if alibi is None else slot_bias(e, rows, given["alibi"], alibi.dtype, dtype)
     column = "" if sinks is None else sink_column(e, given["sinks"], sinks.dtype, dtype)
     how = Scores(dtype, scale_of(node), softcap_of(node), visible, bias, column)
     k_shape, v_shape = node.operands[3].shape, node.operands[4].shape
@@ -271,12 +273,12 @@ def _column(e: Emitter) -> str:
     return e.ints(0, 1, -1, 1)
 
 
-def _heads_first(e: Emitter, rows: _Rows, name: str, part: Node) -> str:
+def heads_first(e: Emitter, rows: Rows, name: str, part: Node) -> str:
     """[T, G, D] as [B, G, S, D]."""
     return e.op("Transpose", _as_rows(e, name, rows, part.shape[1:]), perm=[0, 2, 1, 3])
 
 
-def _write(e: Emitter, rows: _Rows, cache: str, new: str) -> str:
+def _write(e: Emitter, rows: Rows, cache: str, new: str) -> str:
     """The cache with each row's new tokens at its end; an idle row keeps what it had."""
     start = e.op("Max", e.op("Sub", rows.lengths, rows.steps), e.scalar(0, DType.I64))
     old = e.op("Slice", cache, e.ints(0), rows.steps, e.ints(2))

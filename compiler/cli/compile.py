@@ -1,14 +1,14 @@
-"""``tilewright compile``: from a checkpoint to an engine folder."""
+"""``tilewright compile``: from a checkpoint to an engine folder, or a model for other runtimes."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...errors import UsageError
 from .console import out, print_json, progress
+from .emit import check_emission, emit_model
 from .options import (
     AttentionOption,
     BackendOption,
@@ -27,6 +27,7 @@ from .options import (
     TuneOption,
     VerifyOption,
     WeightsOption,
+    check_place,
     compile_in_memory,
 )
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 def compile_model(
     model: Model,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Engine folder to write.", show_default=False)
+        Path, typer.Option("--output", "-o", help="Folder to write.", show_default=False)
     ],
     target: TargetOption = "auto",
     backend: BackendOption = "auto",
@@ -57,32 +58,40 @@ def compile_model(
     deterministic: DeterministicOption = False,
     memory_fraction: MemoryOption = 0.9,
     tune: TuneOption = "cached",
+    emit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="onnx",
+            help="Write a model for other runtimes instead of an engine.",
+            show_default=False,
+        ),
+    ] = None,
+    flavor: Annotated[
+        str | None,
+        typer.Option(
+            help="Of --emit onnx: standard, or onnxruntime for its own ops where they are faster.",
+            show_default="standard",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compile MODEL into an engine folder."""
+    """Compile MODEL into an engine folder, or with --emit into a model for other runtimes."""
+    of_engines: dict[str, Any] = {"target": target, "backend": backend, "kv_cache": kv_cache}
+    of_engines |= {"kv_cache_dtype": kv_cache_dtype, "dtype": dtype, "tune": tune}
+    of_engines |= {"max_batch_size": max_batch_size, "deterministic": deterministic}
+    of_engines["memory_fraction"] = memory_fraction
+    of_both: dict[str, Any] = {"quantize": quantize, "attention": attention, "verify": verify}
+    of_both |= {"max_model_len": max_model_len, "random_weights": random_weights}
+    of_both["trust_remote_code"] = trust_remote_code
+    if emit is not None or flavor is not None:
+        check_emission(emit, output, {**of_engines, "weights": weights})
+        emit_model(model, output, flavor or "standard", of_both, as_json)
+        return
     from ...runtime.folder import check_form, save_engine
 
     check_place(output)
     check_form(weights)
-    image = compile_in_memory(
-        model,
-        target=target,
-        backend=backend,
-        quantize=quantize,
-        attention=attention,
-        kv_cache=kv_cache,
-        kv_cache_dtype=kv_cache_dtype,
-        dtype=dtype,
-        max_model_len=max_model_len,
-        max_batch_size=max_batch_size,
-        verify=verify,
-        trust_remote_code=trust_remote_code,
-        random_weights=random_weights,
-        deterministic=deterministic,
-        memory_fraction=memory_fraction,
-        tune=tune,
-    )
-
+    image = compile_in_memory(model, **of_engines, **of_both)
     with progress(f"save {output.name}") as advance:
         advance("writing weights", 0.0)
         save_engine(image, output, weights)
@@ -90,25 +99,6 @@ def compile_model(
         print_json({"engine": str(output), "report": dict(image.report), **_facts(image)})
     else:
         _print_summary(image, output)
-
-
-def check_place(output: Path) -> None:
-    """Refuses a place that cannot be written before minutes of work, not after them."""
-    parent = output.absolute().parent
-    if output.is_dir() and any(output.iterdir()) and not (output / "manifest.json").exists():
-        raise UsageError(
-            f"output {output}",
-            expected="a new folder, an empty one, or an engine to replace",
-            found="a folder with other files in it",
-            remedy="Choose another folder.",
-        )
-    if output.is_file() or not parent.is_dir():
-        raise UsageError(
-            f"output {output}",
-            expected="a folder to make or replace, within one that exists",
-            found="a file" if output.is_file() else f"no folder {parent}",
-            remedy="Choose another place, or make its parent folder first.",
-        )
 
 
 def _facts(image: EngineImage) -> dict[str, object]:

@@ -224,6 +224,43 @@ def compile_in_memory(
         quantize=quantize,
         attention=attention,
     )
+    check_model(path)
+    with progress(f"compile {Path(path).name}") as advance:
+        from ..api import Phases, compile_image
+
+        return compile_image(path, None, None, options, Phases(advance))
+
+
+def check_place(output: Path, mark: str = "manifest.json", kind: str = "an engine") -> None:
+    """Refuses a place that cannot be written before minutes of work, not after them.
+
+    Args:
+        output: the folder to make.
+        mark: the file by which a folder that is there may be replaced.
+        kind: what it then is, for the message.
+
+    Raises:
+        UsageError: a folder with other files in it, a file, or no parent folder.
+    """
+    parent = output.absolute().parent
+    if output.is_dir() and any(output.iterdir()) and not (output / mark).exists():
+        raise UsageError(
+            f"output {output}",
+            expected=f"a new folder, an empty one, or {kind} to replace",
+            found="a folder with other files in it",
+            remedy="Choose another folder.",
+        )
+    if output.is_file() or not parent.is_dir():
+        raise UsageError(
+            f"output {output}",
+            expected="a folder to make or replace, within one that exists",
+            found="a file" if output.is_file() else f"no folder {parent}",
+            remedy="Choose another place, or make its parent folder first.",
+        )
+
+
+def check_model(path: str) -> None:
+    """Refuses a path with nothing there: UsageError."""
     if not Path(path).exists():
         raise UsageError(
             path,
@@ -231,10 +268,6 @@ def compile_in_memory(
             found="nothing there",
             remedy="Check the path; models are not downloaded.",
         )
-    with progress(f"compile {Path(path).name}") as advance:
-        from ..api import Phases, compile_image
-
-        return compile_image(path, None, None, options, Phases(advance))
 
 
 def _refuse_options(path: str, backend: str, max_model_len: int | None) -> None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...errors import UsageError
-from .compile import check_place
 from .console import out, print_json, progress
 from .options import (
     AttentionOption,
@@ -23,6 +22,7 @@ from .options import (
     TargetOption,
     VerifyOption,
     WeightsOption,
+    check_place,
     compile_in_memory,
 )
 

@@ -34,7 +34,7 @@ def split_layers(graph: Graph) -> list[Block]:
 
     A graph whose params have no such numbers is one block.
     """
-    layer_of, last = _assign(graph)
+    layer_of, last = layer_numbers(graph)
     calls = list(graph.calls())
     if last == 0:
         return [Block("graph", tuple(calls))]
@@ -48,7 +48,7 @@ def split_layers(graph: Graph) -> list[Block]:
     return [block for block in (*blocks, Block("after the layers", tuple(tail))) if block.nodes]
 
 
-def _assign(graph: Graph) -> tuple[dict[Node, int], int]:
+def layer_numbers(graph: Graph) -> tuple[dict[Node, int], int]:
     """Layer of each node (-1: before the first), and their number: that of nodes after them."""
     numbers = {
         node: int(found[1])

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import pytest
 import torch
 
 import tilewright as tw
+from emitted_running import ROOM, agrees_with_hugging_face
+from tilewright.compiler import api, emit
+from tilewright.compiler.hf_model import capture_causal_lm
 from tilewright.errors import TilewrightError
 from tiny_models import NAMED, PROMPTS, greedy, tiny_model
 
@@ -56,6 +62,16 @@ def _check(engine: tw.Engine, expected: Expected) -> None:
         torch.testing.assert_close(engine(torch.tensor(prompt)), logits, atol=LOGITS_ATOL, rtol=0)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _captured_once() -> Iterator[None]:
+    """What is compiled for one backend after the other is captured for the first of them."""
+    kept = lru_cache(maxsize=1)(capture_causal_lm)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (api, emit):
+            patch.setattr(module, "capture_causal_lm", kept)
+        yield
+
+
 @pytest.fixture(scope="module", params=NAMED)
 def case(request: pytest.FixtureRequest):
     model = tiny_model(request.param)
@@ -78,6 +94,12 @@ def test_named_family(case, backend: str) -> None:
     finally:
         for part in kept:
             del part.forward
+
+
+def test_named_family_emitted_as_onnx(case, tmp_path: Path) -> None:
+    _, model, _ = case
+    tw.export_onnx(model, tmp_path / "e", max_model_len=ROOM)
+    agrees_with_hugging_face(tmp_path / "e", model)
 
 
 def test_at_least_twelve_named_families_run_wholly_in_onnxruntime() -> None:

@@ -1,0 +1,106 @@
+"""``tilewright compile --emit``: a model for other runtimes, in place of an engine folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...errors import UnsupportedError, UsageError
+from .console import note, out, print_json, progress
+from .options import check_model, check_place
+
+FORMS = ("onnx", "tensorrt")
+_UNREAD: Mapping[str, tuple[object, ...]] = {
+    "target": ("auto", "cpu"),
+    "backend": ("auto", "onnxruntime"),
+    "kv_cache": ("auto", "static"),
+    "kv_cache_dtype": ("auto",),
+    "dtype": ("auto", "float32"),
+    "max_batch_size": (None,),
+    "weights": ("embed",),
+    "deterministic": (False,),
+    "memory_fraction": (0.9,),
+    "tune": ("cached", "none"),
+}
+"""Options of engines, and the values that say nothing else than a model for other runtimes has."""
+
+
+def check_emission(form: str | None, output: Path, given: Mapping[str, object]) -> None:
+    """Refuses what cannot be emitted, before any work.
+
+    Args:
+        form: of ``--emit``, None where only ``--flavor`` was given.
+        output: the folder to write.
+        given: the options of engines, by their name.
+
+    Raises:
+        UsageError: an unknown form, an option that the form has not, or a place with other files.
+        UnsupportedError: a form that is not written yet.
+    """
+    if form is None:
+        raise UsageError(
+            "option --flavor",
+            expected="--emit onnx beside it",
+            found="no --emit",
+            remedy="Add --emit onnx, or leave --flavor out.",
+        )
+    if form not in FORMS:
+        raise UsageError(
+            "option --emit",
+            expected=f"one of {', '.join(FORMS)}",
+            found=repr(form),
+            remedy="Choose one of those, or leave it out to write an engine.",
+        )
+    if form == "tensorrt":
+        raise UnsupportedError(
+            "option --emit tensorrt",
+            expected="onnx",
+            found="tensorrt, for which a builder of networks (codegen/tensorrt) is missing",
+            remedy="Use --emit onnx, or leave --emit out: the triton backend serves NVIDIA GPUs.",
+        )
+    for name, value in given.items():
+        if value not in _UNREAD[name]:
+            raise UsageError(
+                f"option --{name.replace('_', '-')}",
+                expected=f"nothing beside --emit {form}, which has float32 or codes, caches of a "
+                "length that the caller picks, and no kernels",
+                found=str(value),
+                remedy="Leave it out.",
+            )
+    from ..emit import GENERATION
+
+    check_place(output, GENERATION, "an emitted model")
+
+
+def emit_model(
+    model: str, output: Path, flavor: str, options: Mapping[str, Any], as_json: bool
+) -> None:
+    """Writes MODEL as ONNX, and says what was written; ``options`` are those of ``export_onnx``."""
+    from ..emit import export_onnx
+
+    check_model(model)
+    with progress(f"emit {Path(model).name}") as advance:
+        emitted = export_onnx(model, output, flavor=flavor, progress=advance, **options)
+    if as_json:
+        print_json(
+            {
+                "emitted": str(output),
+                "flavor": emitted.flavor,
+                "nodes": emitted.nodes,
+                "weight_bytes": emitted.weight_bytes,
+                "largest_error": emitted.largest_error,
+                "notes": list(emitted.notes),
+            }
+        )
+        return
+    for line in emitted.notes:
+        note(line)
+    checked = "not compared"
+    if emitted.largest_error is not None:
+        checked = f"largest error {emitted.largest_error:.1e} in onnxruntime"
+    out().print(
+        f"ONNX model written to {output}: {emitted.nodes} nodes, "
+        f"{emitted.weight_bytes / 1e6:.1f} MB of weights, flavor {emitted.flavor}, {checked}",
+        markup=False,
+    )

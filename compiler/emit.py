@@ -1,0 +1,246 @@
+"""`tilewright.export_onnx`: from a model to a folder that stock ONNX runtimes run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+
+from ..codegen.base import get_backend
+from ..errors import UnsupportedError
+from ..formats.atomic import atomic_folder
+from ..ir.graph import Graph
+from ..ir.node import Node
+from ..passes.driver import VerifyLevel
+from ..passes.heads import GQA, HeadPlan
+from ..passes.quantize import Recipe
+from ..passes.schemes import QuantConfig
+from .api import Phases, Progress, context_of, identifier, open_model, sample_ids
+from .changes import changed_graphs, make_changes
+from .emit_files import MODEL, largest_error, save_model
+from .graphs import Passed
+from .hf_model import capture_causal_lm
+from .inspect.layers import layer_numbers
+from .lowering import lower
+from .options import CompileOptions, resolve_options, wrong_option
+from .quantizing import check_stored
+from .sample_model import sample_source
+from .sources import Source, source_tokenizer
+
+if TYPE_CHECKING:
+    from ..codegen.onnx.export import Exported
+
+Changes: TypeAlias = "tuple[HeadPlan | None, Recipe | None]"
+FLAVORS = ("standard", "onnxruntime")
+GENERATION = "generation.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """What was written.
+
+    Attributes:
+        path: the folder.
+        flavor: of the ops.
+        nodes: of the ONNX graph.
+        weight_bytes: of its initializers.
+        largest_error: relative, of ONNX Runtime against the interpreter; None where nothing was
+            compared.
+        notes: what a user may want to know of the conversion.
+    """
+
+    path: Path
+    flavor: str
+    nodes: int
+    weight_bytes: int
+    largest_error: float | None
+    notes: tuple[str, ...]
+
+
+def export_onnx(
+    model: object,
+    path: str | Path,
+    *,
+    flavor: str = "standard",
+    quantize: str | QuantConfig | None = None,
+    attention: str | GQA | None = None,
+    max_model_len: int | None = None,
+    verify: str = "sample",
+    trust_remote_code: bool = False,
+    random_weights: int | None = None,
+    progress: Progress | None = None,
+) -> Emitted:
+    """Writes a causal LM, after the passes, as a folder for ONNX runtimes: ``model.onnx`` of opset
+    24 with its weights in ``model.onnx.data`` (float32, or codes), ``generation.json`` and, where
+    the model has one, ``tokenizer.json``. codegen/onnx/export.py says what goes in and out.
+
+    Args:
+        model: a Hugging Face model, a model folder or a .gguf file.
+        path: the folder; one that is there is replaced when the new one is complete.
+        flavor: "standard" for ops of the ONNX standard alone; "onnxruntime" for com.microsoft ops
+            too, where they are faster.
+        quantize: as `compile` takes it; None expands what a checkpoint has in codes.
+        attention: as `compile` takes it.
+        max_model_len: longest sequence in tokens, as `compile` takes it.
+        verify: as `compile` takes it; ONNX Runtime runs the emitted model of one layer of each kind
+            ("sample") or all of it ("full"), beside the interpreter.
+        trust_remote_code, random_weights: as `compile` takes them.
+        progress: called as phases begin.
+
+    Raises:
+        UsageError, CheckpointError, CaptureError: what is wrong with the model or an option.
+        UnsupportedError: no causal LM, or an op or scheme that the flavor has no form for.
+        VerificationError: a pass or the model computes something else, or is no valid ONNX.
+    """
+    if flavor not in FLAVORS:
+        raise wrong_option("flavor", flavor, FLAVORS)
+    options = resolve_options(
+        target="cpu",
+        backend="onnxruntime",
+        kv_cache="static",
+        dtype="float32",
+        max_model_len=max_model_len,
+        max_batch_size=None,
+        verify=verify,
+        trust_remote_code=trust_remote_code,
+        random_weights=random_weights,
+        tune="none",
+        quantize="expanded" if quantize is None else quantize,
+        attention=attention,
+    )
+    return _Export(options, flavor, Phases(progress)).write(model, Path(path))
+
+
+@dataclass(frozen=True, slots=True)
+class _Export:
+    """One export: what was asked for, and who wants to hear of it."""
+
+    options: CompileOptions
+    flavor: str
+    phases: Phases
+
+    def write(self, model: object, path: Path) -> Emitted:
+        run = self.phases.run
+        source = run("open", 0.0, lambda: _open(model, self.options))
+        graph = run("capture", 0.05, lambda: _captured(source, identifier(source.name)))
+        limit = context_of(source.max_position_embeddings, self.options)
+        changes = run("calibrate", 0.2, lambda: make_changes(graph, source, self.options, limit))
+        error = run("verify", 0.25, lambda: self._check_sample(source, limit, changes))
+        level = self.options.verify if error is None else "structure"
+        samples = (sample_ids(graph, limit),)
+        passed = run("passes", 0.4, lambda: self._passed(graph, changes, level, samples))
+        exported = run("convert", 0.6, lambda: self._exported(passed.final, limit))
+        with atomic_folder(path) as folder:
+            run("write", 0.7, lambda: save_model(exported, folder))
+            if level in ("sample", "full"):
+                error = run("check", 0.9, lambda: largest_error(exported, passed, samples, folder))
+            tokenizer = source_tokenizer(source)
+            if tokenizer is not None:
+                tokenizer.save(folder)
+            facts = self._facts(exported, passed.final, source, limit)
+            (folder / GENERATION).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        model_graph = exported.model.graph
+        size = sum(value.const_value.nbytes for value in model_graph.initializers.values())
+        return Emitted(path, self.flavor, len(model_graph), size, error, exported.notes)
+
+    def _passed(
+        self,
+        graph: Graph,
+        changes: Changes,
+        level: VerifyLevel,
+        samples: Sequence[torch.Tensor],
+    ) -> Passed:
+        backend = get_backend(self.options.backend)
+        heads, recipe = changes
+        try:
+            return changed_graphs(
+                graph, "slot", backend, level, samples, self.options, recipe, heads
+            )
+        except UnsupportedError as error:
+            raise UnsupportedError(
+                error.culprit,
+                expected=error.expected,
+                found=error.found,
+                remedy="Only a causal LM with a KV cache is emitted; tilewright.compile makes an "
+                "engine of other models, with kv_cache=None.",
+            ) from error
+
+    def _exported(self, graph: Graph, limit: int) -> Exported:
+        from ..codegen.onnx.export import export_decoder
+        from ..codegen.onnx.standard import CONVERTERS_OF
+
+        try:
+            return export_decoder(graph, CONVERTERS_OF[self.flavor], _layer_names(graph), limit)
+        except UnsupportedError as error:
+            scheme = self.options.quantize.scheme if self.options.quantize else self.options.stored
+            if scheme in (None, "expanded"):
+                raise
+            raise UnsupportedError(
+                f"quantize={scheme!r} in flavor {self.flavor!r}: {error.culprit}",
+                expected=error.expected,
+                found=error.found,
+                remedy="Quantize by int8-weight, or by int4 with groups that divide the columns.",
+            ) from error
+
+    def _check_sample(self, source: Source, limit: int, changes: Changes) -> float | None:
+        """Exports and runs the model cut to one layer of each kind; None where that does not stand
+        for the whole one.
+        """
+        cut = sample_source(source) if self.options.verify == "sample" else None
+        if cut is None:
+            return None
+        graph = _captured(cut, "sample")
+        samples = (sample_ids(graph, limit),)
+        passed = self._passed(graph, changes, "full", samples)
+        exported = self._exported(passed.final, limit)
+        with TemporaryDirectory(prefix="tilewright-") as folder:
+            save_model(exported, Path(folder))
+            return largest_error(exported, passed, samples, Path(folder))
+
+    def _facts(
+        self, exported: Exported, graph: Graph, source: Source, limit: int
+    ) -> dict[str, object]:
+        """What generation.json holds: all that a loop over the model has to know."""
+        return {
+            "model": MODEL,
+            "flavor": self.flavor,
+            "eos_token_ids": list(source.eos_token_ids),
+            "max_length": limit,
+            "vocab_size": int(str(graph.outputs[0].shape[-1])),
+            "caches": [
+                {
+                    "past": cache.past,
+                    "present": cache.present,
+                    "shape": ["batch", cache.heads, "cache_length", cache.width],
+                    "dtype": str(cache.dtype.torch).removeprefix("torch."),
+                }
+                for cache in exported.caches
+            ],
+        }
+
+
+def _open(model: object, options: CompileOptions) -> Source:
+    source = open_model(model, options)
+    check_stored(source, options)
+    if source.is_causal_lm:
+        return source
+    raise UnsupportedError(
+        source.name,
+        expected="a causal LM: a Hugging Face model, a model folder or a .gguf file",
+        found="a plain module",
+        remedy="Compile it to an engine with tilewright.compile(module, inputs).",
+    )
+
+
+def _captured(source: Source, name: str) -> Graph:
+    return lower(capture_causal_lm(source.module), name, source.weights)
+
+
+def _layer_names(graph: Graph) -> dict[Node, str]:
+    numbers, count = layer_numbers(graph)
+    return {node: f"layers.{number}" for node, number in numbers.items() if 0 <= number < count}
