@@ -44,8 +44,19 @@ def image_of(
     random_weights: int | None = None,
     tune: str = "none",
 ) -> EngineImage:
-    """The engine of a folder; of a model, compiled in memory, by default with untuned kernels."""
+    """The engine of a folder; of a model, compiled in memory, by default with untuned kernels.
+
+    Raises:
+        UsageError: a scheme beside an engine, whose weights are what they are.
+    """
     if is_engine(engine):
+        if quantize is not None:
+            raise UsageError(
+                f"option --quantize {quantize}",
+                expected="a model, which is quantized as it is compiled",
+                found=f"the engine {engine}",
+                remedy="Leave it out, or name the model instead.",
+            )
         from ...runtime.folder import load_image
 
         return load_image(engine)

@@ -319,6 +319,8 @@ def test_misuse_is_refused(folder) -> None:
     refused(run("tune", "explain", folder, "--only", "gemm"), "linear_gemm")
     refused(run("tune", folder, "--effort", "hasty"), "quick")
     refused(run("tune", folder, "--trials", "-1"), "trials")
+    refused(run("tune", folder, "--quantize", "fp8"), "a model, which is quantized", "fp8")
+    refused(run("tune", folder.parent, "--quantize", "fp9"), "fp9", "int8-weight")
 
 
 @pytest.mark.parametrize(
