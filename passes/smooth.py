@@ -18,6 +18,7 @@ from ..ir.graph import Graph, param_name
 from ..ir.node import Node
 from .base import Pass
 from .expressions import expressions
+from .token_rows import picks_rows
 
 NORMS = ("rms_norm", "layer_norm")
 _ATTENTION = frozenset({"attention", "paged_attention", "slot_attention"})
@@ -64,6 +65,8 @@ Makers: TypeAlias = "tuple[tuple[tuple[str, int], ...], tuple[int, int, int]] | 
 
 def _makers(x: Node, graph: Graph) -> Makers:
     """``divided`` and ``heads`` of a site; None for a value that is none."""
+    if picks_rows(x) and graph.users[x.operands[0]] == (x,):  # fewer rows, the same columns
+        return _makers(x.operands[0], graph)
     if x.op == "reshape":
         return _of_attention(x, graph)
     width = x.shape[-1] if len(x.types) == 1 and x.type.rank else None

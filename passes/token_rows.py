@@ -46,14 +46,14 @@ def _axis(node: Node, axes: Axes) -> Axis:
         return 0 if node.types[0].shape[:1] == (_ROWS[0],) else None
     if node.op == "item" and node.operands[0].op in _CACHED:
         return 0 if rows else None
-    if _picks(node):
+    if picks_rows(node):
         return axes[node.operands[0]]
     if rows and all(axes[operand] is None for operand in node.operands):
         return 0 if node.op == "expand" else axis_of(node, axes, _ROWS[0])
     return axis_of(node, axes, _ROWS[0])
 
 
-def _picks(node: Node) -> bool:
+def picks_rows(node: Node) -> bool:
     """Whether a node picks the rows that logits are wanted of."""
     if node.op not in ("embedding", "index_select") or node.attr("dim") not in (None, 0):
         return False

@@ -280,8 +280,9 @@ def test_the_floor_of_a_gpu_is_what_its_rates_allow(engine):
     assert floor.bytes_per_token == read and floor.decode == pytest.approx(1e6 / read)
     assert floor.prefill == pytest.approx(8 / (4 * LINEARS / 1e6))  # reading takes longer
     fast = make_floor(engine, machine(rate=1e30), 8, 4)
-    body = LINEARS - 320 * 64  # the lm_head computes one row
-    assert fast.prefill == pytest.approx(8 / (2 * (8 * body + 320 * 64) / 7e14))
+    # One row of the lm_head, and of the last layer behind its attention.
+    last = 320 * 64 + 64 * 64 + 3 * 64 * 96
+    assert fast.prefill == pytest.approx(8 / (2 * (8 * (LINEARS - last) + last) / 7e14))
 
 
 def test_the_element_type_of_an_engine(engine, gguf):
