@@ -76,10 +76,14 @@ def _behind(graph: Graph, pick: Node) -> frozenset[Node]:
 
 def _moves(node: Node) -> bool:
     """Whether a node makes rows, T of them, of rows and of what no token has a part in."""
-    if node.op in _STAY or (node.op in _VIEWS and node.operands[0].op in _STAY):
+    if _stays(node):
         return False
     operands = (type_ for operand in node.operands for type_ in operand.types)
     return all(map(_is_rows, node.types)) and all(_is_rows(t) for t in operands if "T" in t.symbols)
+
+
+def _stays(node: Node) -> bool:
+    return node.op in _STAY or (node.op in _VIEWS and _stays(node.operands[0]))
 
 
 def _is_rows(type_: TensorType) -> bool:
