@@ -198,4 +198,5 @@ def test_a_decoder_takes_no_more_than_its_fullest_call(decoder: Graph, fused: bo
         plan = plan_buffers(program, {"T": tokens, "B": 3, "M": 4, "R": rows, "N": 16, "P": 4})
         play(program, plan)
         assert plan.peak == plan.lower_bound
-        assert 4 * plan.peak < plan.bytes_of("temporary")
+        # The last layer's are of the rows that logits are wanted of.
+        assert 3 * plan.peak < plan.bytes_of("temporary")

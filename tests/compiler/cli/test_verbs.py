@@ -176,10 +176,11 @@ def test_inspect_as_text(engine):
 
 def test_inspect_as_json(engine):
     found = data(run("inspect", engine, "--json"))
-    body, head = 2 * (64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 96), 320 * 64
+    qkv, rest, head = 64 * (64 + 2 * 32), 64 * 64 + 3 * 64 * 96, 320 * 64
     for setting, tokens in (("prefill", 64), ("decode", 1)):
         linear = next(row for row in found["costs"][setting] if row["op"] == "linear")
-        assert linear["flops"] == 2 * (tokens * body + head)  # logits are of the last token
+        # Logits are of the last token, and so is all behind the last layer's attention.
+        assert linear["flops"] == 2 * (tokens * (2 * qkv + rest) + rest + head)
     assert found["kv_bytes_per_token"] == 2 * 2 * 2 * 16 * 4
     assert found["memory"]["decode"]["arena_bytes"] >= found["memory"]["decode"]["live_bytes"]
 
