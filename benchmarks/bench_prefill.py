@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 import tilewright as tw
-from tilewright.compiler.bench.trace import Event, _covered
+from tilewright.compiler.bench.trace import Event, covered
 from tilewright.runtime.engine import CausalLMEngine
 
 RANGE = "tilewright_prompt"
@@ -159,7 +159,7 @@ def _profiled(
 
 def _parts(events: Sequence[Event], begin: float, end: float) -> tuple[float, ...]:
     first, last = events[0].start, max(event.end for event in events)
-    busy = _covered(events, first, last)
+    busy = covered(events, first, last)
     return tuple(1e3 * part for part in (first - begin, busy, last - first - busy, end - last))
 
 

@@ -14,6 +14,7 @@ from ..ir.node import Node
 from ..ir.types import TensorType
 from .base import Pass, Tensors
 from .pick_rows import substituted
+from .token_rows import picks_rows
 
 _OVER_PAGES = frozenset({"paged_attention", "scaled_paged_attention"})
 _DROPPED = frozenset({"query_start", "logits_indices"})
@@ -55,17 +56,10 @@ def _restricted(
         sizes = tuple(substitute(size, known) for size in node.shape)
         return input_node(input_name(node), TensorType(node.dtype, sizes))
     args = [None if arg is None else values[arg] for arg in node.args]
-    if any(_picks_rows(node, operand) for operand in node.operands):
+    if picks_rows(node):
         return args[0]
     # Any other reader of what is gone would lose an operand that it needs, and make refuse it.
     return make(node.op, *args, **{name: substituted(value, known) for name, value in node.attrs})
-
-
-def _picks_rows(node: Node, index: Node) -> bool:
-    """Whether a node picks the rows of a value that logits are wanted of."""
-    rows = node.op == "embedding" or (node.op == "index_select" and node.attr("dim") == 0)
-    wanted = index.op == "input" and input_name(index) == "logits_indices"
-    return rows and wanted and node.operands[1] is index and node.operands[0] is not index
 
 
 def takes_one_token(graph: Graph) -> bool:
@@ -80,7 +74,7 @@ def takes_one_token(graph: Graph) -> bool:
             if any(r.op not in _OVER_PAGES or r.args[5] is not node for r in readers):
                 return False
         elif input_name(node) == "logits_indices" and any(
-            not _picks_rows(reader, node) for reader in readers
+            not picks_rows(reader) for reader in readers
         ):
             return False
     nested = [value for node in graph.nodes for _, value in node.attrs if isinstance(value, Graph)]

@@ -54,8 +54,8 @@ def _axis(node: Node, axes: Axes) -> Axis:
 
 
 def picks_rows(node: Node) -> bool:
-    """Whether a node picks the rows that logits are wanted of."""
-    if node.op not in ("embedding", "index_select") or node.attr("dim") not in (None, 0):
+    """Whether a node picks the rows of a value that logits are wanted of."""
+    if node.op != "embedding" and (node.op != "index_select" or node.attr("dim") != 0):
         return False
-    index = node.operands[1]
-    return index.op == "input" and input_name(index) == "logits_indices"
+    value, index = node.operands[:2]
+    return index.op == "input" and input_name(index) == "logits_indices" and value is not index

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -18,6 +17,7 @@ from ..codegen.program import Program
 from .batch import DecodeBatch
 from .decode_buffer import DecodeBuffer, Launched, Turn
 from .device_queue import CudaQueue, DeviceQueue, ImmediateQueue, Replayable
+from .graph_pool import GraphPool
 from .runner import ProgramRunner
 from .step import Step
 from .step_buffer import FEED, FIELDS, SAMPLING, StepShape
@@ -49,7 +49,6 @@ class DecodeGraphs:
 
     Attributes:
         captured: by bucket.
-        bytes: device memory that the captures took, beside weights and caches.
         samples: whether the Program does; `launch` needs it.
     """
 
@@ -63,15 +62,19 @@ class DecodeGraphs:
         self.runner, self.caches = runner, caches
         self.max_sequences, self.max_pages = max_sequences, max_pages
         self.captured: dict[int, _Captured] = {}
-        self.bytes = 0
         self.samples = samples(runner.program)
         self.queue = self._queue()
-        self._pool: Any = None  # torch names no public type for it
+        self._graphs = GraphPool(runner.device)
         self._last: Launched | None = None
         largest = bucket_of(max_sequences)
         shape = StepShape(largest, largest, max_pages, largest)
         self._names = [n for n in runner.program.inputs if n in FIELDS or n in SAMPLING]
         self.metadata = DecodeBuffer(shape, self._names, runner.device, self.queue)
+
+    @property
+    def bytes(self) -> int:
+        """Device memory that the captures took, beside weights and caches."""
+        return self._graphs.bytes
 
     def run(self, step: Step) -> torch.Tensor | None:
         """Logits f32[R, V] of a decode step, valid until the next one; None for other steps."""
@@ -140,27 +143,19 @@ class DecodeGraphs:
         return {name: views[name] for name in self._names} | dict(self.caches)
 
     def _capture(self, shape: StepShape) -> _Captured:
-        """Runs the step once, for libraries to set themselves up, then records it on a stream that
-        no library has worked on: what cuBLAS keeps for a stream is then made in the graph's own
-        pool. Elsewhere it would be freed under us, as torch.compile frees it for its own graphs.
+        """Runs the step whose metadata is in place once, for libraries to set themselves up, then
+        records it.
         """
         inputs = self._inputs()
-        device = self.runner.device
         self.runner.run(inputs)
-        torch.cuda.synchronize(device)
-        torch.cuda.empty_cache()  # as the capture does: what it frees is not the graph's
-        before = torch.cuda.memory_reserved(device)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may allocate meanwhile: only this one is held to what a capture allows.
-        stream = torch.cuda.Stream(device)
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
-        ):
+
+        def step() -> tuple[torch.Tensor, torch.Tensor | None]:
             found = self.runner.run(inputs)
             logits, tokens = found["logits"], found.get(TOKENS)
             _feed(tokens, inputs)
-        self._pool = graph.pool()
-        self.bytes += torch.cuda.memory_reserved(device) - before
+            return logits, tokens
+
+        graph, (logits, tokens) = self._graphs.capture(step)
         return _Captured(graph, logits, tokens)
 
 

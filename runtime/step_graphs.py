@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -20,6 +20,7 @@ from ..codegen.program import FRESH, Call
 from ..ir.dims import symbols_of
 from .decode_buffer import DecodeBuffer
 from .device_queue import DeviceQueue, Replayable
+from .graph_pool import GraphPool
 from .runner import ProgramRunner
 from .step import Step
 from .step_buffer import FIELDS, StepShape
@@ -58,7 +59,6 @@ class StepGraphs:
 
     Attributes:
         captured: by shape, the one that was not used for longest first.
-        bytes: device memory that the captures took, beside weights and caches.
     """
 
     def __init__(
@@ -74,15 +74,19 @@ class StepGraphs:
         self.max_pages, self.max_tokens = max_pages, max_tokens
         self.sequences = sorted({*(n for n in _SEQUENCES if n < max_sequences), max_sequences})
         self.captured: OrderedDict[Shape, _Captured] = OrderedDict()
-        self.bytes = 0
         self._met: set[Shape] = set()
-        self._pool: Any = None  # torch names no public type for it
+        self._graphs = GraphPool(runner.device)
         most = self._bucket(max_tokens)
         largest = StepShape(most, max_sequences, max_pages, max_sequences)
         self._names = [name for name in runner.program.inputs if name in FIELDS]
         self.metadata = DecodeBuffer(largest, self._names, runner.device, queue)
         calls = [call for call in runner.program.calls if _asks_for_fresh(call)]
         self._guarded = tuple({call.guard: call for call in calls}.values())  # one of all layers
+
+    @property
+    def bytes(self) -> int:
+        """Device memory that the captures took, beside weights and caches."""
+        return self._graphs.bytes
 
     def run(self, step: Step, fresh: bool) -> torch.Tensor | None:
         """Logits f32[R, V] of a step, valid until the next one; None if it is too large, or wants
@@ -148,22 +152,10 @@ class StepGraphs:
         return {name: views[name] for name in self._names} | dict(self.caches)
 
     def _capture(self, shape: Shape) -> _Captured:
-        """Records the step whose metadata is in place. Its shape has been run before: libraries
-        have set themselves up for it. The stream is one that no library has worked on, as in
-        `DecodeGraphs`.
-        """
-        device = self.runner.device
-        torch.cuda.synchronize(device)
-        torch.cuda.empty_cache()  # as the capture does: what it frees is not the graph's
-        before = torch.cuda.memory_reserved(device)
-        graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream(device)
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
-        ):
-            logits = self.runner.run(self._inputs(), fresh=shape.fresh)["logits"]
-        self._pool = graph.pool()
-        self.bytes += torch.cuda.memory_reserved(device) - before
+        inputs = self._inputs()
+        graph, logits = self._graphs.capture(
+            lambda: self.runner.run(inputs, fresh=shape.fresh)["logits"]
+        )
         return _Captured(graph, logits)
 
 

@@ -23,7 +23,7 @@ import torch
 
 from ...errors import UnsupportedError
 from ...ir.build import input_node
-from ...ir.dims import symbol
+from ...ir.dims import Dim, symbol
 from ...ir.dtypes import DType
 from ...ir.graph import Graph, input_name, param_name
 from ...ir.interpreter import interpret
@@ -167,8 +167,8 @@ def _read_inputs(e: Emitter, graph: Graph) -> None:
             e.shared.leaves[node] = e.names[node]
 
 
-def _declare(e: Emitter, name: str, sizes: tuple[object, ...]) -> str:
-    node = input_node(name, TensorType(_I64, sizes))  # type: ignore[arg-type]
+def _declare(e: Emitter, name: str, sizes: tuple[Dim, ...]) -> str:
+    node = input_node(name, TensorType(_I64, sizes))
     e.shared.taken.add(name)
     e.shared.leaves[node] = name
     return name

@@ -161,7 +161,7 @@ def summarize(
         return None
     kernels = [[event for event in step if event.is_kernel] for step in steps]
     spans = [(step[0].start, max(event.end for event in step)) for step in kernels]
-    busy = [_covered(step, *span) for step, span in zip(steps, spans, strict=True)]
+    busy = [covered(step, *span) for step, span in zip(steps, spans, strict=True)]
     lengths = [end - start for start, end in spans]
     gaps = [after[0] - before[1] for before, after in pairwise(spans)]
     return Trace(
@@ -215,7 +215,7 @@ def _usual(steps: Sequence[list[Event]]) -> list[list[Event]]:
     return [step for step, count in zip(steps, counts, strict=True) if count == usual]
 
 
-def _covered(events: Sequence[Event], start: float, end: float) -> float:
+def covered(events: Sequence[Event], start: float, end: float) -> float:
     """Seconds from start to end in which at least one event runs; events in order."""
     total, reached = 0.0, start
     for event in events:
