@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from .prefix_cache import PrefixCounters
 from .scheduler import Chunk
 
 
@@ -24,9 +25,10 @@ class Counters:
         discarded_tokens: tokens computed ahead for sequences that turned out to have ended, or were
             dropped; not among tokens_computed.
         sampled_tokens: tokens chosen.
-        copied_pages: pages copied for forks.
+        copied_pages: pages copied for forks, and for prompts that are equal within a page.
         prefill_seconds: time in steps that hold any prefill tokens.
         decode_seconds: time in all other steps.
+        prefix: what the prefix cache was asked for, gave and gave up.
     """
 
     steps: int = 0
@@ -39,6 +41,7 @@ class Counters:
     copied_pages: int = 0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    prefix: PrefixCounters = field(default_factory=PrefixCounters)
 
     def step(
         self, chunks: Iterable[Chunk], sampled: int, seconds: float, discarded: int = 0

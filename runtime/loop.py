@@ -79,7 +79,7 @@ class GenerationLoop:
             )
         self.executor, self.pool, self.scheduler, self.sampler = executor, pool, scheduler, sampler
         self.max_model_len, self.vocab_size = max_model_len, vocab_size
-        self.counters = Counters()
+        self.counters = Counters(prefix=pool.prefix_counters)
         self.lock = RLock()  # the books, the KV memory and the executor belong to who holds it
         self._flight: InFlight | None = None  # holds sequences' next tokens, if there is one
         self._launcher: Launcher | None = None
@@ -183,14 +183,15 @@ class GenerationLoop:
 
     def _recover(self) -> None:
         """After an exception. The pool may be ahead of what was computed and committed: what is in
-        flight is discarded, and all sequences start anew from their tokens.
+        flight is discarded, and all sequences start anew from their tokens. Nothing of them goes
+        to the prefix cache.
         """
         self._flight = None
         for seq in list(self.scheduler.running):
             if seq.finish_reason is None:
-                self.scheduler.preempt(seq)
+                self.scheduler.preempt(seq, keep=False)
             else:
-                self.scheduler.drop(seq)
+                self.scheduler.drop(seq, keep=False)
 
     def _request(
         self, prompt: list[int], params: SamplingParams, *, streams: bool = False
@@ -251,6 +252,9 @@ class GenerationLoop:
         if to_fork:
             logits = logits[torch.tensor(rows, device=logits.device)]
         self._commit(targets, logits)
+        for chunk in plan.chunks:
+            if chunk.start < len(chunk.seq.request.prompt) <= chunk.seq.num_computed:
+                self.scheduler.share(chunk.seq)  # its logits were numbers, so its K and V are
         for request in to_fork:
             self._copy(self.scheduler.fork(request))
         for seq in targets:

@@ -31,6 +31,11 @@ class SamplingParams:
         seed: None for fresh entropy; with a seed the tokens do not depend on the rest of the batch.
         n: how many completions of the prompt.
         logprobs: None, or how many alternatives to report beside each chosen token's logprob.
+        cache_ttl: None, or for how many seconds after its last use the prompt is to stay in the
+            prefix cache, in full pages. It goes before that only where a request would find no
+            memory otherwise.
+        cache_namespace: prompts are shared only between requests of the same one: a tenant's name,
+            so that nobody learns from times what others have asked.
 
     Raises:
         UsageError: a field of the wrong type or out of its range, named with the range.
@@ -51,6 +56,8 @@ class SamplingParams:
     seed: int | None = None
     n: int = 1
     logprobs: int | None = None
+    cache_ttl: float | None = None
+    cache_namespace: str = ""
 
     def __post_init__(self) -> None:
         inf = math.inf
@@ -77,6 +84,10 @@ class SamplingParams:
             _check_int(self, "seed", -(2**63), "None, or a 64-bit integer")
             if self.seed >= 2**64:
                 raise _wrong("seed", "None, or a 64-bit integer", self.seed)
+        if self.cache_ttl is not None:
+            _check_number(self, "cache_ttl", 0, inf, "None, or a finite number of seconds")
+        if not isinstance(self.cache_namespace, str):
+            raise _wrong("cache_namespace", "a string", self.cache_namespace)
         if not isinstance(self.ignore_eos, bool):
             raise _wrong("ignore_eos", "True or False", self.ignore_eos)
         object.__setattr__(self, "stop", _stop_strings(self.stop))

@@ -5,8 +5,8 @@ A pool only keeps the books. The memory itself belongs to the executor, which is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from heapq import heappop, heappush
+import time
+from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import CapacityError, UsageError
+from .pages import Pages
+from .prefix_cache import PrefixCache, PrefixCounters
 
 PageCopy = tuple[int, int]  # (source page, destination page)
 Slots = list[int] | NDArray[np.int64]  # page * page_size + offset of each token; one is a list
@@ -30,10 +32,17 @@ class KVPool(Protocol):
     num_pages: int
     page_size: int
     shares: bool  # whether fork lets two sequences hold the same page
+    caches: bool  # whether prefixes outlive their sequences
+    prefix_counters: PrefixCounters
 
     @property
     def num_free(self) -> int:
         """Pages that nobody holds."""
+        ...
+
+    @property
+    def num_available(self) -> int:
+        """Pages that `append`, `fork` and `reuse` may take: those that no sequence holds."""
         ...
 
     @property
@@ -45,12 +54,43 @@ class KVPool(Protocol):
         """Opens an empty sequence."""
         ...
 
+    def pages_to_open(self, tokens: Sequence[int], namespace: Hashable) -> int:
+        """Available pages that `reuse` of these tokens and an `append` of the rest would take."""
+        ...
+
+    def reuse(
+        self, seq: int, tokens: Sequence[int], namespace: Hashable
+    ) -> tuple[int, list[PageCopy]]:
+        """Opens `seq` on the longest cached prefix of `tokens`, never all of them.
+
+        Returns:
+            the tokens whose K and V are there, and the copies to make first.
+        """
+        ...
+
+    def keep(
+        self, seq: int, tokens: Sequence[int], namespace: Hashable, *, closing: bool = False
+    ) -> None:
+        """Caches the full pages of `tokens`, the first of `seq`, whose K and V have been written.
+
+        `closing` says that `free(seq)` comes next.
+        """
+        ...
+
+    def pin(self, tokens: Sequence[int], namespace: Hashable, seconds: float) -> None:
+        """For so long pages of `tokens` that are cached make room only if nothing else can."""
+        ...
+
+    def clear_cache(self) -> None:
+        """Forgets every cached prefix."""
+        ...
+
     def length(self, seq: int) -> int:
         """Tokens of `seq` that have a place."""
         ...
 
     def pages_needed(self, seq: int, num_tokens: int) -> int:
-        """Free pages that `append(seq, num_tokens)` would take."""
+        """Available pages that `append(seq, num_tokens)` would take."""
         ...
 
     def append(self, seq: int, num_tokens: int) -> tuple[Slots, list[PageCopy]]:
@@ -60,12 +100,12 @@ class KVPool(Protocol):
             the slot (page * page_size + offset) of each token, and the copies to make first.
 
         Raises:
-            CapacityError: there are not enough free pages; nothing has changed.
+            CapacityError: there are not enough pages; nothing has changed.
         """
         ...
 
     def fork_pages_needed(self, seq: int) -> int:
-        """Free pages that `fork(seq, …)` would take."""
+        """Available pages that `fork(seq, …)` would take."""
         ...
 
     def fork(self, seq: int, new: int) -> list[PageCopy]:
@@ -83,24 +123,6 @@ class KVPool(Protocol):
     def waste(self) -> float:
         """Share of the places in held pages that hold no token, from 0 to 1."""
         ...
-
-
-class _Pages:
-    """Free pages and reference counts. The lowest free page goes first, so slots stay together."""
-
-    def __init__(self, first: int, count: int) -> None:
-        self.free = list(range(first, count))  # a heap
-        self.references = [0] * count
-
-    def take(self) -> int:
-        page = heappop(self.free)
-        self.references[page] = 1
-        return page
-
-    def drop(self, page: int) -> None:
-        self.references[page] -= 1
-        if self.references[page] == 0:
-            heappush(self.free, page)
 
 
 class _Tables:
@@ -141,6 +163,12 @@ class PagedPool:
     Page 0 is reserved: block tables are padded with it, and padding tokens may write into it. So a
     pool of `num_pages` holds (num_pages - 1) * page_size tokens.
 
+    Args:
+        num_pages: the reserved one included.
+        page_size: tokens a page.
+        prefix_caching: whether pages of prefixes outlive their sequences (`prefix_cache.py`).
+        clock: seconds, for pinned prefixes; it never goes back.
+
     Raises:
         UsageError: fewer than 2 pages, or a page size below 1.
     """
@@ -148,7 +176,14 @@ class PagedPool:
     shares = True
     _first_page = 1
 
-    def __init__(self, num_pages: int, page_size: int) -> None:
+    def __init__(
+        self,
+        num_pages: int,
+        page_size: int,
+        *,
+        prefix_caching: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         if num_pages <= self._first_page or page_size < 1:
             raise UsageError(
                 type(self).__name__,
@@ -157,7 +192,11 @@ class PagedPool:
                 remedy="Give the pool more memory (memory_fraction, KVCacheConfig.page_size).",
             )
         self.num_pages, self.page_size = num_pages, page_size
-        self._pages = _Pages(self._first_page, num_pages)
+        self.caches, self.prefix_counters = prefix_caching, PrefixCounters()
+        self._pages = Pages(self._first_page, num_pages)
+        self._cache: PrefixCache | None = None
+        if prefix_caching:
+            self._cache = PrefixCache(self._pages, page_size, self.prefix_counters, clock)
         self._tables = _Tables()
         self._held: dict[int, list[int]] = {}
         self._lengths: dict[int, int] = {}
@@ -165,7 +204,12 @@ class PagedPool:
     @property
     def num_free(self) -> int:
         """Pages that nobody holds."""
-        return len(self._pages.free)
+        return self._pages.num_free
+
+    @property
+    def num_available(self) -> int:
+        """Pages that no sequence holds: free ones, and those that the prefix cache alone holds."""
+        return self._pages.num_free + self._pages.num_idle
 
     @property
     def max_tokens(self) -> int:
@@ -176,6 +220,47 @@ class PagedPool:
         """Opens an empty sequence."""
         self._tables.open(seq)
         self._held[seq], self._lengths[seq] = [], 0
+
+    def pages_to_open(self, tokens: Sequence[int], namespace: Hashable) -> int:
+        """Available pages that `reuse` of these tokens and an `append` of the rest would take.
+
+        Cached pages that no sequence holds are available, and taken like others.
+        """
+        pages = -(-len(tokens) // self.page_size)
+        return pages if self._cache is None else pages - self._cache.shared_pages(namespace, tokens)
+
+    def reuse(
+        self, seq: int, tokens: Sequence[int], namespace: Hashable
+    ) -> tuple[int, list[PageCopy]]:
+        """Opens `seq` on the longest cached prefix of `tokens`, never all of them: how many there
+        are, and the copies to make first.
+        """
+        self.add(seq)
+        if self._cache is None:
+            return 0, []
+        found = self._cache.reuse(namespace, tokens)
+        self._held[seq], self._lengths[seq] = found.pages, found.num_tokens
+        self._tables.write(seq, 0, found.pages)
+        return found.num_tokens, found.copies
+
+    def keep(
+        self, seq: int, tokens: Sequence[int], namespace: Hashable, *, closing: bool = False
+    ) -> None:
+        """Caches the full pages of `tokens`, the first of `seq`, whose K and V have been written;
+        `closing` says that `free(seq)` comes next.
+        """
+        if self._cache is not None:
+            self._cache.keep(namespace, tokens, self._held[seq], closing=closing)
+
+    def pin(self, tokens: Sequence[int], namespace: Hashable, seconds: float) -> None:
+        """For so long pages of `tokens` that are cached make room only if nothing else can."""
+        if self._cache is not None:
+            self._cache.tree.pin(namespace, tokens, seconds)
+
+    def clear_cache(self) -> None:
+        """Forgets every cached prefix; pages that no sequence holds are free again."""
+        if self._cache is not None:
+            self._cache.clear()
 
     def length(self, seq: int) -> int:
         """Tokens of `seq` that have a place."""
@@ -188,7 +273,7 @@ class PagedPool:
         return self._pages.references[self._held[seq][-1]] > 1
 
     def pages_needed(self, seq: int, num_tokens: int) -> int:
-        """Free pages that `append(seq, num_tokens)` would take."""
+        """Available pages that `append(seq, num_tokens)` would take."""
         if num_tokens == 0:
             return 0
         held = self._held[seq]
@@ -199,13 +284,13 @@ class PagedPool:
         """Finds places for the next tokens: their slots, and the copies to make first.
 
         Raises:
-            CapacityError: there are not enough free pages; nothing has changed.
+            CapacityError: there are not enough pages; nothing has changed.
         """
         needed = self.pages_needed(seq, num_tokens)
         held, length = self._held[seq], self._lengths[seq]
         copies: list[PageCopy] = []
         if needed:
-            self._check_free(needed)
+            self._make_room(needed)
             if self._writes_shared(seq):
                 copies.append(self._unshare_last(seq))
                 needed -= 1
@@ -234,7 +319,7 @@ class PagedPool:
         return slots[start - first * size : stop - first * size]
 
     def fork_pages_needed(self, seq: int) -> int:
-        """Free pages that `fork(seq, …)` would take: none, they are shared."""
+        """Available pages that `fork(seq, …)` would take: none, they are shared."""
         return 0
 
     def fork(self, seq: int, new: int) -> list[PageCopy]:
@@ -244,7 +329,7 @@ class PagedPool:
         self._lengths[new] = self._lengths[seq]
         self._tables.write(new, 0, self._held[new])
         for page in self._held[new]:
-            self._pages.references[page] += 1
+            self._pages.hold(page)
         return []
 
     def free(self, seq: int) -> None:
@@ -268,21 +353,23 @@ class PagedPool:
                 used[page] = max(used.get(page, 0), tokens)
         return 1 - sum(used.values()) / (len(used) * self.page_size) if used else 0.0
 
-    def _check_free(self, needed: int) -> None:
-        if needed > self.num_free:
+    def _make_room(self, needed: int) -> None:
+        if needed > self.num_available:
             raise CapacityError(
                 "the KV pool",
                 expected=f"{needed} free pages of {self.page_size} tokens",
-                found=f"{self.num_free} free of {self.num_pages}",
+                found=f"{self.num_available} free of {self.num_pages}",
                 remedy="Give the pool more memory (memory_fraction), or run fewer requests.",
             )
+        if needed > self.num_free and self._cache is not None:
+            self._cache.make_room(needed)
 
 
 class SlotPool(PagedPool):
     """One slot of `max_len` tokens a running sequence, for executors without paged attention.
 
     A slot is a page of `max_len` tokens, so that block_tables[:, 0] is the slot. Slot 0 is in use
-    like the others. A fork copies the whole slot.
+    like the others. A fork copies the whole slot. Prefixes are not cached.
     """
 
     shares = False
@@ -321,7 +408,7 @@ class SlotPool(PagedPool):
         Raises:
             CapacityError: no slot is free; nothing has changed.
         """
-        self._check_free(self.fork_pages_needed(seq))
+        self._make_room(self.fork_pages_needed(seq))
         self.add(new)
         self.append(new, self._lengths[seq])
         return list(zip(self._held[seq], self._held[new], strict=True))

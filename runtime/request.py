@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,9 @@ class Sequence:
         in_flight: how many next tokens are being sampled in steps in flight; each counts as one
             token behind `tokens`.
         num_reached: the most that num_computed has been, before any preemption.
-        num_cached: prompt tokens whose K and V came from the fork of another sequence.
+        num_cached: prompt tokens whose K and V came from another sequence: from the prefix cache,
+            or from the one that this one was forked from.
+        looked_up: whether it has looked for its prompt in the prefix cache.
         finish_reason: None while it runs.
     """
 
@@ -40,6 +42,7 @@ class Sequence:
         "in_flight",
         "index",
         "logprobs",
+        "looked_up",
         "num_cached",
         "num_computed",
         "num_reached",
@@ -53,6 +56,7 @@ class Sequence:
         self.id, self.request, self.index = next(_ids), request, index
         self.tokens = list(request.prompt)
         self.num_computed = self.num_reached = self.num_cached = self.in_flight = 0
+        self.looked_up = False
         self.sampling = SamplingState(request.params, request.prompt, request.stop_ids, index)
         self.finish_reason: FinishReason | None = None
         self.logprobs: list[TokenLogprobs] = []
@@ -72,6 +76,13 @@ class Sequence:
         request = self.request
         generated = len(self.tokens) - len(request.prompt) + self.in_flight
         return generated >= request.max_tokens
+
+    def start_at(self, cached: int) -> None:
+        """It starts, or starts anew, with `cached` tokens that need not be computed."""
+        self.num_computed = cached
+        # When it starts anew, what it finds beyond what it had at first is its own work.
+        before = self.num_cached if self.num_reached else len(self.request.prompt)
+        self.num_cached = min(cached, before)
 
     def accept(self, sampled: Sampled, now: float) -> None:
         """Takes the next token, sampled at `now` (`time.perf_counter()`)."""
@@ -115,6 +126,9 @@ class Request:
         decoder: makes a new decoder of text, or None for no text.
         streams: whether to keep a Delta for each token.
         prompt_ids: the prompt as i64[P]; made of it if it is not given.
+
+    Attributes:
+        namespace: sequences share cached prefixes only if theirs are equal.
     """
 
     def __init__(
@@ -131,6 +145,7 @@ class Request:
         self.prompt, self.params, self.stop_ids, self.streams = prompt, params, stop_ids, streams
         self.prompt_ids = np.array(prompt, dtype=np.int64) if prompt_ids is None else prompt_ids
         self.submitted, self.max_tokens = time.perf_counter(), max_tokens
+        self.namespace: Hashable = params.cache_namespace
         self.forked = params.n == 1
         self.sequences = [
             Sequence(self, index, StopChecker(params, stop_ids, max_tokens, decoder and decoder()))

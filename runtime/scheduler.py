@@ -2,7 +2,8 @@
 
 First come, first served. Decode goes before prefill, so that a long prompt never stalls the others
 by more than the step's token budget (Sarathi-Serve, Agrawal et al. 2024). When pages run out, the
-youngest sequence gives up its pages and is computed anew later (vLLM's recompute preemption).
+youngest sequence gives up its pages and is computed anew later (vLLM's recompute preemption), but
+for what the prefix cache still has of it then.
 """
 
 from __future__ import annotations
@@ -86,6 +87,8 @@ class Scheduler:
         self.max_running = min(max_num_seqs, capabilities.max_slots or max_num_seqs)
         if capabilities.mixes:  # so that one step can hold a token of every running sequence
             self.max_running = min(self.max_running, max_tokens_per_step)
+        # An executor that does not mix computes a prompt whole.
+        self.reuses = pool.caches and capabilities.mixes
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.num_preemptions = 0
@@ -112,7 +115,7 @@ class Scheduler:
                 raise CapacityError(
                     "the KV pool",
                     expected=f"room for a sequence of {len(self.waiting[0].tokens)} tokens",
-                    found=f"{self.pool.num_free} free pages of {self.pool.page_size} tokens",
+                    found=f"{self.pool.num_available} free pages of {self.pool.page_size} tokens",
                     remedy="Give the pool more memory (memory_fraction), or send shorter prompts.",
                 )
             self.preempt(self.running[-1])  # all wait for pages that the others hold
@@ -138,7 +141,7 @@ class Scheduler:
                 going.append(seq)
             elif self.waiting:
                 return None
-        if not going or needed > self.pool.num_free:
+        if not going or needed > self.pool.num_available:
             return None
         plan = Plan()
         for seq in going:
@@ -160,32 +163,58 @@ class Scheduler:
             if seq.finish_reason is not None:
                 continue
             seq.num_reached = first.num_computed
-            fits = self.pool.fork_pages_needed(first.id) <= self.pool.num_free
+            # Were it computed again, then at most this much would not be this sequence's own work.
+            seq.num_cached = first.num_computed
+            fits = self.pool.fork_pages_needed(first.id) <= self.pool.num_available
             if fits and len(self.running) < self.max_running:
                 copies += self.pool.fork(first.id, seq.id)
-                seq.num_computed = seq.num_cached = first.num_computed
+                seq.num_computed = first.num_computed
                 insort(self.running, seq, key=_age)
             else:
                 insort(self.waiting, seq, key=_age)
         return copies
 
-    def preempt(self, seq: Sequence) -> None:
-        """Takes a running sequence's pages away and queues it to be computed anew."""
-        self.drop(seq)
-        seq.num_computed = seq.num_cached = 0
+    def preempt(self, seq: Sequence, *, keep: bool = True) -> None:
+        """Takes a running sequence's pages away and queues it to be computed anew.
+
+        `keep` as in `drop`.
+        """
+        self.drop(seq, keep=keep)
+        seq.num_computed = 0
         insort(self.waiting, seq, key=_age)
         self.num_preemptions += 1
 
-    def drop(self, seq: Sequence) -> None:
+    def share(self, seq: Sequence) -> None:
+        """Lets later sequences start with what a running one has computed, in full pages."""
+        self._keep(seq, closing=False)
+
+    def drop(self, seq: Sequence, *, keep: bool = True) -> None:
         """Forgets a sequence, wherever it is, and frees its pages.
 
         A step in flight may still write into them: before all that a later step writes there.
+
+        Args:
+            seq: waiting, running or neither.
+            keep: whether full pages of what it has computed go to the prefix cache. Not to be
+                when a step or a page copy may not have been run as planned.
         """
+        if keep and seq in self.running:
+            self._keep(seq, closing=True)
         seq.in_flight = 0
         for queue in (self.running, self.waiting):
             if seq in queue:
                 queue.remove(seq)
         self.pool.free(seq.id)
+
+    def _keep(self, seq: Sequence, *, closing: bool) -> None:
+        """What is in flight may not be written yet, and is of tokens that nobody knows."""
+        if not self.reuses:
+            return
+        namespace, params = seq.request.namespace, seq.request.params
+        written = seq.num_computed - seq.in_flight
+        self.pool.keep(seq.id, seq.tokens[:written], namespace, closing=closing)
+        if params.cache_ttl is not None and written >= len(seq.request.prompt):
+            self.pool.pin(seq.request.prompt, namespace, params.cache_ttl)
 
     def _plan_mixed(self, plan: Plan) -> None:
         self._plan_decode(plan)
@@ -197,14 +226,14 @@ class Scheduler:
                 self._take(plan, seq, count)
                 budget -= count
         while budget and self._admits():
-            seq = self._admit()
+            seq = self._admit(plan)
             count = min(seq.remaining, budget)
             self._take(plan, seq, count)
             budget -= count
 
     def _plan_split(self, plan: Plan) -> None:
         if self._admits():
-            seq = self._admit()
+            seq = self._admit(plan)
             self._take(plan, seq, seq.remaining)
         else:
             self._plan_decode(plan)
@@ -228,7 +257,7 @@ class Scheduler:
             self._take(plan, seq, 1)
 
     def _has_pages(self, seq: Sequence, count: int) -> bool:
-        return self.pool.pages_needed(seq.id, count) <= self.pool.num_free
+        return self.pool.pages_needed(seq.id, count) <= self.pool.num_available
 
     def _take(self, plan: Plan, seq: Sequence, count: int) -> None:
         slots, copies = self.pool.append(seq.id, count)
@@ -239,15 +268,27 @@ class Scheduler:
         """Whether the oldest waiting sequence can run to its next token beside the running ones."""
         if not self.waiting or len(self.running) >= self.max_running:
             return False
-        pool = self.pool
-        needed = -(-len(self.waiting[0].tokens) // pool.page_size)
+        pool, oldest = self.pool, self.waiting[0]
+        room = pool.num_available
         for seq in self.running:  # the rest of its prompt, or its next token
             ahead = max(1, len(seq.tokens) - pool.length(seq.id))
-            needed += pool.pages_needed(seq.id, ahead)
-        return needed <= pool.num_free
+            room -= pool.pages_needed(seq.id, ahead)
+        if -(-len(oldest.tokens) // pool.page_size) <= room:
+            return True
+        if room < 1 or not self.reuses:
+            return False
+        return pool.pages_to_open(oldest.tokens, oldest.request.namespace) <= room
 
-    def _admit(self) -> Sequence:
+    def _admit(self, plan: Plan) -> Sequence:
         seq = self.waiting.pop(0)
-        self.pool.add(seq.id)
+        if self.reuses:
+            cached, copies = self.pool.reuse(seq.id, seq.tokens, seq.request.namespace)
+            plan.copies += copies
+            seq.start_at(cached)
+            if not seq.looked_up:
+                self.pool.prefix_counters.look_up(len(seq.request.prompt), seq.num_cached)
+            seq.looked_up = True
+        else:
+            self.pool.add(seq.id)
         insort(self.running, seq, key=_age)
         return seq

@@ -1,0 +1,59 @@
+"""Free pages and reference counts, and which pages the prefix cache alone holds."""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+
+
+class Pages:
+    """The pages [first, count). The lowest free page goes first, so slots stay together.
+
+    Attributes:
+        references: of each page: the sequences that hold it, and one more for the prefix cache.
+        num_idle: pages that the prefix cache holds and no sequence.
+    """
+
+    def __init__(self, first: int, count: int) -> None:
+        self._free = list(range(first, count))  # a heap
+        self.references = [0] * count
+        self._cached = bytearray(count)
+        self.num_idle = 0
+
+    @property
+    def num_free(self) -> int:
+        """Pages that nobody holds."""
+        return len(self._free)
+
+    def take(self) -> int:
+        """A free page, with one reference."""
+        page = heappop(self._free)
+        self.references[page] = 1
+        return page
+
+    def hold(self, page: int) -> None:
+        """One more sequence holds a page that somebody holds."""
+        self.num_idle -= self.is_idle(page)
+        self.references[page] += 1
+
+    def drop(self, page: int) -> None:
+        """A sequence lets go of a page."""
+        self.references[page] -= 1
+        self.num_idle += self.is_idle(page)
+        if self.references[page] == 0:
+            heappush(self._free, page)
+
+    def is_idle(self, page: int) -> bool:
+        """Whether the prefix cache holds it, and nobody else."""
+        return self._cached[page] == 1 and self.references[page] == 1
+
+    def cache(self, page: int) -> None:
+        """The prefix cache holds a page from now on, beside the sequences that do."""
+        assert not self._cached[page] and self.references[page]
+        self._cached[page] = 1
+        self.references[page] += 1
+
+    def uncache(self, page: int) -> None:
+        """The prefix cache lets go of a page."""
+        self.num_idle -= self.is_idle(page)
+        self._cached[page] = 0
+        self.drop(page)

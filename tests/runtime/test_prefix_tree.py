@@ -1,0 +1,169 @@
+"""The tree against a dict of prefixes, and the order in which it gives pages up."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tilewright.runtime.prefix_tree import PrefixTree
+
+TOKENS = st.lists(st.integers(0, 1), max_size=9)
+SPACE = st.sampled_from(["", "other"])
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class TreeMachine(RuleBasedStateMachine):
+    """`model` maps a namespace and the tokens of whole pages to the page that ends them."""
+
+    @initialize(page_size=st.integers(1, 3))
+    def start(self, page_size):
+        self.size, self.clock = page_size, Clock()
+        self.tree = PrefixTree(page_size, self.clock)
+        self.model, self.held, self.pinned, self.next_page = {}, set(), {}, 1
+
+    def known(self, space, tokens):
+        """The model's pages of the longest cached prefix."""
+        pages = []
+        for stop in range(self.size, len(tokens) + 1, self.size):
+            page = self.model.get((space, tuple(tokens[:stop])))
+            if page is None:
+                break
+            pages.append(page)
+        return pages
+
+    @rule(space=SPACE, tokens=TOKENS)
+    def insert(self, space, tokens):
+        count = len(tokens) // self.size
+        known = self.known(space, tokens)
+        pages = known + [self.next_page + i for i in range(count - len(known))]
+        self.next_page += count
+        assert self.tree.insert(space, tokens[: count * self.size], pages) == pages[len(known) :]
+        for index, page in enumerate(pages):
+            self.model[space, tuple(tokens[: (index + 1) * self.size])] = page
+
+    @rule(space=SPACE, tokens=TOKENS, takes=st.booleans())
+    def look(self, space, tokens, takes):
+        found = (self.tree.match if takes else self.tree.peek)(space, tokens)
+        pages = self.known(space, tokens)
+        assert found.pages == pages
+        done = len(pages) * self.size
+        rest = tokens[done : done + self.size]
+        best = {}
+        for (other, key), page in self.model.items():
+            if other == space and len(key) == done + self.size and key[:done] == (*tokens[:done],):
+                best[page] = len(
+                    [1 for i in range(len(rest)) if key[done:][: i + 1] == (*rest[: i + 1],)]
+                )
+        equal = max(best.values(), default=0)
+        if found.partial is None:
+            assert equal == 0
+        else:
+            assert 0 < found.partial[1] == equal == best[found.partial[0]]
+        if takes:
+            self.held.update(pages)
+
+    @rule(space=SPACE, tokens=TOKENS, seconds=st.integers(0, 5))
+    def pin(self, space, tokens, seconds):
+        self.tree.pin(space, tokens, seconds)
+        for page in self.known(space, tokens):
+            self.pinned[page] = max(self.pinned.get(page, 0), self.clock.now + seconds)
+
+    @rule(seconds=st.integers(1, 3))
+    def wait(self, seconds):
+        self.clock.now += seconds
+
+    @rule()
+    def let_go(self):
+        self.held.clear()
+
+    @precondition(lambda self: self.model)
+    @rule(count=st.integers(0, 6))
+    def evict(self, count):
+        idle = set(self.model.values()) - self.held
+        free, pinned = self.tree.evict(count, lambda page: page not in self.held)
+        gone = [*free, *pinned]
+        assert len(gone) == len(set(gone)) == min(count, len(idle))
+        assert set(gone) <= idle
+        still = {page for page in idle if self.pinned.get(page, 0) > self.clock.now}
+        assert not still & set(free) and set(pinned) <= still
+        # Pages go from the ends, so that what is left can be reached.
+        self.model = {key: page for key, page in self.model.items() if page not in gone}
+        for space, tokens in self.model:
+            assert len(self.known(space, tokens)) == len(tokens) // self.size
+        if pinned:  # then nothing else was left
+            assert all(page in still or page in self.held for page in self.model.values())
+
+    @rule()
+    def clear(self):
+        assert sorted(self.tree.clear()) == sorted(self.model.values())
+        self.model.clear()
+        self.held.clear()
+
+    @invariant()
+    def it_holds_what_the_model_holds(self):
+        assert self.tree.num_pages == len(self.model)
+        assert {name for name, _ in self.model} == set(self.tree._roots)
+        for (space, tokens), page in self.model.items():
+            assert self.tree.peek(space, tokens).pages[-1] == page
+
+
+TestPrefixTree = TreeMachine.TestCase
+TestPrefixTree.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+def gone(tree, count, held=()):
+    return sum(tree.evict(count, lambda page: page not in held), [])
+
+
+@pytest.mark.quick
+def test_edges_are_split_where_pages_meet():
+    tree = PrefixTree(2)
+    assert tree.insert("", [1, 2, 3, 4, 5, 6], [10, 11, 12]) == [10, 11, 12]
+    assert tree.insert("", [1, 2, 3, 4, 5, 7], [10, 11, 13]) == [13]
+    assert tree.insert("", [1, 2, 3, 9], [10, 14]) == [14]
+    assert tree.peek("", [1, 2, 3, 4, 5, 7]).pages == [10, 11, 13]
+    assert tree.peek("", [1, 2, 3, 9, 9]).pages == [10, 14]
+    assert tree.peek("", [1, 2, 3]).partial in [(11, 1), (14, 1)]
+    assert tree.peek("else", [1, 2, 3, 4]).pages == []
+
+
+def test_the_least_recently_used_end_goes_first():
+    tree = PrefixTree(1)
+    tree.insert("", [1, 2, 3], [10, 11, 12])
+    tree.insert("", [1, 5], [10, 13])
+    tree.insert("", [7], [14])
+    assert tree.match("", [1, 2]).pages == [10, 11]  # but not 3
+    assert gone(tree, 1) == [12]
+    assert gone(tree, 1) == [13]
+    assert gone(tree, 9) == [14, 11, 10]
+    assert tree.num_pages == 0 and not tree._roots
+
+
+def test_pages_that_are_held_stay():
+    tree = PrefixTree(1)
+    tree.insert("", [1, 2, 3], [10, 11, 12])
+    assert gone(tree, 9, held={10, 11}) == [12]
+    assert tree.peek("", [1, 2, 3]).pages == [10, 11]
+
+
+def test_a_pin_holds_until_its_time_or_until_nothing_else_is_left():
+    clock = Clock()
+    tree = PrefixTree(1, clock)
+    tree.insert("", [1, 2, 3], [10, 11, 12])
+    tree.insert("", [4], [13])
+    tree.pin("", [1, 2], 5)
+    tree.match("", [4])
+    assert tree.evict(1, lambda page: True) == ([12], [])  # behind the pin
+    assert tree.evict(1, lambda page: True) == ([13], [])
+    assert tree.evict(1, lambda page: True) == ([], [11])
+    clock.now = 5.0
+    assert tree.evict(1, lambda page: True) == ([10], [])
