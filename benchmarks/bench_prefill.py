@@ -144,7 +144,8 @@ def _profiled(
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         torch.cuda.synchronize()
         with record_function(RANGE):
-            engine.generate([prompt], params)
+            engine.reset_prefix_cache()
+        engine.generate([prompt], params)
         torch.cuda.synchronize()
     device, span = [], (0.0, 0.0)
     for event in profiler.events() or ():

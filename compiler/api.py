@@ -462,6 +462,7 @@ def _lm_config(source: Source, options: CompileOptions, graph: Graph, limit: int
         options.cache,
         source.eos_token_ids,
         options.memory_fraction,
+        options.prefix_caching,
     )
 
 

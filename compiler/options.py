@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Literal, cast
 
@@ -37,11 +37,14 @@ class KVCacheConfig:
         page_size: tokens a page, 1 to 256.
         dtype: "auto" (the model's own), or codes with a scale for each token and KV head: "fp8"
             (e4m3) or "int8". They need a paged cache.
+        prefix_caching: whether pages of prompts outlive their requests, for later ones that begin
+            alike. Slots keep nothing.
     """
 
     kind: Literal["auto", "paged", "static"] = "auto"
     page_size: int = 16
     dtype: Literal["auto", "fp8", "int8"] = "auto"
+    prefix_caching: bool = True
 
     def __post_init__(self) -> None:
         if self.kind not in CACHE_KINDS:
@@ -50,6 +53,8 @@ class KVCacheConfig:
             raise wrong_option("KVCacheConfig.page_size", self.page_size, ("1 … 256",))
         if self.dtype not in CACHE_CODES:
             raise wrong_option("KVCacheConfig.dtype", self.dtype, (*CACHE_CODES,))
+        if not isinstance(self.prefix_caching, bool):
+            raise wrong_option("KVCacheConfig.prefix_caching", self.prefix_caching, ("True", "False"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,7 @@ class CompileOptions:
             them and say what their products compute in, "expanded" makes numbers of them; None
             where the user says nothing.
         heads: how KV heads become fewer, resolved; None for not at all.
+        prefix_caching: whether pages of prompts outlive their requests.
     """
 
     target: Target
@@ -98,6 +104,7 @@ class CompileOptions:
     quantize: QuantConfig | None = None
     stored: str | None = None
     heads: GQA | None = None
+    prefix_caching: bool = True
 
     @property
     def records(self) -> Store | None:
@@ -155,7 +162,7 @@ def resolve_options(
         device,
         name,
         None if config is None else _cache(config, name),
-        config not in (None, KVCacheConfig()),
+        config is not None and replace(config, prefix_caching=True) != KVCacheConfig(),
         16 if config is None else config.page_size,
         None if config is None else _codes(config, name, device),
         _dtype(dtype),
@@ -170,6 +177,7 @@ def resolve_options(
         scheme,
         stored,
         resolve_heads(attention),
+        config is None or config.prefix_caching,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
@@ -226,6 +227,11 @@ class CausalLMEngine(RunningEngine):
         """The model's tokenizer, None when it came without one."""
         return self.image.tokenizer
 
+    def reset_prefix_cache(self) -> None:
+        """Forgets all cached prefixes, so that the next prompt is computed whole."""
+        with self.loop.lock:
+            self.pool.clear_cache()
+
     @property
     def counters(self) -> Counters:
         """Tokens computed and steps run so far."""
@@ -334,13 +340,16 @@ def score(executor: StepExecutor, pool: KVPool, token_ids: torch.Tensor) -> torc
 _SCORED = -1  # requests number their sequences from 0
 
 
-def load(path: str | Path, checkpoint: str | Path | None = None) -> Engine:
+def load(
+    path: str | Path, checkpoint: str | Path | None = None, *, prefix_caching: bool | None = None
+) -> Engine:
     """An engine from its folder, every file's hash checked. Runs no code from the folder.
 
     Args:
         path: of the folder.
         checkpoint: where the checkpoint is that the engine refers to (``save(…,
             weights="reference")``), if it has been moved; its files' hashes are checked too.
+        prefix_caching: whether pages of prompts outlive their requests; None as it was compiled.
 
     Raises:
         EngineError: no engine, a damaged one, one made for another version or device, or a
@@ -348,7 +357,10 @@ def load(path: str | Path, checkpoint: str | Path | None = None) -> Engine:
         UsageError: a checkpoint for an engine that refers to none.
         CapacityError: the weights do not fit the device.
     """
-    return start(load_image(path, checkpoint))
+    image = load_image(path, checkpoint)
+    if prefix_caching is not None and image.lm is not None:
+        image = replace(image, lm=replace(image.lm, prefix_caching=prefix_caching))
+    return start(image)
 
 
 def start(image: EngineImage) -> Engine:
@@ -396,7 +408,7 @@ def _memory(
     programs = tuple(one.program for one in (runner, decode) if one is not None)
     page_bytes = executor.bytes_per_token * config.page_size
     pages = pool_pages(config, page_bytes, programs, runner.device, tokens)
-    return executor, PagedPool(pages, config.page_size)
+    return executor, PagedPool(pages, config.page_size, prefix_caching=config.prefix_caching)
 
 
 def _bound(

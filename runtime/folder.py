@@ -353,6 +353,7 @@ def _read_lm(data: Mapping[str, Json]) -> LMConfig:
         kv_cache=kv_cache,
         eos_token_ids=tuple(int(str(i)) for i in eos),
         memory_fraction=float(str(data["memory_fraction"])),
+        prefix_caching=data.get("prefix_caching") is not False,  # an older engine says nothing
     )
 
 

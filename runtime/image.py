@@ -36,6 +36,7 @@ class LMConfig:
         kv_cache: the form of the cache.
         eos_token_ids: tokens that end a completion.
         memory_fraction: of the device's memory that weights, cache and steps may take together.
+        prefix_caching: whether pages of prompts outlive their requests; a slot cache keeps none.
     """
 
     vocab_size: int
@@ -45,6 +46,7 @@ class LMConfig:
     kv_cache: Literal["paged", "slot"]
     eos_token_ids: tuple[int, ...]
     memory_fraction: float = 0.9
+    prefix_caching: bool = True
 
 
 @dataclass(frozen=True, slots=True)

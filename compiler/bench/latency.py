@@ -239,6 +239,7 @@ def _ours(engine: CausalLMEngine, device: torch.device) -> Callable[[list[int], 
     def run(prompt: list[int], new_tokens: int) -> Run:
         params = SamplingParams(max_new_tokens=new_tokens, ignore_eos=True)
         synchronize(device)  # what a contender left behind is not ours
+        engine.reset_prefix_cache()
         completion = engine.generate([prompt], params)[0]
         return Run(completion.token_ids, completion.timings.ttft, completion.timings.itl)
 

@@ -191,6 +191,7 @@ class _Ours(Contender):
 
     def run_batch(self, prompts: Sequence[list[int]], new_tokens: int) -> Batch:
         synchronize(self.device)  # what a contender left behind is not ours
+        self.engine.reset_prefix_cache()
         params = SamplingParams(max_new_tokens=new_tokens, ignore_eos=True)
         done = self.engine.generate(prompts, params)
         stamps = [

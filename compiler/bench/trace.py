@@ -132,6 +132,7 @@ def record_events(engine: CausalLMEngine, prompt: list[int], steps: int) -> list
     os.environ.setdefault("DISABLE_CUPTI_LAZY_REINIT", "1")
     os.environ.setdefault("TEARDOWN_CUPTI", "0")
     params = SamplingParams(max_new_tokens=steps + 1, ignore_eos=True)
+    engine.reset_prefix_cache()
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         for _ in engine.stream(prompt, params):
             torch.cuda._sleep(MARK_CYCLES)
