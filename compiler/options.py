@@ -54,7 +54,9 @@ class KVCacheConfig:
         if self.dtype not in CACHE_CODES:
             raise wrong_option("KVCacheConfig.dtype", self.dtype, (*CACHE_CODES,))
         if not isinstance(self.prefix_caching, bool):
-            raise wrong_option("KVCacheConfig.prefix_caching", self.prefix_caching, ("True", "False"))
+            raise wrong_option(
+                "KVCacheConfig.prefix_caching", self.prefix_caching, ("True", "False")
+            )
 
 
 @dataclass(frozen=True, slots=True)

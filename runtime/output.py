@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "deadline"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,8 @@ class Completion:
     Attributes:
         token_ids: the generated tokens, a final stop token included.
         text: their text, without the stop token and cut before a stop string.
-        finish_reason: "stop" (end of sequence, stop token or stop string) or "length"
-            (`max_new_tokens`, or the context is full).
+        finish_reason: "stop" (end of sequence, stop token or stop string), "length"
+            (`max_new_tokens`, or the context is full) or "deadline" (`SamplingParams.deadline`).
         logprobs: one entry a token, or None if they were not asked for.
         usage: token counts.
         timings: when the tokens came.

@@ -36,6 +36,10 @@ class SamplingParams:
             memory otherwise.
         cache_namespace: prompts are shared only between requests of the same one: a tenant's name,
             so that nobody learns from times what others have asked.
+        priority: whose turn it is: smaller numbers first (vLLM), and those of one number as they
+            came. Who waits takes the place of a running request of a larger number.
+        deadline: None, or after how many seconds it ends with what there is by then, and before
+            others of its priority until then (the earliest deadline first).
 
     Raises:
         UsageError: a field of the wrong type or out of its range, named with the range.
@@ -58,6 +62,8 @@ class SamplingParams:
     logprobs: int | None = None
     cache_ttl: float | None = None
     cache_namespace: str = ""
+    priority: int = 0
+    deadline: float | None = None
 
     def __post_init__(self) -> None:
         inf = math.inf
@@ -88,6 +94,9 @@ class SamplingParams:
             _check_number(self, "cache_ttl", 0, inf, "None, or a finite number of seconds")
         if not isinstance(self.cache_namespace, str):
             raise _wrong("cache_namespace", "a string", self.cache_namespace)
+        _check_int(self, "priority", -(2**63), "an integer, smaller ones first")
+        if self.deadline is not None:
+            _check_number(self, "deadline", 0, inf, "None, or a finite number of seconds")
         if not isinstance(self.ignore_eos, bool):
             raise _wrong("ignore_eos", "True or False", self.ignore_eos)
         object.__setattr__(self, "stop", _stop_strings(self.stop))

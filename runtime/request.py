@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Hashable
 
@@ -18,9 +19,10 @@ _ids = itertools.count()
 
 
 class Sequence:
-    """One completion in the making. `id` is its name in the pool, and its age: smaller is older.
+    """One completion in the making. `id` is its name in the pool.
 
     Attributes:
+        rank: whose turn it is, smaller first: by priority, then deadline, then age.
         tokens: the prompt's and the generated token ids.
         num_computed: how many of them have K and V in the pool, or will when the steps in flight
             are done; one of these may be of a token that is not known yet.
@@ -46,6 +48,7 @@ class Sequence:
         "num_cached",
         "num_computed",
         "num_reached",
+        "rank",
         "request",
         "sampling",
         "timings",
@@ -54,6 +57,7 @@ class Sequence:
 
     def __init__(self, request: Request, index: int, stops: StopChecker) -> None:
         self.id, self.request, self.index = next(_ids), request, index
+        self.rank = (request.params.priority, request.deadline, self.id)
         self.tokens = list(request.prompt)
         self.num_computed = self.num_reached = self.num_cached = self.in_flight = 0
         self.looked_up = False
@@ -98,6 +102,13 @@ class Sequence:
             logprobs = [sampled.logprobs] if sampled.logprobs is not None else None
             self.deltas.append(Delta(self.index, text, [token], self.finish_reason, logprobs))
 
+    def expire(self) -> None:
+        """Ends it as it is, because its time is over."""
+        text, self.finish_reason = self._stops.finish(), "deadline"
+        self._text.append(text)
+        if self.request.streams:
+            self.deltas.append(Delta(self.index, text, [], self.finish_reason))
+
     def completion(self) -> Completion:
         """The finished completion."""
         assert self.finish_reason is not None
@@ -129,6 +140,7 @@ class Request:
 
     Attributes:
         namespace: sequences share cached prefixes only if theirs are equal.
+        deadline: when it ends whatever there is (`time.perf_counter()`), infinity for never.
     """
 
     def __init__(
@@ -146,6 +158,7 @@ class Request:
         self.prompt_ids = np.array(prompt, dtype=np.int64) if prompt_ids is None else prompt_ids
         self.submitted, self.max_tokens = time.perf_counter(), max_tokens
         self.namespace: Hashable = params.cache_namespace
+        self.deadline = math.inf if params.deadline is None else self.submitted + params.deadline
         self.forked = params.n == 1
         self.sequences = [
             Sequence(self, index, StopChecker(params, stop_ids, max_tokens, decoder and decoder()))

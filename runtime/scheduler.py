@@ -1,14 +1,18 @@
 """Who computes how many tokens in the next step: continuous batching with chunked prefill.
 
-First come, first served. Decode goes before prefill, so that a long prompt never stalls the others
+First come, first served, within a priority; who waits takes the place of who runs at a lower one.
+Decode goes before prefill, so that a long prompt never stalls the others
 by more than the step's token budget (Sarathi-Serve, Agrawal et al. 2024). When pages run out, the
-youngest sequence gives up its pages and is computed anew later (vLLM's recompute preemption), but
+last in rank gives up its pages and is computed anew later (vLLM's recompute preemption), but
 for what the prefix cache still has of it then.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from bisect import insort
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
 
@@ -17,7 +21,8 @@ from .pool import KVPool, PageCopy, Slots
 from .request import Request, Sequence
 from .step import Capabilities
 
-_age = attrgetter("id")
+_rank = attrgetter("rank")
+_deadline = attrgetter("deadline")
 
 
 STEP_TOKENS = 2048  # large enough for products to be bound by arithmetic
@@ -46,7 +51,7 @@ class Plan:
 
 
 class Scheduler:
-    """Keeps the waiting and the running sequences, both oldest first, and plans steps.
+    """Keeps the waiting and the running sequences, both by rank, and plans steps.
 
     Args:
         pool: where K and V live.
@@ -56,6 +61,7 @@ class Scheduler:
         max_prefill_tokens: the budget of a step while no sequence decodes, if it is larger: nobody
             waits for a token then.
         max_num_seqs: the most sequences that run at once.
+        clock: seconds, for deadlines: what `Request.submitted` is read from.
 
     Raises:
         UsageError: a budget or a number of sequences below 1.
@@ -69,6 +75,7 @@ class Scheduler:
         max_tokens_per_step: int = STEP_TOKENS,
         max_prefill_tokens: int = 0,
         max_num_seqs: int = 256,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         for name, value in (
             ("max_tokens_per_step", max_tokens_per_step),
@@ -92,10 +99,15 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+        self._clock = clock
+        self._timed: list[Request] = []  # those with a deadline, the earliest first
 
     def add(self, request: Request) -> None:
         """Queues a request's first sequence."""
-        insort(self.waiting, request.sequences[0], key=_age)
+        insort(self.waiting, request.sequences[0], key=_rank)
+        if request.deadline < math.inf:
+            self._timed = [one for one in self._timed if not one.finished]
+            insort(self._timed, request, key=_deadline)
 
     def schedule(self) -> Plan:
         """The next step; takes the pages that it needs. Empty only if there is nothing to do.
@@ -103,6 +115,9 @@ class Scheduler:
         Raises:
             CapacityError: the oldest sequence does not fit though nothing else runs.
         """
+        self._expire()
+        while self._gives_way():
+            self.preempt(self.running[-1])
         while True:
             plan = Plan()
             if self.capabilities.mixes:
@@ -129,7 +144,8 @@ class Scheduler:
             place is about to come free for one that waits, a prompt is not computed yet, pages
             are short, or all end.
         """
-        if self.waiting and self._admits():
+        self._expire()
+        if self.waiting and (self._admits() or self._gives_way()):
             return None
         going: list[Sequence] = []
         needed = 0
@@ -169,9 +185,9 @@ class Scheduler:
             if fits and len(self.running) < self.max_running:
                 copies += self.pool.fork(first.id, seq.id)
                 seq.num_computed = first.num_computed
-                insort(self.running, seq, key=_age)
+                insort(self.running, seq, key=_rank)
             else:
-                insort(self.waiting, seq, key=_age)
+                insort(self.waiting, seq, key=_rank)
         return copies
 
     def preempt(self, seq: Sequence, *, keep: bool = True) -> None:
@@ -181,7 +197,7 @@ class Scheduler:
         """
         self.drop(seq, keep=keep)
         seq.num_computed = 0
-        insort(self.waiting, seq, key=_age)
+        insort(self.waiting, seq, key=_rank)
         self.num_preemptions += 1
 
     def share(self, seq: Sequence) -> None:
@@ -216,6 +232,24 @@ class Scheduler:
         if params.cache_ttl is not None and written >= len(seq.request.prompt):
             self.pool.pin(seq.request.prompt, namespace, params.cache_ttl)
 
+    def _expire(self) -> None:
+        """Ends the requests whose time is over."""
+        if not self._timed:
+            return
+        now = self._clock()
+        while self._timed and self._timed[0].deadline <= now:
+            for seq in self._timed.pop(0).sequences:
+                if seq.finish_reason is None:
+                    seq.expire()
+                    self.drop(seq)
+
+    def _gives_way(self) -> bool:
+        """Whether the last of the running has to make room for one of a higher priority."""
+        if not self.waiting or not self.running:
+            return False
+        first, last = self.waiting[0].request.params, self.running[-1].request.params
+        return first.priority < last.priority and not self._admits()
+
     def _plan_mixed(self, plan: Plan) -> None:
         self._plan_decode(plan)
         decoding = len(plan.chunks)
@@ -239,9 +273,9 @@ class Scheduler:
             self._plan_decode(plan)
 
     def _plan_decode(self, plan: Plan) -> None:
-        """One token of each running sequence that is ready for it, the youngest giving way.
+        """One token of each running sequence that is ready for it, the last in rank giving way.
 
-        Oldest first, so that whoever is preempted has not been planned yet in this step.
+        By rank, so that whoever is preempted has not been planned yet in this step.
         """
         index = 0
         while index < len(self.running):
@@ -250,9 +284,9 @@ class Scheduler:
             if seq.remaining > 1:
                 continue
             while not self._has_pages(seq, 1):
-                youngest = self.running[-1]
-                self.preempt(youngest)
-                if youngest is seq:
+                last = self.running[-1]
+                self.preempt(last)
+                if last is seq:
                     return
             self._take(plan, seq, 1)
 
@@ -265,19 +299,19 @@ class Scheduler:
         plan.copies += copies
 
     def _admits(self) -> bool:
-        """Whether the oldest waiting sequence can run to its next token beside the running ones."""
+        """Whether the first waiting sequence can run to its next token beside the running ones."""
         if not self.waiting or len(self.running) >= self.max_running:
             return False
-        pool, oldest = self.pool, self.waiting[0]
+        pool, first = self.pool, self.waiting[0]
         room = pool.num_available
         for seq in self.running:  # the rest of its prompt, or its next token
             ahead = max(1, len(seq.tokens) - pool.length(seq.id))
             room -= pool.pages_needed(seq.id, ahead)
-        if -(-len(oldest.tokens) // pool.page_size) <= room:
+        if -(-len(first.tokens) // pool.page_size) <= room:
             return True
         if room < 1 or not self.reuses:
             return False
-        return pool.pages_to_open(oldest.tokens, oldest.request.namespace) <= room
+        return pool.pages_to_open(first.tokens, first.request.namespace) <= room
 
     def _admit(self, plan: Plan) -> Sequence:
         seq = self.waiting.pop(0)
@@ -290,5 +324,5 @@ class Scheduler:
             seq.looked_up = True
         else:
             self.pool.add(seq.id)
-        insort(self.running, seq, key=_age)
+        insort(self.running, seq, key=_rank)
         return seq

@@ -119,8 +119,11 @@ class StopChecker:
             return text + self._rest(), "length"
         return text, None
 
+    def finish(self) -> str:
+        """The text still held back, when the sequence ends for a reason of others."""
+        return self._rest()
+
     def _rest(self) -> str:
-        """The text still held back at the end."""
         rest = self._decoder.finish() if self._decoder is not None else ""
         text, stopped = self._strings.push(rest)
         return text if stopped else text + self._strings.finish()

@@ -353,3 +353,23 @@ def test_nothing_to_do():
     assert loop.generate([]) == []
     loop.step()
     assert loop.counters.steps == 0
+
+
+def test_a_deadline_ends_a_stream_with_what_there_is():
+    loop = paged_loop(tokenizer=Letters())
+    deltas = loop.stream([1, 2, 3], SamplingParams(max_new_tokens=20, deadline=1e6, stop=["zzz"]))
+    first = next(deltas)
+    loop.scheduler._timed[0].deadline = 0.0  # as if it had passed
+    last = next(deltas)
+    assert first.finish_reason is None and last.finish_reason == "deadline"
+    assert last.token_ids == [] and next(deltas, None) is None
+    assert first.text + last.text == chr(97 + first.token_ids[0])
+    assert loop.pool.num_available == loop.pool.num_pages - 1
+
+
+def test_a_deadline_of_nothing_gives_nothing():
+    (ended,), (other,) = paged_loop().generate(
+        [[1, 2], [3, 4]], [SamplingParams(deadline=0), SamplingParams(max_new_tokens=2)]
+    )
+    assert ended.token_ids == [] and ended.finish_reason == "deadline"
+    assert other.token_ids == greedy([3, 4], 2)

@@ -25,6 +25,10 @@ BAD = [
     ("seed", [1.5, "x", 2**64, -(2**63) - 1]),
     ("n", [0, -1, 1.0]),
     ("logprobs", [-1, 1.5, True]),
+    ("cache_ttl", [-1.0, math.inf, "1"]),
+    ("cache_namespace", [None, 3]),
+    ("priority", [1.5, None, -(2**64)]),
+    ("deadline", [-1.0, math.inf, math.nan]),
 ]
 
 

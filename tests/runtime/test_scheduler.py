@@ -162,3 +162,49 @@ def test_the_loop_itself_takes_little_time(pool):
     )
     result = loop.generate([[1] * 500], SamplingParams(max_new_tokens=300))[0][0]
     assert statistics.median(result.timings.itl) < 360e-6
+
+
+def test_smaller_priorities_go_first_and_take_the_places_of_larger_ones():
+    scheduler = Scheduler(PagedPool(50, 4), PAGED, max_num_seqs=2)
+    a, b, c = add(scheduler, request(2), request(2, priority=5), request(2, priority=-1))
+    assert [seq for seq, _ in advance(scheduler)] == [c, a]
+    (d,) = add(scheduler, request(3))  # the same priority as a, which runs
+    assert [seq for seq, _ in advance(scheduler)] == [c, a]
+    (e,) = add(scheduler, request(3, priority=-2))
+    assert [seq for seq, _ in advance(scheduler)] == [c, e]
+    assert scheduler.waiting == [a, d, b] and scheduler.num_preemptions == 1
+    scheduler.drop(c)
+    assert [seq for seq, _ in advance(scheduler)] == [e, a]
+
+
+def test_who_runs_gives_up_pages_to_a_smaller_priority():
+    scheduler = Scheduler(PagedPool(5, 2), PAGED)
+    a, b = add(scheduler, request(6), request(3))
+    assert advance(scheduler) == [(a, 6)]
+    (c,) = add(scheduler, request(5, priority=-1))
+    assert advance(scheduler) == [(c, 5)] and scheduler.waiting == [a, b]
+
+
+def test_of_one_priority_the_earliest_deadline_goes_first():
+    scheduler = Scheduler(PagedPool(50, 4), PAGED, max_num_seqs=1, clock=lambda: 0.0)
+    sequences = add(
+        scheduler, request(2), request(2, deadline=9.0), request(2, deadline=5.0, priority=1)
+    )
+    assert scheduler.waiting == [sequences[1], sequences[0], sequences[2]]
+
+
+def test_deadlines_end_what_runs_and_what_waits():
+    now = [0.0]
+    scheduler = Scheduler(PagedPool(50, 4), PAGED, max_num_seqs=1, clock=lambda: now[0])
+    timed = request(2, deadline=2.0), request(2, deadline=2.5, n=2)
+    a, b, c = add(scheduler, *timed, request(2))
+    assert [seq for seq, _ in advance(scheduler)] == [a]
+    now[0] = b.request.deadline - 0.1  # a's has passed
+    assert [seq for seq, _ in advance(scheduler)] == [b]
+    assert a.finish_reason == "deadline" and b.finish_reason is None
+    assert a.completion().token_ids == [9] and scheduler.pool.length(b.id) == 2
+    now[0] = b.request.deadline
+    assert scheduler.schedule_ahead() is None
+    assert b.request.finished and scheduler.running == [] and scheduler.waiting == [c]
+    assert [seq for seq, _ in advance(scheduler)] == [c]
+    assert c.finish_reason is None
