@@ -325,7 +325,9 @@ def score(executor: StepExecutor, pool: KVPool, token_ids: torch.Tensor) -> torc
     count = len(token_ids)
     pool.add(_SCORED)
     try:
-        slots, _ = pool.append(_SCORED, count)
+        slots, copies = pool.append(_SCORED, count)
+        if copies:
+            executor.copy_pages(*zip(*copies, strict=True))
         positions = torch.arange(count)
         lens = torch.tensor([count], dtype=torch.int32)
         starts = torch.tensor([0, count], dtype=torch.int32)

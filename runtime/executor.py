@@ -13,6 +13,7 @@ from ..ir.types import TensorType
 from .batch import DecodeBatch
 from .decode_buffer import Launched
 from .decode_graphs import DecodeGraphs, EagerDecode, obstacles, samples
+from .host_pages import HostPages
 from .runner import ProgramRunner
 from .step import Capabilities, Step
 from .step_buffer import FIELDS, StepBuffer, StepShape
@@ -35,6 +36,7 @@ class _Caches:
             if name.startswith(CACHE_PREFIXES)
         }
         self.tensors: dict[str, torch.Tensor] = {}
+        self.host: HostPages | None = None
         self.device = runner.device
 
     def allocate(self, sizes: dict[str, int]) -> None:
@@ -57,11 +59,23 @@ class _Caches:
                 remedy="Compile with a lower max_batch_size or max_model_len.",
             ) from error
 
+    def allocate_host(self, count: int) -> None:
+        """(Re)creates so many pages of the host; CapacityError when memory does not suffice."""
+        self.host = HostPages(list(self.tensors.values()), count) if count else None
+
     def copy_pages(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
         # In order: a page may be copied to, and then copied on.
+        count = len(next(iter(self.tensors.values())))
         for source, destination in zip(sources, destinations, strict=True):
-            for tensor in self.tensors.values():
-                tensor[destination].copy_(tensor[source])
+            if max(source, destination) < count:
+                for tensor in self.tensors.values():
+                    tensor[destination].copy_(tensor[source])
+                continue
+            assert self.host is not None
+            if source < count:
+                self.host.store(source, destination - count)
+            else:
+                self.host.load(source - count, destination)
 
     @property
     def bytes_per_token(self) -> int:
@@ -122,10 +136,11 @@ class PagedExecutor:
         """KV bytes of one token over all layers."""
         return self.caches.bytes_per_token
 
-    def allocate(self, num_pages: int, page_size: int) -> None:
+    def allocate(self, num_pages: int, page_size: int, host_pages: int = 0) -> None:
         """(Re)creates the KV buffers, and forgets the graphs that hold their addresses."""
         self.graphs = self.steps = None
         self.caches.allocate({"N": num_pages, "P": page_size})
+        self.caches.allocate_host(host_pages)
         pages = -(-self.max_model_len // page_size)
         captures = self.runner.device.type == "cuda" and _replays(self.runner)
         if self._decode is not None:
@@ -241,8 +256,8 @@ class SlotExecutor:
         """KV bytes of one token over all layers."""
         return self.caches.bytes_per_token
 
-    def allocate(self, num_pages: int, page_size: int) -> None:
-        """(Re)creates the KV buffers: one slot a page."""
+    def allocate(self, num_pages: int, page_size: int, host_pages: int = 0) -> None:
+        """(Re)creates the KV buffers: one slot a page, and none on the host."""
         self.caches.allocate({"B": num_pages, "L": page_size})
         self.lengths = [0] * num_pages
 

@@ -89,7 +89,7 @@ class GenerationLoop:
         self._decoder: Callable[[], StreamDecoder] | None = (
             None if tokenizer is None else tokenizer.stream
         )
-        executor.allocate(pool.num_pages, pool.page_size)
+        executor.allocate(pool.num_pages, pool.page_size, pool.host_pages)
 
     def generate(
         self,
@@ -187,6 +187,8 @@ class GenerationLoop:
         to the prefix cache.
         """
         self._flight = None
+        if self.pool.host_pages:
+            self.pool.clear_cache()  # it may count on copies that have not been made
         for seq in list(self.scheduler.running):
             if seq.finish_reason is None:
                 self.scheduler.preempt(seq, keep=False)

@@ -24,6 +24,10 @@ class Pages:
         """Pages that nobody holds."""
         return len(self._free)
 
+    def has(self, page: int) -> bool:
+        """Whether it is one of these, and not of the host."""
+        return page < len(self.references)
+
     def take(self) -> int:
         """A free page, with one reference."""
         page = heappop(self._free)

@@ -18,7 +18,7 @@ from ..errors import CapacityError, UsageError
 from .pages import Pages
 from .prefix_cache import PrefixCache, PrefixCounters
 
-PageCopy = tuple[int, int]  # (source page, destination page)
+PageCopy = tuple[int, int]  # (source page, destination page); ids from num_pages on: the host's
 Slots = list[int] | NDArray[np.int64]  # page * page_size + offset of each token; one is a list
 
 
@@ -31,6 +31,7 @@ class KVPool(Protocol):
 
     num_pages: int
     page_size: int
+    host_pages: int  # of the host, with the ids from num_pages on
     shares: bool  # whether fork lets two sequences hold the same page
     caches: bool  # whether prefixes outlive their sequences
     prefix_counters: PrefixCounters
@@ -167,6 +168,7 @@ class PagedPool:
         num_pages: the reserved one included.
         page_size: tokens a page.
         prefix_caching: whether pages of prefixes outlive their sequences (`prefix_cache.py`).
+        host_pages: pages of the host, for cached prefixes that make room on the device.
         clock: seconds, for pinned prefixes; it never goes back.
 
     Raises:
@@ -182,6 +184,7 @@ class PagedPool:
         page_size: int,
         *,
         prefix_caching: bool = False,
+        host_pages: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if num_pages <= self._first_page or page_size < 1:
@@ -192,11 +195,13 @@ class PagedPool:
                 remedy="Give the pool more memory (memory_fraction, KVCacheConfig.page_size).",
             )
         self.num_pages, self.page_size = num_pages, page_size
+        self.host_pages = host_pages if prefix_caching else 0
         self.caches, self.prefix_counters = prefix_caching, PrefixCounters()
         self._pages = Pages(self._first_page, num_pages)
         self._cache: PrefixCache | None = None
         if prefix_caching:
-            self._cache = PrefixCache(self._pages, page_size, self.prefix_counters, clock)
+            host = range(num_pages, num_pages + host_pages)
+            self._cache = PrefixCache(self._pages, page_size, self.prefix_counters, clock, host)
         self._tables = _Tables()
         self._held: dict[int, list[int]] = {}
         self._lengths: dict[int, int] = {}
@@ -290,7 +295,7 @@ class PagedPool:
         held, length = self._held[seq], self._lengths[seq]
         copies: list[PageCopy] = []
         if needed:
-            self._make_room(needed)
+            copies += self._make_room(needed)
             if self._writes_shared(seq):
                 copies.append(self._unshare_last(seq))
                 needed -= 1
@@ -353,7 +358,7 @@ class PagedPool:
                 used[page] = max(used.get(page, 0), tokens)
         return 1 - sum(used.values()) / (len(used) * self.page_size) if used else 0.0
 
-    def _make_room(self, needed: int) -> None:
+    def _make_room(self, needed: int) -> list[PageCopy]:
         if needed > self.num_available:
             raise CapacityError(
                 "the KV pool",
@@ -362,7 +367,8 @@ class PagedPool:
                 remedy="Give the pool more memory (memory_fraction), or run fewer requests.",
             )
         if needed > self.num_free and self._cache is not None:
-            self._cache.make_room(needed)
+            return self._cache.make_room(needed)
+        return []
 
 
 class SlotPool(PagedPool):

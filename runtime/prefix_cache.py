@@ -5,6 +5,10 @@ keeps eviction simple: a sequence that holds a page of the tree holds the pages 
 it too, because it took them all, or because they were all its own when the tree took them. So pages
 that the tree alone holds can always be reached from the leaves, and count as good as free.
 
+What makes room goes to pages of the host, if there are any: their ids follow those of the device's
+pages. They come back to the device when a prompt wants them, so that whoever was preempted is not
+computed anew either. The copies are made in order with the steps, as all others are.
+
 A cached page is never written to. Its sequence has filled it, and whoever shares it does so from
 its first token to its last. A page of which only the beginning is equal is copied.
 """
@@ -12,7 +16,7 @@ its first token to its last. A page of which only the beginning is equal is copi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from .pages import Pages
@@ -31,6 +35,8 @@ class PrefixCounters:
         hit_tokens: of these, those that were found and not computed.
         evicted_pages: cached pages that were given up for others.
         evicted_pinned_pages: of these, those whose time (`cache_ttl`) had not passed.
+        moved_out_pages: of the evicted ones, those that went to the host.
+        moved_in_pages: pages that came back from there.
     """
 
     lookups: int = 0
@@ -38,6 +44,8 @@ class PrefixCounters:
     hit_tokens: int = 0
     evicted_pages: int = 0
     evicted_pinned_pages: int = 0
+    moved_out_pages: int = 0
+    moved_in_pages: int = 0
 
     def look_up(self, tokens: int, found: int) -> None:
         """Adds a prompt of so many tokens, and how many of them were found."""
@@ -74,6 +82,7 @@ class PrefixCache:
         page_size: tokens a page.
         counters: to add to.
         clock: seconds, for pins.
+        host: ids of the pages of the host.
     """
 
     def __init__(
@@ -82,9 +91,10 @@ class PrefixCache:
         page_size: int,
         counters: PrefixCounters,
         clock: Callable[[], float] = time.monotonic,
+        host: Iterable[int] = (),
     ) -> None:
         self._pages, self._counters = pages, counters
-        self.tree = PrefixTree(page_size, clock)
+        self.tree = PrefixTree(page_size, clock, host)
 
     def shared_pages(self, namespace: Hashable, tokens: Sequence[int]) -> int:
         """Pages that a sequence of these tokens would share with sequences that hold them."""
@@ -94,25 +104,40 @@ class PrefixCache:
     def reuse(self, namespace: Hashable, tokens: Sequence[int]) -> Reused:
         """The longest cached prefix, without the last token: its logits are wanted.
 
-        The last page is a copy if only its beginning is equal, and if that saves enough.
+        What is on the host comes back as far as there is room. The last page is a copy if only its
+        beginning is equal, and if that saves enough.
         """
-        pages, size = self._pages, self.tree.page_size
-        match = self.tree.match(namespace, tokens[:-1])
-        held = list(match.pages)
-        for page in held:
-            pages.hold(page)
-        count = len(held) * size
-        copies: list[tuple[int, int]] = []
-        if match.partial is not None and match.partial[1] * _WORTH_A_COPY >= size:
-            source, equal = match.partial
-            pages.hold(source)  # so that it is not what makes room for its own copy
-            if pages.num_free + pages.num_idle:
-                self.make_room(1)
-                held.append(pages.take())
-                copies.append((source, held[-1]))
-                count += equal
-            pages.drop(source)
+        pages, tree, tokens = self._pages, self.tree, tokens[:-1]
+        match = tree.match(namespace, tokens)
+        partial = self._worth_a_copy(match.partial)
+        kept = match.pages + ([partial[0]] if partial and pages.has(partial[0]) else [])
+        for page in kept:
+            pages.hold(page)  # so that nothing of it makes room for the rest
+        wanted = len(match.host) + (partial is not None)
+        copies = self.make_room(min(wanted, pages.num_free + pages.num_idle))
+        if match.host or (partial and not pages.has(partial[0])):
+            match = tree.peek(namespace, tokens)  # the host may have given up some of it
+            partial = self._worth_a_copy(match.partial)
+        back = match.host[: pages.num_free]
+        held = match.pages + [pages.take() for _ in back]
+        copies += zip(back, held[len(match.pages) :], strict=True)
+        for page in tree.insert(namespace, tokens[: len(held) * tree.page_size], held):
+            pages.cache(page)
+        self._counters.moved_in_pages += len(back)
+        count = len(held) * tree.page_size
+        if partial is not None and len(back) == len(match.host) and pages.num_free:
+            source, equal = partial
+            held.append(pages.take())
+            copies.append((source, held[-1]))
+            count += equal
+        for page in kept[len(match.pages) :]:
+            pages.drop(page)
         return Reused(held, count, copies)
+
+    def _worth_a_copy(self, partial: tuple[int, int] | None) -> tuple[int, int] | None:
+        if partial is None or partial[1] * _WORTH_A_COPY < self.tree.page_size:
+            return None
+        return partial
 
     def keep(
         self, namespace: Hashable, tokens: Sequence[int], held: Sequence[int], *, closing: bool
@@ -136,16 +161,22 @@ class PrefixCache:
         for page in self.tree.insert(namespace, tokens[: stop * size], held[:stop]):
             self._pages.cache(page)
 
-    def make_room(self, count: int) -> None:
-        """Evicts pages until so many are free, or none can be evicted."""
+    def make_room(self, count: int) -> list[tuple[int, int]]:
+        """Evicts pages until so many are free, or none can be evicted.
+
+        Returns:
+            the copies to the host to be made first, in order.
+        """
         missing = count - self._pages.num_free
         if missing <= 0:
-            return
-        free, pinned = self.tree.evict(missing, self._pages.is_idle)
-        for page in free + pinned:
+            return []
+        gone = self.tree.evict(missing, self._pages.is_idle)
+        for page in gone.pages + gone.pinned:
             self._pages.uncache(page)
-        self._counters.evicted_pages += len(free) + len(pinned)
-        self._counters.evicted_pinned_pages += len(pinned)
+        self._counters.evicted_pages += len(gone.pages) + len(gone.pinned)
+        self._counters.evicted_pinned_pages += len(gone.pinned)
+        self._counters.moved_out_pages += len(gone.copies)
+        return gone.copies
 
     def clear(self) -> None:
         """Forgets every prefix; pages that no sequence holds are free again."""

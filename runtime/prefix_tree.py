@@ -2,7 +2,9 @@
 
 An edge is one or more full pages, and edges are split where pages meet, so that two prefixes share
 every page in which they are equal (RadixAttention, Zheng et al. 2024). Least recently used leaves
-go first. The tree knows page ids only: whoever owns the pages counts their references.
+go first: from the device to the host, where there is room for that, and from the host for good. So
+on every path from a root the pages on the device come first. The tree knows page ids only: whoever
+owns the device's pages counts their references.
 """
 
 from __future__ import annotations
@@ -11,8 +13,8 @@ import math
 import time
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import takewhile
 
 _Key = tuple[int, ...]  # the tokens of one page
@@ -23,24 +25,65 @@ class Match:
     """What of some tokens is cached.
 
     Attributes:
-        pages: that are equal from first to last token, in order.
-        partial: the page behind them whose first tokens are equal, and how many; None for none.
+        pages: on the device that are equal from first to last token, in order.
+        host: those behind them, on the host.
+        partial: the page behind all of these whose first tokens are equal, and how many; None for
+            none.
     """
 
     pages: list[int]
+    host: list[int]
     partial: tuple[int, int] | None
 
 
+@dataclass(slots=True)
+class Evicted:
+    """Pages of the device that were given up.
+
+    Attributes:
+        pages: those that were not pinned.
+        pinned: those that were.
+        copies: (page, page of the host) of those that were moved, to be made in order before the
+            pages are written to.
+    """
+
+    pages: list[int] = field(default_factory=list)
+    pinned: list[int] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+
+
 class _Node:
-    """An edge, and what branches off at its end. `keys` are those of `children`, sorted."""
+    """An edge, and what branches off at its end.
 
-    __slots__ = ("children", "keys", "pages", "parent", "pinned_until", "tokens")
+    Attributes:
+        keys: those of `children`, sorted.
+        on_device: how many of `pages` are on the device; the others, behind them, on the host.
+        device_children: how many of `children` have pages on the device.
+    """
 
-    def __init__(self, parent: _Node | None, tokens: list[int], pages: list[int]) -> None:
+    __slots__ = (
+        "children",
+        "device_children",
+        "keys",
+        "on_device",
+        "pages",
+        "parent",
+        "pinned_until",
+        "tokens",
+    )
+
+    def __init__(
+        self, parent: _Node | None, tokens: list[int], pages: list[int], on_device: int
+    ) -> None:
         self.parent, self.tokens, self.pages = parent, tokens, pages
+        self.on_device, self.device_children = on_device, 0
         self.children: dict[_Key, _Node] = {}
         self.keys: list[_Key] = []
         self.pinned_until = -math.inf
+
+    @property
+    def on_host(self) -> int:
+        return len(self.pages) - self.on_device
 
     def add(self, key: _Key, child: _Node) -> None:
         if key not in self.children:
@@ -60,6 +103,7 @@ class _Walk:
     node: _Node
     count: int
     pages: list[int]
+    on_device: int
 
 
 class PrefixTree:
@@ -70,29 +114,44 @@ class PrefixTree:
     Args:
         page_size: tokens a page.
         clock: seconds, for pins; it never goes back.
+        host: ids of the pages that the host has for what the device gives up.
 
     Attributes:
-        num_pages: that the tree holds.
+        num_pages: of the device that the tree holds.
     """
 
-    def __init__(self, page_size: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        page_size: int,
+        clock: Callable[[], float] = time.monotonic,
+        host: Iterable[int] = (),
+    ) -> None:
         self.page_size, self.num_pages = page_size, 0
         self._clock = clock
+        self._spare = list(host)
         self._roots: dict[Hashable, _Node] = {}
-        # Least recently used first. A node is touched after its children, so that what is evicted
-        # from the front never leaves a child without its parent.
-        self._order: OrderedDict[_Node, None] = OrderedDict()
+        self._has_bare_roots = False
+        # Nodes with pages on the device, and with pages on the host, least recently used first. A
+        # node is touched after its children, so that what is evicted from the front never leaves a
+        # child without its parent.
+        self._device: OrderedDict[_Node, None] = OrderedDict()
+        self._host: OrderedDict[_Node, None] = OrderedDict()
+
+    @property
+    def num_host(self) -> int:
+        """Pages of the host that hold something."""
+        return sum(node.on_host for node in self._host)
 
     def peek(self, namespace: Hashable, tokens: Sequence[int]) -> Match:
         """What of `tokens` is cached; changes nothing."""
         walk = self._walk(namespace, tokens)
-        return Match(walk.pages, self._partial(walk, tokens))
+        cut = walk.on_device
+        return Match(walk.pages[:cut], walk.pages[cut:], self._partial(walk, tokens))
 
     def match(self, namespace: Hashable, tokens: Sequence[int]) -> Match:
         """What of `tokens` is cached; its whole pages are the most recently used from now on."""
-        walk = self._walk(namespace, tokens)
-        match = Match(walk.pages, self._partial(walk, tokens))
-        self._touch(self._cut(walk))
+        match = self.peek(namespace, tokens)
+        self._touch(self._cut(self._walk(namespace, tokens)))
         return match
 
     def insert(self, namespace: Hashable, tokens: Sequence[int], pages: Sequence[int]) -> list[int]:
@@ -101,25 +160,28 @@ class PrefixTree:
         Args:
             namespace: of the sequence.
             tokens: `page_size` for each of `pages`.
-            pages: that hold their K and V.
+            pages: of the device that hold their K and V.
 
         Returns:
-            the pages that the tree holds since: those behind what it has had already.
+            the pages that the tree holds since: those behind what it has had on the device.
         """
         if not pages:
             return []
-        self._roots.setdefault(namespace, _Node(None, [], []))
-        walk = self._walk(namespace, tokens)
+        self._roots.setdefault(namespace, _Node(None, [], [], 0))
+        walk = self._walk(namespace, tokens[: len(pages) * self.page_size])
         node, known = self._cut(walk), len(walk.pages)
-        new = list(pages[known:])
-        if new:
+        self._bring_back(node, pages, walk.on_device, known)
+        if known < len(pages):
             start = known * self.page_size
-            leaf = _Node(node, list(tokens[start : len(pages) * self.page_size]), new)
+            rest = list(pages[known:])
+            leaf = _Node(node, list(tokens[start : len(pages) * self.page_size]), rest, len(rest))
             node.add(self._key(leaf.tokens), leaf)
-            self._order[leaf] = None
-            self.num_pages += len(new)
+            node.device_children += 1
+            self._file(leaf)
             node = leaf
         self._touch(node)
+        new = list(pages[walk.on_device :])
+        self.num_pages += len(new)
         return new
 
     def pin(self, namespace: Hashable, tokens: Sequence[int], seconds: float) -> None:
@@ -131,32 +193,35 @@ class PrefixTree:
             node.pinned_until = max(node.pinned_until, until)
             node = node.parent
 
-    def evict(self, count: int, idle: Callable[[int], bool]) -> tuple[list[int], list[int]]:
-        """Gives up pages, the least recently used leaves' first; pinned ones if no others are left.
+    def evict(self, count: int, idle: Callable[[int], bool]) -> Evicted:
+        """Gives up pages of the device, the least recently used ends first; pinned ones if no
+        others are left. They are moved to the host, if there are any pages there.
 
         Args:
             count: the most pages to give up.
             idle: whether nobody but the tree holds a page. Whoever holds one has to hold those
                 before it.
-
-        Returns:
-            the pages that were not pinned, and those that were.
         """
-        free = self._evict(count, idle, self._clock())
-        return free, self._evict(count - len(free), idle, math.inf)
+        found = Evicted()
+        found.pages = self._evict(count, idle, self._clock(), found.copies)
+        found.pinned = self._evict(count - len(found.pages), idle, math.inf, found.copies)
+        self._drop_bare_roots()
+        return found
 
     def clear(self) -> list[int]:
-        """Forgets all prefixes; returns the pages."""
-        pages = [page for node in self._order for page in node.pages]
+        """Forgets all prefixes; returns the device's pages."""
+        pages = [page for node in self._device for page in node.pages[: node.on_device]]
+        self._spare += [page for node in self._host for page in node.pages[node.on_device :]]
         self._roots.clear()
-        self._order.clear()
+        self._device.clear()
+        self._host.clear()
         self.num_pages = 0
         return pages
 
     def _walk(self, namespace: Hashable, tokens: Sequence[int]) -> _Walk:
-        node = self._roots.get(namespace) or _Node(None, [], [])
+        node = self._roots.get(namespace) or _Node(None, [], [], 0)
         pages: list[int] = []
-        count, size = 0, self.page_size
+        count, on_device, size = 0, 0, self.page_size
         while count == len(node.pages):
             start = len(pages) * size
             child = node.children.get(tuple(tokens[start : start + size]))
@@ -164,7 +229,8 @@ class PrefixTree:
                 break
             node, count = child, self._equal_pages(child.tokens, tokens, start)
             pages += child.pages[:count]
-        return _Walk(node, count, pages)
+            on_device += min(count, child.on_device)
+        return _Walk(node, count, pages, on_device)
 
     def _equal_pages(self, edge: list[int], tokens: Sequence[int], start: int) -> int:
         size = self.page_size
@@ -194,6 +260,15 @@ class PrefixTree:
     def _key(self, tokens: list[int]) -> _Key:
         return tuple(tokens[: self.page_size])
 
+    def _file(self, node: _Node) -> None:
+        """Puts a node into the orders that it belongs to now, behind all others if it is new."""
+        belongs = ((self._device, node.on_device), (self._host, node.on_host))
+        for order, pages in belongs:
+            if pages:
+                order.setdefault(node)
+            else:
+                order.pop(node, None)
+
     def _cut(self, walk: _Walk) -> _Node:
         """The node that ends where the walk does, split off if need be. To be touched at once."""
         node = walk.node
@@ -202,45 +277,104 @@ class PrefixTree:
         parent = node.parent
         assert parent is not None and walk.count
         cut = walk.count * self.page_size
-        upper = _Node(parent, node.tokens[:cut], node.pages[: walk.count])
+        on_device = min(node.on_device, walk.count)
+        upper = _Node(parent, node.tokens[:cut], node.pages[: walk.count], on_device)
         upper.pinned_until = node.pinned_until
         parent.add(self._key(upper.tokens), upper)
         del node.tokens[:cut], node.pages[: walk.count]
+        node.on_device -= on_device
         upper.add(self._key(node.tokens), node)
-        self._order[upper] = None
+        upper.device_children = int(node.on_device > 0)
+        self._file(upper)
+        self._file(node)
         return upper
 
     def _touch(self, node: _Node) -> None:
         while node.parent is not None:
-            self._order.move_to_end(node)
+            for order in (self._device, self._host):
+                if node in order:
+                    order.move_to_end(node)
             node = node.parent
 
-    def _evict(self, count: int, idle: Callable[[int], bool], now: float) -> list[int]:
+    def _bring_back(self, node: _Node, pages: Sequence[int], first: int, stop: int) -> None:
+        """Puts pages of the device in the place of the host's: [first, stop) of a path that ends
+        with `node`.
+        """
+        while stop > first:
+            assert node.parent is not None
+            start = max(stop - len(node.pages), first)
+            place = len(node.pages) - (stop - start)
+            self._spare += node.pages[place:]
+            node.pages[place:] = pages[start:stop]
+            node.parent.device_children += not node.on_device
+            node.on_device = len(node.pages)
+            self._file(node)
+            node, stop = node.parent, start
+
+    def _evict(
+        self,
+        count: int,
+        idle: Callable[[int], bool],
+        now: float,
+        copies: list[tuple[int, int]],
+    ) -> list[int]:
         taken: list[int] = []
-        gone: list[_Node] = []
-        for node in self._order:
+        touched: list[_Node] = []
+        for node in self._device:
             if len(taken) >= count:
                 break
-            if node.children or node.pinned_until > now:
+            if node.device_children or node.pinned_until > now:
                 continue
-            key = self._key(node.tokens)
-            while node.pages and len(taken) < count and idle(node.pages[-1]):
-                taken.append(node.pages.pop())
-            del node.tokens[len(node.pages) * self.page_size :]
-            if not node.pages:
-                assert node.parent is not None
-                node.parent.remove(key)
-                gone.append(node)
-        for node in gone:
-            del self._order[node]
+            touched.append(node)
+            while node.on_device and len(taken) < count and idle(node.pages[node.on_device - 1]):
+                taken.append(self._give_up(node, copies))
+        for node in touched:
+            self._file(node)
         self.num_pages -= len(taken)
-        if any(node.parent is not None and _is_bare_root(node.parent) for node in gone):
-            self._roots = {name: root for name, root in self._roots.items() if root.children}
         return taken
 
+    def _give_up(self, node: _Node, copies: list[tuple[int, int]]) -> int:
+        """Takes the last page on the device away from a node."""
+        last = node.on_device - 1
+        page, host = node.pages[last], self._room_on_host()
+        node.on_device = last
+        assert node.parent is not None
+        node.parent.device_children -= not last
+        if host is None:  # then nothing is on the host, behind this page
+            self._cut_pages(node, last)
+        else:
+            node.pages[last] = host
+            copies.append((page, host))
+            self._host.setdefault(node)
+        return page
 
-def _is_bare_root(node: _Node) -> bool:
-    return node.parent is None and not node.children
+    def _room_on_host(self) -> int | None:
+        """A page of the host, taken from the least recently used end there if need be."""
+        if self._spare:
+            return self._spare.pop()
+        for now in (self._clock(), math.inf):
+            for node in self._host:
+                if not node.children and node.pinned_until <= now:
+                    page = node.pages[-1]
+                    self._cut_pages(node, len(node.pages) - 1)
+                    if not node.on_host:
+                        del self._host[node]
+                    return page
+        return None
+
+    def _cut_pages(self, node: _Node, count: int) -> None:
+        """Leaves a node its first pages; without any it is gone."""
+        key = self._key(node.tokens)
+        del node.pages[count:], node.tokens[count * self.page_size :]
+        if not count:
+            assert node.parent is not None
+            node.parent.remove(key)
+            self._has_bare_roots |= node.parent.parent is None and not node.parent.children
+
+    def _drop_bare_roots(self) -> None:
+        if self._has_bare_roots:
+            self._has_bare_roots = False
+            self._roots = {name: root for name, root in self._roots.items() if root.children}
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

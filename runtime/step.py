@@ -69,9 +69,11 @@ class StepExecutor(Protocol):
         ...
 
     def copy_pages(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
-        """Copies whole pages (or slots), in order, in the buffers of every layer."""
+        """Copies whole pages (or slots), in order, in the buffers of every layer; ids from the
+        number of pages on are the host's.
+        """
         ...
 
-    def allocate(self, num_pages: int, page_size: int) -> None:
-        """(Re)creates the KV buffers; whatever they held is lost."""
+    def allocate(self, num_pages: int, page_size: int, host_pages: int = 0) -> None:
+        """(Re)creates the KV buffers, and pages of the host; whatever they held is lost."""
         ...

@@ -171,8 +171,8 @@ class LazyExecutor(PagedExecutor):
         self.general, self.decoding = GeneralRunner(), DecodeRunner()
         super().__init__(self.general, max_sequences, max_model_len, decode=self.decoding)
 
-    def allocate(self, num_pages, page_size):
-        super().allocate(num_pages, page_size)
+    def allocate(self, num_pages, page_size, host_pages=0):
+        super().allocate(num_pages, page_size, host_pages)
         self.caches.tensors[CACHE].random_(-10_000, -1)  # nothing is clean, nor is it cleaned
 
     def _graphs(self, runner, pages):

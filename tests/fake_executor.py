@@ -42,9 +42,9 @@ class FakeExecutor:
         self.most_tokens = 0
         self.most_sequences = 0
 
-    def allocate(self, num_pages, page_size):
+    def allocate(self, num_pages, page_size, host_pages=0):
         self.page_size = page_size
-        self.memory = torch.randint(-10_000, -1, (num_pages, page_size))
+        self.memory = torch.randint(-10_000, -1, (num_pages + host_pages, page_size))
 
     def copy_pages(self, sources, destinations):
         for source, destination in zip(sources, destinations, strict=True):

@@ -34,7 +34,7 @@ BASES = [[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8], [2, 7, 1, 8, 2, 8, 1, 8, 2, 8, 4,
 
 HAPPEN = (
     *("forks", "cancellations", "interrupts", "preemptions"),
-    *("evictions", "evicted pins", "hits", "copies"),
+    *("evictions", "evicted pins", "hits", "copies", "moved out", "moved in"),
 )
 
 
@@ -79,15 +79,18 @@ class Schedules(RuleBasedStateMachine):
 
     @initialize(
         page_size=st.sampled_from([1, 2, 3, 4]),
-        extra=st.integers(0, 8),
+        extra=st.sampled_from([0, 0, 1, 2, 8]),
         budget=st.integers(2, 24),
         most=st.integers(1, 4),
+        host=st.sampled_from([0, 1, 4, 16]),
     )
-    def start(self, page_size, extra, budget, most):
+    def start(self, page_size, extra, budget, most, host):
         self.now = 0.0
         pages = 1 + -(-MAX_LEN // page_size) + extra
         executor = LazyExecutor(4, MAX_LEN) if self.lazy else FakeExecutor(PAGED)
-        self.pool = PagedPool(pages, page_size, prefix_caching=True, clock=lambda: self.now)
+        self.pool = PagedPool(
+            pages, page_size, prefix_caching=True, host_pages=host, clock=lambda: self.now
+        )
         scheduler = Scheduler(
             self.pool, executor.capabilities, max_tokens_per_step=budget, max_num_seqs=most
         )
@@ -105,8 +108,9 @@ class Schedules(RuleBasedStateMachine):
         n=st.sampled_from([1, 1, 1, 3]),
         ttl=st.sampled_from([None, None, None, 3.0]),
         space=st.sampled_from(["", "", "other"]),
+        priority=st.sampled_from([0, 0, 0, 1]),
     )
-    def arrive(self, base, cut, tail, count, n, ttl, space):
+    def arrive(self, base, cut, tail, count, n, ttl, space, priority):
         params = SamplingParams(
             max_new_tokens=count,
             n=n,
@@ -114,6 +118,7 @@ class Schedules(RuleBasedStateMachine):
             seed=5,
             cache_ttl=ttl,
             cache_namespace=space,
+            priority=priority,
         )
         self.streams.append(_Stream(self.loop, base[:cut] + tail, params))
         self.happened["forks"] += n > 1
@@ -172,7 +177,8 @@ class Schedules(RuleBasedStateMachine):
     @invariant()
     def the_references_are_those_of_holders(self):
         counted = Counter(page for held in self.pool._held.values() for page in held)
-        cached = [page for node in self.pool._cache.tree._order for page in node.pages]
+        nodes = self.pool._cache.tree._device
+        cached = [page for node in nodes for page in node.pages[: node.on_device]]
         assert len(cached) == len(set(cached)) == self.pool._cache.tree.num_pages
         counted.update(cached)
         for page, references in enumerate(self.pool._pages.references):
@@ -194,6 +200,8 @@ class Schedules(RuleBasedStateMachine):
         self.happened["preemptions"] += loop.scheduler.num_preemptions - self.interrupted
         self.happened["evictions"] += counters.evicted_pages
         self.happened["evicted pins"] += counters.evicted_pinned_pages
+        self.happened["moved out"] += counters.moved_out_pages
+        self.happened["moved in"] += counters.moved_in_pages
         self.happened["hits"] += counters.hit_tokens
         self.happened["copies"] += loop.counters.copied_pages
         pool.clear_cache()

@@ -11,6 +11,7 @@ from tilewright.runtime.prefix_tree import PrefixTree
 
 TOKENS = st.lists(st.integers(0, 1), max_size=9)
 SPACE = st.sampled_from(["", "other"])
+HOST = 10_000
 
 
 class Clock:
@@ -22,13 +23,16 @@ class Clock:
 
 
 class TreeMachine(RuleBasedStateMachine):
-    """`model` maps a namespace and the tokens of whole pages to the page that ends them."""
+    """`model` maps a namespace and the tokens of whole pages to the page that ends them; `memory`
+    is what pages of the device and of the host would hold. Those of the host are from 10,000 on.
+    """
 
-    @initialize(page_size=st.integers(1, 3))
-    def start(self, page_size):
-        self.size, self.clock = page_size, Clock()
-        self.tree = PrefixTree(page_size, self.clock)
-        self.model, self.held, self.pinned, self.next_page = {}, set(), {}, 1
+    @initialize(page_size=st.integers(1, 3), host=st.sampled_from([0, 0, 1, 3, 8]))
+    def start(self, page_size, host):
+        self.size, self.clock, self.num_host = page_size, Clock(), host
+        self.tree = PrefixTree(page_size, self.clock, range(HOST, HOST + host))
+        self.model, self.memory = {}, {}
+        self.held, self.pinned, self.next_page = set(), {}, 1
 
     def known(self, space, tokens):
         """The model's pages of the longest cached prefix."""
@@ -43,18 +47,20 @@ class TreeMachine(RuleBasedStateMachine):
     @rule(space=SPACE, tokens=TOKENS)
     def insert(self, space, tokens):
         count = len(tokens) // self.size
-        known = self.known(space, tokens)
+        known = [page for page in self.known(space, tokens) if page < HOST]
         pages = known + [self.next_page + i for i in range(count - len(known))]
         self.next_page += count
         assert self.tree.insert(space, tokens[: count * self.size], pages) == pages[len(known) :]
         for index, page in enumerate(pages):
-            self.model[space, tuple(tokens[: (index + 1) * self.size])] = page
+            key = space, tuple(tokens[: (index + 1) * self.size])
+            self.model[key], self.memory[page] = page, key
 
     @rule(space=SPACE, tokens=TOKENS, takes=st.booleans())
     def look(self, space, tokens, takes):
         found = (self.tree.match if takes else self.tree.peek)(space, tokens)
         pages = self.known(space, tokens)
-        assert found.pages == pages
+        assert found.pages == [page for page in pages if page < HOST]
+        assert found.pages + found.host == pages
         done = len(pages) * self.size
         rest = tokens[done : done + self.size]
         best = {}
@@ -69,13 +75,14 @@ class TreeMachine(RuleBasedStateMachine):
         else:
             assert 0 < found.partial[1] == equal == best[found.partial[0]]
         if takes:
-            self.held.update(pages)
+            self.held.update(found.pages)
 
     @rule(space=SPACE, tokens=TOKENS, seconds=st.integers(0, 5))
     def pin(self, space, tokens, seconds):
         self.tree.pin(space, tokens, seconds)
-        for page in self.known(space, tokens):
-            self.pinned[page] = max(self.pinned.get(page, 0), self.clock.now + seconds)
+        for stop in range(self.size, len(self.known(space, tokens)) * self.size + 1, self.size):
+            key = space, tuple(tokens[:stop])
+            self.pinned[key] = max(self.pinned.get(key, 0), self.clock.now + seconds)
 
     @rule(seconds=st.integers(1, 3))
     def wait(self, seconds):
@@ -88,32 +95,54 @@ class TreeMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.model)
     @rule(count=st.integers(0, 6))
     def evict(self, count):
-        idle = set(self.model.values()) - self.held
-        free, pinned = self.tree.evict(count, lambda page: page not in self.held)
-        gone = [*free, *pinned]
+        device = {page: key for key, page in self.model.items() if page < HOST}
+        idle = set(device) - self.held
+        found = self.tree.evict(count, lambda page: page not in self.held)
+        gone = [*found.pages, *found.pinned]
         assert len(gone) == len(set(gone)) == min(count, len(idle))
         assert set(gone) <= idle
-        still = {page for page in idle if self.pinned.get(page, 0) > self.clock.now}
-        assert not still & set(free) and set(pinned) <= still
-        # Pages go from the ends, so that what is left can be reached.
-        self.model = {key: page for key, page in self.model.items() if page not in gone}
-        for space, tokens in self.model:
+        still = {page for page in idle if self.pinned.get(device[page], 0) > self.clock.now}
+        assert not still & set(found.pages) and set(found.pinned) <= still
+        if found.pinned:  # then nothing else was left
+            assert idle - set(gone) <= still
+        self._move(found.copies, gone, device)
+
+    def _move(self, copies, gone, device):
+        assert [page for page, _ in copies] == (gone if self.num_host else [])
+        for page, host in copies:
+            assert HOST <= host < HOST + self.num_host
+            self.memory[host] = self.memory[page]
+        for page in gone:
+            del self.model[device[page]], self.memory[page]
+        # The host keeps those that came last, but for what the pins say.
+        on_host = {key: page for key, page in self.model.items() if page >= HOST}
+        kept = {key: page for page, key in self.memory.items() if page >= HOST}
+        assert self.tree.num_host == min(self.num_host, len(on_host) + len(copies))
+        self.model.update(kept)
+        self.model = {
+            key: page for key, page in self.model.items() if page < HOST or self.memory[page] == key
+        }
+        for key in [key for key, page in self.model.items() if page >= HOST]:
+            space, tokens = key
             assert len(self.known(space, tokens)) == len(tokens) // self.size
-        if pinned:  # then nothing else was left
-            assert all(page in still or page in self.held for page in self.model.values())
 
     @rule()
     def clear(self):
-        assert sorted(self.tree.clear()) == sorted(self.model.values())
+        assert sorted(self.tree.clear()) == sorted(p for p in self.model.values() if p < HOST)
         self.model.clear()
+        self.memory.clear()
         self.held.clear()
 
     @invariant()
     def it_holds_what_the_model_holds(self):
-        assert self.tree.num_pages == len(self.model)
+        device = [page for page in self.model.values() if page < HOST]
+        assert self.tree.num_pages == len(device)
+        assert self.tree.num_host == len(self.model) - len(device)
         assert {name for name, _ in self.model} == set(self.tree._roots)
         for (space, tokens), page in self.model.items():
-            assert self.tree.peek(space, tokens).pages[-1] == page
+            found = self.tree.peek(space, tokens)
+            assert (found.pages + found.host)[-1] == page
+            assert self.memory[page] == (space, tokens)
 
 
 TestPrefixTree = TreeMachine.TestCase
@@ -121,7 +150,8 @@ TestPrefixTree.settings = settings(max_examples=60, stateful_step_count=30, dead
 
 
 def gone(tree, count, held=()):
-    return sum(tree.evict(count, lambda page: page not in held), [])
+    found = tree.evict(count, lambda page: page not in held)
+    return found.pages + found.pinned
 
 
 @pytest.mark.quick
@@ -155,6 +185,11 @@ def test_pages_that_are_held_stay():
     assert tree.peek("", [1, 2, 3]).pages == [10, 11]
 
 
+def both(tree):
+    found = tree.evict(1, lambda page: True)
+    return found.pages, found.pinned
+
+
 def test_a_pin_holds_until_its_time_or_until_nothing_else_is_left():
     clock = Clock()
     tree = PrefixTree(1, clock)
@@ -162,8 +197,21 @@ def test_a_pin_holds_until_its_time_or_until_nothing_else_is_left():
     tree.insert("", [4], [13])
     tree.pin("", [1, 2], 5)
     tree.match("", [4])
-    assert tree.evict(1, lambda page: True) == ([12], [])  # behind the pin
-    assert tree.evict(1, lambda page: True) == ([13], [])
-    assert tree.evict(1, lambda page: True) == ([], [11])
+    assert both(tree) == ([12], [])  # behind the pin
+    assert both(tree) == ([13], [])
+    assert both(tree) == ([], [11])
     clock.now = 5.0
-    assert tree.evict(1, lambda page: True) == ([10], [])
+    assert both(tree) == ([10], [])
+
+
+def test_the_host_takes_what_the_device_gives_up_and_gives_it_back():
+    tree = PrefixTree(1, host=[100, 101])
+    tree.insert("", [1, 2, 3], [10, 11, 12])
+    assert tree.evict(2, lambda page: True).copies == [(12, 101), (11, 100)]
+    found = tree.match("", [1, 2, 3])
+    assert (found.pages, found.host) == ([10], [100, 101])
+    assert tree.insert("", [1, 2], [10, 21]) == [21]  # one came back
+    assert tree.peek("", [1, 2, 3]).host == [101] and tree.num_host == 1
+    tree.insert("", [1, 5], [10, 13])
+    assert tree.evict(9, lambda page: page != 10).copies == [(21, 100), (13, 101)]
+    assert tree.peek("", [1, 2, 3]).host == [100]  # the end that was not used for longest went

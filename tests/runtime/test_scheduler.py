@@ -146,7 +146,7 @@ class NoModel:
         self.capabilities = capabilities
         self.logits = torch.randn(1, 50_000)
 
-    def allocate(self, num_pages, page_size):
+    def allocate(self, num_pages, page_size, host_pages=0):
         pass
 
     def run(self, step):

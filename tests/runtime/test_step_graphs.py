@@ -48,8 +48,8 @@ class Recorded(StepGraphs):
 class Executor(PagedExecutor):
     """Captures on the CPU."""
 
-    def allocate(self, num_pages, page_size):
-        super().allocate(num_pages, page_size)
+    def allocate(self, num_pages, page_size, host_pages=0):
+        super().allocate(num_pages, page_size, host_pages)
         for tensor in self.caches.tensors.values():
             tensor[1:].fill_(torch.nan)  # page 0 takes what padding writes
         self.steps = Recorded(self.runner, self.caches.tensors)
