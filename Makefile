@@ -7,7 +7,7 @@ STAMP := .venv/installed
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test quick lint types regress record clean
+.PHONY: demo test nightly quick lint types regress record clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -15,6 +15,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(PYTEST)
+
+# All tests, those too that are left to the night, with many more random schedules of requests.
+nightly: $(STAMP)
+	TILEWRIGHT_TEST_SCHEDULES=10000 $(PYTEST) -m ''
 
 quick: $(STAMP)
 	$(PYTEST) -m quick

@@ -163,6 +163,7 @@ def test_the_shell_converts_measures_and_shows(tiny_gguf: Path, tmp_path: Path):
     refused(run("quantize", tiny_gguf, "-o", tmp_path / "f", *export), "option --attention")
 
 
+@pytest.mark.nightly
 def test_the_example_uptrains(tiny_gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     text = Path(tw.__path__[0]) / "compiler" / "calibrate" / "text.txt"
     main = runpy.run_path(str(EXAMPLE))["main"]

@@ -21,6 +21,8 @@ def test_smollm2_knows_paris_and_agrees_with_hugging_face(smollm2_gguf, tmp_path
         with torch.no_grad():
             expected = reference(torch.tensor([prompt]), use_cache=False).logits[0]
         torch.testing.assert_close(engine(torch.tensor(prompt)), expected, atol=1e-3, rtol=0)
+        if path is folder:
+            continue
         completion = engine.generate([prompt], tw.SamplingParams(max_new_tokens=12))[0]
         assert "Paris" in completion.text
         assert engine.report()["aten"] == []

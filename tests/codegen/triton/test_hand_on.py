@@ -358,7 +358,14 @@ SHAPES = {  # of Llama-3-8B
 }
 
 
-@pytest.mark.parametrize("arch", ["a100", "h100", "b200"])
+@pytest.mark.parametrize(
+    "arch",
+    [
+        pytest.param("a100", marks=pytest.mark.nightly),
+        "h100",
+        pytest.param("b200", marks=pytest.mark.nightly),
+    ],
+)
 def test_products_that_hand_on_compile_ahead_of_time_and_do_not_spill(arch: str) -> None:
     target, sources = TARGETS[arch], []
     for form in SHAPES.values():
