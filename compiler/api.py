@@ -463,6 +463,7 @@ def _lm_config(source: Source, options: CompileOptions, graph: Graph, limit: int
         source.eos_token_ids,
         options.memory_fraction,
         options.prefix_caching,
+        options.swap_space,
     )
 
 

@@ -16,6 +16,7 @@ from ..ir.dtypes import DType
 from ..passes.driver import VerifyLevel
 from ..passes.heads import GQA, resolve_heads
 from ..passes.schemes import STORED, QuantConfig, resolve_config
+from ..runtime.memory import check_swap_space
 from ..settings import current
 from ..targets import Target
 
@@ -39,12 +40,15 @@ class KVCacheConfig:
             (e4m3) or "int8". They need a paged cache.
         prefix_caching: whether pages of prompts outlive their requests, for later ones that begin
             alike. Slots keep nothing.
+        swap_space: GiB of the host's memory (pinned, for a GPU) for cached pages that have to make
+            room: of prompts that come again, and of requests that were preempted.
     """
 
     kind: Literal["auto", "paged", "static"] = "auto"
     page_size: int = 16
     dtype: Literal["auto", "fp8", "int8"] = "auto"
     prefix_caching: bool = True
+    swap_space: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in CACHE_KINDS:
@@ -53,6 +57,7 @@ class KVCacheConfig:
             raise wrong_option("KVCacheConfig.page_size", self.page_size, ("1 … 256",))
         if self.dtype not in CACHE_CODES:
             raise wrong_option("KVCacheConfig.dtype", self.dtype, (*CACHE_CODES,))
+        check_swap_space("KVCacheConfig.swap_space", self.swap_space)
         if not isinstance(self.prefix_caching, bool):
             raise wrong_option(
                 "KVCacheConfig.prefix_caching", self.prefix_caching, ("True", "False")
@@ -86,6 +91,7 @@ class CompileOptions:
             where the user says nothing.
         heads: how KV heads become fewer, resolved; None for not at all.
         prefix_caching: whether pages of prompts outlive their requests.
+        swap_space: GiB of the host's memory for cached pages that make room.
     """
 
     target: Target
@@ -107,6 +113,7 @@ class CompileOptions:
     stored: str | None = None
     heads: GQA | None = None
     prefix_caching: bool = True
+    swap_space: float = 0.0
 
     @property
     def records(self) -> Store | None:
@@ -164,7 +171,8 @@ def resolve_options(
         device,
         name,
         None if config is None else _cache(config, name),
-        config is not None and replace(config, prefix_caching=True) != KVCacheConfig(),
+        config is not None
+        and replace(config, prefix_caching=True, swap_space=0.0) != KVCacheConfig(),
         16 if config is None else config.page_size,
         None if config is None else _codes(config, name, device),
         _dtype(dtype),
@@ -180,6 +188,7 @@ def resolve_options(
         stored,
         resolve_heads(attention),
         config is None or config.prefix_caching,
+        0.0 if config is None else float(config.swap_space),
     )
 
 

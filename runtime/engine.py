@@ -19,7 +19,7 @@ from .executor import PagedExecutor, SlotExecutor
 from .folder import load_image, save_engine
 from .image import EngineImage, LMConfig, Signature
 from .loop import GenerationLoop
-from .memory import pool_pages, prefill_tokens
+from .memory import check_swap_space, pool_pages, prefill_tokens
 from .output import Completion, Delta
 from .params import SamplingParams
 from .pool import KVPool, PagedPool, SlotPool
@@ -343,7 +343,11 @@ _SCORED = -1  # requests number their sequences from 0
 
 
 def load(
-    path: str | Path, checkpoint: str | Path | None = None, *, prefix_caching: bool | None = None
+    path: str | Path,
+    checkpoint: str | Path | None = None,
+    *,
+    prefix_caching: bool | None = None,
+    swap_space: float | None = None,
 ) -> Engine:
     """An engine from its folder, every file's hash checked. Runs no code from the folder.
 
@@ -351,7 +355,7 @@ def load(
         path: of the folder.
         checkpoint: where the checkpoint is that the engine refers to (``save(…,
             weights="reference")``), if it has been moved; its files' hashes are checked too.
-        prefix_caching: whether pages of prompts outlive their requests; None as it was compiled.
+        prefix_caching, swap_space: as in `KVCacheConfig`; None as it was compiled.
 
     Raises:
         EngineError: no engine, a damaged one, one made for another version or device, or a
@@ -360,9 +364,13 @@ def load(
         CapacityError: the weights do not fit the device.
     """
     image = load_image(path, checkpoint)
-    if prefix_caching is not None and image.lm is not None:
-        image = replace(image, lm=replace(image.lm, prefix_caching=prefix_caching))
-    return start(image)
+    lm = image.lm
+    if lm is not None and prefix_caching is not None:
+        lm = replace(lm, prefix_caching=prefix_caching)
+    if lm is not None and swap_space is not None:
+        check_swap_space("swap_space", swap_space)
+        lm = replace(lm, swap_space=float(swap_space))
+    return start(replace(image, lm=lm))
 
 
 def start(image: EngineImage) -> Engine:
@@ -403,14 +411,20 @@ def _memory(
     config: LMConfig, runner: ProgramRunner, decode: ProgramRunner | None, tokens: int
 ) -> tuple[PagedExecutor | SlotExecutor, KVPool]:
     if config.kv_cache == "slot":
-        pool = SlotPool(config.max_batch_size, config.max_model_len)
-        return SlotExecutor(runner, config.max_batch_size), pool
+        slots = SlotPool(config.max_batch_size, config.max_model_len)
+        return SlotExecutor(runner, config.max_batch_size), slots
     sizes = (config.max_batch_size, config.max_model_len, tokens)
     executor = PagedExecutor(runner, *sizes, decode=decode)
     programs = tuple(one.program for one in (runner, decode) if one is not None)
     page_bytes = executor.bytes_per_token * config.page_size
     pages = pool_pages(config, page_bytes, programs, runner.device, tokens)
-    return executor, PagedPool(pages, config.page_size, prefix_caching=config.prefix_caching)
+    pool = PagedPool(
+        pages,
+        config.page_size,
+        prefix_caching=config.prefix_caching,
+        host_pages=int(config.swap_space * 2**30 / page_bytes),
+    )
+    return executor, pool
 
 
 def _bound(

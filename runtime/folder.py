@@ -353,7 +353,9 @@ def _read_lm(data: Mapping[str, Json]) -> LMConfig:
         kv_cache=kv_cache,
         eos_token_ids=tuple(int(str(i)) for i in eos),
         memory_fraction=float(str(data["memory_fraction"])),
-        prefix_caching=data.get("prefix_caching") is not False,  # an older engine says nothing
+        # An older engine says nothing of these.
+        prefix_caching=data.get("prefix_caching") is not False,
+        swap_space=float(str(data.get("swap_space", 0.0))),
     )
 
 

@@ -37,6 +37,7 @@ class LMConfig:
         eos_token_ids: tokens that end a completion.
         memory_fraction: of the device's memory that weights, cache and steps may take together.
         prefix_caching: whether pages of prompts outlive their requests; a slot cache keeps none.
+        swap_space: GiB of the host's memory for cached pages that have to make room.
     """
 
     vocab_size: int
@@ -47,6 +48,7 @@ class LMConfig:
     eos_token_ids: tuple[int, ...]
     memory_fraction: float = 0.9
     prefix_caching: bool = True
+    swap_space: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

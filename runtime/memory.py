@@ -8,7 +8,7 @@ import torch
 
 from ..codegen.plan import plan_buffers
 from ..codegen.program import Program
-from ..errors import CapacityError
+from ..errors import CapacityError, UsageError
 from .decode_graphs import obstacles
 from .image import LMConfig
 from .scheduler import STEP_TOKENS
@@ -88,6 +88,17 @@ def captured_bytes(program: Program, config: LMConfig, tokens: int) -> int:
     if "query_start" not in program.inputs or obstacles(program):
         return 0
     return step_bytes(program, config, tokens)
+
+
+def check_swap_space(option: str, value: object) -> None:
+    """UsageError for all but a number of GiB, 0 or more."""
+    if type(value) not in (int, float) or not 0 <= float(str(value)) < math.inf:
+        raise UsageError(
+            option,
+            expected="a number of GiB, 0 or more",
+            found=repr(value),
+            remedy="Give a valid number, or leave it out.",
+        )
 
 
 def _too_little(
