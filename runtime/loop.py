@@ -53,6 +53,7 @@ class GenerationLoop:
         eos_token_ids: the model's end-of-sequence tokens.
         max_model_len: the longest sequence, prompt and output together.
         vocab_size: token ids of prompts must be below it; None not to check.
+        clock: seconds that never go back, for the times of requests and steps.
 
     Raises:
         UnsupportedError: the pool needs something that the executor cannot do.
@@ -68,6 +69,7 @@ class GenerationLoop:
         eos_token_ids: Sequence[int],
         max_model_len: int,
         vocab_size: int | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         can = executor.capabilities
         if (pool.shares and not can.shares) or (pool.page_size < max_model_len and not can.pages):
@@ -78,13 +80,13 @@ class GenerationLoop:
                 remedy="Use a SlotPool (kv_cache='static'), or a backend with paged attention.",
             )
         self.executor, self.pool, self.scheduler, self.sampler = executor, pool, scheduler, sampler
-        self.max_model_len, self.vocab_size = max_model_len, vocab_size
+        self.max_model_len, self.vocab_size, self.clock = max_model_len, vocab_size, clock
         self.counters = Counters(prefix=pool.prefix_counters)
         self.lock = RLock()  # the books, the KV memory and the executor belong to who holds it
         self._flight: InFlight | None = None  # holds sequences' next tokens, if there is one
         self._launcher: Launcher | None = None
         if can.samples:
-            self._launcher = Launcher(cast(SamplingExecutor, executor), scheduler, pool)
+            self._launcher = Launcher(cast(SamplingExecutor, executor), scheduler, pool, clock)
         self._eos = frozenset(eos_token_ids)
         self._decoder: Callable[[], StreamDecoder] | None = (
             None if tokenizer is None else tokenizer.stream
@@ -141,7 +143,7 @@ class GenerationLoop:
             VerificationError: the model gave NaN logits.
         """
         with self.lock:
-            started = time.perf_counter()
+            started = self.clock()
             try:
                 self._step(started)
             except BaseException:
@@ -154,17 +156,20 @@ class GenerationLoop:
             plan = self.scheduler.schedule()
             if not plan.chunks:
                 return
+            for chunk in plan.chunks:
+                if not chunk.seq.num_reached:
+                    chunk.seq.request.begin(started)
             self._copy(plan.copies)
             if self._launcher is None or not self._launcher.takes(plan):
                 sampled = self._accept(plan, self.executor.run(build_step(plan, self.pool)))
-                self.counters.step(plan.chunks, sampled, time.perf_counter() - started)
+                self.counters.step(plan.chunks, sampled, self.clock() - started)
                 return
             flight = self._launcher.launch(plan, None)
         assert self._launcher is not None
         self._flight = self._ahead(self._launcher, flight)
         done = self._launcher.commit(flight)
         discarded = len(flight.plan.chunks) - len(done)
-        self.counters.step(done, len(done), time.perf_counter() - started, discarded)
+        self.counters.step(done, len(done), self.clock() - started, discarded)
         self._drop_void()
 
     def _ahead(self, launcher: Launcher, flight: InFlight) -> InFlight | None:
@@ -196,7 +201,7 @@ class GenerationLoop:
     def _request(
         self, prompt: list[int], params: SamplingParams, *, streams: bool = False
     ) -> Request:
-        capacity = self.pool.max_tokens
+        arrived, capacity = self.clock(), self.pool.max_tokens
         ids = check_prompt(
             prompt,
             max_model_len=self.max_model_len,
@@ -211,7 +216,14 @@ class GenerationLoop:
         max_tokens = min(params.max_new_tokens, longest - len(prompt))
         decoder = self._decoder
         return Request(
-            prompt, params, stop_ids, max_tokens, decoder, streams=streams, prompt_ids=ids
+            prompt,
+            params,
+            stop_ids,
+            max_tokens,
+            decoder,
+            streams=streams,
+            prompt_ids=ids,
+            submitted=arrived,
         )
 
     def _deltas(self, request: Request) -> Iterator[Delta]:
@@ -264,7 +276,7 @@ class GenerationLoop:
 
     def _commit(self, targets: list[RunningSequence], logits: Tensor) -> None:
         sampled = self.sampler.sample(logits, [seq.sampling for seq in targets])
-        now = time.perf_counter()
+        now = self.clock()
         for seq, one in zip(targets, sampled, strict=True):
             seq.accept(one, now)
 

@@ -183,6 +183,7 @@ class Scheduler:
         seq.num_computed = 0
         insort(self.waiting, seq, key=_age)
         self.num_preemptions += 1
+        seq.timings.preemptions += 1
 
     def share(self, seq: Sequence) -> None:
         """Lets later sequences start with what a running one has computed, in full pages."""

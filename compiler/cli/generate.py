@@ -165,6 +165,9 @@ def _as_data(completions: list[Completion], token_ids: list[int]) -> dict[str, o
                 "usage": asdict(one.usage),
                 "ttft_seconds": one.timings.ttft,
                 "tpot_seconds": one.timings.tpot,
+                "queue_seconds": one.timings.queue,
+                "e2e_seconds": one.timings.e2e,
+                "preemptions": one.timings.preemptions,
             }
             for one in completions
         ],
