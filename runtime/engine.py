@@ -19,6 +19,7 @@ from .folder import load_image, save_engine
 from .image import EngineImage, LMConfig, Signature
 from .loop import GenerationLoop
 from .memory import pool_pages, prefill_tokens
+from .metrics import Metrics
 from .output import Completion, Delta
 from .params import SamplingParams
 from .pool import KVPool, PagedPool, SlotPool
@@ -230,6 +231,13 @@ class CausalLMEngine(RunningEngine):
     def counters(self) -> Counters:
         """Tokens computed and steps run so far."""
         return self.loop.counters
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        """How long requests take, and what for (`prometheus.py` exports it). Counts requests from
+        when it is first asked for.
+        """
+        return Metrics(self.loop, self.image.name)
 
     def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         """Logits f32[B, S, V] for token ids i64[B, S], or f32[S, V] for i64[S].

@@ -19,13 +19,14 @@ from .batch import build_step
 from .counters import Counters
 from .in_flight import InFlight, Launcher, SamplingExecutor
 from .intake import check_prompt, check_stop_strings, params_for
+from .observer import Observer
 from .output import Completion, Delta
 from .params import SamplingParams
 from .pool import KVPool
 from .request import Request
 from .request import Sequence as RunningSequence
 from .sampling import Sampler
-from .scheduler import Plan, Scheduler
+from .scheduler import Chunk, Plan, Scheduler
 from .step import StepExecutor
 from .stopping import StreamDecoder
 
@@ -82,6 +83,7 @@ class GenerationLoop:
         self.executor, self.pool, self.scheduler, self.sampler = executor, pool, scheduler, sampler
         self.max_model_len, self.vocab_size, self.clock = max_model_len, vocab_size, clock
         self.counters = Counters(prefix=pool.prefix_counters)
+        self.observers: list[Observer] = []
         self.lock = RLock()  # the books, the KV memory and the executor belong to who holds it
         self._flight: InFlight | None = None  # holds sequences' next tokens, if there is one
         self._launcher: Launcher | None = None
@@ -118,14 +120,14 @@ class GenerationLoop:
         try:
             with self.lock:
                 for request in requests:
-                    self.scheduler.add(request)
+                    self._add(request)
             while not all(request.finished for request in requests):
                 self.step()
                 if on_step is not None:
                     on_step(self.counters)
         finally:
             self._release(requests)
-        return [[seq.completion() for seq in request.sequences] for request in requests]
+        return [request.completions() for request in requests]
 
     def stream(self, prompt: list[int], params: SamplingParams | None = None) -> Iterator[Delta]:
         """Completes one prompt, and yields what each step adds. Closing the iterator ends it.
@@ -135,6 +137,36 @@ class GenerationLoop:
         """
         one = params_for([prompt], SamplingParams() if params is None else params)[0]
         return self._deltas(self._request(prompt, one, streams=True))
+
+    def submit(
+        self,
+        prompt: list[int],
+        params: SamplingParams | None = None,
+        *,
+        submitted: float | None = None,
+    ) -> Request:
+        """Queues one prompt and returns: calls of `step` compute it, until it is `finished`.
+
+        Args:
+            prompt: token ids.
+            params: None for the defaults.
+            submitted: when it arrived, if that was earlier, in seconds of the clock.
+
+        Returns:
+            what `cancel` takes; once it is finished, it has the completions.
+
+        Raises:
+            UsageError, CapacityError: as `generate`.
+        """
+        one = params_for([prompt], SamplingParams() if params is None else params)[0]
+        request = self._request(prompt, one, submitted=submitted)
+        with self.lock:
+            self._add(request)
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """Gives up a request that was submitted, and frees its memory; one that has ended stays."""
+        self._release([request])
 
     def step(self) -> None:
         """Computes one step of whatever is waiting or running; nothing if there is nothing.
@@ -162,15 +194,21 @@ class GenerationLoop:
             self._copy(plan.copies)
             if self._launcher is None or not self._launcher.takes(plan):
                 sampled = self._accept(plan, self.executor.run(build_step(plan, self.pool)))
-                self.counters.step(plan.chunks, sampled, self.clock() - started)
+                self._count(plan.chunks, sampled, started)
                 return
             flight = self._launcher.launch(plan, None)
         assert self._launcher is not None
         self._flight = self._ahead(self._launcher, flight)
         done = self._launcher.commit(flight)
         discarded = len(flight.plan.chunks) - len(done)
-        self.counters.step(done, len(done), self.clock() - started, discarded)
+        self._count(done, len(done), started, discarded)
         self._drop_void()
+
+    def _count(self, chunks: list[Chunk], sampled: int, started: float, discarded: int = 0) -> None:
+        ended = self.clock()
+        self.counters.step(chunks, sampled, ended - started, discarded)
+        for observer in self.observers:
+            observer.stepped(chunks, started, ended)
 
     def _ahead(self, launcher: Launcher, flight: InFlight) -> InFlight | None:
         """Launches the step behind the one in flight, if that can be planned yet."""
@@ -199,9 +237,15 @@ class GenerationLoop:
                 self.scheduler.drop(seq, keep=False)
 
     def _request(
-        self, prompt: list[int], params: SamplingParams, *, streams: bool = False
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        *,
+        streams: bool = False,
+        submitted: float | None = None,
     ) -> Request:
-        arrived, capacity = self.clock(), self.pool.max_tokens
+        arrived = self.clock() if submitted is None else submitted
+        capacity = self.pool.max_tokens
         ids = check_prompt(
             prompt,
             max_model_len=self.max_model_len,
@@ -226,10 +270,15 @@ class GenerationLoop:
             submitted=arrived,
         )
 
+    def _add(self, request: Request) -> None:
+        self.scheduler.add(request)
+        for observer in self.observers:
+            observer.added(request)
+
     def _deltas(self, request: Request) -> Iterator[Delta]:
         try:
             with self.lock:
-                self.scheduler.add(request)
+                self._add(request)
             while True:
                 # Other calls may have run steps while this one was waiting to go on.
                 while deltas := self._take(request):
@@ -293,6 +342,7 @@ class GenerationLoop:
     def _release(self, requests: list[Request]) -> None:
         with self.lock:
             for request in requests:
+                request.abandoned = not request.finished
                 for seq in request.sequences:
                     self.scheduler.drop(seq)
             self._drop_void()

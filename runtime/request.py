@@ -130,6 +130,7 @@ class Request:
 
     Attributes:
         namespace: sequences share cached prefixes only if theirs are equal.
+        abandoned: whether it was given up before it had ended.
     """
 
     def __init__(
@@ -149,7 +150,7 @@ class Request:
         self.submitted = time.perf_counter() if submitted is None else submitted
         self.max_tokens = max_tokens
         self.namespace: Hashable = params.cache_namespace
-        self.forked = params.n == 1
+        self.forked, self.abandoned = params.n == 1, False
         self.sequences = [
             Sequence(self, index, StopChecker(params, stop_ids, max_tokens, decoder and decoder()))
             for index in range(params.n)
@@ -159,6 +160,10 @@ class Request:
     def finished(self) -> bool:
         """Whether all sequences have ended."""
         return all(seq.finish_reason is not None for seq in self.sequences)
+
+    def completions(self) -> list[Completion]:
+        """The `n` completions of a finished request, in order."""
+        return [seq.completion() for seq in self.sequences]
 
     def begin(self, now: float) -> None:
         """Notes that the first step with tokens of it is planned; later calls change nothing."""

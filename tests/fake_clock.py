@@ -1,4 +1,4 @@
-"""A clock that only moves when it is told to, and a model whose steps take as long as they are said to."""
+"""A clock that moves when it is told to, and a model whose steps take as long as one says."""
 
 from __future__ import annotations
 
