@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
@@ -29,6 +30,7 @@ from .sampling import Sampler
 from .scheduler import Scheduler
 from .step import Step, StepExecutor
 from .structure import Branch, flatten, rebuild
+from .trace import Tracer, tracing
 from .weights import LoadReport, place_weights
 
 Prompts: TypeAlias = "str | Sequence[str] | Sequence[Sequence[int]]"
@@ -238,6 +240,12 @@ class CausalLMEngine(RunningEngine):
         when it is first asked for.
         """
         return Metrics(self.loop, self.image.name)
+
+    def trace(self, path: str | Path) -> AbstractContextManager[Tracer]:
+        """Within `with engine.trace(path):` requests and steps are traced to a file, for
+        ui.perfetto.dev or chrome://tracing. It appears at the end, whole, after Ctrl-C too.
+        """
+        return tracing(self.loop, path)
 
     def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         """Logits f32[B, S, V] for token ids i64[B, S], or f32[S, V] for i64[S].
