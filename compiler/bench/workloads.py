@@ -146,8 +146,12 @@ def _read(line: str, where: str, output_tokens: int, encode: Callable[[str], lis
         data = None
     prompt = data.get("prompt") if isinstance(data, dict) else None
     count = data.get("output_tokens", output_tokens) if isinstance(data, dict) else None
-    is_ids = isinstance(prompt, list) and bool(prompt) and set(map(type, prompt)) == {int}
-    if not (is_ids or (isinstance(prompt, str) and prompt)) or type(count) is not int or count < 1:
+    tokens: list[int] = []
+    if isinstance(prompt, str) and prompt:
+        tokens = encode(prompt)
+    elif isinstance(prompt, list) and set(map(type, prompt)) <= {int}:
+        tokens = prompt
+    if not tokens or type(count) is not int or count < 1:
         raise UsageError(
             where,
             expected='a JSON object with "prompt", text or token ids, and perhaps "output_tokens", '
@@ -155,7 +159,7 @@ def _read(line: str, where: str, output_tokens: int, encode: Callable[[str], lis
             found=line[:60],
             remedy='Write for example {"prompt": "text", "output_tokens": 128}.',
         )
-    return Turn(encode(prompt) if isinstance(prompt, str) else prompt, count)
+    return Turn(tokens, count)
 
 
 def arrival_times(
