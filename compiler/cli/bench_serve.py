@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -143,8 +144,10 @@ def serve(
                 advance=advance,
             )
     warn_if_busy(machine)
-    asked = {"workload": workload, "rate": rate, "concurrency": concurrency, "seed": seed}
+    asked = {"workload": workload, "rate": rate, "fixed": fixed, "concurrency": concurrency}
+    asked |= {"shape": asdict(shape), "file": file and str(file), "think_seconds": think}
     asked |= {"prefix_caching": loaded.loop.scheduler.reuses, "objectives_seconds": objectives}
+    asked |= {"warmup": warmup, "seed": seed}
     if as_json:
         print_json(serving_data(found, machine, asked))
     else:
