@@ -5,7 +5,8 @@ of sequences and pages; and the requests, a track for each completion, on which 
 prompt is computed in chunks, it decodes, and perhaps is preempted in between. Times are those of
 `Timings`, from the start of the trace, in microseconds.
 
-Events are written as they end, to a file that takes its name when the trace is closed.
+Events are written as they end, to a file that takes its name when the trace is closed. A step costs
+the host some microseconds for each request that has not ended, queued ones too.
 """
 
 from __future__ import annotations
@@ -155,7 +156,8 @@ class Tracer:
             self._end_phase(track, timings.scheduled)
         elif track.phase == "preempted":
             self._end_phase(track, started)
-        if decodes(chunk):
+        more = track.phase == "decode" and chunk.start >= len(track.seq.request.prompt)
+        if more or decodes(chunk):  # several tokens of one that decodes are no prompt
             if track.phase != "decode":
                 track.begin("decode", started)
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +11,8 @@ import tilewright as tw
 from cli_running import refused, run
 from tilewright.compiler.bench import machine
 from tilewright.compiler.bench.phases import Phase, rate_phases
+from tilewright.compiler.cli.bench_serve import _encoder
+from tilewright.errors import UsageError
 
 SMALL = ("--num-prompts", 5, "--input-len", 9, "--output-len", 4, "--warmup", 1)
 
@@ -90,6 +93,12 @@ def test_options_that_make_no_load_are_refused_before_anything_is_loaded(args, s
 def test_a_load_that_outgrows_the_context_is_refused(engine):
     result = run("bench", "serve", engine, "--input-len", 40, "--output-len", 25)
     refused(result, "at most 64 tokens", "--max-model-len 128")
+
+
+def test_text_needs_a_tokenizer():
+    encode = _encoder(SimpleNamespace(tokenizer=None, image=SimpleNamespace(name="bare")))
+    with pytest.raises(UsageError, match="engine bare: .*lists of token ids"):
+        encode("the quick")
 
 
 def test_utilisation_of_phases_is_that_of_the_linears_and_the_cache(engine):
