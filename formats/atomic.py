@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from ..errors import UsageError
 
@@ -33,14 +34,26 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
     Raises:
         OSError: the file cannot be written; the old one is untouched.
     """
+    with atomic_file(path) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Give a new file to write to; on leaving, it takes the place of `path` in one step.
+
+    A file that is there already stays as it was if the block raises anything.
+
+    Raises:
+        OSError: the file cannot be written; the old one is untouched.
+    """
     path = Path(path)
-    data = content.encode("utf-8") if isinstance(content, str) else content
     descriptor, temporary = tempfile.mkstemp(
         prefix=f".{path.name}.", suffix=".tmp", dir=path.parent
     )
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, _mode(0o666))

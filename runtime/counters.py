@@ -56,7 +56,7 @@ class Counters:
         for chunk in chunks:
             count = len(chunk.slots)
             total += count
-            if not _decodes(chunk):
+            if not decodes(chunk):
                 prefill += count
             seq = chunk.seq
             stop = chunk.start + count
@@ -76,5 +76,6 @@ class Counters:
             self.decode_seconds += seconds
 
 
-def _decodes(chunk: Chunk) -> bool:
+def decodes(chunk: Chunk) -> bool:
+    """Whether it is a token that was generated the step before, and not of a prompt."""
     return len(chunk.slots) == 1 and chunk.start >= len(chunk.seq.request.prompt)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from .folder import load_image, save_engine
 from .image import EngineImage, LMConfig, Signature
 from .loop import GenerationLoop
 from .memory import check_swap_space, pool_pages, prefill_tokens
+from .metrics import Metrics
 from .output import Completion, Delta
 from .params import SamplingParams
 from .pool import KVPool, PagedPool, SlotPool
@@ -29,6 +31,7 @@ from .sampling import Sampler
 from .scheduler import Scheduler
 from .step import Step, StepExecutor
 from .structure import Branch, flatten, rebuild
+from .trace import Tracer, tracing
 from .weights import LoadReport, place_weights
 
 Prompts: TypeAlias = "str | Sequence[str] | Sequence[Sequence[int]]"
@@ -236,6 +239,19 @@ class CausalLMEngine(RunningEngine):
     def counters(self) -> Counters:
         """Tokens computed and steps run so far."""
         return self.loop.counters
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        """How long requests take, and what for (`prometheus.py` exports it). Counts requests from
+        when it is first asked for.
+        """
+        return Metrics(self.loop, self.image.name)
+
+    def trace(self, path: str | Path) -> AbstractContextManager[Tracer]:
+        """Within `with engine.trace(path):` requests and steps are traced to a file, for
+        ui.perfetto.dev or chrome://tracing. It appears at the end, whole, after Ctrl-C too.
+        """
+        return tracing(self.loop, path)
 
     def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         """Logits f32[B, S, V] for token ids i64[B, S], or f32[S, V] for i64[S].

@@ -35,6 +35,7 @@ anew from its committed tokens. Its random numbers are numbered by token, so it 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -85,10 +86,17 @@ class Launcher:
         executor: takes them.
         scheduler: plans them; sequences that end are dropped there.
         pool: of the scheduler.
+        clock: seconds, for the times of tokens.
     """
 
-    def __init__(self, executor: SamplingExecutor, scheduler: Scheduler, pool: KVPool) -> None:
-        self._executor, self._scheduler = executor, scheduler
+    def __init__(
+        self,
+        executor: SamplingExecutor,
+        scheduler: Scheduler,
+        pool: KVPool,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._executor, self._scheduler, self._clock = executor, scheduler, clock
         self._batches = DecodeBatches(pool)
         self._most = executor.capabilities.samples
 
@@ -145,7 +153,7 @@ class Launcher:
                 found=f"none in rows {broken} of {len(rows)}",
                 remedy="Run `tilewright verify`.",
             )
-        now = time.perf_counter()
+        now = self._clock()
         for chunk, token in rows:
             seq = chunk.seq
             seq.in_flight -= 1

@@ -6,7 +6,6 @@ are waited for: in_flight.py has the path of such a step.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from threading import RLock
 from typing import Protocol, cast
@@ -19,13 +18,14 @@ from .batch import build_step
 from .counters import Counters
 from .in_flight import InFlight, Launcher, SamplingExecutor
 from .intake import check_prompt, check_stop_strings, params_for
+from .observer import Observer
 from .output import Completion, Delta
 from .params import SamplingParams
 from .pool import KVPool
 from .request import Request
 from .request import Sequence as RunningSequence
 from .sampling import Sampler
-from .scheduler import Plan, Scheduler
+from .scheduler import Chunk, Plan, Scheduler
 from .step import StepExecutor
 from .stopping import StreamDecoder
 
@@ -79,12 +79,14 @@ class GenerationLoop:
             )
         self.executor, self.pool, self.scheduler, self.sampler = executor, pool, scheduler, sampler
         self.max_model_len, self.vocab_size = max_model_len, vocab_size
+        self.clock = scheduler.clock  # for the times of requests and steps
         self.counters = Counters(prefix=pool.prefix_counters)
+        self.observers: list[Observer] = []
         self.lock = RLock()  # the books, the KV memory and the executor belong to who holds it
         self._flight: InFlight | None = None  # holds sequences' next tokens, if there is one
         self._launcher: Launcher | None = None
         if can.samples:
-            self._launcher = Launcher(cast(SamplingExecutor, executor), scheduler, pool)
+            self._launcher = Launcher(cast(SamplingExecutor, executor), scheduler, pool, self.clock)
         self._eos = frozenset(eos_token_ids)
         self._decoder: Callable[[], StreamDecoder] | None = (
             None if tokenizer is None else tokenizer.stream
@@ -116,14 +118,14 @@ class GenerationLoop:
         try:
             with self.lock:
                 for request in requests:
-                    self.scheduler.add(request)
+                    self._add(request)
             while not all(request.finished for request in requests):
                 self.step()
                 if on_step is not None:
                     on_step(self.counters)
         finally:
             self._release(requests)
-        return [[seq.completion() for seq in request.sequences] for request in requests]
+        return [request.completions() for request in requests]
 
     def stream(self, prompt: list[int], params: SamplingParams | None = None) -> Iterator[Delta]:
         """Completes one prompt, and yields what each step adds. Closing the iterator ends it.
@@ -134,6 +136,36 @@ class GenerationLoop:
         one = params_for([prompt], SamplingParams() if params is None else params)[0]
         return self._deltas(self._request(prompt, one, streams=True))
 
+    def submit(
+        self,
+        prompt: list[int],
+        params: SamplingParams | None = None,
+        *,
+        submitted: float | None = None,
+    ) -> Request:
+        """Queues one prompt and returns: calls of `step` compute it, until it is `finished`.
+
+        Args:
+            prompt: token ids.
+            params: None for the defaults.
+            submitted: when it arrived, if that was earlier, in seconds of the clock.
+
+        Returns:
+            what `cancel` takes; once it is finished, it has the completions.
+
+        Raises:
+            UsageError, CapacityError: as `generate`.
+        """
+        one = params_for([prompt], SamplingParams() if params is None else params)[0]
+        request = self._request(prompt, one, submitted=submitted)
+        with self.lock:
+            self._add(request)
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """Gives up a request that was submitted, and frees its memory; one that has ended stays."""
+        self._release([request])
+
     def step(self) -> None:
         """Computes one step of whatever is waiting or running; nothing if there is nothing.
 
@@ -141,7 +173,7 @@ class GenerationLoop:
             VerificationError: the model gave NaN logits.
         """
         with self.lock:
-            started = time.perf_counter()
+            started = self.clock()
             try:
                 self._step(started)
             except BaseException:
@@ -154,18 +186,27 @@ class GenerationLoop:
             plan = self.scheduler.schedule()
             if not plan.chunks:
                 return
+            for chunk in plan.chunks:
+                if not chunk.seq.num_reached:
+                    chunk.seq.request.begin(started)
             self._copy(plan.copies)
             if self._launcher is None or not self._launcher.takes(plan):
                 sampled = self._accept(plan, self.executor.run(build_step(plan, self.pool)))
-                self.counters.step(plan.chunks, sampled, time.perf_counter() - started)
+                self._count(plan.chunks, sampled, started)
                 return
             flight = self._launcher.launch(plan, None)
         assert self._launcher is not None
         self._flight = self._ahead(self._launcher, flight)
         done = self._launcher.commit(flight)
         discarded = len(flight.plan.chunks) - len(done)
-        self.counters.step(done, len(done), time.perf_counter() - started, discarded)
+        self._count(done, len(done), started, discarded)
         self._drop_void()
+
+    def _count(self, chunks: list[Chunk], sampled: int, started: float, discarded: int = 0) -> None:
+        ended = self.clock()
+        self.counters.step(chunks, sampled, ended - started, discarded)
+        for observer in self.observers:
+            observer.stepped(chunks, started, ended)
 
     def _ahead(self, launcher: Launcher, flight: InFlight) -> InFlight | None:
         """Launches the step behind the one in flight, if that can be planned yet."""
@@ -196,8 +237,14 @@ class GenerationLoop:
                 self.scheduler.drop(seq, keep=False)
 
     def _request(
-        self, prompt: list[int], params: SamplingParams, *, streams: bool = False
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        *,
+        streams: bool = False,
+        submitted: float | None = None,
     ) -> Request:
+        arrived = self.clock() if submitted is None else submitted
         capacity = self.pool.max_tokens
         ids = check_prompt(
             prompt,
@@ -213,13 +260,25 @@ class GenerationLoop:
         max_tokens = min(params.max_new_tokens, longest - len(prompt))
         decoder = self._decoder
         return Request(
-            prompt, params, stop_ids, max_tokens, decoder, streams=streams, prompt_ids=ids
+            prompt,
+            params,
+            stop_ids,
+            max_tokens,
+            decoder,
+            streams=streams,
+            prompt_ids=ids,
+            submitted=arrived,
         )
+
+    def _add(self, request: Request) -> None:
+        self.scheduler.add(request)
+        for observer in self.observers:
+            observer.added(request)
 
     def _deltas(self, request: Request) -> Iterator[Delta]:
         try:
             with self.lock:
-                self.scheduler.add(request)
+                self._add(request)
             while True:
                 # Other calls may have run steps while this one was waiting to go on.
                 while deltas := self._take(request):
@@ -266,7 +325,7 @@ class GenerationLoop:
 
     def _commit(self, targets: list[RunningSequence], logits: Tensor) -> None:
         sampled = self.sampler.sample(logits, [seq.sampling for seq in targets])
-        now = time.perf_counter()
+        now = self.clock()
         for seq, one in zip(targets, sampled, strict=True):
             seq.accept(one, now)
 
@@ -283,6 +342,7 @@ class GenerationLoop:
     def _release(self, requests: list[Request]) -> None:
         with self.lock:
             for request in requests:
+                request.abandoned = not request.finished
                 for seq in request.sequences:
                     self.scheduler.drop(seq)
             self._drop_void()

@@ -41,31 +41,62 @@ class Usage:
 
 @dataclass(slots=True)
 class Timings:
-    """When one completion's tokens came, in seconds.
+    """When one completion's tokens came, in seconds of the loop's clock (`time.perf_counter()`).
+
+    The terms are vLLM's, of its request histograms and of `vllm bench serve`. `queue`, `prefill`
+    and `decode` follow each other, and together they are `e2e`; what preemptions cost is in the one
+    in which they happen. One difference: vLLM's queue time begins when its scheduler takes the
+    request, `queue` on arrival, so that it holds the rest of the step that was running then.
 
     Attributes:
-        submitted: `time.perf_counter()` when the request was taken.
-        ttft: from then to the first token (TTFT).
+        submitted: when the request arrived.
+        scheduled: when the first step with tokens of it was planned; None before. The `n`
+            completions of a prompt share it.
+        ttft: from arrival to the first token (TTFT).
         itl: between one token and the next (ITL), one entry fewer than there are tokens.
+        preemptions: how often its pages were taken away, so that it had to start anew.
+        last: when the last token came, None before the first.
     """
 
     submitted: float
+    scheduled: float | None = None
     ttft: float = 0.0
     itl: list[float] = field(default_factory=list)
-    _last: float = 0.0
+    preemptions: int = 0
+    last: float | None = None
 
     def token(self, now: float) -> None:
-        """Notes that a token came at `now` (`time.perf_counter()`)."""
-        if self._last:
-            self.itl.append(now - self._last)
-        else:
+        """Notes that a token came at `now`."""
+        if self.last is None:
             self.ttft = now - self.submitted
-        self._last = now
+        else:
+            self.itl.append(now - self.last)
+        self.last = now
 
     @property
     def tpot(self) -> float:
-        """Mean time per output token after the first, in seconds; 0 for a single token."""
+        """Mean time per output token after the first (TPOT), in seconds; 0 for a single token."""
         return sum(self.itl) / len(self.itl) if self.itl else 0.0
+
+    @property
+    def queue(self) -> float:
+        """From arrival until it was first scheduled, in seconds; 0 before that."""
+        return 0.0 if self.scheduled is None else self.scheduled - self.submitted
+
+    @property
+    def prefill(self) -> float:
+        """From when it was first scheduled to its first token, in seconds; 0 before that."""
+        return 0.0 if self.last is None else self.ttft - self.queue
+
+    @property
+    def decode(self) -> float:
+        """From the first token to the last, in seconds; 0 before there are two."""
+        return 0.0 if self.last is None else self.last - self.submitted - self.ttft
+
+    @property
+    def e2e(self) -> float:
+        """From arrival to the last token (end to end, E2EL), in seconds; 0 before the first."""
+        return 0.0 if self.last is None else self.last - self.submitted
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,10 +137,12 @@ class Request:
         decoder: makes a new decoder of text, or None for no text.
         streams: whether to keep a Delta for each token.
         prompt_ids: the prompt as i64[P]; made of it if it is not given.
+        submitted: when it arrived (`time.perf_counter()`); now, if it is not given.
 
     Attributes:
         namespace: sequences share cached prefixes only if theirs are equal.
         deadline: when it ends whatever there is (`time.perf_counter()`), infinity for never.
+        abandoned: whether it was given up before it had ended.
     """
 
     def __init__(
@@ -153,13 +155,15 @@ class Request:
         *,
         streams: bool = False,
         prompt_ids: NDArray[np.int64] | None = None,
+        submitted: float | None = None,
     ) -> None:
         self.prompt, self.params, self.stop_ids, self.streams = prompt, params, stop_ids, streams
         self.prompt_ids = np.array(prompt, dtype=np.int64) if prompt_ids is None else prompt_ids
-        self.submitted, self.max_tokens = time.perf_counter(), max_tokens
+        self.submitted = time.perf_counter() if submitted is None else submitted
+        self.max_tokens = max_tokens
         self.namespace: Hashable = params.cache_namespace
         self.deadline = math.inf if params.deadline is None else self.submitted + params.deadline
-        self.forked = params.n == 1
+        self.forked, self.abandoned = params.n == 1, False
         self.sequences = [
             Sequence(self, index, StopChecker(params, stop_ids, max_tokens, decoder and decoder()))
             for index in range(params.n)
@@ -169,6 +173,16 @@ class Request:
     def finished(self) -> bool:
         """Whether all sequences have ended."""
         return all(seq.finish_reason is not None for seq in self.sequences)
+
+    def completions(self) -> list[Completion]:
+        """The `n` completions of a finished request, in order."""
+        return [seq.completion() for seq in self.sequences]
+
+    def begin(self, now: float) -> None:
+        """Notes that the first step with tokens of it is planned; later calls change nothing."""
+        for seq in self.sequences:
+            if seq.timings.scheduled is None:
+                seq.timings.scheduled = now
 
     def take_deltas(self) -> list[Delta]:
         """The deltas since the last call, in the order of their sequences."""

@@ -61,7 +61,7 @@ class Scheduler:
         max_prefill_tokens: the budget of a step while no sequence decodes, if it is larger: nobody
             waits for a token then.
         max_num_seqs: the most sequences that run at once.
-        clock: seconds, for deadlines: what `Request.submitted` is read from.
+        clock: seconds that never go back, for deadlines, and for the loop's times.
 
     Raises:
         UsageError: a budget or a number of sequences below 1.
@@ -99,7 +99,7 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.num_preemptions = 0
-        self._clock = clock
+        self.clock = clock
         self._timed: list[Request] = []  # those with a deadline, the earliest first
 
     def add(self, request: Request) -> None:
@@ -199,6 +199,7 @@ class Scheduler:
         seq.num_computed = 0
         insort(self.waiting, seq, key=_rank)
         self.num_preemptions += 1
+        seq.timings.preemptions += 1
 
     def share(self, seq: Sequence) -> None:
         """Lets later sequences start with what a running one has computed, in full pages."""
@@ -236,7 +237,7 @@ class Scheduler:
         """Ends the requests whose time is over."""
         if not self._timed:
             return
-        now = self._clock()
+        now = self.clock()
         while self._timed and self._timed[0].deadline <= now:
             for seq in self._timed.pop(0).sequences:
                 if seq.finish_reason is None:

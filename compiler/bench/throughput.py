@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 import torch
@@ -61,6 +61,8 @@ class BatchResult:
         floor: seconds of a step at the measured read rate.
         nominal: seconds of a step at the peak rate of the device.
         bars: (bar, ratio, whether it is met).
+        preemptions: sequences that lost their pages, in all of its runs: the KV memory is too
+            small for all of them, and steps are not what they are called.
     """
 
     batch: int
@@ -70,6 +72,7 @@ class BatchResult:
     floor: float
     nominal: float
     bars: tuple[tuple[Bar, Ratio, bool], ...] = ()
+    preemptions: int = 0
 
     @property
     def tokens_per_second(self) -> float:
@@ -174,9 +177,11 @@ def measure_throughput(
             def at(phase: str, share: float, index: int = index, batch: int = batch) -> None:
                 advance(f"batch {batch}: {phase}", (index + share) / len(batches))
 
-            sides = [_Side("tilewright", "tilewright", _Ours(engine, device)), *field_.sides()]
+            ours = _Ours(engine, device)
+            sides = [_Side("tilewright", "tilewright", ours), *field_.sides()]
             _run_in_turns(sides, _Prompts(engine, batch, context), new_tokens, repeat, at)
-            found.append(_result(engine, machine, batch, context, sides))
+            result = _result(engine, machine, batch, context, sides)
+            found.append(replace(result, preemptions=ours.preemptions))
     dtype = str(engine_dtype(engine)).removeprefix("torch.")
     return Throughput(machine, dtype, context, new_tokens, repeat, tuple(found))
 
@@ -187,7 +192,7 @@ class _Ours(Contender):
     label = "tilewright"
 
     def __init__(self, engine: CausalLMEngine, device: torch.device) -> None:
-        self.engine, self.device = engine, device
+        self.engine, self.device, self.preemptions = engine, device, 0
 
     def run_batch(self, prompts: Sequence[list[int]], new_tokens: int) -> Batch:
         synchronize(self.device)  # what a contender left behind is not ours
@@ -198,6 +203,7 @@ class _Ours(Contender):
             [*accumulate(one.timings.itl, initial=one.timings.submitted + one.timings.ttft)]
             for one in done
         ]
+        self.preemptions += sum(one.timings.preemptions for one in done)
         submitted = min(one.timings.submitted for one in done)
         return Batch(submitted, [one.token_ids for one in done], stamps)
 

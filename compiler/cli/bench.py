@@ -10,6 +10,7 @@ import typer
 from ...errors import UsageError
 from .bench_kernels import kernels
 from .bench_options import uncompiled, warn_if_busy
+from .bench_serve import serve
 from .bench_throughput import throughput
 from .console import out, print_json, progress
 from .options import (
@@ -23,12 +24,13 @@ from .options import (
 )
 
 bench_app = typer.Typer(
-    help="Measure latency, throughput, kernels or startup.",
+    help="Measure latency, throughput, serving, kernels or startup.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
 bench_app.command("kernels")(kernels)
 bench_app.command("throughput")(throughput)
+bench_app.command("serve")(serve)
 
 
 @bench_app.command("latency")

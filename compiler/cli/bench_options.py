@@ -40,6 +40,15 @@ def parse_only(text: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part for part in parts if part))
 
 
+def probe(engine: CausalLMEngine) -> Machine:
+    """The machine that an engine runs on: its load, and its rates."""
+    import torch
+
+    from ..bench.machine import probe_machine
+
+    return probe_machine(str(engine.target), torch.device(engine.target.device_type))
+
+
 def warn_if_busy(machine: Machine) -> None:
     """Says on stderr when others take the cores."""
     if machine.is_busy:

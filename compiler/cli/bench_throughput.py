@@ -107,17 +107,19 @@ def throughput_data(found: Throughput) -> dict[str, object]:
     plain = asdict(found)
     shared = ("machine", "dtype", "context", "new_tokens", "repeat")
     return {name: plain[name] for name in shared} | {
-        "results": [_result_data(result) for result in found.results]
+        "results": [_result_data(result, found.context) for result in found.results]
     }
 
 
-def _result_data(result: BatchResult) -> dict[str, object]:
+def _result_data(result: BatchResult, context: int) -> dict[str, object]:
     fastest = result.fastest
     return {
         "batch": result.batch,
         "tokens_per_second": result.tokens_per_second,
         "step_seconds": result.seconds,
-        "prefill_seconds": statistics.median(run.prefill for run in result.ours),
+        "prefill_seconds": _prefill(result),
+        "prefill_tokens_per_second": result.batch * context / _prefill(result),
+        "preemptions": result.preemptions,
         "bytes": result.bytes,
         "floor_seconds": result.floor,
         "share_of_floor": result.share_of_floor,
@@ -131,6 +133,10 @@ def _result_data(result: BatchResult) -> dict[str, object]:
             for bar, ratio, met in result.bars
         },
     }
+
+
+def _prefill(result: BatchResult) -> float:
+    return statistics.median(run.prefill for run in result.ours)
 
 
 def _run_data(run: Steady) -> dict[str, object]:
@@ -186,7 +192,7 @@ def _rows(result: BatchResult, dtype: str) -> list[tuple[str, ...]]:
         f"{result.floor * 1e3:.3f}",
         f"{result.share_of_floor:.2f}",
         f"{result.mbu:.0%}",
-        f"{statistics.median(run.prefill for run in result.ours) * 1e3:.0f} ms",
+        f"{_prefill(result) * 1e3:.0f} ms",
         "",
     )
     return [ours, *(_rival_row(rival) for rival in result.rivals if rival.ratio is not None)]
@@ -212,6 +218,11 @@ def _rival_row(rival: BatchRival) -> tuple[str, ...]:
 
 def _lines(result: BatchResult) -> list[str]:
     lines = []
+    if result.preemptions:
+        lines.append(
+            f"batch {result.batch}: {result.preemptions} preemptions: the KV memory is too small "
+            "for all of them at once, and the figures are not of such steps alone"
+        )
     for rival in result.rivals:
         if rival.is_absent:
             lines.append(f"batch {result.batch}: {rival.name}: {rival.error}")

@@ -15,7 +15,10 @@ from .options import (
     ContextOption,
     EngineOrModel,
     JsonOption,
+    TraceOption,
+    check_places,
     open_causal_lm,
+    traced,
 )
 
 if TYPE_CHECKING:
@@ -57,6 +60,7 @@ def generate(
     backend: BackendOption = "auto",
     max_model_len: ContextOption = None,
     checkpoint: CheckpointOption = None,
+    trace: TraceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Complete PROMPT with ENGINE, streaming the text."""
@@ -87,6 +91,7 @@ def generate(
             found="an empty prompt",
             remedy="Write the prompt as the second argument, or - and pipe it in.",
         )
+    check_places({"trace": trace})
     loaded = open_causal_lm(
         engine,
         backend=backend,
@@ -95,12 +100,19 @@ def generate(
         checkpoint=checkpoint,
     )
     token_ids = _encode(loaded, text, chat, system)
+    with traced(loaded, trace):
+        _print(loaded, token_ids, params, as_json)
+
+
+def _print(
+    engine: CausalLMEngine, token_ids: list[int], params: SamplingParams, as_json: bool
+) -> None:
     if as_json:
-        print_json(_as_data(loaded.generate([token_ids], params), token_ids))
-    elif n > 1:
-        _print_all(loaded.generate([token_ids], params))
+        print_json(_as_data(engine.generate([token_ids], params), token_ids))
+    elif params.n > 1:
+        _print_all(engine.generate([token_ids], params))
     else:
-        _stream(loaded, token_ids, params)
+        _stream(engine, token_ids, params)
 
 
 def _encode(engine: CausalLMEngine, text: str, chat: bool | None, system: str | None) -> list[int]:
@@ -165,6 +177,9 @@ def _as_data(completions: list[Completion], token_ids: list[int]) -> dict[str, o
                 "usage": asdict(one.usage),
                 "ttft_seconds": one.timings.ttft,
                 "tpot_seconds": one.timings.tpot,
+                "queue_seconds": one.timings.queue,
+                "e2e_seconds": one.timings.e2e,
+                "preemptions": one.timings.preemptions,
             }
             for one in completions
         ],

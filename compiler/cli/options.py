@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -93,6 +94,15 @@ CheckpointOption = Annotated[
     typer.Option(
         metavar="PATH",
         help="Where the weights are that ENGINE refers to, if they have been moved.",
+        show_default=False,
+    ),
+]
+TraceOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--trace",
+        metavar="FILE",
+        help="Write a trace of requests and steps, for ui.perfetto.dev.",
         show_default=False,
     ),
 ]
@@ -278,6 +288,11 @@ def _refuse_options(path: str, backend: str, max_model_len: int | None) -> None:
             found="an engine folder, which is compiled already",
             remedy="Leave them out, or name the model instead.",
         )
+
+
+def traced(engine: CausalLMEngine, trace: Path | None) -> AbstractContextManager[object]:
+    """A block whose requests and steps are traced to a file, if there is to be one."""
+    return nullcontext() if trace is None else engine.trace(trace)
 
 
 def check_places(files: Mapping[str, Path | None]) -> None:

@@ -125,10 +125,28 @@ def test_batches_beside_eager(engine, reference, capsys):
     assert [bar.against for bar, _, _ in found.results[0].bars] == ["eager"]
     assert found.results[1].bars == ()  # they are of batch 1
     data = json.loads(json.dumps(throughput_data(found)))
-    assert data["results"][1]["fastest"] == "eager" and data["results"][1]["prefill_seconds"] > 0
+    one = data["results"][1]
+    assert one["fastest"] == "eager" and one["prefill_seconds"] > 0 and one["preemptions"] == 0
+    assert one["prefill_tokens_per_second"] == pytest.approx(3 * 20 / one["prefill_seconds"])
     print_throughput(found)
     text = capsys.readouterr().out
     assert "the fastest contender, eager" in text and "Hugging Face eager, float32" in text
+
+
+def test_preemptions_are_said(engine, monkeypatch, capsys):
+    schedule = engine.loop.scheduler.schedule
+
+    def preempting():
+        running = engine.loop.scheduler.running
+        if len(running) == 2 and not running[1].timings.preemptions:
+            engine.loop.scheduler.preempt(running[1])
+        return schedule()
+
+    monkeypatch.setattr(engine.loop.scheduler, "schedule", preempting)
+    found = measure_throughput(engine, None, batches=(2,), context=6, new_tokens=4, repeat=2)
+    assert found.results[0].preemptions == 3  # the run that is not counted is warned of too
+    print_throughput(found)
+    assert "batch 2: 3 preemptions" in capsys.readouterr().out
 
 
 def test_prompts_are_distinct_and_the_same_for_all(engine, reference, monkeypatch):

@@ -1,0 +1,30 @@
+"""Who watches a loop: metrics, traces, benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from .request import Request
+from .scheduler import Chunk
+
+
+class Observer(Protocol):
+    """Is told what a loop does, by whoever runs the step, while that holds the loop's lock.
+
+    Whether a request has ended, and when its tokens came, is to be seen in the request itself.
+    """
+
+    def added(self, request: Request) -> None:
+        """A request was queued."""
+        ...
+
+    def stepped(self, chunks: Sequence[Chunk], started: float, ended: float) -> None:
+        """A step was computed, and its tokens went to their sequences.
+
+        Args:
+            chunks: what was computed of sequences that waited for it.
+            started: when it was planned, in seconds of the loop's clock.
+            ended: when its tokens had been taken.
+        """
+        ...
