@@ -104,6 +104,37 @@ def params_for(
     return list(each)
 
 
+def check_tokens(
+    params: SamplingParams, *, vocab_size: int | None, stop_ids: frozenset[int]
+) -> None:
+    """Refuses tokens that the model does not have, and parameters that leave a step no token.
+
+    Raises:
+        UsageError: a token of `logit_bias` or `allowed_token_ids` beyond the vocabulary, or none
+            allowed but stop tokens before `min_new_tokens`.
+    """
+    named = {
+        "logit_bias": [token for token, _ in params.biases],
+        "allowed_token_ids": params.allowed or (),
+    }
+    for field, tokens in named.items():
+        largest = max(tokens, default=0)
+        if vocab_size is not None and largest >= vocab_size:
+            raise UsageError(
+                f"SamplingParams.{field}",
+                expected=f"token ids from 0 to {vocab_size - 1}",
+                found=str(largest),
+                remedy="Take the ids from this model's own tokenizer.",
+            )
+    if params.allowed is not None and params.min_new_tokens and stop_ids.issuperset(params.allowed):
+        raise UsageError(
+            "SamplingParams.allowed_token_ids",
+            expected=f"a token that is no stop token, for min_new_tokens={params.min_new_tokens}",
+            found=repr(params.allowed),
+            remedy="Allow another token, or leave min_new_tokens out.",
+        )
+
+
 def check_stop_strings(params: SamplingParams, *, has_tokenizer: bool) -> None:
     """Refuses stop strings where there is no text to find them in.
 

@@ -18,7 +18,7 @@ from ..errors import UnsupportedError
 from .batch import build_step
 from .counters import Counters
 from .in_flight import InFlight, Launcher, SamplingExecutor
-from .intake import check_prompt, check_stop_strings, params_for
+from .intake import check_prompt, check_stop_strings, check_tokens, params_for
 from .output import Completion, Delta
 from .params import SamplingParams
 from .pool import KVPool
@@ -207,6 +207,7 @@ class GenerationLoop:
         stop_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             stop_ids |= self._eos
+        check_tokens(params, vocab_size=self.vocab_size, stop_ids=stop_ids)
         longest = min(self.max_model_len, capacity + 1)  # the last token needs no K and V
         max_tokens = min(params.max_new_tokens, longest - len(prompt))
         decoder = self._decoder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -23,6 +23,9 @@ class SamplingParams:
             multiplied (if negative) by it; 1 is none (Keskar et al. 2019, as in Hugging Face).
         presence_penalty: taken off the logits of tokens in the output, in [-2, 2] (OpenAI).
         frequency_penalty: the same, times the token's count in the output, in [-2, 2] (OpenAI).
+        logit_bias: by token id a number from -100 to 100 that is added to its logit, before the
+            penalties (OpenAI). Kept as a tuple of pairs.
+        allowed_token_ids: None, or the only tokens that may be chosen.
         max_new_tokens: the most tokens to generate, at least 1.
         min_new_tokens: no stop of any kind before this many tokens.
         stop: strings that end the generation; the text is cut before them. A str is one.
@@ -48,6 +51,8 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | Iterable[tuple[int, float]] | None = None
+    allowed_token_ids: Iterable[int] | None = None
     max_new_tokens: int = 256
     min_new_tokens: int = 0
     stop: str | Iterable[str] = ()
@@ -91,12 +96,32 @@ class SamplingParams:
         if not isinstance(self.ignore_eos, bool):
             raise _wrong("ignore_eos", "True or False", self.ignore_eos)
         object.__setattr__(self, "stop", _stop_strings(self.stop))
-        object.__setattr__(self, "stop_token_ids", _stop_token_ids(self.stop_token_ids))
+        object.__setattr__(
+            self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids)
+        )
+        object.__setattr__(self, "logit_bias", _logit_bias(self.logit_bias))
+        if self.allowed_token_ids is not None:
+            allowed = _token_ids("allowed_token_ids", self.allowed_token_ids)
+            if not allowed:
+                raise _wrong(
+                    "allowed_token_ids", "None, or at least one id", self.allowed_token_ids
+                )
+            object.__setattr__(self, "allowed_token_ids", allowed)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
         """The stop strings, without repeats."""
         return cast(tuple[str, ...], self.stop)  # __post_init__ made it one
+
+    @property
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        """(token id, what is added to its logit), one each."""
+        return cast(tuple[tuple[int, float], ...], self.logit_bias)
+
+    @property
+    def allowed(self) -> tuple[int, ...] | None:
+        """The only tokens that may be chosen; None for all."""
+        return cast("tuple[int, ...] | None", self.allowed_token_ids)
 
     @property
     def is_greedy(self) -> bool:
@@ -111,6 +136,11 @@ class SamplingParams:
             or self.presence_penalty != 0
             or self.frequency_penalty != 0
         )
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether logits are changed, other than by temperature and the cuts that follow it."""
+        return self.penalises or bool(self.biases) or self.allowed is not None
 
 
 def _wrong(field: str, valid: str, found: object) -> UsageError:
@@ -146,11 +176,32 @@ def _stop_strings(stop: object) -> tuple[str, ...]:
     return tuple(dict.fromkeys(strings))
 
 
-def _stop_token_ids(ids: object) -> tuple[int, ...]:
+def _token_ids(field: str, ids: object) -> tuple[int, ...]:
     valid = "a list of token ids, each 0 or more"
     if not isinstance(ids, Iterable) or isinstance(ids, str):
-        raise _wrong("stop_token_ids", valid, ids)
+        raise _wrong(field, valid, ids)
     tokens = tuple(ids)
-    if not all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in tokens):
-        raise _wrong("stop_token_ids", valid, ids)
+    if not all(_is_token(one) for one in tokens):
+        raise _wrong(field, valid, ids)
     return tokens
+
+
+def _is_token(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _logit_bias(bias: object) -> tuple[tuple[int, float], ...]:
+    """Pairs in the order of their tokens, so that equal biases make equal params."""
+    valid = "None, or numbers from -100 to 100 by token id"
+    if bias is None:
+        return ()
+    if not isinstance(bias, Iterable) or isinstance(bias, str):
+        raise _wrong("logit_bias", valid, bias)
+    pairs = tuple(bias.items() if isinstance(bias, Mapping) else bias)
+    if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+        raise _wrong("logit_bias", valid, bias)
+    for token, value in pairs:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not _is_token(token) or not is_number or not -100 <= value <= 100:  # NaN is neither
+            raise _wrong("logit_bias", valid, bias)
+    return tuple(sorted(dict(pairs).items()))

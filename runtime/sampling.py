@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 
 from ..errors import VerificationError
-from .filters import apply_temperature, draw, keep_min_p, keep_top_k, keep_top_p, penalise
+from .filters import (
+    add_bias,
+    apply_temperature,
+    draw,
+    keep_min_p,
+    keep_only,
+    keep_top_k,
+    keep_top_p,
+    penalise,
+)
 from .output import TokenLogprobs
 from .params import SamplingParams
 
@@ -38,6 +47,8 @@ class SamplingState:
     """
 
     __slots__ = (
+        "_allowed",
+        "_biased",
         "_counts",
         "_first",
         "_generator",
@@ -61,9 +72,8 @@ class SamplingState:
     ) -> None:
         self.params, self.stop_ids = params, stop_ids
         # plain: the likeliest token of the logits as they are; read at every step
-        self.plain = params.is_greedy and not params.penalises and params.logprobs is None
-        self.plain = self.plain and params.min_new_tokens == 0
-        self._simple = not params.penalises and params.logprobs is None
+        self._simple = not params.adjusts and params.logprobs is None
+        self.plain = params.is_greedy and self._simple and params.min_new_tokens == 0
         self._prompt, self._index = prompt, index
         self._output: list[int] = []
         self._generator: torch.Generator | None = None
@@ -71,6 +81,8 @@ class SamplingState:
         self._first = 0
         self._seen: Tensor | None = None
         self._counts: Tensor | None = None
+        self._biased: tuple[Tensor, Tensor] | None = None
+        self._allowed: Tensor | None = None
 
     def commit(self, token_id: int) -> None:
         """Notes a token of the output."""
@@ -122,6 +134,35 @@ class SamplingState:
         numbers = self._numbers + drawn.tolist()
         self._numbers, self._first = numbers[len(self._output) - self._first :], len(self._output)
 
+    @property
+    def adjusts(self) -> bool:
+        """Whether `adjusted` would change the logits."""
+        return self.params.adjusts or self.masks_stops
+
+    def adjusted(self, logits: Tensor) -> Tensor:
+        """Logits f32[V] with what is not allowed set to -inf, biases added, penalties taken off and
+        early stop tokens masked, as new memory where anything changes.
+        """
+        vocab, device = logits.shape[-1], logits.device
+        if self.params.allowed is not None:
+            if self._allowed is None:
+                self._allowed = _tensor(self.params.allowed, vocab, device)
+            logits = keep_only(logits, self._allowed)
+        if self.params.biases:
+            if self._biased is None:
+                known = [pair for pair in self.params.biases if pair[0] < vocab]
+                values = torch.tensor(
+                    [value for _, value in known], dtype=logits.dtype, device=device
+                )
+                self._biased = _tensor([token for token, _ in known], vocab, device), values
+            logits = add_bias(logits, *self._biased)
+        if self.params.penalises:
+            logits = self.penalised(logits)
+        if self.masks_stops:
+            early = _tensor(sorted(self.stop_ids), vocab, device)
+            logits = logits.index_fill(-1, early, -torch.inf)
+        return logits
+
     def penalised(self, logits: Tensor) -> Tensor:
         """Logits f32[V] with the penalties taken off, as new memory."""
         if self._seen is None or self._counts is None:
@@ -142,9 +183,10 @@ class SamplingState:
 
 
 class Sampler:
-    """Chooses one token a row. The order of operations is that of Hugging Face and vLLM: penalties,
-    stop tokens masked before `min_new_tokens`, temperature, top-k, top-p, min-p, draw. Greedy rows
-    take the largest logit after penalties, the lowest token id among equals.
+    """Chooses one token a row. The order of operations is that of Hugging Face and vLLM: allowed
+    tokens, bias, penalties, stop tokens masked before `min_new_tokens`, temperature, top-k, top-p,
+    min-p, draw. Greedy rows take the largest logit after penalties, the lowest token id among
+    equals.
     """
 
     def sample(self, logits: Tensor, states: Sequence[SamplingState]) -> list[Sampled]:
@@ -200,17 +242,20 @@ def _draw(scores: Tensor, states: Sequence[SamplingState]) -> list[int]:
 
 
 def _adjusted(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
-    """The logits with penalties, and with stop tokens masked where it is too early for them."""
-    if not any(state.params.penalises or state.masks_stops for state in states):
+    """The logits [R, V] as each row's state wants them."""
+    if not any(state.adjusts for state in states):
         return logits
     scores = logits.clone()
     for row, state in enumerate(states):
-        if state.params.penalises:
-            scores[row] = state.penalised(logits[row])
-        if state.masks_stops:
-            early = [token for token in state.stop_ids if token < scores.shape[-1]]
-            scores[row, early] = -torch.inf
+        if state.adjusts:
+            scores[row] = state.adjusted(logits[row])
     return scores
+
+
+def _tensor(tokens: Sequence[int], vocab: int, device: torch.device) -> Tensor:
+    """The tokens that the model has, as i64."""
+    known = [token for token in tokens if token < vocab]
+    return torch.tensor(known, dtype=torch.int64, device=device)
 
 
 @contextmanager
