@@ -16,6 +16,7 @@ from ..targets import Target, gpu_problem
 from .counters import Counters
 from .executor import PagedExecutor, SlotExecutor
 from .folder import load_image, save_engine
+from .grammar import Grammars
 from .image import EngineImage, LMConfig, Signature
 from .loop import GenerationLoop
 from .memory import pool_pages, prefill_tokens
@@ -210,15 +211,18 @@ class CausalLMEngine(RunningEngine):
             max_prefill_tokens=tokens,
             max_num_seqs=self.config.max_batch_size,
         )
+        eos, vocab = self.config.eos_token_ids, self.config.vocab_size
+        grammars = Grammars(image.tokenizer, eos, vocab) if image.tokenizer else None
         self.loop = GenerationLoop(
             self.executor,
             self.pool,
             scheduler,
             Sampler(),
             image.tokenizer,
-            self.config.eos_token_ids,
+            eos,
             self.config.max_model_len,
-            self.config.vocab_size,
+            vocab,
+            grammars,
         )
 
     @property

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CapacityError, UsageError
+from .grammar import Grammars
 from .params import SamplingParams
 
 
@@ -148,6 +149,22 @@ def check_stop_strings(params: SamplingParams, *, has_tokenizer: bool) -> None:
             found=repr(params.stop_strings),
             remedy="Use stop_token_ids.",
         )
+
+
+def check_structured(grammars: Grammars | None) -> Grammars:
+    """Refuses structured outputs where there are no texts.
+
+    Raises:
+        UsageError: there is no tokenizer.
+    """
+    if grammars is None:
+        raise UsageError(
+            "SamplingParams.structured_outputs",
+            expected="a tokenizer, for the text that is to have a form",
+            found="an engine without one",
+            remedy="Compile from files that include a tokenizer.",
+        )
+    return grammars
 
 
 def _brief(value: object) -> str:

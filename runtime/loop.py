@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from threading import RLock
 from typing import Protocol, cast
 
@@ -17,8 +18,15 @@ from torch import Tensor
 from ..errors import UnsupportedError
 from .batch import build_step
 from .counters import Counters
+from .grammar import Grammars, Matcher
 from .in_flight import InFlight, Launcher, SamplingExecutor
-from .intake import check_prompt, check_stop_strings, check_tokens, params_for
+from .intake import (
+    check_prompt,
+    check_stop_strings,
+    check_structured,
+    check_tokens,
+    params_for,
+)
 from .output import Completion, Delta
 from .params import SamplingParams
 from .pool import KVPool
@@ -53,6 +61,7 @@ class GenerationLoop:
         eos_token_ids: the model's end-of-sequence tokens.
         max_model_len: the longest sequence, prompt and output together.
         vocab_size: token ids of prompts must be below it; None not to check.
+        grammars: compiles the forms of structured outputs; None if there is no real tokenizer.
 
     Raises:
         UnsupportedError: the pool needs something that the executor cannot do.
@@ -68,6 +77,7 @@ class GenerationLoop:
         eos_token_ids: Sequence[int],
         max_model_len: int,
         vocab_size: int | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
         can = executor.capabilities
         if (pool.shares and not can.shares) or (pool.page_size < max_model_len and not can.pages):
@@ -78,7 +88,7 @@ class GenerationLoop:
                 remedy="Use a SlotPool (kv_cache='static'), or a backend with paged attention.",
             )
         self.executor, self.pool, self.scheduler, self.sampler = executor, pool, scheduler, sampler
-        self.max_model_len, self.vocab_size = max_model_len, vocab_size
+        self.max_model_len, self.vocab_size, self.grammars = max_model_len, vocab_size, grammars
         self.counters = Counters(prefix=pool.prefix_counters)
         self.lock = RLock()  # the books, the KV memory and the executor belong to who holds it
         self._flight: InFlight | None = None  # holds sequences' next tokens, if there is one
@@ -212,8 +222,24 @@ class GenerationLoop:
         max_tokens = min(params.max_new_tokens, longest - len(prompt))
         decoder = self._decoder
         return Request(
-            prompt, params, stop_ids, max_tokens, decoder, streams=streams, prompt_ids=ids
+            prompt,
+            params,
+            stop_ids,
+            max_tokens,
+            decoder,
+            streams=streams,
+            prompt_ids=ids,
+            matcher=self._matcher(params),
+            # An executor that does not mix computes a prompt whole, or one token of a sequence.
+            jumps=self.executor.capabilities.mixes,
         )
+
+    def _matcher(self, params: SamplingParams) -> Callable[[], Matcher] | None:
+        form = params.structured_outputs
+        if form is None:
+            return None
+        make = check_structured(self.grammars).matcher
+        return partial(make, form, ignore_eos=params.ignore_eos)
 
     def _deltas(self, request: Request) -> Iterator[Delta]:
         try:
@@ -250,6 +276,7 @@ class GenerationLoop:
             row += 1
         if not targets:
             return 0
+        self.sampler.prepare([seq.sampling for seq in targets])  # before anything waits for logits
         if to_fork:
             logits = logits[torch.tensor(rows, device=logits.device)]
         self._commit(targets, logits)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from ..errors import UsageError
+from .structured import StructuredOutputsParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,8 @@ class SamplingParams:
         logit_bias: by token id a number from -100 to 100 that is added to its logit, before the
             penalties (OpenAI). Kept as a tuple of pairs.
         allowed_token_ids: None, or the only tokens that may be chosen.
+        structured_outputs: None, or the form that the output must have. It ends where the form
+            does, whatever min_new_tokens and ignore_eos say.
         max_new_tokens: the most tokens to generate, at least 1.
         min_new_tokens: no stop of any kind before this many tokens.
         stop: strings that end the generation; the text is cut before them. A str is one.
@@ -53,6 +56,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] | Iterable[tuple[int, float]] | None = None
     allowed_token_ids: Iterable[int] | None = None
+    structured_outputs: StructuredOutputsParams | None = None
     max_new_tokens: int = 256
     min_new_tokens: int = 0
     stop: str | Iterable[str] = ()
@@ -107,6 +111,7 @@ class SamplingParams:
                     "allowed_token_ids", "None, or at least one id", self.allowed_token_ids
                 )
             object.__setattr__(self, "allowed_token_ids", allowed)
+        _check_structured(self)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -163,6 +168,14 @@ def _check_int(params: SamplingParams, field: str, low: int, valid: str) -> None
     value = getattr(params, field)
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
         raise _wrong(field, valid, value)
+
+
+def _check_structured(params: SamplingParams) -> None:
+    form = params.structured_outputs
+    if form is not None and not isinstance(form, StructuredOutputsParams):
+        raise _wrong("structured_outputs", "None, or a StructuredOutputsParams", form)
+    if form is not None and params.allowed is not None:  # they could leave no token
+        raise _wrong("allowed_token_ids", "None beside structured_outputs", params.allowed)
 
 
 def _stop_strings(stop: object) -> tuple[str, ...]:

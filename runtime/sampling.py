@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from .filters import (
     keep_top_p,
     penalise,
 )
+from .grammar import Matcher, prepare, unpacked
 from .output import TokenLogprobs
 from .params import SamplingParams
 
@@ -44,6 +46,7 @@ class SamplingState:
         prompt: the prompt's token ids.
         stop_ids: end-of-sequence and stop tokens, masked before `min_new_tokens`.
         index: which of the request's `n` completions: each has a stream of its own.
+        matcher: holds the sequence to its form; None for any.
     """
 
     __slots__ = (
@@ -58,6 +61,7 @@ class SamplingState:
         "_prompt",
         "_seen",
         "_simple",
+        "matcher",
         "params",
         "plain",
         "stop_ids",
@@ -69,10 +73,11 @@ class SamplingState:
         prompt: Sequence[int],
         stop_ids: frozenset[int],
         index: int = 0,
+        matcher: Matcher | None = None,
     ) -> None:
-        self.params, self.stop_ids = params, stop_ids
+        self.params, self.stop_ids, self.matcher = params, stop_ids, matcher
         # plain: the likeliest token of the logits as they are; read at every step
-        self._simple = not params.adjusts and params.logprobs is None
+        self._simple = not params.adjusts and params.logprobs is None and matcher is None
         self.plain = params.is_greedy and self._simple and params.min_new_tokens == 0
         self._prompt, self._index = prompt, index
         self._output: list[int] = []
@@ -87,6 +92,8 @@ class SamplingState:
     def commit(self, token_id: int) -> None:
         """Notes a token of the output."""
         self._output.append(token_id)
+        if self.matcher is not None:
+            self.matcher.advance(token_id)
         if self._seen is not None and self._counts is not None:
             self._seen[token_id] = True
             self._counts[token_id] += 1
@@ -137,11 +144,12 @@ class SamplingState:
     @property
     def adjusts(self) -> bool:
         """Whether `adjusted` would change the logits."""
-        return self.params.adjusts or self.masks_stops
+        return self.params.adjusts or (self.masks_stops and self.matcher is None)
 
     def adjusted(self, logits: Tensor) -> Tensor:
         """Logits f32[V] with what is not allowed set to -inf, biases added, penalties taken off and
-        early stop tokens masked, as new memory where anything changes.
+        early stop tokens masked, as new memory where anything changes. Of the matcher's mask it
+        takes no notice.
         """
         vocab, device = logits.shape[-1], logits.device
         if self.params.allowed is not None:
@@ -158,7 +166,7 @@ class SamplingState:
             logits = add_bias(logits, *self._biased)
         if self.params.penalises:
             logits = self.penalised(logits)
-        if self.masks_stops:
+        if self.masks_stops and self.matcher is None:  # its mask has left them out
             early = _tensor(sorted(self.stop_ids), vocab, device)
             logits = logits.index_fill(-1, early, -torch.inf)
         return logits
@@ -183,11 +191,17 @@ class SamplingState:
 
 
 class Sampler:
-    """Chooses one token a row. The order of operations is that of Hugging Face and vLLM: allowed
-    tokens, bias, penalties, stop tokens masked before `min_new_tokens`, temperature, top-k, top-p,
-    min-p, draw. Greedy rows take the largest logit after penalties, the lowest token id among
-    equals.
+    """Chooses one token a row. The order of operations is that of Hugging Face and vLLM: the mask
+    of a form, allowed tokens, bias, penalties, stop tokens masked before `min_new_tokens`,
+    temperature, top-k, top-p, min-p, draw. Greedy rows take the largest logit after penalties, the
+    lowest token id among equals.
     """
+
+    def prepare(self, states: Sequence[SamplingState]) -> None:
+        """Does what `sample` can do for these rows before it has their logits. To be called while
+        the device computes them.
+        """
+        prepare([state.matcher for state in states if state.matcher is not None])
 
     def sample(self, logits: Tensor, states: Sequence[SamplingState]) -> list[Sampled]:
         """One token for each row of logits f32[R, V]; the caller commits it to the state, which
@@ -243,13 +257,28 @@ def _draw(scores: Tensor, states: Sequence[SamplingState]) -> list[int]:
 
 def _adjusted(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
     """The logits [R, V] as each row's state wants them."""
-    if not any(state.adjusts for state in states):
+    held = [row for row, state in enumerate(states) if state.matcher is not None]
+    if not held and not any(state.adjusts for state in states):
         return logits
     scores = logits.clone()
+    if held:
+        scores[held] = scores[held].masked_fill(
+            ~_masks([states[row] for row in held], logits), -torch.inf
+        )
     for row, state in enumerate(states):
         if state.adjusts:
-            scores[row] = state.adjusted(logits[row])
+            scores[row] = state.adjusted(scores[row])
     return scores
+
+
+def _masks(states: Sequence[SamplingState], logits: Tensor) -> Tensor:
+    """What may come next in each state with a matcher, bool[N, V]."""
+    words = [
+        state.matcher.words(state.stop_ids if state.masks_stops else ())
+        for state in states
+        if state.matcher is not None
+    ]
+    return unpacked(np.stack(words), logits.shape[-1], logits.device)
 
 
 def _tensor(tokens: Sequence[int], vocab: int, device: torch.device) -> Tensor:

@@ -119,6 +119,10 @@ class StopChecker:
             return text + self._rest(), "length"
         return text, None
 
+    def finish(self) -> str:
+        """The text still held back, where something else ends the sequence; call once."""
+        return self._rest()
+
     def _rest(self) -> str:
         """The text still held back at the end."""
         rest = self._decoder.finish() if self._decoder is not None else ""
