@@ -132,7 +132,7 @@ class Matcher:
         return VerificationError(
             "SamplingParams.structured_outputs",
             expected="a form that can be followed to its end",
-            found=_line(self._inner.get_error()),
+            found=_problem(self._inner),
             remedy="Simplify the schema or grammar: fewer alternatives, fewer long repetitions.",
         )
 
@@ -208,12 +208,10 @@ def _compile(params: StructuredOutputsParams, tokens: LLTokenizer) -> LLMatcher:
     from llguidance import LLMatcher
 
     inner = LLMatcher(tokens, _source(params), log_level=0)
-    dead = not inner.is_error() and inner.is_stopped() and not inner.is_accepting()
     if not inner.is_stopped():
         inner.compute_bitmask()  # may find out that nothing can come
-    if dead or inner.is_error():
-        found = "one that no text has" if dead else _line(inner.get_error())
-        raise wrong(params.kind, "a form that can be held to", found)
+    if inner.is_stopped() and not inner.is_accepting():
+        raise wrong(params.kind, "a form that can be held to", _problem(inner))
     return inner
 
 
@@ -245,6 +243,12 @@ def _lark(grammar: str) -> str:
         return any_to_lark(grammar)
     except Exception as error:  # the converter's own, and those of its recursion
         raise wrong("grammar", "a grammar in Lark's EBNF or in GBNF", _line(str(error))) from error
+
+
+def _problem(inner: LLMatcher) -> str:
+    """Why a matcher cannot go on."""
+    dead = inner.stop_reason() in ("NoExtension", "NoExtensionBias")
+    return "a place where no text can follow" if dead else _line(inner.get_error())
 
 
 def _line(text: str) -> str:

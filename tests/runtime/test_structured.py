@@ -114,7 +114,7 @@ def test_forms_are_equal_by_what_they_say():
         ({"regex": "(a"}, "unclosed group"),
         ({"regex": "a(?=b)"}, "look-around"),
         ({"grammar": "start: missing"}, "unknown name"),
-        ({"grammar": "start: start"}, "one that no text has"),
+        ({"grammar": "start: start"}, "no text can follow"),
         ({"grammar": "root ::= ("}, "line 1"),
         ({"json": {"type": "colour"}}, "Invalid type: colour"),
         ({"json": {"not": {"type": "string"}}}, 'Unimplemented keys: ["not"]'),
