@@ -247,8 +247,8 @@ def _lark(grammar: str) -> str:
 
 def _problem(inner: LLMatcher) -> str:
     """Why a matcher cannot go on."""
-    dead = inner.stop_reason() in ("NoExtension", "NoExtensionBias")
-    return "a place where no text can follow" if dead else _line(inner.get_error())
+    found = _line(inner.get_error()) or inner.stop_reason()
+    return "a place where no text can follow" if found.startswith("NoExtension") else found
 
 
 def _line(text: str) -> str:
