@@ -167,6 +167,21 @@ def check_structured(grammars: Grammars | None) -> Grammars:
     return grammars
 
 
+def check_streamed(params: SamplingParams) -> None:
+    """Refuses what a stream of new tokens has no place for.
+
+    Raises:
+        UsageError: logprobs of the prompt.
+    """
+    if params.prompt_logprobs is not None:
+        raise UsageError(
+            "SamplingParams.prompt_logprobs",
+            expected="None, in a stream",
+            found=str(params.prompt_logprobs),
+            remedy="Use generate, whose completions have them.",
+        )
+
+
 def _brief(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

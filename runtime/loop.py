@@ -23,6 +23,7 @@ from .in_flight import InFlight, Launcher, SamplingExecutor
 from .intake import (
     check_prompt,
     check_stop_strings,
+    check_streamed,
     check_structured,
     check_tokens,
     params_for,
@@ -30,6 +31,7 @@ from .intake import (
 from .output import Completion, Delta
 from .params import SamplingParams
 from .pool import KVPool
+from .prompt_logprobs import token_logprobs
 from .request import Request
 from .request import Sequence as RunningSequence
 from .sampling import Sampler
@@ -142,6 +144,7 @@ class GenerationLoop:
             UsageError, CapacityError: as `generate`, and at once, not at the first delta.
         """
         one = params_for([prompt], SamplingParams() if params is None else params)[0]
+        check_streamed(one)
         return self._deltas(self._request(prompt, one, streams=True))
 
     def step(self) -> None:
@@ -260,9 +263,13 @@ class GenerationLoop:
         rows: list[int] = []
         targets: list[RunningSequence] = []
         to_fork: list[Request] = []
+        scored: list[tuple[Request, range, int]] = []
         row = 0
         for chunk in plan.chunks:
             seq = chunk.seq
+            if places := chunk.scored:
+                scored.append((seq.request, places, row))
+                row += len(places)
             seq.num_computed = chunk.start + len(chunk.slots)
             if seq.num_computed < len(seq.tokens):
                 continue
@@ -274,10 +281,12 @@ class GenerationLoop:
                 targets += seq.request.sequences
                 to_fork.append(seq.request)
             row += 1
+        self.sampler.prepare([seq.sampling for seq in targets])  # before anything waits for logits
+        for request, places, start in scored:
+            _score(request, places, logits[start : start + len(places)])
         if not targets:
             return 0
-        self.sampler.prepare([seq.sampling for seq in targets])  # before anything waits for logits
-        if to_fork:
+        if to_fork or scored:
             logits = logits[torch.tensor(rows, device=logits.device)]
         self._commit(targets, logits)
         for chunk in plan.chunks:
@@ -312,3 +321,10 @@ class GenerationLoop:
                 for seq in request.sequences:
                     self.scheduler.drop(seq)
             self._drop_void()
+
+
+def _score(request: Request, places: range, logits: Tensor) -> None:
+    """Notes the logprobs of the tokens behind these places of the prompt."""
+    found, count = request.prompt_logprobs, request.params.prompt_logprobs
+    assert found is not None and count is not None
+    found += token_logprobs(logits, request.prompt[places.start + 1 : places.stop + 1], count)

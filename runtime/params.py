@@ -37,6 +37,8 @@ class SamplingParams:
         seed: None for fresh entropy; with a seed the tokens do not depend on the rest of the batch.
         n: how many completions of the prompt.
         logprobs: None, or how many alternatives to report beside each chosen token's logprob.
+        prompt_logprobs: None, or how many alternatives to report beside the logprob of each of the
+            prompt's tokens. Such a prompt is computed whole, whatever the prefix cache holds of it.
         cache_ttl: None, or for how many seconds after its last use the prompt is to stay in the
             prefix cache, in full pages. It goes before that only where a request would find no
             memory otherwise.
@@ -65,6 +67,7 @@ class SamplingParams:
     seed: int | None = None
     n: int = 1
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     cache_ttl: float | None = None
     cache_namespace: str = ""
 
@@ -87,8 +90,9 @@ class SamplingParams:
         if self.min_new_tokens > self.max_new_tokens:
             valid = f"an integer from 0 to max_new_tokens={self.max_new_tokens}"
             raise _wrong("min_new_tokens", valid, self.min_new_tokens)
-        if self.logprobs is not None:
-            _check_int(self, "logprobs", 0, "None, or an integer, 0 or more")
+        for field in ("logprobs", "prompt_logprobs"):
+            if getattr(self, field) is not None:
+                _check_int(self, field, 0, "None, or an integer, 0 or more")
         if self.seed is not None:
             _check_int(self, "seed", -(2**63), "None, or a 64-bit integer")
             if self.seed >= 2**64:

@@ -137,6 +137,7 @@ class Sequence:
             logprobs=self.logprobs if self.request.params.logprobs is not None else None,
             usage=Usage(num_prompt, len(output), self.num_cached),
             timings=self.timings,
+            prompt_logprobs=self.request.prompt_logprobs,
         )
 
 
@@ -158,6 +159,8 @@ class Request:
 
     Attributes:
         namespace: sequences share cached prefixes only if theirs are equal.
+        prompt_logprobs: of the prompt's first tokens, as far as they are computed, None for the
+            first of them; None if they were not asked for.
     """
 
     def __init__(
@@ -179,10 +182,19 @@ class Request:
         self.submitted, self.max_tokens = time.perf_counter(), max_tokens
         self.namespace: Hashable = params.cache_namespace
         self.forked = params.n == 1
+        self.prompt_logprobs: list[TokenLogprobs | None] | None = None
+        if params.prompt_logprobs is not None:
+            self.prompt_logprobs = [None]
         self.sequences = [
             Sequence(self, index, StopChecker(params, stop_ids, max_tokens, decoder and decoder()))
             for index in range(params.n)
         ]
+
+    @property
+    def scoring(self) -> bool:
+        """Whether logprobs of the prompt are wanted that are not computed yet."""
+        found = self.prompt_logprobs
+        return found is not None and len(found) < len(self.prompt)
 
     @property
     def finished(self) -> bool:

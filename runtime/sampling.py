@@ -248,7 +248,7 @@ def filtered_logits(scores: Tensor, params: Sequence[SamplingParams]) -> Tensor:
 
 
 def _draw(scores: Tensor, states: Sequence[SamplingState]) -> list[int]:
-    _check_finite(scores.amax(-1).tolist())
+    check_finite(scores.amax(-1).tolist())
     uniform = torch.tensor([[state.uniform()] for state in states], dtype=torch.float64)
     scores = filtered_logits(scores, [state.params for state in states])
     tokens: list[int] = draw(scores, uniform.to(scores.device)).tolist()
@@ -310,16 +310,20 @@ def _greedy(scores: Tensor) -> list[int]:
         # NumPy's argmax is vectorised, and stays on this thread (see _on_this_thread).
         rows = scores.detach().numpy()
         ids = rows.argmax(-1).tolist()  # of a row with NaN: the first NaN
-        _check_finite([float(row[token]) for row, token in zip(rows, ids, strict=True)])
+        check_finite([float(row[token]) for row, token in zip(rows, ids, strict=True)])
     else:
         best, tokens = scores.max(-1)
-        _check_finite(best.tolist())
+        check_finite(best.tolist())
         ids = tokens.tolist()
     return ids
 
 
-def _check_finite(values: list[float]) -> None:
-    """Refuses rows whose largest logit is NaN (any is), infinite, or minus infinity (all are)."""
+def check_finite(values: list[float]) -> None:
+    """Refuses rows whose largest logit is NaN (any is), infinite, or minus infinity (all are).
+
+    Raises:
+        VerificationError: there is such a row.
+    """
     if not all(map(math.isfinite, values)):
         raise VerificationError(
             "the model's logits",

@@ -26,6 +26,7 @@ BAD = [
     ("seed", [1.5, "x", 2**64, -(2**63) - 1]),
     ("n", [0, -1, 1.0]),
     ("logprobs", [-1, 1.5, True]),
+    ("prompt_logprobs", [-1, 1.5, True]),
     ("logit_bias", [{0: 101}, {-1: 1}, {"0": 1.0}, {0: math.nan}, {0: True}, 3, "ab", [1, 2]]),
     ("allowed_token_ids", [[], [-1], "12", 5, [True]]),
 ]
