@@ -161,6 +161,15 @@ class GenerationLoop:
                 self._recover()
                 raise
 
+    def make_room(self, pages: int) -> None:
+        """Preempts the youngest sequences while fewer pages are available, for work beside the
+        scheduler's by who holds the lock.
+        """
+        while pages > self.pool.num_available and self.scheduler.running:
+            self.scheduler.preempt(self.scheduler.running[-1])
+        if self._launcher is not None:
+            self._launcher.forget()
+
     def _step(self, started: float) -> None:
         flight = self._flight
         if flight is None:
