@@ -132,7 +132,7 @@ class Search:
             return True
         if params.early_stopping == "never" and params.length_penalty > 0:
             length = self.most
-        return self.totals[0] / length**params.length_penalty <= self.finished[-1][0]
+        return bool(self.totals[0] / length**params.length_penalty <= self.finished[-1][0])
 
 
 def _wrong(field_name: str, valid: str, found: object) -> UsageError:

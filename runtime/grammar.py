@@ -27,7 +27,7 @@ from ..formats.tokenizer import Tokenizer
 from .structured import StructuredOutputsParams, wrong
 
 if TYPE_CHECKING:
-    from llguidance import JsonCompileOptions, LLExecutor, LLMatcher, LLTokenizer
+    from llguidance import LLExecutor, LLMatcher, LLTokenizer
 
 _KEPT = 64  # compiled grammars; one of a large schema holds a few MB
 _FEW = 2  # masks that one thread computes sooner than it would wake others
@@ -225,13 +225,16 @@ def _source(params: StructuredOutputsParams) -> str:
         return LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, params.choice)))
     if params.grammar is not None:
         return LLMatcher.grammar_from_lark(_lark(params.grammar))
-    spaces: JsonCompileOptions = {"whitespace_flexible": not params.disable_any_whitespace}
-    if params.whitespace_pattern is not None:
-        spaces["whitespace_pattern"] = params.whitespace_pattern
     schema = '{"type": "object"}' if params.json_object else params.json
     assert isinstance(schema, str)
     try:
-        return LLMatcher.grammar_from_json_schema(schema, overrides=spaces)
+        return LLMatcher.grammar_from_json_schema(
+            schema,
+            overrides={
+                "whitespace_flexible": not params.disable_any_whitespace,
+                "whitespace_pattern": params.whitespace_pattern,
+            },
+        )
     except ValueError as error:
         raise wrong("json", "a JSON schema", _line(str(error))) from error
 

@@ -9,6 +9,17 @@ import typer
 
 from ...errors import UsageError
 from .console import note, print_json
+from .generate_options import (
+    BeamsOption,
+    ChoiceOption,
+    GrammarOption,
+    JsonSchemaOption,
+    LengthPenaltyOption,
+    PromptLogprobsOption,
+    RegexOption,
+    check_beams,
+    form_of,
+)
 from .options import (
     BackendOption,
     CheckpointOption,
@@ -19,6 +30,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from ...runtime.beams import BeamCompletion
     from ...runtime.engine import CausalLMEngine
     from ...runtime.output import Completion
     from ...runtime.params import SamplingParams
@@ -54,6 +66,13 @@ def generate(
     logprobs: Annotated[
         int | None, typer.Option(help="With --json: alternatives to report a token.")
     ] = None,
+    prompt_logprobs: PromptLogprobsOption = None,
+    json_schema: JsonSchemaOption = None,
+    regex: RegexOption = None,
+    grammar: GrammarOption = None,
+    choice: ChoiceOption = None,
+    beams: BeamsOption = None,
+    length_penalty: LengthPenaltyOption = 1.0,
     backend: BackendOption = "auto",
     max_model_len: ContextOption = None,
     checkpoint: CheckpointOption = None,
@@ -78,7 +97,11 @@ def generate(
         seed=seed,
         n=n,
         logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        structured_outputs=form_of(json_schema, regex, grammar, choice),
     )
+    if beams is not None:
+        check_beams(params)
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text.strip():
         raise UsageError(
@@ -91,11 +114,13 @@ def generate(
         engine,
         backend=backend,
         max_model_len=max_model_len,
-        max_batch_size=max(n, 1),
+        max_batch_size=max(n, beams or 1),
         checkpoint=checkpoint,
     )
     token_ids = _encode(loaded, text, chat, system)
-    if as_json:
+    if beams is not None:
+        _search(loaded, token_ids, beams, length_penalty, max_new_tokens, as_json)
+    elif as_json:
         print_json(_as_data(loaded.generate([token_ids], params), token_ids))
     elif n > 1:
         _print_all(loaded.generate([token_ids], params))
@@ -145,6 +170,31 @@ def _stream(engine: CausalLMEngine, token_ids: list[int], params: SamplingParams
     )
 
 
+def _search(
+    engine: CausalLMEngine,
+    token_ids: list[int],
+    beams: int,
+    length_penalty: float,
+    max_new_tokens: int,
+    as_json: bool,
+) -> None:
+    from dataclasses import asdict
+
+    found: list[BeamCompletion] = engine.beam_search(
+        [token_ids],
+        beam_width=beams,
+        max_new_tokens=max_new_tokens,
+        length_penalty=length_penalty,
+    )[0]
+    if as_json:
+        completions = [asdict(one) for one in found]
+        print_json({"prompt_token_ids": token_ids, "completions": completions})
+        return
+    for index, one in enumerate(found):
+        print(f"--- {index + 1} of {len(found)} ({one.finish_reason}, score {one.score:.3f})")
+        print(one.text)
+
+
 def _print_all(completions: list[Completion]) -> None:
     for index, completion in enumerate(completions):
         print(f"--- {index + 1} of {len(completions)} ({completion.finish_reason})")
@@ -162,6 +212,9 @@ def _as_data(completions: list[Completion], token_ids: list[int]) -> dict[str, o
                 "token_ids": one.token_ids,
                 "finish_reason": one.finish_reason,
                 "logprobs": None if one.logprobs is None else [asdict(p) for p in one.logprobs],
+                "prompt_logprobs": None
+                if one.prompt_logprobs is None
+                else [None if p is None else asdict(p) for p in one.prompt_logprobs],
                 "usage": asdict(one.usage),
                 "ttft_seconds": one.timings.ttft,
                 "tpot_seconds": one.timings.tpot,
