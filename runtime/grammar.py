@@ -179,15 +179,15 @@ def prepare(matchers: Sequence[Matcher]) -> None:
         words[:] = block[row]
 
 
-def unpacked(words: NDArray[np.int32], vocab: int, device: torch.device) -> torch.Tensor:
-    """Masks i32[N, W] as bool[N, vocab] on the device; tokens that they do not tell of are out."""
-    packed = torch.from_numpy(words.view(np.uint8))
-    if device.type == "cuda":
-        packed = packed.pin_memory().to(device, non_blocking=True)
-    shifts = torch.arange(8, dtype=torch.uint8, device=device)
-    bits = (packed[..., None].bitwise_right_shift(shifts) & 1).bool().flatten(1)
-    if bits.shape[1] < vocab:
-        bits = torch.nn.functional.pad(bits, (0, vocab - bits.shape[1]))
+def banned(words: NDArray[np.int32], vocab: int, device: torch.device) -> torch.Tensor:
+    """What masks i32[N, W] of at least `vocab` bits leave out: bool[N, vocab] on the device."""
+    inverted = ~words.view(np.uint8)
+    if device.type == "cpu":
+        bits = torch.from_numpy(np.unpackbits(inverted, axis=1, bitorder="little").view(np.bool_))
+    else:  # a bit of every 8 goes over the bus
+        packed = torch.from_numpy(inverted).pin_memory().to(device, non_blocking=True)
+        shifts = torch.arange(8, dtype=torch.uint8, device=device)
+        bits = (packed[..., None].bitwise_right_shift(shifts) & 1).bool().flatten(1)
     return bits[:, :vocab]
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import VerificationError
@@ -23,7 +24,7 @@ from .filters import (
     keep_top_p,
     penalise,
 )
-from .grammar import Matcher, prepare, unpacked
+from .grammar import Matcher, banned, prepare
 from .output import TokenLogprobs
 from .params import SamplingParams
 
@@ -257,28 +258,32 @@ def _draw(scores: Tensor, states: Sequence[SamplingState]) -> list[int]:
 
 def _adjusted(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
     """The logits [R, V] as each row's state wants them."""
-    held = [row for row, state in enumerate(states) if state.matcher is not None]
-    if not held and not any(state.adjusts for state in states):
+    words = _words(states, logits.shape[-1])
+    if words is None and not any(state.adjusts for state in states):
         return logits
-    scores = logits.clone()
-    if held:
-        scores[held] = scores[held].masked_fill(
-            ~_masks([states[row] for row in held], logits), -torch.inf
-        )
+    if words is None:
+        scores = logits.clone()
+    else:
+        scores = torch.where(banned(words, logits.shape[-1], logits.device), -torch.inf, logits)
     for row, state in enumerate(states):
         if state.adjusts:
             scores[row] = state.adjusted(scores[row])
     return scores
 
 
-def _masks(states: Sequence[SamplingState], logits: Tensor) -> Tensor:
-    """What may come next in each state with a matcher, bool[N, V]."""
-    words = [
-        state.matcher.words(state.stop_ids if state.masks_stops else ())
-        for state in states
-        if state.matcher is not None
-    ]
-    return unpacked(np.stack(words), logits.shape[-1], logits.device)
+def _words(states: Sequence[SamplingState], vocab: int) -> NDArray[np.int32] | None:
+    """The masks of all rows, i32[R, W], those without a matcher allowing all; None if none has
+    one. What a matcher does not tell of is not allowed.
+    """
+    if all(state.matcher is None for state in states):
+        return None
+    words = np.full((len(states), -(-vocab // 32)), -1, dtype=np.int32)
+    for row, state in zip(words, states, strict=True):
+        if state.matcher is not None:
+            found = state.matcher.words(state.stop_ids if state.masks_stops else ())
+            row.fill(0)
+            row[: len(found)] = found[: len(row)]
+    return words
 
 
 def _tensor(tokens: Sequence[int], vocab: int, device: torch.device) -> Tensor:
