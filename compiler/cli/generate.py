@@ -11,12 +11,15 @@ from ...errors import UsageError
 from .console import note, print_json
 from .generate_options import (
     BeamsOption,
+    ChatOption,
     ChoiceOption,
     GrammarOption,
     JsonSchemaOption,
     LengthPenaltyOption,
+    LogprobsOption,
     PromptLogprobsOption,
     RegexOption,
+    StopTokensOption,
     check_beams,
     form_of,
 )
@@ -39,13 +42,7 @@ if TYPE_CHECKING:
 def generate(
     engine: EngineOrModel,
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from stdin.")],
-    chat: Annotated[
-        bool | None,
-        typer.Option(
-            "--chat/--no-chat",
-            help="Wrap the prompt in the chat template; by default when the model has one.",
-        ),
-    ] = None,
+    chat: ChatOption = None,
     system: Annotated[str | None, typer.Option(help="System message of the chat.")] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Fewest tokens with this much probability.")] = 1.0,
@@ -57,15 +54,11 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 256,
     min_new_tokens: Annotated[int, typer.Option(help="No stop before this many.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="Ends the text; may be repeated.")] = None,
-    stop_token_ids: Annotated[
-        list[int] | None, typer.Option(help="Tokens that end it; may be repeated.")
-    ] = None,
+    stop_token_ids: StopTokensOption = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end.")] = False,
     seed: Annotated[int | None, typer.Option(help="For the same text each time.")] = None,
     n: Annotated[int, typer.Option("-n", "--n", help="Completions of the prompt.")] = 1,
-    logprobs: Annotated[
-        int | None, typer.Option(help="With --json: alternatives to report a token.")
-    ] = None,
+    logprobs: LogprobsOption = None,
     prompt_logprobs: PromptLogprobsOption = None,
     json_schema: JsonSchemaOption = None,
     regex: RegexOption = None,
@@ -102,14 +95,7 @@ def generate(
     )
     if beams is not None:
         check_beams(params)
-    text = sys.stdin.read() if prompt == "-" else prompt
-    if not text.strip():
-        raise UsageError(
-            "prompt",
-            expected="text",
-            found="an empty prompt",
-            remedy="Write the prompt as the second argument, or - and pipe it in.",
-        )
+    text = _text(prompt)
     loaded = open_causal_lm(
         engine,
         backend=backend,
@@ -126,6 +112,18 @@ def generate(
         _print_all(loaded.generate([token_ids], params))
     else:
         _stream(loaded, token_ids, params)
+
+
+def _text(prompt: str) -> str:
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if not text.strip():
+        raise UsageError(
+            "prompt",
+            expected="text",
+            found="an empty prompt",
+            remedy="Write the prompt as the second argument, or - and pipe it in.",
+        )
+    return text
 
 
 def _encode(engine: CausalLMEngine, text: str, chat: bool | None, system: str | None) -> list[int]:

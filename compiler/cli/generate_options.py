@@ -1,4 +1,4 @@
-"""Options of ``tilewright generate`` that shape the output: its form, and beam search."""
+"""Options of ``tilewright generate``: what takes more than a line, the output's form, beams."""
 
 from __future__ import annotations
 
@@ -14,6 +14,19 @@ if TYPE_CHECKING:
     from ...runtime.params import SamplingParams
     from ...runtime.structured import StructuredOutputsParams
 
+ChatOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat/--no-chat",
+        help="Wrap the prompt in the chat template; by default when the model has one.",
+    ),
+]
+StopTokensOption = Annotated[
+    list[int] | None, typer.Option(help="Tokens that end it; may be repeated.")
+]
+LogprobsOption = Annotated[
+    int | None, typer.Option(help="With --json: alternatives to report a token.")
+]
 JsonSchemaOption = Annotated[
     Path | None,
     typer.Option("--json-schema", metavar="FILE", help="The output is JSON of this schema."),
