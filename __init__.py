@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .runtime.engine import Engine, load
     from .runtime.output import Completion
     from .runtime.params import SamplingParams
+    from .runtime.structured import StructuredOutputsParams
     from .targets import Target
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ _HOME = {  # public name → the module that defines it
     "load": ".runtime.engine",
     "Completion": ".runtime.output",
     "SamplingParams": ".runtime.params",
+    "StructuredOutputsParams": ".runtime.structured",
     "Target": ".targets",
     "TuneConfig": ".autotune.effort",
 }
@@ -46,6 +48,7 @@ __all__ = [
     "KVCacheConfig",
     "QuantConfig",
     "SamplingParams",
+    "StructuredOutputsParams",
     "Target",
     "TuneConfig",
     "__version__",

@@ -10,6 +10,7 @@ from .pool import KVPool, PagedPool, SlotPool
 from .sampling import Sampler
 from .scheduler import Scheduler
 from .step import Capabilities, Step, StepExecutor
+from .structured import StructuredOutputsParams
 
 __all__ = [
     "Capabilities",
@@ -25,6 +26,7 @@ __all__ = [
     "SlotPool",
     "Step",
     "StepExecutor",
+    "StructuredOutputsParams",
     "Timings",
     "TokenLogprobs",
     "Usage",

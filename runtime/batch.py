@@ -21,6 +21,7 @@ def build_step(plan: Plan, pool: KVPool) -> Step:
     query_start, seq_lens, logits_indices = [0], [], []
     for chunk in plan.chunks:
         count = len(chunk.slots)
+        logits_indices += [query_start[-1] + place - chunk.start for place in chunk.scored]
         query_start.append(query_start[-1] + count)
         seq_lens.append(chunk.start + count)
         if chunk.completes:

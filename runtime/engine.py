@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 
@@ -15,9 +15,12 @@ from ..codegen.program import Json
 from ..errors import EngineError, KernelError, UsageError
 from ..formats.tokenizer import Tokenizer
 from ..targets import Target, gpu_problem
+from .beam_search import BeamSearcher
+from .beams import BeamCompletion, BeamSearchParams
 from .counters import Counters
 from .executor import PagedExecutor, SlotExecutor
 from .folder import load_image, save_engine
+from .grammar import Grammars
 from .image import EngineImage, LMConfig, Signature
 from .loop import GenerationLoop
 from .memory import check_swap_space, pool_pages, prefill_tokens
@@ -214,15 +217,18 @@ class CausalLMEngine(RunningEngine):
             max_prefill_tokens=tokens,
             max_num_seqs=self.config.max_batch_size,
         )
+        eos, vocab = self.config.eos_token_ids, self.config.vocab_size
+        grammars = Grammars(image.tokenizer, eos, vocab) if image.tokenizer else None
         self.loop = GenerationLoop(
             self.executor,
             self.pool,
             scheduler,
             Sampler(),
             image.tokenizer,
-            self.config.eos_token_ids,
+            eos,
             self.config.max_model_len,
-            self.config.vocab_size,
+            vocab,
+            grammars,
         )
 
     @property
@@ -292,6 +298,30 @@ class CausalLMEngine(RunningEngine):
         """
         found = self.loop.generate([self._encode(prompt) for prompt in _listed(prompts)], params)
         return [completion for completions in found for completion in completions]
+
+    def beam_search(
+        self,
+        prompts: Prompts,
+        *,
+        beam_width: int = 4,
+        max_new_tokens: int = 256,
+        length_penalty: float = 1.0,
+        early_stopping: bool | Literal["never"] = False,
+    ) -> list[list[BeamCompletion]]:
+        """The ``beam_width`` likeliest completions of each prompt, best first, by the rules of
+        Hugging Face's ``generate(num_beams=…)``. Other requests wait meanwhile.
+
+        Args:
+            prompts: a str, several, or lists of token ids.
+            beam_width, max_new_tokens, length_penalty, early_stopping: see ``BeamSearchParams``.
+
+        Raises:
+            UsageError: as ``generate``, or more beams than max_batch_size.
+            CapacityError: the beams outgrow the KV memory.
+        """
+        params = BeamSearchParams(beam_width, max_new_tokens, length_penalty, early_stopping)
+        searcher = BeamSearcher(self.loop, self.config.eos_token_ids, self.tokenizer)
+        return searcher.search([self._encode(prompt) for prompt in _listed(prompts)], params)
 
     def stream(
         self, prompt: str | Sequence[int], params: SamplingParams | None = None

@@ -13,6 +13,17 @@ _TOP_P_CANDIDATES = (1024, 8192)  # tried before a full sort, which costs ten ti
 _COLDEST = 1e-30  # below it float32 has no inverse; any difference of logits is infinite by then
 
 
+def keep_only(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Logits f32[V] of one row, all but those of the tokens i64[N] set to -inf."""
+    kept = torch.full_like(logits, -torch.inf)
+    return kept.index_copy_(-1, tokens, logits[tokens])
+
+
+def add_bias(logits: Tensor, tokens: Tensor, values: Tensor) -> Tensor:
+    """Logits f32[V] of one row, with values f32[N] added to those of distinct tokens i64[N]."""
+    return logits.index_add(-1, tokens, values)
+
+
 def penalise(
     logits: Tensor,
     seen: Tensor,

@@ -107,6 +107,10 @@ class Launcher:
             self._batches.forget()
         return takes
 
+    def forget(self) -> None:
+        """To be called when pages may have changed hands other than by plans."""
+        self._batches.forget()
+
     def plan_ahead(self, flight: InFlight) -> Plan | None:
         """The plan of a step to be launched behind one in flight; None if there can be none."""
         if not self._executor.follows(flight.launched):

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CapacityError, UsageError
+from .grammar import Grammars
 from .params import SamplingParams
 
 
@@ -104,6 +105,37 @@ def params_for(
     return list(each)
 
 
+def check_tokens(
+    params: SamplingParams, *, vocab_size: int | None, stop_ids: frozenset[int]
+) -> None:
+    """Refuses tokens that the model does not have, and parameters that leave a step no token.
+
+    Raises:
+        UsageError: a token of `logit_bias` or `allowed_token_ids` beyond the vocabulary, or none
+            allowed but stop tokens before `min_new_tokens`.
+    """
+    named = {
+        "logit_bias": [token for token, _ in params.biases],
+        "allowed_token_ids": params.allowed or (),
+    }
+    for field, tokens in named.items():
+        largest = max(tokens, default=0)
+        if vocab_size is not None and largest >= vocab_size:
+            raise UsageError(
+                f"SamplingParams.{field}",
+                expected=f"token ids from 0 to {vocab_size - 1}",
+                found=str(largest),
+                remedy="Take the ids from this model's own tokenizer.",
+            )
+    if params.allowed is not None and params.min_new_tokens and stop_ids.issuperset(params.allowed):
+        raise UsageError(
+            "SamplingParams.allowed_token_ids",
+            expected=f"a token that is no stop token, for min_new_tokens={params.min_new_tokens}",
+            found=repr(params.allowed),
+            remedy="Allow another token, or leave min_new_tokens out.",
+        )
+
+
 def check_stop_strings(params: SamplingParams, *, has_tokenizer: bool) -> None:
     """Refuses stop strings where there is no text to find them in.
 
@@ -116,6 +148,37 @@ def check_stop_strings(params: SamplingParams, *, has_tokenizer: bool) -> None:
             expected="no stop strings, as this engine has no tokenizer",
             found=repr(params.stop_strings),
             remedy="Use stop_token_ids.",
+        )
+
+
+def check_structured(grammars: Grammars | None) -> Grammars:
+    """Refuses structured outputs where there are no texts.
+
+    Raises:
+        UsageError: there is no tokenizer.
+    """
+    if grammars is None:
+        raise UsageError(
+            "SamplingParams.structured_outputs",
+            expected="a tokenizer, for the text that is to have a form",
+            found="an engine without one",
+            remedy="Compile from files that include a tokenizer.",
+        )
+    return grammars
+
+
+def check_streamed(params: SamplingParams) -> None:
+    """Refuses what a stream of new tokens has no place for.
+
+    Raises:
+        UsageError: logprobs of the prompt.
+    """
+    if params.prompt_logprobs is not None:
+        raise UsageError(
+            "SamplingParams.prompt_logprobs",
+            expected="None, in a stream",
+            found=str(params.prompt_logprobs),
+            remedy="Use generate, whose completions have them.",
         )
 
 

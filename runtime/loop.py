@@ -7,6 +7,7 @@ are waited for: in_flight.py has the path of such a step.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from threading import RLock
 from typing import Protocol, cast
 
@@ -16,12 +17,21 @@ from torch import Tensor
 from ..errors import UnsupportedError
 from .batch import build_step
 from .counters import Counters
+from .grammar import Grammars, Matcher
 from .in_flight import InFlight, Launcher, SamplingExecutor
-from .intake import check_prompt, check_stop_strings, params_for
+from .intake import (
+    check_prompt,
+    check_stop_strings,
+    check_streamed,
+    check_structured,
+    check_tokens,
+    params_for,
+)
 from .observer import Observer
 from .output import Completion, Delta
 from .params import SamplingParams
 from .pool import KVPool
+from .prompt_logprobs import token_logprobs
 from .request import Request
 from .request import Sequence as RunningSequence
 from .sampling import Sampler
@@ -53,6 +63,7 @@ class GenerationLoop:
         eos_token_ids: the model's end-of-sequence tokens.
         max_model_len: the longest sequence, prompt and output together.
         vocab_size: token ids of prompts must be below it; None not to check.
+        grammars: compiles the forms of structured outputs; None if there is no real tokenizer.
 
     Raises:
         UnsupportedError: the pool needs something that the executor cannot do.
@@ -68,6 +79,7 @@ class GenerationLoop:
         eos_token_ids: Sequence[int],
         max_model_len: int,
         vocab_size: int | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
         can = executor.capabilities
         if (pool.shares and not can.shares) or (pool.page_size < max_model_len and not can.pages):
@@ -78,7 +90,7 @@ class GenerationLoop:
                 remedy="Use a SlotPool (kv_cache='static'), or a backend with paged attention.",
             )
         self.executor, self.pool, self.scheduler, self.sampler = executor, pool, scheduler, sampler
-        self.max_model_len, self.vocab_size = max_model_len, vocab_size
+        self.max_model_len, self.vocab_size, self.grammars = max_model_len, vocab_size, grammars
         self.clock = scheduler.clock  # for the times of requests and steps
         self.counters = Counters(prefix=pool.prefix_counters)
         self.observers: list[Observer] = []
@@ -134,6 +146,7 @@ class GenerationLoop:
             UsageError, CapacityError: as `generate`, and at once, not at the first delta.
         """
         one = params_for([prompt], SamplingParams() if params is None else params)[0]
+        check_streamed(one)
         return self._deltas(self._request(prompt, one, streams=True))
 
     def submit(
@@ -180,6 +193,15 @@ class GenerationLoop:
                 self._recover()
                 raise
 
+    def make_room(self, pages: int) -> None:
+        """Preempts the youngest sequences while fewer pages are available, for work beside the
+        scheduler's by who holds the lock.
+        """
+        while pages > self.pool.num_available and self.scheduler.running:
+            self.scheduler.preempt(self.scheduler.running[-1])
+        if self._launcher is not None:
+            self._launcher.forget()
+
     def _step(self, started: float) -> None:
         flight = self._flight
         if flight is None:
@@ -222,14 +244,20 @@ class GenerationLoop:
             self.counters.step((), 0, 0.0, discarded=len(self._flight.plan.chunks))
             self._flight = None
 
+    def forget_copies(self) -> None:
+        """After an exception: the prefix cache may count on copies from or to the host that have
+        not been made.
+        """
+        if self.pool.host_pages:
+            self.pool.clear_cache()
+
     def _recover(self) -> None:
         """After an exception. The pool may be ahead of what was computed and committed: what is in
         flight is discarded, and all sequences start anew from their tokens. Nothing of them goes
         to the prefix cache.
         """
         self._flight = None
-        if self.pool.host_pages:
-            self.pool.clear_cache()  # it may count on copies that have not been made
+        self.forget_copies()
         for seq in list(self.scheduler.running):
             if seq.finish_reason is None:
                 self.scheduler.preempt(seq, keep=False)
@@ -256,6 +284,7 @@ class GenerationLoop:
         stop_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             stop_ids |= self._eos
+        check_tokens(params, vocab_size=self.vocab_size, stop_ids=stop_ids)
         longest = min(self.max_model_len, capacity + 1)  # the last token needs no K and V
         max_tokens = min(params.max_new_tokens, longest - len(prompt))
         decoder = self._decoder
@@ -268,7 +297,17 @@ class GenerationLoop:
             streams=streams,
             prompt_ids=ids,
             submitted=arrived,
+            matcher=self._matcher(params),
+            # An executor that does not mix computes a prompt whole, or one token of a sequence.
+            jumps=self.executor.capabilities.mixes,
         )
+
+    def _matcher(self, params: SamplingParams) -> Callable[[], Matcher] | None:
+        form = params.structured_outputs
+        if form is None:
+            return None
+        make = check_structured(self.grammars).matcher
+        return partial(make, form, ignore_eos=params.ignore_eos)
 
     def _add(self, request: Request) -> None:
         self.scheduler.add(request)
@@ -294,9 +333,13 @@ class GenerationLoop:
         rows: list[int] = []
         targets: list[RunningSequence] = []
         to_fork: list[Request] = []
+        scored: list[tuple[Request, range, int]] = []
         row = 0
         for chunk in plan.chunks:
             seq = chunk.seq
+            if places := chunk.scored:
+                scored.append((seq.request, places, row))
+                row += len(places)
             seq.num_computed = chunk.start + len(chunk.slots)
             if seq.num_computed < len(seq.tokens):
                 continue
@@ -308,9 +351,12 @@ class GenerationLoop:
                 targets += seq.request.sequences
                 to_fork.append(seq.request)
             row += 1
+        self.sampler.prepare([seq.sampling for seq in targets])  # before anything waits for logits
+        for request, places, start in scored:
+            _score(request, places, logits[start : start + len(places)])
         if not targets:
             return 0
-        if to_fork:
+        if to_fork or scored:
             logits = logits[torch.tensor(rows, device=logits.device)]
         self._commit(targets, logits)
         for chunk in plan.chunks:
@@ -346,3 +392,10 @@ class GenerationLoop:
                 for seq in request.sequences:
                     self.scheduler.drop(seq)
             self._drop_void()
+
+
+def _score(request: Request, places: range, logits: Tensor) -> None:
+    """Notes the logprobs of the tokens behind these places of the prompt."""
+    found, count = request.prompt_logprobs, request.params.prompt_logprobs
+    assert found is not None and count is not None
+    found += token_logprobs(logits, request.prompt[places.start + 1 : places.stop + 1], count)

@@ -111,6 +111,8 @@ class Completion:
         logprobs: one entry a token, or None if they were not asked for.
         usage: token counts.
         timings: when the tokens came.
+        prompt_logprobs: one entry a token of the prompt, None for the first, which nothing comes
+            before; or None if they were not asked for.
     """
 
     token_ids: list[int]
@@ -119,6 +121,7 @@ class Completion:
     logprobs: list[TokenLogprobs] | None
     usage: Usage
     timings: Timings = field(compare=False, repr=False)
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

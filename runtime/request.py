@@ -10,6 +10,8 @@ from collections.abc import Callable, Hashable
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import TilewrightError
+from .grammar import Matcher
 from .output import Completion, Delta, FinishReason, Timings, TokenLogprobs, Usage
 from .params import SamplingParams
 from .sampling import Sampled, SamplingState
@@ -33,12 +35,14 @@ class Sequence:
             or from the one that this one was forked from.
         looked_up: whether it has looked for its prompt in the prefix cache.
         finish_reason: None while it runs.
+        error: why its completion is none; set together with finish_reason.
     """
 
     __slots__ = (
         "_stops",
         "_text",
         "deltas",
+        "error",
         "finish_reason",
         "id",
         "in_flight",
@@ -61,8 +65,12 @@ class Sequence:
         self.tokens = list(request.prompt)
         self.num_computed = self.num_reached = self.num_cached = self.in_flight = 0
         self.looked_up = False
-        self.sampling = SamplingState(request.params, request.prompt, request.stop_ids, index)
+        matcher = request.matcher and request.matcher()
+        self.sampling = SamplingState(
+            request.params, request.prompt, request.stop_ids, index, matcher
+        )
         self.finish_reason: FinishReason | None = None
+        self.error: TilewrightError | None = None
         self.logprobs: list[TokenLogprobs] = []
         self.deltas: list[Delta] = []
         self.timings = Timings(request.submitted)
@@ -89,12 +97,29 @@ class Sequence:
         self.num_cached = min(cached, before)
 
     def accept(self, sampled: Sampled, now: float) -> None:
-        """Takes the next token, sampled at `now` (`time.perf_counter()`)."""
+        """Takes the next token, sampled at `now` (`time.perf_counter()`), and those that its form
+        forces then, which need no sampling: they are computed together, as a chunk. Their logprobs
+        would be known one step later, so where they are asked for each is sampled by itself.
+        """
+        self._take(sampled, now)
+        matcher = self.sampling.matcher
+        if matcher is None or not self.request.jumps or self.request.params.logprobs is not None:
+            return
+        while self.finish_reason is None and matcher.forced is not None:
+            self._take(Sampled(matcher.forced), now)
+
+    def _take(self, sampled: Sampled, now: float) -> None:
         token = sampled.token_id
         self.tokens.append(token)
         self.sampling.commit(token)
         self.timings.token(now)
         text, self.finish_reason = self._stops.push(token)
+        matcher = self.sampling.matcher
+        if matcher is not None and matcher.stopped:
+            self.error = matcher.error()
+            if self.finish_reason is None:
+                text += self._stops.finish()
+            self.finish_reason = "stop"
         self._text.append(text)
         if sampled.logprobs is not None:
             self.logprobs.append(sampled.logprobs)
@@ -110,8 +135,10 @@ class Sequence:
             self.deltas.append(Delta(self.index, text, [], self.finish_reason))
 
     def completion(self) -> Completion:
-        """The finished completion."""
+        """The finished completion; raises its error, if it has one."""
         assert self.finish_reason is not None
+        if self.error is not None:
+            raise self.error
         num_prompt = len(self.request.prompt)
         output = self.tokens[num_prompt:]
         return Completion(
@@ -121,6 +148,7 @@ class Sequence:
             logprobs=self.logprobs if self.request.params.logprobs is not None else None,
             usage=Usage(num_prompt, len(output), self.num_cached),
             timings=self.timings,
+            prompt_logprobs=self.request.prompt_logprobs,
         )
 
 
@@ -138,11 +166,15 @@ class Request:
         streams: whether to keep a Delta for each token.
         prompt_ids: the prompt as i64[P]; made of it if it is not given.
         submitted: when it arrived (`time.perf_counter()`); now, if it is not given.
+        matcher: makes what holds a sequence to its form; None for any.
+        jumps: whether tokens that the form forces are computed together.
 
     Attributes:
         namespace: sequences share cached prefixes only if theirs are equal.
         deadline: when it ends whatever there is (`time.perf_counter()`), infinity for never.
         abandoned: whether it was given up before it had ended.
+        prompt_logprobs: of the prompt's first tokens, as far as they are computed, None for the
+            first of them; None if they were not asked for.
     """
 
     def __init__(
@@ -156,18 +188,30 @@ class Request:
         streams: bool = False,
         prompt_ids: NDArray[np.int64] | None = None,
         submitted: float | None = None,
+        matcher: Callable[[], Matcher] | None = None,
+        jumps: bool = False,
     ) -> None:
         self.prompt, self.params, self.stop_ids, self.streams = prompt, params, stop_ids, streams
         self.prompt_ids = np.array(prompt, dtype=np.int64) if prompt_ids is None else prompt_ids
+        self.matcher, self.jumps = matcher, jumps
         self.submitted = time.perf_counter() if submitted is None else submitted
         self.max_tokens = max_tokens
         self.namespace: Hashable = params.cache_namespace
         self.deadline = math.inf if params.deadline is None else self.submitted + params.deadline
         self.forked, self.abandoned = params.n == 1, False
+        self.prompt_logprobs: list[TokenLogprobs | None] | None = None
+        if params.prompt_logprobs is not None:
+            self.prompt_logprobs = [None]
         self.sequences = [
             Sequence(self, index, StopChecker(params, stop_ids, max_tokens, decoder and decoder()))
             for index in range(params.n)
         ]
+
+    @property
+    def scoring(self) -> bool:
+        """Whether logprobs of the prompt are wanted that are not computed yet."""
+        found = self.prompt_logprobs
+        return found is not None and len(found) < len(self.prompt)
 
     @property
     def finished(self) -> bool:
@@ -185,8 +229,14 @@ class Request:
                 seq.timings.scheduled = now
 
     def take_deltas(self) -> list[Delta]:
-        """The deltas since the last call, in the order of their sequences."""
+        """The deltas since the last call, in the order of their sequences; raises the error of one
+        that has none to come.
+        """
         deltas = [delta for seq in self.sequences for delta in seq.deltas]
+        if not deltas:
+            for seq in self.sequences:
+                if seq.error is not None:
+                    raise seq.error
         for seq in self.sequences:
             seq.deltas.clear()
         return deltas

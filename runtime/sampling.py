@@ -8,11 +8,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import VerificationError
-from .filters import apply_temperature, draw, keep_min_p, keep_top_k, keep_top_p, penalise
+from .filters import (
+    add_bias,
+    apply_temperature,
+    draw,
+    keep_min_p,
+    keep_only,
+    keep_top_k,
+    keep_top_p,
+    penalise,
+)
+from .grammar import Matcher, banned, prepare
 from .output import TokenLogprobs
 from .params import SamplingParams
 
@@ -35,9 +47,12 @@ class SamplingState:
         prompt: the prompt's token ids.
         stop_ids: end-of-sequence and stop tokens, masked before `min_new_tokens`.
         index: which of the request's `n` completions: each has a stream of its own.
+        matcher: holds the sequence to its form; None for any.
     """
 
     __slots__ = (
+        "_allowed",
+        "_biased",
         "_counts",
         "_first",
         "_generator",
@@ -47,6 +62,7 @@ class SamplingState:
         "_prompt",
         "_seen",
         "_simple",
+        "matcher",
         "params",
         "plain",
         "stop_ids",
@@ -58,12 +74,12 @@ class SamplingState:
         prompt: Sequence[int],
         stop_ids: frozenset[int],
         index: int = 0,
+        matcher: Matcher | None = None,
     ) -> None:
-        self.params, self.stop_ids = params, stop_ids
+        self.params, self.stop_ids, self.matcher = params, stop_ids, matcher
         # plain: the likeliest token of the logits as they are; read at every step
-        self.plain = params.is_greedy and not params.penalises and params.logprobs is None
-        self.plain = self.plain and params.min_new_tokens == 0
-        self._simple = not params.penalises and params.logprobs is None
+        self._simple = not params.adjusts and params.logprobs is None and matcher is None
+        self.plain = params.is_greedy and self._simple and params.min_new_tokens == 0
         self._prompt, self._index = prompt, index
         self._output: list[int] = []
         self._generator: torch.Generator | None = None
@@ -71,10 +87,14 @@ class SamplingState:
         self._first = 0
         self._seen: Tensor | None = None
         self._counts: Tensor | None = None
+        self._biased: tuple[Tensor, Tensor] | None = None
+        self._allowed: Tensor | None = None
 
     def commit(self, token_id: int) -> None:
         """Notes a token of the output."""
         self._output.append(token_id)
+        if self.matcher is not None:
+            self.matcher.advance(token_id)
         if self._seen is not None and self._counts is not None:
             self._seen[token_id] = True
             self._counts[token_id] += 1
@@ -122,6 +142,36 @@ class SamplingState:
         numbers = self._numbers + drawn.tolist()
         self._numbers, self._first = numbers[len(self._output) - self._first :], len(self._output)
 
+    @property
+    def adjusts(self) -> bool:
+        """Whether `adjusted` would change the logits."""
+        return self.params.adjusts or (self.masks_stops and self.matcher is None)
+
+    def adjusted(self, logits: Tensor) -> Tensor:
+        """Logits f32[V] with what is not allowed set to -inf, biases added, penalties taken off and
+        early stop tokens masked, as new memory where anything changes. Of the matcher's mask it
+        takes no notice.
+        """
+        vocab, device = logits.shape[-1], logits.device
+        if self.params.allowed is not None:
+            if self._allowed is None:
+                self._allowed = _tensor(self.params.allowed, vocab, device)
+            logits = keep_only(logits, self._allowed)
+        if self.params.biases:
+            if self._biased is None:
+                known = [pair for pair in self.params.biases if pair[0] < vocab]
+                values = torch.tensor(
+                    [value for _, value in known], dtype=logits.dtype, device=device
+                )
+                self._biased = _tensor([token for token, _ in known], vocab, device), values
+            logits = add_bias(logits, *self._biased)
+        if self.params.penalises:
+            logits = self.penalised(logits)
+        if self.masks_stops and self.matcher is None:  # its mask has left them out
+            early = _tensor(sorted(self.stop_ids), vocab, device)
+            logits = logits.index_fill(-1, early, -torch.inf)
+        return logits
+
     def penalised(self, logits: Tensor) -> Tensor:
         """Logits f32[V] with the penalties taken off, as new memory."""
         if self._seen is None or self._counts is None:
@@ -142,10 +192,17 @@ class SamplingState:
 
 
 class Sampler:
-    """Chooses one token a row. The order of operations is that of Hugging Face and vLLM: penalties,
-    stop tokens masked before `min_new_tokens`, temperature, top-k, top-p, min-p, draw. Greedy rows
-    take the largest logit after penalties, the lowest token id among equals.
+    """Chooses one token a row. The order of operations is that of Hugging Face and vLLM: the mask
+    of a form, allowed tokens, bias, penalties, stop tokens masked before `min_new_tokens`,
+    temperature, top-k, top-p, min-p, draw. Greedy rows take the largest logit after penalties, the
+    lowest token id among equals.
     """
+
+    def prepare(self, states: Sequence[SamplingState]) -> None:
+        """Does what `sample` can do for these rows before it has their logits. To be called while
+        the device computes them.
+        """
+        prepare([state.matcher for state in states if state.matcher is not None])
 
     def sample(self, logits: Tensor, states: Sequence[SamplingState]) -> list[Sampled]:
         """One token for each row of logits f32[R, V]; the caller commits it to the state, which
@@ -192,7 +249,7 @@ def filtered_logits(scores: Tensor, params: Sequence[SamplingParams]) -> Tensor:
 
 
 def _draw(scores: Tensor, states: Sequence[SamplingState]) -> list[int]:
-    _check_finite(scores.amax(-1).tolist())
+    check_finite(scores.amax(-1).tolist())
     uniform = torch.tensor([[state.uniform()] for state in states], dtype=torch.float64)
     scores = filtered_logits(scores, [state.params for state in states])
     tokens: list[int] = draw(scores, uniform.to(scores.device)).tolist()
@@ -200,17 +257,39 @@ def _draw(scores: Tensor, states: Sequence[SamplingState]) -> list[int]:
 
 
 def _adjusted(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
-    """The logits with penalties, and with stop tokens masked where it is too early for them."""
-    if not any(state.params.penalises or state.masks_stops for state in states):
+    """The logits [R, V] as each row's state wants them."""
+    words = _words(states, logits.shape[-1])
+    if words is None and not any(state.adjusts for state in states):
         return logits
-    scores = logits.clone()
+    if words is None:
+        scores = logits.clone()
+    else:
+        scores = torch.where(banned(words, logits.shape[-1], logits.device), -torch.inf, logits)
     for row, state in enumerate(states):
-        if state.params.penalises:
-            scores[row] = state.penalised(logits[row])
-        if state.masks_stops:
-            early = [token for token in state.stop_ids if token < scores.shape[-1]]
-            scores[row, early] = -torch.inf
+        if state.adjusts:
+            scores[row] = state.adjusted(scores[row])
     return scores
+
+
+def _words(states: Sequence[SamplingState], vocab: int) -> NDArray[np.int32] | None:
+    """The masks of all rows, i32[R, W], those without a matcher allowing all; None if none has
+    one. What a matcher does not tell of is not allowed.
+    """
+    if all(state.matcher is None for state in states):
+        return None
+    words = np.full((len(states), -(-vocab // 32)), -1, dtype=np.int32)
+    for row, state in zip(words, states, strict=True):
+        if state.matcher is not None:
+            found = state.matcher.words(state.stop_ids if state.masks_stops else ())
+            row.fill(0)
+            row[: len(found)] = found[: len(row)]
+    return words
+
+
+def _tensor(tokens: Sequence[int], vocab: int, device: torch.device) -> Tensor:
+    """The tokens that the model has, as i64."""
+    known = [token for token in tokens if token < vocab]
+    return torch.tensor(known, dtype=torch.int64, device=device)
 
 
 @contextmanager
@@ -236,16 +315,20 @@ def _greedy(scores: Tensor) -> list[int]:
         # NumPy's argmax is vectorised, and stays on this thread (see _on_this_thread).
         rows = scores.detach().numpy()
         ids = rows.argmax(-1).tolist()  # of a row with NaN: the first NaN
-        _check_finite([float(row[token]) for row, token in zip(rows, ids, strict=True)])
+        check_finite([float(row[token]) for row, token in zip(rows, ids, strict=True)])
     else:
         best, tokens = scores.max(-1)
-        _check_finite(best.tolist())
+        check_finite(best.tolist())
         ids = tokens.tolist()
     return ids
 
 
-def _check_finite(values: list[float]) -> None:
-    """Refuses rows whose largest logit is NaN (any is), infinite, or minus infinity (all are)."""
+def check_finite(values: list[float]) -> None:
+    """Refuses rows whose largest logit is NaN (any is), infinite, or minus infinity (all are).
+
+    Raises:
+        VerificationError: there is such a row.
+    """
     if not all(map(math.isfinite, values)):
         raise VerificationError(
             "the model's logits",

@@ -26,6 +26,7 @@ _deadline = attrgetter("deadline")
 
 
 STEP_TOKENS = 2048  # large enough for products to be bound by arithmetic
+SCORED_TOKENS = 256  # of a prompt in a step that gives the logits of all: 128k of them a token
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,15 @@ class Chunk:
     def completes(self) -> bool:
         """Whether the sequence's next token can be sampled after this."""
         return self.start + len(self.slots) == len(self.seq.tokens) + self.seq.in_flight
+
+    @property
+    def scored(self) -> range:
+        """The positions whose logits tell the logprobs of prompt tokens that are still wanted."""
+        request = self.seq.request
+        if not request.scoring or request.prompt_logprobs is None:
+            return range(0)
+        stop = min(self.start + len(self.slots), len(request.prompt) - 1)
+        return range(max(self.start, len(request.prompt_logprobs) - 1), stop)
 
 
 @dataclass(slots=True)
@@ -256,13 +266,13 @@ class Scheduler:
         decoding = len(plan.chunks)
         budget = self.max_tokens_per_step - decoding if decoding else self.max_prefill_tokens
         for seq in self.running:
-            count = min(seq.remaining, budget)
+            count = _chunk(seq, budget)
             if seq.remaining > 1 and count and self._has_pages(seq, count):
                 self._take(plan, seq, count)
                 budget -= count
         while budget and self._admits():
             seq = self._admit(plan)
-            count = min(seq.remaining, budget)
+            count = _chunk(seq, budget)
             self._take(plan, seq, count)
             budget -= count
 
@@ -310,13 +320,13 @@ class Scheduler:
             room -= pool.pages_needed(seq.id, ahead)
         if -(-len(first.tokens) // pool.page_size) <= room:
             return True
-        if room < 1 or not self.reuses:
+        if room < 1 or not self.reuses or first.request.scoring:
             return False
         return pool.pages_to_open(first.tokens, first.request.namespace) <= room
 
     def _admit(self, plan: Plan) -> Sequence:
         seq = self.waiting.pop(0)
-        if self.reuses:
+        if self.reuses and not seq.request.scoring:  # what is cached has no logits
             cached, copies = self.pool.reuse(seq.id, seq.tokens, seq.request.namespace)
             plan.copies += copies
             seq.start_at(cached)
@@ -327,3 +337,9 @@ class Scheduler:
             self.pool.add(seq.id)
         insort(self.running, seq, key=_rank)
         return seq
+
+
+def _chunk(seq: Sequence, budget: int) -> int:
+    """How many of a sequence's tokens a step takes, of those that it has a budget for."""
+    limit = SCORED_TOKENS if seq.request.scoring else budget
+    return min(seq.remaining, budget, limit)

@@ -120,7 +120,7 @@ class StopChecker:
         return text, None
 
     def finish(self) -> str:
-        """The text still held back, when the sequence ends for a reason of others."""
+        """The text still held back, where something else ends the sequence; call once."""
         return self._rest()
 
     def _rest(self) -> str:

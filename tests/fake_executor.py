@@ -35,8 +35,10 @@ def greedy(prompt: list[int], count: int) -> list[int]:
 class FakeExecutor:
     """Runs the model over its own memory and checks that each step keeps the contract."""
 
-    def __init__(self, capabilities: Capabilities = PAGED, fail_at: int | None = None) -> None:
-        self.capabilities = capabilities
+    def __init__(
+        self, capabilities: Capabilities = PAGED, fail_at: int | None = None, logits=logits_of
+    ) -> None:
+        self.capabilities, self.logits = capabilities, logits
         self.fail_at = fail_at
         self.num_steps = 0
         self.most_tokens = 0
@@ -61,7 +63,7 @@ class FakeExecutor:
         rows = []
         for row in step.logits_indices.tolist():
             b = int(torch.searchsorted(step.query_start[1:], row, right=True))
-            rows.append(logits_of(self._read(step, b, int(step.positions[row]) + 1)))
+            rows.append(self.logits(self._read(step, b, int(step.positions[row]) + 1)))
         return torch.stack(rows) if rows else torch.empty(0, VOCAB)
 
     def _read(self, step, b, length):

@@ -9,6 +9,20 @@ import typer
 
 from ...errors import UsageError
 from .console import note, print_json
+from .generate_options import (
+    BeamsOption,
+    ChatOption,
+    ChoiceOption,
+    GrammarOption,
+    JsonSchemaOption,
+    LengthPenaltyOption,
+    LogprobsOption,
+    PromptLogprobsOption,
+    RegexOption,
+    StopTokensOption,
+    check_beams,
+    form_of,
+)
 from .options import (
     BackendOption,
     CheckpointOption,
@@ -22,6 +36,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from ...runtime.beams import BeamCompletion
     from ...runtime.engine import CausalLMEngine
     from ...runtime.output import Completion
     from ...runtime.params import SamplingParams
@@ -30,13 +45,7 @@ if TYPE_CHECKING:
 def generate(
     engine: EngineOrModel,
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from stdin.")],
-    chat: Annotated[
-        bool | None,
-        typer.Option(
-            "--chat/--no-chat",
-            help="Wrap the prompt in the chat template; by default when the model has one.",
-        ),
-    ] = None,
+    chat: ChatOption = None,
     system: Annotated[str | None, typer.Option(help="System message of the chat.")] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Fewest tokens with this much probability.")] = 1.0,
@@ -48,15 +57,18 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 256,
     min_new_tokens: Annotated[int, typer.Option(help="No stop before this many.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="Ends the text; may be repeated.")] = None,
-    stop_token_ids: Annotated[
-        list[int] | None, typer.Option(help="Tokens that end it; may be repeated.")
-    ] = None,
+    stop_token_ids: StopTokensOption = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end.")] = False,
     seed: Annotated[int | None, typer.Option(help="For the same text each time.")] = None,
     n: Annotated[int, typer.Option("-n", "--n", help="Completions of the prompt.")] = 1,
-    logprobs: Annotated[
-        int | None, typer.Option(help="With --json: alternatives to report a token.")
-    ] = None,
+    logprobs: LogprobsOption = None,
+    prompt_logprobs: PromptLogprobsOption = None,
+    json_schema: JsonSchemaOption = None,
+    regex: RegexOption = None,
+    grammar: GrammarOption = None,
+    choice: ChoiceOption = None,
+    beams: BeamsOption = None,
+    length_penalty: LengthPenaltyOption = 1.0,
     backend: BackendOption = "auto",
     max_model_len: ContextOption = None,
     checkpoint: CheckpointOption = None,
@@ -82,7 +94,29 @@ def generate(
         seed=seed,
         n=n,
         logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        structured_outputs=form_of(json_schema, regex, grammar, choice),
     )
+    if beams is not None:
+        check_beams(params)
+    text = _text(prompt)
+    check_places({"trace": trace})
+    loaded = open_causal_lm(
+        engine,
+        backend=backend,
+        max_model_len=max_model_len,
+        max_batch_size=max(n, beams or 1),
+        checkpoint=checkpoint,
+    )
+    token_ids = _encode(loaded, text, chat, system)
+    with traced(loaded, trace):
+        if beams is not None:
+            _search(loaded, token_ids, beams, length_penalty, max_new_tokens, as_json)
+        else:
+            _print(loaded, token_ids, params, as_json)
+
+
+def _text(prompt: str) -> str:
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text.strip():
         raise UsageError(
@@ -91,17 +125,7 @@ def generate(
             found="an empty prompt",
             remedy="Write the prompt as the second argument, or - and pipe it in.",
         )
-    check_places({"trace": trace})
-    loaded = open_causal_lm(
-        engine,
-        backend=backend,
-        max_model_len=max_model_len,
-        max_batch_size=max(n, 1),
-        checkpoint=checkpoint,
-    )
-    token_ids = _encode(loaded, text, chat, system)
-    with traced(loaded, trace):
-        _print(loaded, token_ids, params, as_json)
+    return text
 
 
 def _print(
@@ -157,6 +181,31 @@ def _stream(engine: CausalLMEngine, token_ids: list[int], params: SamplingParams
     )
 
 
+def _search(
+    engine: CausalLMEngine,
+    token_ids: list[int],
+    beams: int,
+    length_penalty: float,
+    max_new_tokens: int,
+    as_json: bool,
+) -> None:
+    from dataclasses import asdict
+
+    found: list[BeamCompletion] = engine.beam_search(
+        [token_ids],
+        beam_width=beams,
+        max_new_tokens=max_new_tokens,
+        length_penalty=length_penalty,
+    )[0]
+    if as_json:
+        completions = [asdict(one) for one in found]
+        print_json({"prompt_token_ids": token_ids, "completions": completions})
+        return
+    for index, one in enumerate(found):
+        print(f"--- {index + 1} of {len(found)} ({one.finish_reason}, score {one.score:.3f})")
+        print(one.text)
+
+
 def _print_all(completions: list[Completion]) -> None:
     for index, completion in enumerate(completions):
         print(f"--- {index + 1} of {len(completions)} ({completion.finish_reason})")
@@ -174,6 +223,9 @@ def _as_data(completions: list[Completion], token_ids: list[int]) -> dict[str, o
                 "token_ids": one.token_ids,
                 "finish_reason": one.finish_reason,
                 "logprobs": None if one.logprobs is None else [asdict(p) for p in one.logprobs],
+                "prompt_logprobs": None
+                if one.prompt_logprobs is None
+                else [None if p is None else asdict(p) for p in one.prompt_logprobs],
                 "usage": asdict(one.usage),
                 "ttft_seconds": one.timings.ttft,
                 "tpot_seconds": one.timings.tpot,

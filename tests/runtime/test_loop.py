@@ -339,6 +339,27 @@ def test_bad_params_are_refused():
         paged_loop(max_num_seqs=0)
 
 
+def test_tokens_that_the_model_lacks_or_that_leave_no_choice_are_refused():
+    loop = paged_loop(eos=[5])
+    for field, value in (("logit_bias", {VOCAB: 1.0}), ("allowed_token_ids", [1, VOCAB])):
+        with pytest.raises(UsageError, match=f"{field}: expected token ids from 0 to {VOCAB - 1}"):
+            loop.generate([[1], [2]], SamplingParams(**{field: value}))
+    early = SamplingParams(allowed_token_ids=[5, 6], stop_token_ids=[6], min_new_tokens=1)
+    with pytest.raises(UsageError, match="allowed_token_ids: expected a token that is no stop"):
+        loop.generate([[1]], early)
+    assert loop.executor.num_steps == 0
+    assert all_free(loop)
+
+
+@pytest.mark.parametrize("make", [paged_loop, slot_loop])
+def test_only_allowed_tokens_come_and_only_from_who_asked(make):
+    loop = make()
+    asked = SamplingParams(max_new_tokens=9, allowed_token_ids=[3, 8], temperature=2.0, seed=1)
+    chosen, free = loop.generate([[1, 2], [1, 2]], [asked, SamplingParams(max_new_tokens=9)])
+    assert set(chosen[0].token_ids) == {3, 8}
+    assert free[0].token_ids == greedy([1, 2], 9)
+
+
 def test_a_pool_that_the_executor_cannot_serve_is_refused():
     slots = Capabilities(mixes=False, pages=False, shares=False, max_slots=2)
     pool = PagedPool(10, 4)

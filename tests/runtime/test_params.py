@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -29,6 +30,9 @@ BAD = [
     ("cache_namespace", [None, 3]),
     ("priority", [1.5, None, -(2**64)]),
     ("deadline", [-1.0, math.inf, math.nan]),
+    ("prompt_logprobs", [-1, 1.5, True]),
+    ("logit_bias", [{0: 101}, {-1: 1}, {"0": 1.0}, {0: math.nan}, {0: True}, 3, "ab", [1, 2]]),
+    ("allowed_token_ids", [[], [-1], "12", 5, [True]]),
 ]
 
 
@@ -60,8 +64,17 @@ def test_stop_is_a_tuple_whatever_was_given():
     assert SamplingParams(stop_token_ids=[3, 1]).stop_token_ids == (3, 1)
 
 
+def test_biases_are_pairs_in_the_order_of_their_tokens():
+    params = SamplingParams(logit_bias={5: -100, 2: 1.5}, allowed_token_ids=[3, 1])
+    assert params.logit_bias == params.biases == ((2, 1.5), (5, -100))
+    assert params.allowed == (3, 1)
+    assert params == dataclasses.replace(params)
+    assert hash(params) == hash(SamplingParams(logit_bias=params.biases, allowed_token_ids=(3, 1)))
+    assert SamplingParams().biases == () and SamplingParams(logit_bias={}).biases == ()
+
+
 def test_defaults_are_greedy_and_hashable():
     params = SamplingParams()
-    assert params.is_greedy and not params.penalises
+    assert params.is_greedy and not params.penalises and not params.adjusts
     assert hash(params) == hash(SamplingParams())
     assert params.max_new_tokens == 256

@@ -95,6 +95,43 @@ def test_repetition_penalty_is_hugging_faces(logits, tokens, p):
     torch.testing.assert_close(late.penalised(logits[0]), expected[0])
 
 
+@given(
+    logits=logits_rows(),
+    biases=st.dictionaries(st.integers(0, V - 1), st.floats(-100, 100, width=32), min_size=1),
+    seen=st.integers(0, V - 1),
+    p=st.floats(0.5, 2),
+)
+def test_bias_is_hugging_faces_and_comes_before_the_penalties(logits, biases, seen, p):
+    from transformers.generation.logits_process import (
+        RepetitionPenaltyLogitsProcessor,
+        SequenceBiasLogitsProcessor,
+    )
+
+    ids = torch.tensor([[seen]])
+    expected = SequenceBiasLogitsProcessor([[[t], b] for t, b in biases.items()])(ids, logits)
+    expected = RepetitionPenaltyLogitsProcessor(p)(ids, expected)
+    state = state_of([seen], logit_bias=biases, repetition_penalty=p)
+    torch.testing.assert_close(state.adjusted(logits[0]), expected[0])
+
+
+def test_allowed_tokens_and_biases_change_their_own_row_alone():
+    logits = torch.zeros(3, V)
+    logits[:, 7], logits[:, 9] = 5.0, 4.0
+    only = state_of(allowed_token_ids=[9, 11, V + 3])
+    pushed = state_of(logit_bias={7: -100, 3: 100, V: 100})
+    assert sample(logits, only, pushed, state_of()) == [9, 3, 7]
+    assert sample(logits, state_of(logit_bias={3: 4.5}), only, only) == [7, 9, 9]
+    drawn = {sample(logits[:1], state_of(allowed_token_ids=[9, 11], temperature=9.0))[0]}
+    assert drawn <= {9, 11}
+
+
+def test_rows_whose_logits_are_changed_need_the_host():
+    for params in ({"logit_bias": {1: 1.0}}, {"allowed_token_ids": [1]}, {"presence_penalty": 1.0}):
+        state = state_of(**params)
+        assert not state.plain and not state.samples_in_step, params
+    assert state_of(logit_bias={}).plain and state_of(logit_bias={}).samples_in_step
+
+
 def test_presence_and_frequency_penalties_look_at_the_output_alone():
     logits = torch.arange(6.0)
     state = state_of([0, 1], [2, 2, 3], presence_penalty=0.5, frequency_penalty=0.25)

@@ -1,0 +1,259 @@
+"""Holds the tokens of a sequence to a form: masks of what may come next, and tokens that must.
+
+The library llguidance follows the text byte by byte, whatever the tokens are that it is made of. A
+`Matcher` belongs to a sequence and not to its place in the KV memory, so that a preemption, which
+computes the same tokens again, leaves it alone.
+
+Where only one text can follow (the name of a property, the end of a word), its tokens are known
+without the model. They are those that the tokenizer would make of the text, and a sequence takes
+them one by one from the sampler, or all at once before the next step (`Sequence.accept`), with the
+same result.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict, deque
+from collections.abc import Collection, Sequence
+from threading import Lock
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..errors import TilewrightError, UsageError, VerificationError
+from ..formats.tokenizer import Tokenizer
+from .structured import StructuredOutputsParams, wrong
+
+if TYPE_CHECKING:
+    from llguidance import LLExecutor, LLMatcher, LLTokenizer
+
+_KEPT = 64  # compiled grammars; one of a large schema holds a few MB
+_FEW = 2  # masks that one thread computes sooner than it would wake others
+
+
+class Grammars:
+    """Compiles forms for one model, and remembers the last of them.
+
+    Args:
+        tokenizer: of the model.
+        eos_token_ids: that end an output where its form is complete; none: the tokenizer's own.
+        vocab_size: of the model's logits.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, eos_token_ids: Sequence[int], vocab_size: int | None
+    ) -> None:
+        self._tokenizer, self._eos = tokenizer, list(eos_token_ids)
+        self._vocab_size = max(vocab_size or 0, tokenizer.vocab_size)
+        self._compiled: OrderedDict[StructuredOutputsParams, LLMatcher] = OrderedDict()
+        self._tokens: LLTokenizer | None = None  # of a large vocabulary it takes a second to make
+        self._lock = Lock()
+
+    def matcher(self, params: StructuredOutputsParams, *, ignore_eos: bool = False) -> Matcher:
+        """A matcher at the beginning of an output.
+
+        Args:
+            params: the form.
+            ignore_eos: whether the output goes on for as long as its form can.
+
+        Raises:
+            UsageError: a form that cannot be compiled, or that no text has.
+        """
+        with self._lock:
+            if self._tokens is None:
+                self._tokens = self._make_tokens()
+            compiled = self._compiled.get(params)
+            if compiled is None:
+                compiled = self._compiled[params] = _compile(params, self._tokens)
+                if len(self._compiled) > _KEPT:
+                    self._compiled.popitem(last=False)
+            self._compiled.move_to_end(params)
+            kept_out = frozenset(self._tokens.eos_tokens) if ignore_eos else frozenset()
+            return Matcher(compiled.deep_copy(), self._vocab_size, kept_out)
+
+    def _make_tokens(self) -> LLTokenizer:
+        from llguidance import LLTokenizer
+
+        text = self._tokenizer.backend.to_str()
+        try:
+            return LLTokenizer(text, n_vocab=self._vocab_size, eos_token=self._eos or None)
+        except ValueError as error:
+            raise UsageError(
+                "SamplingParams.structured_outputs",
+                expected="a tokenizer whose tokens stand for bytes, as BPE's do",
+                found=f"one that llguidance does not take: {error}",
+                remedy="Leave structured_outputs out for this model.",
+            ) from error
+
+
+class Matcher:
+    """Where one output stands in its form.
+
+    Args:
+        inner: of the library.
+        vocab_size: how many tokens its masks tell of.
+        kept_out: end-of-sequence tokens that are not to be chosen while anything else can.
+    """
+
+    __slots__ = ("_forced", "_inner", "_kept_out", "_vocab_size", "_words")
+
+    def __init__(self, inner: LLMatcher, vocab_size: int, kept_out: frozenset[int]) -> None:
+        self._inner, self._vocab_size, self._kept_out = inner, vocab_size, kept_out
+        self._words: NDArray[np.int32] | None = None  # the mask, one bit a token
+        self._forced = deque(inner.compute_ff_tokens())
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing can follow, other than an end-of-sequence token."""
+        return self._inner.is_stopped()
+
+    @property
+    def forced(self) -> int | None:
+        """The next token, if there is no choice."""
+        return self._forced[0] if self._forced else None
+
+    def advance(self, token_id: int) -> None:
+        """Takes the next token of the output."""
+        self._words = None
+        self._inner.consume_token(token_id)
+        if self._forced and self._forced[0] == token_id:
+            self._forced.popleft()
+        else:
+            self._forced.clear()
+        if not self._forced and not self._inner.is_stopped():
+            self._forced.extend(self._inner.compute_ff_tokens())
+
+    def error(self) -> TilewrightError | None:
+        """What went wrong, if anything did: the output does not have its form then."""
+        if not self._inner.is_error():
+            return None
+        return VerificationError(
+            "SamplingParams.structured_outputs",
+            expected="a form that can be followed to its end",
+            found=_problem(self._inner),
+            remedy="Simplify the schema or grammar: fewer alternatives, fewer long repetitions.",
+        )
+
+    def words(self, early: Collection[int] = ()) -> NDArray[np.int32]:
+        """What may come next, i32[ceil(V / 32)], token t at bit t % 32 of word t / 32; not empty.
+
+        Args:
+            early: tokens that are too early, and left out while there are others.
+        """
+        if self._words is None:
+            prepare([self])
+        assert self._words is not None
+        unwanted = [token for token in (*early, *self._kept_out) if token < self._vocab_size]
+        if not unwanted:
+            return self._words
+        words = self._words.copy()
+        bits = words.view(np.uint8)
+        for token in unwanted:
+            bits[token // 8] &= ~np.uint8(1 << token % 8)
+        return words if words.any() else self._words
+
+
+def prepare(matchers: Sequence[Matcher]) -> None:
+    """Computes the next masks of several matchers, on several threads. To be called while the
+    device computes the logits that they are for: llguidance takes up to a millisecond for a mask.
+    """
+    missing: list[tuple[LLMatcher, NDArray[np.int32]]] = []
+    for matcher in matchers:
+        if matcher._words is None:
+            matcher._words = words = np.zeros(-(-matcher._vocab_size // 32), dtype=np.int32)
+            if matcher._forced:
+                token = matcher._forced[0]
+                words.view(np.uint8)[token // 8] = 1 << token % 8
+            else:
+                missing.append((matcher._inner, words))
+    if len(missing) <= _FEW:
+        for inner, words in missing:
+            inner.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+        return
+    block = np.zeros((len(missing), len(missing[0][1])), dtype=np.int32)
+    rows = [(inner, row) for row, (inner, _) in enumerate(missing)]
+    _threads().unsafe_compute_mask_ptr(rows, block.ctypes.data, block[0].nbytes, len(rows))
+    for row, (_, words) in enumerate(missing):
+        words[:] = block[row]
+
+
+def banned(words: NDArray[np.int32], vocab: int, device: torch.device) -> torch.Tensor:
+    """What masks i32[N, W] of at least `vocab` bits leave out: bool[N, vocab] on the device."""
+    inverted = ~words.view(np.uint8)
+    if device.type == "cpu":
+        bits = torch.from_numpy(np.unpackbits(inverted, axis=1, bitorder="little").view(np.bool_))
+    else:  # a bit of every 8 goes over the bus
+        packed = torch.from_numpy(inverted).pin_memory().to(device, non_blocking=True)
+        shifts = torch.arange(8, dtype=torch.uint8, device=device)
+        bits = (packed[..., None].bitwise_right_shift(shifts) & 1).bool().flatten(1)
+    return bits[:, :vocab]
+
+
+_executor: LLExecutor | None = None
+
+
+def _threads() -> LLExecutor:
+    """The library's threads, started when there is work for them."""
+    global _executor
+    if _executor is None:
+        from llguidance import LLExecutor
+
+        _executor = LLExecutor()
+    return _executor
+
+
+def _compile(params: StructuredOutputsParams, tokens: LLTokenizer) -> LLMatcher:
+    from llguidance import LLMatcher
+
+    inner = LLMatcher(tokens, _source(params), log_level=0)
+    if not inner.is_stopped():
+        inner.compute_bitmask()  # may find out that nothing can come
+    if inner.is_stopped() and not inner.is_accepting():
+        raise wrong(params.kind, "a form that can be held to", _problem(inner))
+    return inner
+
+
+def _source(params: StructuredOutputsParams) -> str:
+    """The form in the library's own terms."""
+    from llguidance import LLMatcher
+
+    if params.regex is not None:
+        return LLMatcher.grammar_from_regex(params.regex)
+    if params.choice is not None:
+        return LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, params.choice)))
+    if params.grammar is not None:
+        return LLMatcher.grammar_from_lark(_lark(params.grammar))
+    schema = '{"type": "object"}' if params.json_object else params.json
+    assert isinstance(schema, str)
+    try:
+        return LLMatcher.grammar_from_json_schema(
+            schema,
+            overrides={
+                "whitespace_flexible": not params.disable_any_whitespace,
+                "whitespace_pattern": params.whitespace_pattern,
+            },
+        )
+    except ValueError as error:
+        raise wrong("json", "a JSON schema", _line(str(error))) from error
+
+
+def _lark(grammar: str) -> str:
+    from llguidance.gbnf_to_lark import any_to_lark
+
+    try:
+        return any_to_lark(grammar)
+    except Exception as error:  # the converter's own, and those of its recursion
+        raise wrong("grammar", "a grammar in Lark's EBNF or in GBNF", _line(str(error))) from error
+
+
+def _problem(inner: LLMatcher) -> str:
+    """Why a matcher cannot go on."""
+    found = _line(inner.get_error()) or inner.stop_reason()
+    return "a place where no text can follow" if found.startswith("NoExtension") else found
+
+
+def _line(text: str) -> str:
+    """The message of an error without the state that follows it."""
+    return " ".join(text.split("<state")[0].split())[:300]
