@@ -25,12 +25,11 @@ def tokenizer() -> Tokenizer:
     return Tokenizer(tiny_bpe(), TokenizerConfig(eos_token_ids=EOS))
 
 
-@cache
-def _closing() -> torch.Tensor:
+def closing(tokenizer: Tokenizer, vocab_size: int) -> torch.Tensor:
     """A bias towards ends, and away from whitespace that could go on for ever."""
-    bias = torch.zeros(VOCAB)
-    for token in range(tokenizer().vocab_size):
-        text = tokenizer().decode([token])
+    bias = torch.zeros(vocab_size)
+    for token in range(tokenizer.vocab_size):
+        text = tokenizer.decode([token])
         if text and set(text) <= set('"]}'):
             bias[token] = 3.0
         if not text.strip():
@@ -38,10 +37,15 @@ def _closing() -> torch.Tensor:
     return bias
 
 
+@cache
+def _bias() -> torch.Tensor:
+    return closing(tokenizer(), VOCAB)
+
+
 def logits_of(tokens: list[int]) -> torch.Tensor:
     """f32[VOCAB] after these tokens: noise of their checksum, and the bias."""
     generator = torch.Generator().manual_seed(zlib.crc32(str(tokens).encode()))
-    return 2 * torch.randn(VOCAB, generator=generator) + _closing()
+    return 2 * torch.randn(VOCAB, generator=generator) + _bias()
 
 
 def writing_loop(capabilities: Capabilities = MIXES, num_pages: int = 400, **knobs: int):

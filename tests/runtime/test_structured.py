@@ -319,6 +319,21 @@ def test_what_fails_on_the_way_fails_its_own_request_alone(monkeypatch):
     assert loop.pool.num_free == loop.pool.num_pages - 1
 
 
+@pytest.mark.parametrize("step", [1, 2, 5])
+def test_an_interrupt_leaves_the_others_their_form(step):
+    params = of_form(TIGHT, temperature=1.0, seed=8)
+    (whole,) = writing_loop().generate([PROMPT], params)[0]
+    loop = writing_loop()
+    stream = loop.stream(PROMPT, params)
+    tokens = list(next(stream).token_ids)
+    loop.executor.fail_at = loop.executor.num_steps + step
+    with pytest.raises(KeyboardInterrupt):
+        loop.generate([[4, 5], [6]], of_form(FORMS["regex"], n=2))
+    tokens += [token for delta in stream for token in delta.token_ids]
+    assert tokens == whole.token_ids
+    assert loop.pool.num_free == loop.pool.num_pages - 1
+
+
 def test_masks_are_there_before_the_logits_are_read(monkeypatch):
     """On a GPU the logits come late: what has not been prepared then would wait for them."""
     loop, late = writing_loop(), []

@@ -7,10 +7,14 @@ import os
 import random
 
 import pytest
+import torch
 
 from random_schemas import has_schema, random_schema
-from tilewright.runtime import SamplingParams, StructuredOutputsParams
-from writing_model import writing_loop
+from tilewright.formats.tokenizer import Tokenizer, TokenizerConfig
+from tilewright.runtime import Sampler, SamplingParams, StructuredOutputsParams
+from tilewright.runtime.grammar import Grammars
+from tilewright.runtime.sampling import SamplingState
+from writing_model import closing, writing_loop
 
 SCHEMAS = int(os.environ.get("TILEWRIGHT_TEST_SCHEMAS", "40"))
 
@@ -32,6 +36,46 @@ def test_what_is_written_has_its_schema():
     for schema, (one,) in zip(schemas, completions, strict=True):
         assert one.finish_reason == "stop", (schema, one.text)
         assert has_schema(json.loads(one.text), schema), (schema, one.text)
+
+
+def sentencepiece() -> Tokenizer:
+    """As Llama 2 has it: ▁ for spaces, and a token for each byte that no other one covers."""
+    from tokenizers import AddedToken, decoders, models, normalizers
+    from tokenizers import Tokenizer as Backend
+
+    specials = ["<unk>", "<s>", "</s>"]
+    merges = [*zip("▁hf▁▁", "teo{▁", strict=True), ("▁t", "he"), ("fo", "x"), ('"', ":")]
+    letters = [chr(code) for code in range(33, 127)]
+    pieces = [f"<0x{byte:02X}>" for byte in range(256)] + ["▁", *letters]
+    tokens = [*specials, *pieces, *("".join(pair) for pair in merges)]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    backend = Backend(models.BPE(vocab=vocab, merges=merges, byte_fallback=True, fuse_unk=True))
+    backend.add_special_tokens([AddedToken(token, special=True) for token in specials])
+    spaces = normalizers.Replace(" ", "▁")
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces])
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
+    return Tokenizer(backend, TokenizerConfig(eos_token_ids=(2,)))
+
+
+def test_tokens_of_sentencepiece_write_what_has_its_schema():
+    tokenizer, rng = sentencepiece(), random.Random(4)
+    size = tokenizer.vocab_size
+    grammars = Grammars(tokenizer, [2], size)
+    bias, generator = closing(tokenizer, size), torch.Generator().manual_seed(1)
+    for seed in range(SCHEMAS // 2):
+        schema = random_schema(rng)
+        form = StructuredOutputsParams(json=schema)
+        params = SamplingParams(structured_outputs=form, temperature=1.0, seed=seed)
+        state = SamplingState(params, [1], frozenset([2]), 0, grammars.matcher(form))
+        tokens = []
+        while not state.matcher.stopped:
+            logits = 2 * torch.randn(1, size, generator=generator) + bias
+            tokens.append(Sampler().sample(logits, [state])[0].token_id)
+            state.commit(tokens[-1])
+            assert len(tokens) < 1000
+        text = tokenizer.decode(tokens)
+        assert has_schema(json.loads(text), schema), (schema, text)
 
 
 @pytest.mark.parametrize(
