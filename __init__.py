@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from .compiler.options import KVCacheConfig
     from .passes.heads.config import GQA
     from .passes.schemes.config import QuantConfig
-    from .runtime.engine import Engine, load
+    from .runtime.base_engine import Engine
+    from .runtime.engine import load
     from .runtime.output import Completion
     from .runtime.params import SamplingParams
     from .runtime.structured import StructuredOutputsParams
@@ -32,7 +33,7 @@ _HOME = {  # public name → the module that defines it
     "KVCacheConfig": ".compiler.options",
     "GQA": ".passes.heads.config",
     "QuantConfig": ".passes.schemes.config",
-    "Engine": ".runtime.engine",
+    "Engine": ".runtime.base_engine",
     "load": ".runtime.engine",
     "Completion": ".runtime.output",
     "SamplingParams": ".runtime.params",

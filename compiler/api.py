@@ -23,8 +23,10 @@ from ..passes.driver import PassRecord
 from ..passes.heads import GQA, HeadPlan
 from ..passes.quantize import Recipe
 from ..passes.schemes import QuantConfig
-from ..runtime.engine import CausalLMEngine, Engine, ModuleEngine, runs_here, start
+from ..runtime.base_engine import Engine, runs_here
+from ..runtime.engine import CausalLMEngine, start
 from ..runtime.image import DecodePart, EngineImage, LMConfig, Signature
+from ..runtime.module_engine import ModuleEngine
 from ..runtime.structure import flatten
 from ..targets import Target
 from .capture import DynamicShapes, Examples, capture_module

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 
 from ..errors import CapacityError
+from ..runtime.base_engine import check_device
 from ..runtime.decode_graphs import DecodeGraphs, bucket_of
-from ..runtime.engine import check_device
 from ..runtime.executor import PagedExecutor
 from ..runtime.image import EngineImage
 from ..runtime.runner import ProgramRunner

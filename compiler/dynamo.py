@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from ..errors import TilewrightError, UnsupportedError, UsageError
-from ..runtime.engine import ModuleEngine
+from ..runtime.module_engine import ModuleEngine
 from .api import compile as compile_engine
 from .compat import EXPORT_KEEPS_AUTOCAST
 from .dynamo_graph import (

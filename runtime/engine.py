@@ -1,8 +1,8 @@
-"""Engines: compiled models, ready to run. What `tw.compile` returns and `tw.load` reads back."""
+"""Engines of causal LMs, and from an image to a running engine: what `tw.load` does."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
@@ -11,195 +11,31 @@ from typing import Literal, TypeAlias
 
 import torch
 
-from ..codegen.program import Json
-from ..errors import EngineError, KernelError, UsageError
+from ..errors import KernelError, UsageError
 from ..formats.tokenizer import Tokenizer
-from ..targets import Target, gpu_problem
+from .base_engine import Engine, RunningEngine
 from .beam_search import BeamSearcher
 from .beams import BeamCompletion, BeamSearchParams
 from .counters import Counters
 from .executor import PagedExecutor, SlotExecutor
-from .folder import load_image, save_engine
+from .folder import load_image
 from .grammar import Grammars
-from .image import EngineImage, LMConfig, Signature
+from .image import EngineImage, LMConfig
 from .loop import GenerationLoop
 from .memory import check_swap_space, pool_pages, prefill_tokens
 from .metrics import Metrics
+from .module_engine import ModuleEngine
 from .output import Completion, Delta
 from .params import SamplingParams
 from .pool import KVPool, PagedPool, SlotPool
 from .refit import refit, refit_refused
-from .runner import ProgramRunner, bind_sizes
+from .runner import ProgramRunner
 from .sampling import Sampler
 from .scheduler import Scheduler
 from .step import Step, StepExecutor
-from .structure import Branch, flatten, rebuild
 from .trace import Tracer, tracing
-from .weights import LoadReport, place_weights
 
 Prompts: TypeAlias = "str | Sequence[str] | Sequence[Sequence[int]]"
-
-
-class Engine:
-    """A compiled model, which can be saved. `load` and `tw.compile` make the right kind of it.
-
-    One that was compiled for another device than this machine's is of this class itself.
-    """
-
-    def __init__(self, image: EngineImage) -> None:
-        self.image = image
-
-    def __call__(self, *args: object, **kwargs: object) -> object:
-        """Runs the model.
-
-        Raises:
-            EngineError: the engine is for another device.
-        """
-        check_device(self.image)
-        raise AssertionError("engines for this device are of a subclass")
-
-    @property
-    def target(self) -> Target:
-        """The device that it was compiled for."""
-        return Target.parse(self.image.target)
-
-    def save(self, path: str | Path, weights: str = "embed") -> None:
-        """Writes the engine folder; one that is there already is replaced whole, or stays whole.
-
-        Args:
-            path: of the folder.
-            weights: "embed" copies them into it; "reference" refers to the checkpoint that the
-                model was compiled from, whose files have to stay as they are.
-
-        Raises:
-            EngineError: the folder cannot be written.
-            UsageError: weights that are to be referred to, and that no file or seed backs.
-        """
-        save_engine(self.image, path, weights)
-
-    def report(self) -> Mapping[str, Json]:
-        """What compiling found: passes, calls by backend, what fell back and why."""
-        return self.image.report
-
-
-class RunningEngine(Engine):
-    """An engine with its weights and kernels loaded.
-
-    Attributes:
-        weight_load: what loading the weights took.
-        runner: of the Program that takes any input; ``decode_runner``: of the one for decode steps
-            of a causal LM, None where there is none.
-
-    Raises:
-        EngineError: this machine does not have the device that it was compiled for.
-        CapacityError: the weights do not fit the device.
-    """
-
-    def __init__(self, image: EngineImage) -> None:
-        super().__init__(image)
-        check_device(image)
-        device = torch.device(self.target.device_type)
-        if device.type == "cuda":  # the current one is another in each thread
-            device = torch.device("cuda", torch.cuda.current_device())
-        loaded = place_weights(image.weights, device)
-        self.weight_load: LoadReport = loaded.report
-        # A module's results are the user's, to write to and to differentiate behind.
-        inside = image.kind == "causal_lm"
-        read = image.files.__getitem__
-        self.runner = ProgramRunner(
-            image.program, loaded.tensors, read, device=device, inference=inside
-        )
-        self.decode_runner: ProgramRunner | None = None
-        if image.decode is not None:
-            self.decode_runner = ProgramRunner(
-                image.decode.program, loaded.tensors, read, device=device, inference=inside
-            )
-
-
-class ModuleEngine(RunningEngine):
-    """A compiled plain module: called like the module, gives what the module gives."""
-
-    def __call__(self, *args: object, **kwargs: object) -> object:
-        """The module's result for these arguments.
-
-        Raises:
-            UsageError: arguments of another structure, shape or element type than at compile time.
-        """
-        signature = self.image.signature
-        assert signature is not None
-        inputs = self._inputs(signature, args, kwargs)
-        # Results are where the inputs are, as the module's would be.
-        device = next((tensor.device for tensor in inputs.values()), self.runner.device)
-        outputs = self.runner.run(inputs)
-        return rebuild(signature.output, self._unshared(inputs, outputs.values(), device))
-
-    def takes(self, *args: object, **kwargs: object) -> bool:
-        """Whether these arguments have the structure, shapes and element types that the engine was
-        compiled for.
-        """
-        signature = self.image.signature
-        assert signature is not None
-        try:
-            self._inputs(signature, args, kwargs)
-        except UsageError:
-            return False
-        return True
-
-    def _inputs(
-        self, signature: Signature, args: tuple[object, ...], kwargs: Mapping[str, object]
-    ) -> dict[str, torch.Tensor]:
-        try:
-            found = flatten(signature.call, _bound(signature, args, kwargs))
-        except ValueError as error:
-            raise UsageError(
-                f"arguments of {self.image.name}",
-                expected="the structure given at compile time",
-                found=str(error),
-                remedy="Call the engine as the module was called in example_inputs.",
-            ) from error
-        program = self.runner.program
-        inputs = {program.inputs[i]: tensor for i, tensor in found.items()}
-        sizes = bind_sizes(program, inputs)
-        for symbol, least, greatest in signature.ranges:
-            size = sizes.get(symbol, least)
-            if size < least or (greatest is not None and size > greatest):
-                raise self._out_of_range(symbol, least, greatest, size)
-        return inputs
-
-    def _out_of_range(self, symbol: str, least: int, greatest: int | None, size: int) -> UsageError:
-        buffers = self.runner.program.buffers
-        users = [n for n in self.runner.program.inputs if symbol in buffers[n].symbols]
-        limits = f"{least} or more" if greatest is None else f"from {least} to {greatest}"
-        return UsageError(
-            f"size {symbol} of input {', '.join(map(repr, users))}",
-            expected=f"{limits}, as dynamic_shapes and the module allow",
-            found=str(size),
-            remedy="Pass another size, or compile with a wider range in dynamic_shapes.",
-        )
-
-    def _unshared(
-        self,
-        inputs: Mapping[str, torch.Tensor],
-        outputs: Iterable[torch.Tensor],
-        device: torch.device,
-    ) -> list[torch.Tensor]:
-        """The outputs on ``device``, copied where they lie in memory of the engine, of an input or
-        of another output: whoever gets a result may write to it.
-        """
-        taken = set(self._constants) | {x.untyped_storage().data_ptr() for x in inputs.values()}
-        own = []
-        for output in outputs:
-            result = output.to(device)
-            if result.untyped_storage().data_ptr() in taken:
-                result = result.clone()
-            taken.add(result.untyped_storage().data_ptr())
-            own.append(result)
-        return own
-
-    @cached_property
-    def _constants(self) -> frozenset[int]:
-        held = self.runner.constants.values()
-        return frozenset(tensor.untyped_storage().data_ptr() for tensor in held)
 
 
 class CausalLMEngine(RunningEngine):
@@ -434,25 +270,6 @@ def start(image: EngineImage) -> Engine:
     return kind(refit_refused(image, refused))
 
 
-def runs_here(target: Target) -> bool:
-    """Whether this machine has the device: any CPU, or a GPU of the same architecture."""
-    return target.is_cpu or Target.detect().arch == target.arch
-
-
-def check_device(image: EngineImage) -> None:
-    """EngineError when this machine is not what the engine was compiled for."""
-    target = Target.parse(image.target)
-    if not runs_here(target):
-        here = Target.detect()
-        problem = gpu_problem()
-        raise EngineError(
-            f"engine {image.name}",
-            expected=f"a {target.sm} device, which it was compiled for ({target.name})",
-            found=f"{here.name} ({here.sm})" + (f": {problem}" if problem else ""),
-            remedy=f"Run it on such a device, or compile with target={here.name!r}.",
-        )
-
-
 def _memory(
     config: LMConfig, runner: ProgramRunner, decode: ProgramRunner | None, tokens: int
 ) -> tuple[PagedExecutor | SlotExecutor, KVPool]:
@@ -471,25 +288,6 @@ def _memory(
         host_pages=int(config.swap_space * 2**30 / page_bytes),
     )
     return executor, pool
-
-
-def _bound(
-    signature: Signature, args: tuple[object, ...], kwargs: Mapping[str, object]
-) -> tuple[tuple[object, ...], dict[str, object]]:
-    """The call as it was captured: keywords of parameters that were positional then are made
-    positional.
-    """
-    call = signature.call
-    assert isinstance(call, Branch)
-    positional, named = (part for part in call.items)
-    assert isinstance(positional, Branch) and isinstance(named, Branch)
-    rest, bound = dict(kwargs), list(args)
-    count = len(positional.items)
-    names = signature.arguments[len(args) : count]
-    bound.extend(rest.pop(name) for name in names if name in rest)
-    rest.update(zip(signature.arguments[count:], bound[count:], strict=False))
-    surplus = bound[max(count, len(signature.arguments)) :]
-    return (*bound[:count], *surplus), rest
 
 
 def _listed(prompts: Prompts) -> list[str | Sequence[int]]:

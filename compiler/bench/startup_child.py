@@ -13,7 +13,8 @@ def main(path: str, backend: str, checkpoint: str | None = None) -> None:
     started = time.perf_counter()
     import torch
 
-    from ...runtime.engine import CausalLMEngine, RunningEngine, load
+    from ...runtime.base_engine import RunningEngine
+    from ...runtime.engine import CausalLMEngine, load
     from ...runtime.params import SamplingParams
 
     imported = time.perf_counter()

@@ -15,7 +15,8 @@ from .console import progress
 if TYPE_CHECKING:
     from ...passes.heads import GQA
     from ...passes.schemes import QuantConfig
-    from ...runtime.engine import CausalLMEngine, Engine
+    from ...runtime.base_engine import Engine
+    from ...runtime.engine import CausalLMEngine
     from ...runtime.image import EngineImage
 
 MODEL_HELP = "A Hugging Face folder (config.json + safetensors) or a .gguf file."

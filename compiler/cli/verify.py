@@ -20,7 +20,7 @@ def verify_engine(
     as_json: JsonOption = False,
 ) -> None:
     """Check every hash of ENGINE, its graphs, and its numbers against the reference."""
-    from ...runtime.engine import check_device
+    from ...runtime.base_engine import check_device
     from ...runtime.folder import load_image
 
     console = out()
