@@ -28,7 +28,14 @@ def test_every_example_is_run() -> None:
     assert {path.name for path in EXAMPLES.glob("0*.py")} == set(PROMISES)
 
 
-@pytest.mark.parametrize("name", PROMISES)
+# What the last one shows is tested in tests/compiler/inspect too, of a smaller model.
+LONG = ("05_cross_compile.py",)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.nightly if n in LONG else ()) for n in PROMISES],
+)
 def test_example(name: str, tmp_path: Path) -> None:
     # What the example says of checks holds, not what tests ask of every compile.
     environment = {key: text for key, text in os.environ.items() if key != "TILEWRIGHT_VERIFY"}

@@ -346,6 +346,7 @@ def test_a_snapshot_by_other_code_is_refused(tmp_path, suite, monkeypatch):
         record_case(checkout, suite)
 
 
+@pytest.mark.nightly
 def test_a_dropped_pass_of_the_package_itself_is_named(tmp_path):
     """Each commit's own code compiles a small model, twice: the last commit's code is the same."""
     root, folder = Path(tilewright.__file__).parent, tmp_path / "package"
