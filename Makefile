@@ -18,7 +18,7 @@ test: $(STAMP)
 
 # All tests, those too that are left to the night, with many more random schedules of requests.
 nightly: $(STAMP)
-	TILEWRIGHT_TEST_SCHEDULES=10000 $(PYTEST) -m ''
+	TEST_SCHEDULES=10000 $(PYTEST) -m ''
 
 quick: $(STAMP)
 	$(PYTEST) -m quick

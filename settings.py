@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -29,6 +29,7 @@ class Settings:
         cache: folder of what may be rebuilt at any time.
         verify: overrides the `verify` argument of `compile`; None leaves it.
         threads: intra-op CPU threads of the backends; None leaves it to them.
+        api_key: that clients of a server must send; None serves anybody.
     """
 
     debug: int
@@ -37,6 +38,7 @@ class Settings:
     cache: Path
     verify: str | None
     threads: int | None
+    api_key: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class Switch(Generic[T]):
         accepts: the values it takes, in words.
         meaning: what it changes, in words.
         parse: text to value; raises ValueError where the text is not acceptable.
+        secret: whether the value is never shown.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Switch(Generic[T]):
     accepts: str
     meaning: str
     parse: Callable[[str], T]
+    secret: bool = False
 
     def read(self) -> T:
         """The value now.
@@ -128,7 +132,16 @@ THREADS: Switch[int | None] = Switch(
     "TILEWRIGHT_THREADS", None, "an integer from 1", "CPU threads of a backend", _integer(1)
 )
 
-SWITCHES: tuple[Switch[Any], ...] = (DEBUG, DUMP, PASS_LIMIT, CACHE, VERIFY, THREADS)
+API_KEY: Switch[str | None] = Switch(
+    "TILEWRIGHT_API_KEY",
+    None,
+    "text",
+    "the key that clients of `tilewright serve` must send",
+    str,
+    True,
+)
+
+SWITCHES: tuple[Switch[Any], ...] = (DEBUG, DUMP, PASS_LIMIT, CACHE, VERIFY, THREADS, API_KEY)
 
 
 def current() -> Settings:
@@ -146,18 +159,22 @@ def current() -> Settings:
         cache=CACHE.read().expanduser(),
         verify=VERIFY.read(),
         threads=THREADS.read(),
+        api_key=API_KEY.read(),
     )
 
 
 def describe() -> str:
     """A table of the switches as text: name, value now, default, what each accepts and means."""
     rows = [("variable", "now", "default", "accepts", "meaning")]
-    rows += [
-        (s.name, os.environ.get(s.name, ""), str(s.default), s.accepts, s.meaning) for s in SWITCHES
-    ]
+    rows += [(s.name, _shown(s), str(s.default), s.accepts, s.meaning) for s in SWITCHES]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = ("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) for r in rows)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _shown(switch: Switch[Any]) -> str:
+    text = os.environ.get(switch.name, "")
+    return "(set)" if text and switch.secret else text
 
 
 def _refuse_unknown() -> None:

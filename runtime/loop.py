@@ -169,11 +169,39 @@ class GenerationLoop:
         Raises:
             UsageError, CapacityError: as `generate`.
         """
+        request = self.prepare(prompt, params, submitted=submitted)
+        self.add(request)
+        return request
+
+    def prepare(
+        self,
+        prompt: list[int],
+        params: SamplingParams | None = None,
+        *,
+        streams: bool = False,
+        submitted: float | None = None,
+    ) -> Request:
+        """What `submit` does before it queues the prompt: it is checked, and its form compiled, and
+        no step waits for that.
+
+        Args:
+            prompt: token ids.
+            params: None for the defaults.
+            streams: whether `Request.take_deltas` is to give its tokens as they come.
+            submitted: when it arrived, if that was earlier, in seconds of the clock.
+
+        Raises:
+            UsageError, CapacityError: as `generate`.
+        """
         one = params_for([prompt], SamplingParams() if params is None else params)[0]
-        request = self._request(prompt, one, submitted=submitted)
+        if streams:
+            check_streamed(one)
+        return self._request(prompt, one, streams=streams, submitted=submitted)
+
+    def add(self, request: Request) -> None:
+        """Queues a request that is prepared."""
         with self.lock:
             self._add(request)
-        return request
 
     def cancel(self, request: Request) -> None:
         """Gives up a request that was submitted, and frees its memory; one that has ended stays."""

@@ -20,6 +20,7 @@ from .generate import generate
 from .inspect import inspect_engine
 from .quantize import quantize_model
 from .regress import regress_app
+from .serve import serve
 from .targets import targets
 from .tune import tune_app
 from .verify import verify_engine
@@ -107,6 +108,7 @@ def _root(
 app.command("compile")(compile_model)
 app.command("quantize")(quantize_model)
 app.command("generate")(generate)
+app.command("serve")(serve)
 app.add_typer(bench_app, name="bench")
 app.command("inspect")(inspect_engine)
 app.command("verify")(verify_engine)

@@ -1,7 +1,7 @@
 """Many requests over one engine, at random: each gets the tokens that Hugging Face gives it alone.
 
 As `tests/runtime/test_prefix_schedules.py`, with a real model, real memory and real copies.
-`TILEWRIGHT_TEST_SCHEDULES` asks for more schedules.
+`TEST_SCHEDULES` asks for more schedules.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tilewright.runtime.executor import PagedExecutor
 from tiny_models import greedy, tiny_model
 
 MAX_LEN, PAGE, MOST = 48, 4, 16
-SCHEDULES = max(1, int(os.environ.get("TILEWRIGHT_TEST_SCHEDULES", "300")) // 10)
+SCHEDULES = max(1, int(os.environ.get("TEST_SCHEDULES", "300")) // 10)
 BASES = [[(7 * i + 3 * base) % 150 + 3 for i in range(20)] for base in range(3)]
 HAPPEN = ("forks", "cancellations", "preemptions", "evictions", "hits", "moved out", "moved in")
 

@@ -2,7 +2,7 @@
 forked, preempted, cancelled or interrupted, each request gets the tokens that it gets alone.
 
 The executors' next token is made of all K that a sequence reads through its block table, and their
-memory starts as garbage and is never cleaned. `TILEWRIGHT_TEST_SCHEDULES` asks for more schedules.
+memory starts as garbage and is never cleaned. `TEST_SCHEDULES` asks for more schedules.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tilewright.runtime import GenerationLoop, PagedPool, Sampler, SamplingParam
 from tilewright.runtime.sampling import SamplingState
 
 MAX_LEN = 32
-SCHEDULES = int(os.environ.get("TILEWRIGHT_TEST_SCHEDULES", "300"))
+SCHEDULES = int(os.environ.get("TEST_SCHEDULES", "300"))
 BASES = [[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8], [2, 7, 1, 8, 2, 8, 1, 8, 2, 8, 4, 5]]
 
 HAPPEN = (

@@ -16,7 +16,7 @@ from tilewright.runtime.grammar import Grammars
 from tilewright.runtime.sampling import SamplingState
 from writing_model import closing, writing_loop
 
-SCHEMAS = int(os.environ.get("TILEWRIGHT_TEST_SCHEMAS", "40"))
+SCHEMAS = int(os.environ.get("TEST_SCHEMAS", "40"))
 
 
 def test_what_is_written_has_its_schema():

@@ -1,0 +1,134 @@
+"""``tilewright serve``: an engine or a model, over HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...errors import UsageError
+from ...settings import API_KEY, current
+from .console import out
+from .options import (
+    BackendOption,
+    CheckpointOption,
+    ContextOption,
+    EngineOrModel,
+    open_causal_lm,
+)
+
+_AT_ONCE = 32  # sequences, of a model that is compiled for this
+
+Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")]
+Port = Annotated[int, typer.Option(help="Port to listen on; 0: any that is free.", min=0)]
+Names = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--served-model-name", help="Name that clients use; may be repeated.", show_default=False
+    ),
+]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--api-keys",
+        metavar="FILE",
+        help=f"Keys that clients must send, one a line; {API_KEY.name} holds one too.",
+        show_default=False,
+    ),
+]
+PerMinute = Annotated[
+    int | None, typer.Option("--rate-limit", help="Requests a minute of one key.", min=1)
+]
+AtOnce = Annotated[
+    int | None, typer.Option("--concurrency-limit", help="Requests at once of one key.", min=1)
+]
+MostRequests = Annotated[
+    int, typer.Option("--max-requests", help="Held at once; more are answered with 429.", min=1)
+]
+Batch = Annotated[
+    int | None, typer.Option("--max-batch-size", help="Sequences at once.", show_default="32")
+]
+Timeout = Annotated[
+    float | None, typer.Option(help="Seconds that an answer may take; it is cut then.")
+]
+
+
+def serve(
+    engine: EngineOrModel,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    served_model_name: Names = None,
+    api_keys: KeyFile = None,
+    rate_limit: PerMinute = None,
+    concurrency_limit: AtOnce = None,
+    max_requests: MostRequests = 1024,
+    timeout: Timeout = None,
+    max_batch_size: Batch = None,
+    backend: BackendOption = "auto",
+    max_model_len: ContextOption = None,
+    checkpoint: CheckpointOption = None,
+) -> None:
+    """Serve ENGINE over HTTP, as OpenAI's clients expect it."""
+    keys = _keys(api_keys)
+    if timeout is not None and timeout <= 0:
+        raise UsageError(
+            "option --timeout",
+            expected="a number of seconds above 0",
+            found=str(timeout),
+            remedy="Raise it, or leave it out.",
+        )
+    try:
+        from ...serving.access import Limits
+        from ...serving.app import make_app
+        from ...serving.server import Server
+        from ...serving.service import Rules
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            "tilewright serve",
+            expected="fastapi and uvicorn",
+            found=f"no {error.name}",
+            remedy="Install them: pip install 'tilewright[serve]'.",
+        ) from error
+
+    loaded = open_causal_lm(
+        engine,
+        backend=backend,
+        max_model_len=max_model_len,
+        max_batch_size=max_batch_size or _AT_ONCE,
+        checkpoint=checkpoint,
+    )
+    names = tuple(served_model_name or [loaded.image.name])
+    rules = Rules(
+        models=names,
+        keys=keys,
+        limits=Limits(rate_limit, concurrency_limit),
+        most_requests=max_requests,
+        deadline=timeout,
+    )
+    server = Server(make_app(loaded, rules), host, port)
+    out().print(f"serving {names[0]} on http://{host}:{port}/v1 (Ctrl-C ends it)")
+    server.listen()
+
+
+def _keys(path: Path | None) -> tuple[str, ...]:
+    keys = [current().api_key or ""]
+    if path is not None:
+        try:
+            keys += path.read_text("utf-8").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(
+                f"option --api-keys {path}",
+                expected="a text file with a key a line",
+                found=str(error),
+                remedy="Write the keys into it.",
+            ) from error
+    found = tuple(key.strip() for key in keys if key.strip())
+    if path is not None and not found:
+        raise UsageError(
+            f"option --api-keys {path}",
+            expected="a key a line",
+            found="none",
+            remedy="Write the keys into it, or leave it out to serve anybody.",
+        )
+    return found

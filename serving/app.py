@@ -1,0 +1,213 @@
+"""The app: its routes, its limits of size, and what it says of itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..runtime.engine import CausalLMEngine
+from ..runtime.params import SamplingParams
+from ..runtime.prometheus import exposition
+from ..version import __version__
+from .answers import Answer, ChatAnswer
+from .asking import chat_prompt, completion_prompts, response_form, sampling_params, tool_form
+from .failures import error_body, handle_errors
+from .protocol import ChatRequest, CompletionRequest
+from .service import Rules, Service
+
+
+def make_app(engine: CausalLMEngine, rules: Rules) -> FastAPI:
+    """The app that serves an engine; `app.state.service` answers its requests."""
+    service = Service(engine, rules)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.worker.start()
+        yield
+        await service.worker.close()
+
+    app = FastAPI(title="Tilewright", version=__version__, lifespan=lifespan)
+    app.state.service = service
+    app.add_middleware(BodyLimit, most=rules.most_body)
+    handle_errors(app)
+    _about(app, service)
+    _openai(app, service)
+    return app
+
+
+def _about(app: FastAPI, service: Service) -> None:
+    metrics = service.engine.metrics
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """The process is alive."""
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        """Requests are taken."""
+        if service.draining:
+            return JSONResponse({"status": "draining"}, HTTPStatus.SERVICE_UNAVAILABLE)
+        return JSONResponse({"status": "ready"})
+
+    @app.get("/metrics")
+    async def prometheus() -> Response:
+        """Figures for Prometheus."""
+        text = await asyncio.to_thread(exposition, metrics)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/version")
+    async def version() -> dict[str, str]:
+        """Of Tilewright."""
+        return {"version": __version__}
+
+
+def _openai(app: FastAPI, service: Service) -> None:
+    def model(name: str) -> dict[str, Any]:
+        length = service.engine.config.max_model_len
+        found = {"id": name, "object": "model", "created": service.started}
+        return found | {"owned_by": "tilewright", "max_model_len": length}
+
+    @app.get("/v1/models")
+    async def models(http: Request) -> dict[str, Any]:
+        """The names that the engine answers to."""
+        service.access.who(http.headers.get("authorization"))
+        return {"object": "list", "data": [model(name) for name in service.rules.models]}
+
+    @app.get("/v1/models/{name:path}")
+    async def one_model(name: str, http: Request) -> dict[str, Any]:
+        """One of them."""
+        service.access.who(http.headers.get("authorization"))
+        return model(service.model(name))
+
+    @app.post("/v1/completions")
+    async def completions(body: CompletionRequest, http: Request) -> Response:
+        """Completes texts."""
+        lease = service.enter(http)
+        try:
+            prompts, answer = await asyncio.to_thread(_completion, service, body)
+            return await service.answer(
+                http,
+                lease,
+                prompts,
+                answer,
+                streams=bool(body.stream),
+                includes_usage=body.includes_usage,
+            )
+        except BaseException:
+            lease.close()
+            raise
+
+    @app.post("/v1/chat/completions")
+    async def chat(body: ChatRequest, http: Request) -> Response:
+        """Answers conversations."""
+        lease = service.enter(http)
+        try:
+            prompts, answer = await asyncio.to_thread(_chat, service, body)
+            return await service.answer(
+                http,
+                lease,
+                prompts,
+                answer,
+                streams=bool(body.stream),
+                includes_usage=body.includes_usage,
+            )
+        except BaseException:
+            lease.close()
+            raise
+
+
+Asked = list[tuple[list[int], SamplingParams]]
+
+
+def _completion(service: Service, body: CompletionRequest) -> tuple[Asked, Answer]:
+    name, engine = service.model(body.model), service.engine
+    prompts = completion_prompts(engine, body)
+    form = response_form(body.response_format)
+    asked = [
+        (
+            prompt,
+            sampling_params(
+                body,
+                max_tokens=body.max_tokens or service.room(prompt),
+                logprobs=body.logprobs,
+                form=form,
+                deadline=service.rules.deadline,
+            ),
+        )
+        for prompt in prompts
+    ]
+    texts = None
+    if body.echo:
+        tokenizer = engine.tokenizer
+        texts = [tokenizer.decode(prompt) if tokenizer else "" for prompt in prompts]
+    return asked, Answer(name, service.spell, texts, body.n or 1)
+
+
+def _chat(service: Service, body: ChatRequest) -> tuple[Asked, Answer]:
+    name, engine = service.model(body.model), service.engine
+    prompt = chat_prompt(engine, body)
+    called = tool_form(body)
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    params = sampling_params(
+        body,
+        max_tokens=body.max_completion_tokens or body.max_tokens or service.room(prompt),
+        logprobs=logprobs,
+        form=called or response_form(body.response_format),
+        deadline=service.rules.deadline,
+    )
+    calls = "only" if called else "none"
+    if not called and body.tools and body.tool_choice != "none":
+        calls = "maybe"
+    return [(prompt, params)], ChatAnswer(name, service.spell, body.n or 1, calls)
+
+
+class BodyLimit:
+    """Refuses bodies that are too large, before they are read.
+
+    Args:
+        app: behind it.
+        most: bytes.
+    """
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self.app, self.most = app, most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        told = dict(scope["headers"]).get(b"content-length", b"0")
+        if told.isdigit() and int(told) > self.most:
+            await self._refuse(scope, receive, send)
+            return
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            return message if seen <= self.most else {"type": "http.disconnect"}
+
+        async def answered(message: Message) -> None:
+            if seen <= self.most:
+                await send(message)
+
+        await self.app(scope, counted, answered)
+        if seen > self.most:
+            await self._refuse(scope, receive, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+        message = f"the body is larger than {self.most} bytes"
+        response = JSONResponse(error_body(status, message), status, {"Connection": "close"})
+        await response(scope, receive, send)

@@ -1,0 +1,207 @@
+"""From what a client sends to what the engine takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import UsageError
+from ..runtime.engine import CausalLMEngine
+from ..runtime.params import SamplingParams
+from ..runtime.structured import StructuredOutputsParams
+from .protocol import ChatRequest, CompletionRequest, NamedTool, ResponseFormat, Sampled, Tool
+
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+def completion_prompts(engine: CausalLMEngine, request: CompletionRequest) -> list[list[int]]:
+    """Token ids of each prompt of a completion request.
+
+    Raises:
+        UsageError: text that cannot be encoded, or no prompt at all.
+    """
+    prompts = request.prompt
+    if isinstance(prompts, str):
+        return [_encode(engine, prompts)]
+    if not prompts:
+        raise _no_prompt()
+    if all(isinstance(one, int) for one in prompts):
+        return [[int(str(one)) for one in prompts]]
+    return [_encode(engine, one) if isinstance(one, str) else list(_ids(one)) for one in prompts]
+
+
+def _ids(prompt: object) -> list[int]:
+    assert isinstance(prompt, list)
+    return [int(one) for one in prompt]
+
+
+def chat_prompt(engine: CausalLMEngine, request: ChatRequest) -> list[int]:
+    """Token ids of a conversation, by the model's chat template.
+
+    Raises:
+        UsageError: the model has no chat template, or messages that it does not take.
+    """
+    tokenizer = engine.tokenizer
+    if tokenizer is None:
+        raise UsageError(
+            f"model {engine.image.name}",
+            expected="a tokenizer and a chat template, for a conversation",
+            found="none",
+            remedy="Use /v1/completions with token ids.",
+        )
+    messages = [_message(place, one) for place, one in enumerate(request.messages)]
+    variables: dict[str, Any] = dict(request.chat_template_kwargs or {})
+    if request.tools and request.tool_choice != "none":
+        variables["tools"] = [tool.model_dump() for tool in request.tools]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, **variables)
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def _message(place: int, message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message with its text in one piece."""
+    role, content = message.get("role"), message.get("content")
+    if role not in _ROLES:
+        raise UsageError(
+            f"messages[{place}].role",
+            expected=", ".join(_ROLES),
+            found=repr(role)[:40],
+            remedy="Give each message its role.",
+        )
+    if isinstance(content, list):
+        content = "".join(_part(place, part) for part in content)
+    elif content is not None and not isinstance(content, str):
+        raise _wrong_content(place, type(content).__name__)
+    return {**message, "role": "system" if role == "developer" else role, "content": content or ""}
+
+
+def _part(place: int, part: object) -> str:
+    if isinstance(part, Mapping) and part.get("type") == "text":
+        text = part.get("text")
+        if isinstance(text, str):
+            return text
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    raise _wrong_content(place, f"a part of type {str(kind)[:40]}")
+
+
+def _wrong_content(place: int, found: str) -> UsageError:
+    return UsageError(
+        f"messages[{place}].content",
+        expected="text, or parts of type 'text'",
+        found=found,
+        remedy="Send text: this model sees no images and hears no sound.",
+    )
+
+
+def sampling_params(
+    request: Sampled,
+    *,
+    max_tokens: int,
+    logprobs: int | None,
+    form: StructuredOutputsParams | None,
+    deadline: float | None,
+) -> SamplingParams:
+    """How to sample an answer. What a client leaves out is as OpenAI has it: temperature 1.
+
+    Raises:
+        UsageError: values that do not go together.
+    """
+    stop = request.stop if request.stop is not None else ()
+    return SamplingParams(
+        temperature=1.0 if request.temperature is None else request.temperature,
+        top_p=request.top_p or (1e-9 if request.top_p == 0 else 1.0),  # 0: the likeliest alone
+        top_k=max(request.top_k or 0, 0),
+        min_p=request.min_p or 0.0,
+        repetition_penalty=request.repetition_penalty or 1.0,
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        logit_bias=request.logit_bias,
+        max_new_tokens=max_tokens,
+        min_new_tokens=min(request.min_tokens or 0, max_tokens),
+        stop=stop,
+        stop_token_ids=request.stop_token_ids or (),
+        ignore_eos=request.ignore_eos,
+        seed=request.seed,
+        n=request.n or 1,
+        logprobs=logprobs,
+        cache_namespace=request.cache_salt or "",
+        priority=request.priority,
+        deadline=deadline,
+        structured_outputs=form,
+    )
+
+
+def response_form(wanted: ResponseFormat | None) -> StructuredOutputsParams | None:
+    """The form that a response_format asks for; None for any.
+
+    Raises:
+        UsageError: no schema beside "json_schema".
+    """
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return StructuredOutputsParams(json_object=True)
+    if wanted.json_schema is None:
+        raise UsageError(
+            "response_format.json_schema",
+            expected="{'name': …, 'schema': …} beside the type 'json_schema'",
+            found="none",
+            remedy="Give the schema.",
+        )
+    return StructuredOutputsParams(json=wanted.json_schema.schema_)
+
+
+def tool_form(request: ChatRequest) -> StructuredOutputsParams | None:
+    """The form of an answer that has to call a tool; None if it need not.
+
+    Raises:
+        UsageError: a choice of a tool that is not among the tools, or of any where there are none.
+    """
+    choice = request.tool_choice
+    if choice is None or choice in ("none", "auto"):
+        return None
+    tools = request.tools or []
+    if isinstance(choice, NamedTool):
+        tools = [tool for tool in tools if tool.function.name == choice.function.name]
+    if not tools:
+        known = ", ".join(tool.function.name for tool in request.tools or []) or "no tools"
+        raise UsageError(
+            "tool_choice",
+            expected=f"one of the request's tools: {known}",
+            found=choice.function.name if isinstance(choice, NamedTool) else "required",
+            remedy="Send the tools that may be called.",
+        )
+    calls = [_call_schema(tool) for tool in tools]
+    return StructuredOutputsParams(json=calls[0] if len(calls) == 1 else {"anyOf": calls})
+
+
+def _call_schema(tool: Tool) -> dict[str, Any]:
+    arguments = tool.function.parameters or {"type": "object"}
+    return {
+        "type": "object",
+        "properties": {"name": {"const": tool.function.name}, "arguments": arguments},
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+    }
+
+
+def _encode(engine: CausalLMEngine, text: str) -> list[int]:
+    if engine.tokenizer is None:
+        raise UsageError(
+            f"model {engine.image.name}",
+            expected="a tokenizer, for text",
+            found="none",
+            remedy="Send token ids.",
+        )
+    ids = engine.tokenizer.encode(text)
+    if not ids:
+        raise _no_prompt()
+    return ids
+
+
+def _no_prompt() -> UsageError:
+    return UsageError(
+        "prompt",
+        expected="at least one token",
+        found="none",
+        remedy="Send text, or token ids.",
+    )

@@ -1,0 +1,212 @@
+"""What answers requests: one engine, its worker, and the rules of the server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from ..errors import TilewrightError
+from ..runtime.engine import CausalLMEngine
+from ..runtime.output import Completion, Delta
+from ..runtime.params import SamplingParams
+from .access import Access, Lease, Limits
+from .answers import Answer
+from .failures import RETRY_AFTER, Refused, error_body, status_of
+from .worker import Stream, Worker
+
+log = logging.getLogger(__name__)
+
+_CLIENT_GONE = 499  # nginx's: nobody reads it
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a server allows.
+
+    Attributes:
+        models: names that clients may use for the engine, the first one is sent back.
+        keys: of clients; none to serve anybody.
+        limits: of each key.
+        most_requests: that are held at once, running and waiting; more are answered with 429.
+        most_body: bytes of a request's body.
+        deadline: seconds that an answer may take, from its arrival; it is cut then. None for any.
+    """
+
+    models: tuple[str, ...]
+    keys: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    most_requests: int = 1024
+    most_body: int = 8 << 20
+    deadline: float | None = None
+
+
+class Service:
+    """Answers requests with an engine.
+
+    Attributes:
+        draining: whether new requests are turned away, because the server is about to end.
+    """
+
+    def __init__(self, engine: CausalLMEngine, rules: Rules) -> None:
+        self.engine, self.rules = engine, rules
+        self.worker = Worker(engine.loop, rules.most_requests)
+        self.access = Access(rules.keys, rules.limits)
+        self.started, self.draining = int(time.time()), False
+
+    def enter(self, request: Request) -> Lease:
+        """Lets a request in, until the lease is closed.
+
+        Raises:
+            Refused: 401, 429 or 503.
+        """
+        who = self.access.who(request.headers.get("authorization"))
+        if self.draining:
+            raise Refused(
+                HTTPStatus.SERVICE_UNAVAILABLE, "the server is ending", retry_after=RETRY_AFTER
+            )
+        return self.access.enter(who)
+
+    def model(self, wanted: str | None) -> str:
+        """The name of the model to send back.
+
+        Raises:
+            Refused: 404: another model.
+        """
+        if wanted is None or wanted in self.rules.models:
+            return wanted or self.rules.models[0]
+        known = ", ".join(self.rules.models)
+        raise Refused(
+            HTTPStatus.NOT_FOUND, f"no model {wanted[:100]!r} here, but: {known}", param="model"
+        )
+
+    def spell(self, token_id: int) -> str:
+        """The text of a token; its number where there is no tokenizer."""
+        tokenizer = self.engine.tokenizer
+        if tokenizer is None:
+            return f"token_id:{token_id}"
+        return tokenizer.decode([token_id], skip_special_tokens=False)
+
+    def room(self, prompt: Sequence[int]) -> int:
+        """Tokens that the context leaves for an answer, 1 at least: the engine says the rest."""
+        return max(1, self.engine.config.max_model_len - len(prompt))
+
+    async def answer(
+        self,
+        http: Request,
+        lease: Lease,
+        prompts: Sequence[tuple[list[int], SamplingParams]],
+        answer: Answer,
+        *,
+        streams: bool,
+        includes_usage: bool,
+    ) -> Response:
+        """Answers prompts, each with `n` completions, and closes the lease at the end.
+
+        Raises:
+            TilewrightError: a prompt that cannot be taken; nothing of the request runs on.
+        """
+        begun: list[Stream] = []
+        try:
+            for prompt, params in prompts:
+                begun.append(await self.worker.submit(prompt, params))
+        except BaseException:
+            self._end(begun)
+            raise
+        if streams:
+            events = self._events(begun, lease, answer, includes_usage=includes_usage)
+            return StreamingResponse(events, media_type="text/event-stream")
+        try:
+            return await self._whole(http, begun, answer)
+        finally:
+            self._end(begun)
+            lease.close()
+
+    def _end(self, streams: Sequence[Stream]) -> None:
+        for stream in streams:
+            stream.cancel()
+
+    async def _whole(self, http: Request, streams: Sequence[Stream], answer: Answer) -> Response:
+        reading = asyncio.ensure_future(_completions(streams))
+        gone = asyncio.ensure_future(_disconnected(http))
+        try:
+            await asyncio.wait({reading, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                return Response(status_code=_CLIENT_GONE)
+            return JSONResponse(answer.whole(reading.result()))
+        finally:
+            reading.cancel()
+            gone.cancel()
+
+    async def _events(
+        self, streams: Sequence[Stream], lease: Lease, answer: Answer, *, includes_usage: bool
+    ) -> AsyncIterator[bytes]:
+        try:
+            async for place, deltas in _merged(streams):
+                for delta in deltas:
+                    for piece in answer.pieces(place, delta):
+                        yield _event(piece)
+            if includes_usage:
+                done = [one for stream in streams for one in stream.completions]
+                yield _event(answer.usage(done))
+            yield b"data: [DONE]\n\n"
+        except TilewrightError as error:  # the status has been sent
+            yield _event(error_body(status_of(error), str(error)))
+        except Exception as error:
+            log.exception("a stream ends early")
+            yield _event(error_body(500, f"unexpected: {type(error).__name__}"))
+        finally:
+            self._end(streams)
+            lease.close()
+
+
+def _event(data: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n".encode("utf-8", "replace")
+
+
+async def _completions(streams: Sequence[Stream]) -> list[Completion]:
+    for stream in streams:
+        async for _ in stream:
+            pass
+    return [one for stream in streams for one in stream.completions]
+
+
+async def _merged(streams: Sequence[Stream]) -> AsyncIterator[tuple[int, list[Delta]]]:
+    """(which stream, what it adds) of all streams, as it comes."""
+    if len(streams) == 1:
+        async for deltas in streams[0]:
+            yield 0, deltas
+        return
+    queue: asyncio.Queue[tuple[int, list[Delta]]] = asyncio.Queue()
+
+    async def pump(place: int, stream: Stream) -> None:
+        async for deltas in stream:
+            queue.put_nowait((place, deltas))
+
+    async with asyncio.TaskGroup() as group:
+        pumps = [group.create_task(pump(place, one)) for place, one in enumerate(streams)]
+        over = group.create_task(_after(pumps, queue))
+        while (found := await queue.get())[0] >= 0:
+            yield found
+        await over
+
+
+async def _after(
+    pumps: Sequence[asyncio.Task[None]], queue: asyncio.Queue[tuple[int, list[Delta]]]
+) -> None:
+    await asyncio.wait(pumps)
+    queue.put_nowait((-1, []))
+
+
+async def _disconnected(http: Request) -> None:
+    """Returns when the client has gone."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,67 @@
+"""A tiny engine behind a real server on a port of this machine."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+
+import tilewright as tw
+from tilewright.serving.app import make_app
+from tilewright.serving.server import Server
+from tilewright.serving.service import Rules
+from tiny_gguf import write_tiny_gguf
+
+NAME = "tiny"
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory):
+    path = tmp_path_factory.mktemp("served") / "tiny.gguf"
+    write_tiny_gguf(path)
+    return tw.compile(path, target="cpu", backend="eager", max_batch_size=8, verify="off")
+
+
+@contextmanager
+def serving(engine, **rules) -> Iterator[SimpleNamespace]:
+    """The address of a server, its app's service, and what ends it."""
+    app = make_app(engine, Rules(**{"models": (NAME,), **rules}))
+    server = Server(app, "127.0.0.1", 0)
+    listening = threading.Event()
+    start = server.startup
+
+    async def startup(sockets=None):
+        await start(sockets)
+        listening.set()
+
+    server.startup = startup
+    server.capture_signals = lambda: _nothing()  # a thread may not handle signals
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    assert listening.wait(30)
+    try:
+        url = f"http://127.0.0.1:{server.served}"
+        yield SimpleNamespace(url=url, service=app.state.service, server=server, thread=thread)
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+@pytest.fixture(scope="session")
+def served(engine) -> Iterator[SimpleNamespace]:
+    with serving(engine) as server:
+        yield server
+
+
+@pytest.fixture
+def serve(engine) -> Callable[..., object]:
+    return lambda **rules: serving(engine, **rules)
