@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .compiler.options import KVCacheConfig
     from .passes.heads.config import GQA
     from .passes.schemes.config import QuantConfig
+    from .runtime.beams import BeamCompletion
     from .runtime.engine import Engine, load
     from .runtime.output import Completion
     from .runtime.params import SamplingParams
@@ -32,6 +33,7 @@ _HOME = {  # public name → the module that defines it
     "KVCacheConfig": ".compiler.options",
     "GQA": ".passes.heads.config",
     "QuantConfig": ".passes.schemes.config",
+    "BeamCompletion": ".runtime.beams",
     "Engine": ".runtime.engine",
     "load": ".runtime.engine",
     "Completion": ".runtime.output",
@@ -43,6 +45,7 @@ _HOME = {  # public name → the module that defines it
 
 __all__ = [
     "GQA",
+    "BeamCompletion",
     "Completion",
     "Engine",
     "KVCacheConfig",
