@@ -119,7 +119,7 @@ class Sequence:
         self._text.append(text)
         if sampled.logprobs is not None:
             self.logprobs.append(sampled.logprobs)
-        if self.request.streams:
+        if self.request.streams and self.error is None:
             logprobs = [sampled.logprobs] if sampled.logprobs is not None else None
             self.deltas.append(Delta(self.index, text, [token], self.finish_reason, logprobs))
 
