@@ -101,6 +101,8 @@ class Sequence:
         matcher = self.sampling.matcher
         if matcher is None or not self.request.jumps or self.request.params.logprobs is not None:
             return
+        if self.in_flight:  # the first of them is on its way
+            return
         while self.finish_reason is None and matcher.forced is not None:
             self._take(Sampled(matcher.forced), now)
 
