@@ -18,7 +18,7 @@ from .batch import DecodeBatch
 from .decode_buffer import DecodeBuffer, Launched, Turn
 from .device_queue import CudaQueue, DeviceQueue, ImmediateQueue, Replayable
 from .graph_pool import GraphPool
-from .masked_sampling import Masks, choose_masked
+from .masked_sampling import Masks, choose_masked, kind_of
 from .runner import ProgramRunner
 from .step import Step
 from .step_buffer import FEED, FIELDS, SAMPLING, StepShape
@@ -138,11 +138,11 @@ class DecodeGraphs:
         self._last = self._open = None
         self.queue.join()
         captured, views = found.captured, dict(self.metadata.views)
-        greedy = found.batch.uniform is None
+        kind = kind_of(found.batch.params)
 
         def sample() -> None:
             assert captured.tokens is not None
-            choose_masked(captured.logits, captured.tokens, masks, None if greedy else views)
+            choose_masked(captured.logits, captured.tokens, masks, views, kind=kind)
             _feed(captured.tokens, views)
 
         self.queue.run(sample)

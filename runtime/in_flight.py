@@ -153,7 +153,8 @@ class Launcher:
             chunk.seq.sampling if chunk.seq.in_flight else None for chunk in flight.plan.chunks
         ]
         prepare([s.matcher for s in states if s is not None and s.matcher is not None])
-        self._executor.choose(flight.launched, [s and s.mask() for s in states])
+        masks = [None if state is None else state.mask() for state in states]
+        self._executor.choose(flight.launched, masks)
         return True
 
     def commit(self, flight: InFlight) -> list[Chunk]:
