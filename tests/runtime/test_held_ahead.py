@@ -99,7 +99,7 @@ requests = st.lists(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(requests=requests, num_pages=st.integers(11, 40), seed=st.integers(0, 9))
 def test_tokens_are_those_of_step_by_step(requests, num_pages, seed):
     prompts = [prompt for prompt, *_ in requests]
