@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .passes.heads.config import GQA
     from .passes.schemes.config import QuantConfig
     from .runtime.base_engine import Engine
+    from .runtime.beams import BeamCompletion
     from .runtime.engine import load
     from .runtime.output import Completion
     from .runtime.params import SamplingParams
@@ -34,6 +35,7 @@ _HOME = {  # public name → the module that defines it
     "GQA": ".passes.heads.config",
     "QuantConfig": ".passes.schemes.config",
     "Engine": ".runtime.base_engine",
+    "BeamCompletion": ".runtime.beams",
     "load": ".runtime.engine",
     "Completion": ".runtime.output",
     "SamplingParams": ".runtime.params",
@@ -44,6 +46,7 @@ _HOME = {  # public name → the module that defines it
 
 __all__ = [
     "GQA",
+    "BeamCompletion",
     "Completion",
     "Engine",
     "KVCacheConfig",

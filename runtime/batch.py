@@ -77,6 +77,7 @@ class DecodeBatch:
         uniform: the next number of each sequence's stream, 0 for greedy ones; None if all are.
         tables: i32[B, M], the page ids of each sequence, unused entries 0.
         tables_version: another one whenever the tables are others, never used again.
+        held: whether a sequence has a form, so that its row waits for a mask.
     """
 
     key: tuple[int, ...]
@@ -88,6 +89,7 @@ class DecodeBatch:
     uniform: list[float] | None
     tables: np.ndarray
     tables_version: int
+    held: bool = False
 
 
 class DecodeBatches:
@@ -98,7 +100,7 @@ class DecodeBatches:
         self._key: tuple[int, ...] | None = None
         self._version = 0
         self._params: list[SamplingParams] = []
-        self._random = False
+        self._random = self._held = False
         self._tables = np.zeros((0, 0), dtype=np.int32)
 
     def forget(self) -> None:
@@ -133,11 +135,13 @@ class DecodeBatches:
             self._uniform(plan) if self._random else None,
             self._tables,
             self._version,
+            self._held,
         )
 
     def _note(self, plan: Plan) -> None:
         self._params = [chunk.seq.sampling.params for chunk in plan.chunks]
         self._random = not all([params.is_greedy for params in self._params])
+        self._held = any([chunk.seq.sampling.matcher is not None for chunk in plan.chunks])
 
     def _uniform(self, plan: Plan) -> list[float]:
         sequences = [chunk.seq for chunk in plan.chunks]

@@ -65,6 +65,7 @@ class BeamSearcher:
         waiting = [self._new(index, prompt, params) for index, prompt in enumerate(prompts)]
         found: dict[int, list[BeamCompletion]] = {}
         with loop.lock:
+            loop.settle()
             active: list[Search] = []
             try:
                 while waiting or active:

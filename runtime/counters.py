@@ -20,7 +20,7 @@ class Counters:
         steps: executor steps.
         tokens_computed: tokens that went through the model: prefill_tokens + decode_tokens.
         prefill_tokens: those of prompts, and of preempted sequences computed anew.
-        decode_tokens: those that were generated the step before.
+        decode_tokens: those that were generated the step before, or forced by their form with it.
         recomputed_tokens: tokens computed a second time, after a preemption or a fork without room.
         discarded_tokens: tokens computed ahead for sequences that turned out to have ended, or were
             dropped; not among tokens_computed.
@@ -77,5 +77,8 @@ class Counters:
 
 
 def decodes(chunk: Chunk) -> bool:
-    """Whether it is a token that was generated the step before, and not of a prompt."""
-    return len(chunk.slots) == 1 and chunk.start >= len(chunk.seq.request.prompt)
+    """Whether it is of tokens that were generated the step before, and not of a prompt. Several of
+    them were forced, unless they had been computed before.
+    """
+    seq, new = chunk.seq, len(chunk.slots) == 1 or chunk.start >= chunk.seq.num_reached
+    return new and chunk.start >= len(seq.request.prompt)

@@ -29,13 +29,15 @@ class Launched:
     Attributes:
         on_device: i64[bucket], its tokens where the device wrote them; another step may have
             written there since (`DecodeGraphs.follows`).
+        open: whether its rows still wait for masks (`DecodeGraphs.choose`).
     """
 
-    __slots__ = ("_count", "_tokens", "_turn", "on_device")
+    __slots__ = ("_count", "_tokens", "_turn", "on_device", "open")
 
     def __init__(self, turn: Turn, count: int, on_device: torch.Tensor) -> None:
         self._turn, self._count, self.on_device = turn, count, on_device
         self._tokens: list[int] | None = None
+        self.open = False
 
     def tokens(self) -> list[int]:
         """Waits for the next token of each sequence, -1 where no largest logit was finite."""

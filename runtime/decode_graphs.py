@@ -18,6 +18,7 @@ from .batch import DecodeBatch
 from .decode_buffer import DecodeBuffer, Launched, Turn
 from .device_queue import CudaQueue, DeviceQueue, ImmediateQueue, Replayable
 from .graph_pool import GraphPool
+from .masked_sampling import Masks, choose_masked, kind_of
 from .runner import ProgramRunner
 from .step import Step
 from .step_buffer import FEED, FIELDS, SAMPLING, StepShape
@@ -36,6 +37,16 @@ class _Captured:
     graph: Replayable
     logits: torch.Tensor  # [bucket, V] in the model's type, written by each replay
     tokens: torch.Tensor | None  # i64[bucket], the same; None if the Program does not sample
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """A launched step whose rows wait for masks."""
+
+    turn: Turn
+    shape: StepShape
+    captured: _Captured
+    batch: DecodeBatch
 
 
 class DecodeGraphs:
@@ -66,6 +77,7 @@ class DecodeGraphs:
         self.queue = self._queue()
         self._graphs = GraphPool(runner.device)
         self._last: Launched | None = None
+        self._open: _Open | None = None
         largest = bucket_of(max_sequences)
         shape = StepShape(largest, largest, max_pages, largest)
         self._names = [n for n in runner.program.inputs if n in FIELDS or n in SAMPLING]
@@ -81,7 +93,7 @@ class DecodeGraphs:
         count = len(step.seq_lens)
         if not is_decode(step) or count > self.max_sequences:
             return None
-        self._last = None
+        self._last = self._open = None
         self.queue.join()
         shape = self._shape(*step.block_tables.shape)
         turn = self.metadata.write(step, shape)
@@ -97,9 +109,12 @@ class DecodeGraphs:
             batch: at most max_sequences of them.
             after: the step that samples the batch's tokens, if that is not known yet; nothing has
                 been run behind it (`follows`).
+
+        Returns:
+            the step; if the batch is held it is open, and waits for `choose`.
         """
-        assert after is None or self.follows(after)
-        self._last = None
+        assert after is None or (self.follows(after) and not after.open)
+        self._last = self._open = None
         self.queue.join()
         count = len(batch.positions)
         shape = self._shape(count, batch.tables.shape[1])
@@ -108,21 +123,55 @@ class DecodeGraphs:
             views = self.metadata.views
             (rows,) = FEED
             self.queue.gather(views["token_ids"], after.on_device, views[rows])
-        return self._start(turn, shape, count)
+        return self._start(turn, shape, batch)
+
+    def choose(self, launched: Launched, masks: Masks) -> None:
+        """Queues the sampling of an open step under masks, and closes it. Greedy and random rows
+        are chosen as the Program would; those without a mask keep its tokens.
+
+        Args:
+            launched: the last step, behind which nothing has been run (`follows`).
+            masks: of each sequence what may come next (`Matcher.words`), None for any.
+        """
+        found = self._open
+        assert found is not None and self.follows(launched) and launched.open
+        self._last = self._open = None
+        self.queue.join()
+        captured, views = found.captured, dict(self.metadata.views)
+        kind = kind_of(found.batch.params)
+
+        def sample() -> None:
+            assert captured.tokens is not None
+            choose_masked(captured.logits, captured.tokens, masks, views, kind=kind)
+            _feed(captured.tokens, views)
+
+        self.queue.run(sample)
+        launched.open = False
+        self._end(launched, found)
 
     def follows(self, launched: Launched) -> bool:
         """Whether the tokens of a launched step still are on the device."""
         return self._last is launched
 
-    def _start(self, turn: Turn, shape: StepShape, count: int) -> Launched:
+    def _start(self, turn: Turn, shape: StepShape, batch: DecodeBatch) -> Launched:
         captured = self._graph(shape)
         assert captured.tokens is not None
-        launched = Launched(turn, count, captured.tokens)
+        launched = Launched(turn, len(batch.positions), captured.tokens)
         self.queue.replay(captured.graph)
-        self.queue.copy(turn.tokens[: shape.rows], captured.tokens)
+        found = _Open(turn, shape, captured, batch)
+        if batch.held:
+            launched.open = True
+            self._open, self._last = found, launched
+        else:
+            self._end(launched, found)
+        return launched
+
+    def _end(self, launched: Launched, found: _Open) -> None:
+        """Queues what brings a step's tokens to the host."""
+        turn = found.turn
+        self.queue.copy(turn.tokens[: found.shape.rows], launched.on_device)
         turn.event, turn.busy = self.queue.record(turn.event), False
         turn.launched = self._last = launched
-        return launched
 
     def _queue(self) -> DeviceQueue:
         device = self.runner.device

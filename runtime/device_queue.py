@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -45,6 +46,10 @@ class DeviceQueue(Protocol):
         """Replays recorded work."""
         ...
 
+    def run(self, work: Callable[[], None]) -> None:
+        """Queues what torch functions queue that do not wait for the device."""
+        ...
+
     def record(self, event: Event | None) -> Event:
         """An event behind all that was queued: the one given, set anew, or a new one."""
         ...
@@ -73,6 +78,9 @@ class CudaQueue:
     def replay(self, graph: Replayable) -> None:
         graph.replay()
 
+    def run(self, work: Callable[[], None]) -> None:
+        work()
+
     def record(self, event: Any) -> Event:
         if event is None:
             event = torch.cuda.Event()
@@ -95,6 +103,9 @@ class ImmediateQueue:
 
     def replay(self, graph: Replayable) -> None:
         graph.replay()
+
+    def run(self, work: Callable[[], None]) -> None:
+        work()
 
     def record(self, event: Event | None) -> Event:
         return _COME

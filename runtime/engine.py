@@ -115,6 +115,7 @@ class CausalLMEngine(RunningEngine):
                 remedy="Shorten the sequence, or compile with a larger max_model_len.",
             )
         with self.loop.lock:
+            self.loop.settle()
             logits = torch.stack([score(self.executor, self.pool, row.long()) for row in rows])
         return logits[0] if token_ids.dim() == 1 else logits
 

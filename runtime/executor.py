@@ -14,6 +14,7 @@ from .batch import DecodeBatch
 from .decode_buffer import Launched
 from .decode_graphs import DecodeGraphs, EagerDecode, obstacles, samples
 from .host_pages import HostPages
+from .masked_sampling import Masks
 from .runner import ProgramRunner
 from .step import Capabilities, Step
 from .step_buffer import FIELDS, StepBuffer, StepShape
@@ -189,6 +190,18 @@ class PagedExecutor:
             return self.graphs.launch(batch, after)
         except torch.OutOfMemoryError as error:
             raise self._too_large(len(batch.positions), error) from error
+
+    def choose(self, launched: Launched, masks: Masks) -> None:
+        """Queues the sampling of an open step under the masks of its sequences.
+
+        Raises:
+            CapacityError: the device lacks memory for it.
+        """
+        assert self.graphs is not None
+        try:
+            self.graphs.choose(launched, masks)
+        except torch.OutOfMemoryError as error:
+            raise self._too_large(len(masks), error) from error
 
     def follows(self, launched: Launched) -> bool:
         """Whether a step can be launched `after` this one: its tokens are still on the device."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher, LLTokenizer
 
 _KEPT = 64  # compiled grammars; one of a large schema holds a few MB
+_RUN = 3  # forced tokens that are worth a step of their own
 _FEW = 2  # masks that one thread computes sooner than it would wake others
 
 
@@ -114,6 +115,11 @@ class Matcher:
         """The next token, if there is no choice."""
         return self._forced[0] if self._forced else None
 
+    @property
+    def forces_run(self) -> bool:
+        """Whether so many tokens are forced that they had better be computed together."""
+        return len(self._forced) >= _RUN
+
     def advance(self, token_id: int) -> None:
         """Takes the next token of the output."""
         self._words = None
@@ -177,6 +183,18 @@ def prepare(matchers: Sequence[Matcher]) -> None:
     _threads().unsafe_compute_mask_ptr(rows, block.ctypes.data, block[0].nbytes, len(rows))
     for row, (_, words) in enumerate(missing):
         words[:] = block[row]
+
+
+def mask_block(masks: Sequence[NDArray[np.int32] | None], vocab: int) -> NDArray[np.int32]:
+    """Masks as i32[N, ceil(vocab / 32)], None for a row that allows all. What a mask does not tell
+    of is not allowed.
+    """
+    block = np.full((len(masks), -(-vocab // 32)), -1, dtype=np.int32)
+    for row, mask in zip(block, masks, strict=True):
+        if mask is not None:
+            row.fill(0)
+            row[: len(mask)] = mask[: len(row)]
+    return block
 
 
 def banned(words: NDArray[np.int32], vocab: int, device: torch.device) -> torch.Tensor:

@@ -13,6 +13,13 @@ The path of one step, n, when nothing keeps it from being launched ahead:
    sequence, stop token, stop string) is dropped: its row of n is void.
 4. The next call of `GenerationLoop.step` launches n + 1, and then waits for n.
 
+Rows of a form need a mask, which follows from the token before: such a step is launched without
+it, as far as its logits. When the tokens of n - 1 have been committed, the masks for n are computed
+while the device computes its logits; then the sampling is queued (`Launcher.choose`), and n + 1
+behind it, before n is waited for. So the device has work as long as a step takes longer than
+committing tokens and computing masks. A run of forced tokens makes the loop drain, and is computed
+as one chunk.
+
 `schedule_ahead` declines, and the loop commits n - 1 before it plans n from what is known (it
 drains), when a request can start or is about to, a prompt is not computed yet, pages run short (so
 that somebody has to be preempted), a row needs the host's sampler (penalties, logprobs, stop tokens
@@ -42,6 +49,8 @@ from typing import Protocol
 from ..errors import VerificationError
 from .batch import DecodeBatch, DecodeBatches
 from .decode_buffer import Launched
+from .grammar import prepare
+from .masked_sampling import Masks
 from .pool import KVPool
 from .sampling import Sampled
 from .scheduler import Chunk, Plan, Scheduler
@@ -58,6 +67,10 @@ class SamplingExecutor(StepExecutor, Protocol):
             batch: what to compute.
             after: the step that samples the batch's tokens, unless it holds them itself.
         """
+        ...
+
+    def choose(self, launched: Launched, masks: Masks) -> None:
+        """Queues the sampling of an open step under the masks of its sequences."""
         ...
 
     def follows(self, launched: Launched) -> bool:
@@ -132,6 +145,25 @@ class Launcher:
             seq.num_computed += 1
             seq.in_flight += 1
         return InFlight(plan, batch, launched)
+
+    def choose(self, flight: InFlight) -> bool:
+        """Computes the masks of a step whose rows wait for them, while the device computes their
+        logits, and queues the sampling.
+
+        Returns:
+            False if other work has taken the logits' place.
+        """
+        if not flight.launched.open:
+            return True
+        if not self._executor.follows(flight.launched):
+            return False
+        states = [
+            chunk.seq.sampling if chunk.seq.in_flight else None for chunk in flight.plan.chunks
+        ]
+        prepare([s.matcher for s in states if s is not None and s.matcher is not None])
+        masks = [None if state is None else state.mask() for state in states]
+        self._executor.choose(flight.launched, masks)
+        return True
 
     def commit(self, flight: InFlight) -> list[Chunk]:
         """Waits for a step's tokens and gives them to their sequences.

@@ -221,6 +221,13 @@ class GenerationLoop:
                 self._recover()
                 raise
 
+    def settle(self) -> None:
+        """Queues the sampling of what is in flight: to be called by who holds the lock before
+        other work takes the place of its logits.
+        """
+        if self._flight is not None and self._launcher is not None:
+            self._launcher.choose(self._flight)
+
     def make_room(self, pages: int) -> None:
         """Preempts the youngest sequences while fewer pages are available, for work beside the
         scheduler's by who holds the lock.
@@ -246,6 +253,10 @@ class GenerationLoop:
                 return
             flight = self._launcher.launch(plan, None)
         assert self._launcher is not None
+        if not self._launcher.choose(flight):
+            self.counters.step((), 0, 0.0, discarded=len(flight.plan.chunks))
+            self._recover()
+            return
         self._flight = self._ahead(self._launcher, flight)
         done = self._launcher.commit(flight)
         discarded = len(flight.plan.chunks) - len(done)

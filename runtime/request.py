@@ -105,6 +105,8 @@ class Sequence:
         matcher = self.sampling.matcher
         if matcher is None or not self.request.jumps or self.request.params.logprobs is not None:
             return
+        if self.in_flight:  # the first of them is on its way
+            return
         while self.finish_reason is None and matcher.forced is not None:
             self._take(Sampled(matcher.forced), now)
 
@@ -123,7 +125,7 @@ class Sequence:
         self._text.append(text)
         if sampled.logprobs is not None:
             self.logprobs.append(sampled.logprobs)
-        if self.request.streams:
+        if self.request.streams and self.error is None:
             logprobs = [sampled.logprobs] if sampled.logprobs is not None else None
             self.deltas.append(Delta(self.index, text, [token], self.finish_reason, logprobs))
 

@@ -24,7 +24,7 @@ from .filters import (
     keep_top_p,
     penalise,
 )
-from .grammar import Matcher, banned, prepare
+from .grammar import Matcher, banned, mask_block, prepare
 from .output import TokenLogprobs
 from .params import SamplingParams
 
@@ -78,8 +78,9 @@ class SamplingState:
     ) -> None:
         self.params, self.stop_ids, self.matcher = params, stop_ids, matcher
         # plain: the likeliest token of the logits as they are; read at every step
-        self._simple = not params.adjusts and params.logprobs is None and matcher is None
+        self._simple = not params.adjusts and params.logprobs is None
         self.plain = params.is_greedy and self._simple and params.min_new_tokens == 0
+        self.plain = self.plain and matcher is None
         self._prompt, self._index = prompt, index
         self._output: list[int] = []
         self._generator: torch.Generator | None = None
@@ -106,10 +107,18 @@ class SamplingState:
 
     @property
     def samples_in_step(self) -> bool:
-        """Whether temperature, top-k, top-p, min-p and one number are all that sampling needs, so
-        that a Program can do it.
+        """Whether temperature, top-k, top-p, min-p, one number and a mask are all that sampling
+        needs, so that the device can do it.
         """
+        if self.matcher is not None:
+            return self._simple and not self.matcher.forces_run
         return self._simple and not self.masks_stops
+
+    def mask(self) -> NDArray[np.int32] | None:
+        """What the form lets come next, as `Matcher.words` has it; None if there is no form."""
+        if self.matcher is None:
+            return None
+        return self.matcher.words(self.stop_ids if self.masks_stops else ())
 
     def uniform(self, ahead: int = 0) -> float:
         """The number in [0, 1) of the sequence's own stream that its next token takes, or the one
@@ -258,32 +267,19 @@ def _draw(scores: Tensor, states: Sequence[SamplingState]) -> list[int]:
 
 def _adjusted(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
     """The logits [R, V] as each row's state wants them."""
-    words = _words(states, logits.shape[-1])
-    if words is None and not any(state.adjusts for state in states):
+    masks = [state.mask() for state in states]
+    free = all(mask is None for mask in masks)
+    if free and not any(state.adjusts for state in states):
         return logits
-    if words is None:
+    if free:
         scores = logits.clone()
     else:
+        words = mask_block(masks, logits.shape[-1])
         scores = torch.where(banned(words, logits.shape[-1], logits.device), -torch.inf, logits)
     for row, state in enumerate(states):
         if state.adjusts:
             scores[row] = state.adjusted(scores[row])
     return scores
-
-
-def _words(states: Sequence[SamplingState], vocab: int) -> NDArray[np.int32] | None:
-    """The masks of all rows, i32[R, W], those without a matcher allowing all; None if none has
-    one. What a matcher does not tell of is not allowed.
-    """
-    if all(state.matcher is None for state in states):
-        return None
-    words = np.full((len(states), -(-vocab // 32)), -1, dtype=np.int32)
-    for row, state in zip(words, states, strict=True):
-        if state.matcher is not None:
-            found = state.matcher.words(state.stop_ids if state.masks_stops else ())
-            row.fill(0)
-            row[: len(found)] = found[: len(row)]
-    return words
 
 
 def _tensor(tokens: Sequence[int], vocab: int, device: torch.device) -> Tensor:

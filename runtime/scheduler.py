@@ -26,7 +26,7 @@ _deadline = attrgetter("deadline")
 
 
 STEP_TOKENS = 2048  # large enough for products to be bound by arithmetic
-SCORED_TOKENS = 256  # of a prompt in a step that gives the logits of all: 128k of them a token
+SCORED_TOKENS = 256  # of a prompt, where each wants its logits: 128 MB of 128k a token
 
 
 @dataclass(frozen=True, slots=True)

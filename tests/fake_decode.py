@@ -113,6 +113,9 @@ class LazyQueue:
         self.ahead += self.done < len(self.work) - 2
         self._queue(graph.replay)
 
+    def run(self, work):
+        self._queue(work)
+
     def record(self, event):
         self._queue(lambda: None)
         return _Until(self, len(self.work))

@@ -70,6 +70,29 @@ def test_changed_rows_have_the_tokens_of_the_cpu_and_leave_others_theirs(
     assert [one.text for one in found] == [one.text for one in expected]
 
 
+@pytest.mark.parametrize(
+    "given", [{}, {"temperature": 1.0}, {"temperature": 1.3, "top_k": 20, "top_p": 0.9}]
+)
+def test_rows_of_a_form_are_masked_on_the_device(given, engine, on_cpu, monkeypatch) -> None:
+    chosen, choose = [], type(engine.executor).choose
+
+    def watched(self, launched, masks):
+        chosen.append(len(masks))
+        choose(self, launched, masks)
+
+    monkeypatch.setattr(type(engine.executor), "choose", watched)
+    form = tw.StructuredOutputsParams(regex="([a-z]{1,6} ){3,9}(the quick brown fox jumps|stop)")
+    each = [
+        tw.SamplingParams(structured_outputs=form, seed=seed, max_new_tokens=40, **given)
+        for seed in range(6)
+    ]
+    prompts = [TEXTS[seed % 3] for seed in range(6)]
+    found, expected = (one.generate(prompts, each) for one in (engine, on_cpu))
+    same = [a.token_ids == b.token_ids for a, b in zip(found, expected, strict=True)]
+    assert sum(same) >= 5 and (all(same) or given)  # a draw may fall between two roundings
+    assert len(chosen) > 10 and chosen[0] == 6
+
+
 def test_what_is_written_at_random_has_its_schema(engine) -> None:
     rng = random.Random(3)
     schemas = [random_schema(rng, 1) for _ in range(16)]
@@ -123,6 +146,20 @@ def test_beams_go_between_the_steps_of_a_stream(engine) -> None:
     tokens = [token for _ in range(5) for token in next(stream).token_ids]
     engine.beam_search(TEXTS[1], beam_width=4, max_new_tokens=9)  # a step of it is in flight
     assert tokens + [token for delta in stream for token in delta.token_ids] == alone
+
+
+def test_other_work_goes_between_the_steps_of_a_form(engine) -> None:
+    form = tw.StructuredOutputsParams(regex="[a-z ]{60}")
+    params = tw.SamplingParams(structured_outputs=form, max_new_tokens=24)
+    alone = engine.generate(TEXTS[0], params)[0].token_ids
+    stream, preempted = engine.stream(TEXTS[0], params), engine.loop.scheduler.num_preemptions
+    tokens = [token for _ in range(5) for token in next(stream).token_ids]
+    engine(torch.tensor([[5, 6, 7, 8]]))
+    engine(torch.tensor([[5]]))
+    tokens += next(stream).token_ids
+    engine.beam_search(TEXTS[1], beam_width=4, max_new_tokens=9)
+    assert tokens + [token for delta in stream for token in delta.token_ids] == alone
+    assert engine.loop.scheduler.num_preemptions == preempted
 
 
 @pytest.mark.parametrize("vocab", [31, 128, 128_256])

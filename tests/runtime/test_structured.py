@@ -267,6 +267,15 @@ def test_logprobs_are_the_models_own():
         assert found.logprob == pytest.approx(float(exact[found.token_id]), abs=1e-6)
 
 
+def test_forced_tokens_are_decoded_in_fewer_steps():
+    loop = writing_loop()
+    (one,) = loop.generate([PROMPT], of_form(TIGHT))[0]
+    counters, count = loop.counters, len(one.token_ids)
+    assert (counters.prefill_tokens, counters.recomputed_tokens) == (len(PROMPT), 0)
+    assert 0 < counters.decode_tokens == counters.tokens_computed - len(PROMPT) < count
+    assert counters.steps < count - 5  # what is forced at the end is not computed at all
+
+
 def test_a_stream_gives_forced_tokens_one_by_one():
     params = of_form(TIGHT, temperature=1.0, seed=1)
     deltas = list(writing_loop().stream(PROMPT, params))
@@ -313,7 +322,7 @@ def test_what_fails_on_the_way_fails_its_own_request_alone(monkeypatch):
         with pytest.raises(VerificationError, match="form"):
             loop.generate([PROMPT], fails)
         with pytest.raises(VerificationError, match="form"):
-            list(loop.stream(PROMPT, fails))
+            next(loop.stream(PROMPT, fails))  # before a delta could say that all is well
     tokens += [token for delta in other for token in delta.token_ids]
     assert len(tokens) == 12 or tokens[-1] in EOS
     assert loop.pool.num_free == loop.pool.num_pages - 1
