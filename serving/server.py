@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -20,26 +21,14 @@ class Server(uvicorn.Server):
     answered. A second signal ends them too.
 
     Args:
-        app: of `make_app`.
-        host: to listen on.
-        port: 0 for any that is free.
-
-    Attributes:
-        served: the port, once it listens.
+        app: of `make_app`. To be run with the sockets of `bind`.
     """
 
-    def __init__(self, app: FastAPI, host: str, port: int) -> None:
+    def __init__(self, app: FastAPI) -> None:
         # Access is not logged: paths say nothing that metrics do not, and headers hold keys.
-        config = uvicorn.Config(
-            app, host, port, log_level="warning", access_log=False, timeout_keep_alive=30
-        )
+        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=30)
         super().__init__(config)
         self._service = app.state.service
-
-    @property
-    def served(self) -> int:
-        """The port that it listens on."""
-        return int(self.servers[0].sockets[0].getsockname()[1])
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drains; kills, if it does so already."""
@@ -57,20 +46,36 @@ class Server(uvicorn.Server):
             for sig, handler in before.items():
                 signal.signal(sig, handler)
 
-    def listen(self) -> None:
-        """Serves until a signal comes.
 
-        Raises:
-            UsageError: the address cannot be had.
-        """
-        config = self.config
-        try:
-            sockets = [config.bind_socket()]
-        except SystemExit as error:  # what uvicorn makes of it
-            raise UsageError(
-                "options --host and --port",
-                expected="an address of this machine that is free",
-                found=f"{config.host}:{config.port}",
-                remedy="Choose another port; 0 takes any that is free.",
-            ) from error
-        self.run(sockets=sockets)
+def bind(host: str, port: int) -> socket.socket:
+    """An address to serve on; nobody can connect before the server does.
+
+    Args:
+        host: a name or number of this machine.
+        port: 0 for any that is free.
+
+    Raises:
+        UsageError: the address cannot be had.
+    """
+    found: socket.socket | None = None
+    try:
+        info = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        found = socket.socket(info[0], info[1])
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(info[4])
+    except (OSError, OverflowError) as error:
+        if found is not None:
+            found.close()
+        raise UsageError(
+            "options --host and --port",
+            expected="an address of this machine that is free",
+            found=f"{host}:{port}: {error}",
+            remedy="Choose another port; 0 takes any that is free.",
+        ) from error
+    return found
+
+
+def address(bound: socket.socket) -> str:
+    """The URL of an address that is bound."""
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

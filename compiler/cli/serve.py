@@ -9,7 +9,6 @@ import typer
 
 from ...errors import UsageError
 from ...settings import API_KEY, current
-from .console import out
 from .options import (
     BackendOption,
     CheckpointOption,
@@ -21,7 +20,9 @@ from .options import (
 _AT_ONCE = 32  # sequences, of a model that is compiled for this
 
 Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")]
-Port = Annotated[int, typer.Option(help="Port to listen on; 0: any that is free.", min=0)]
+Port = Annotated[
+    int, typer.Option(help="Port to listen on; 0: any that is free.", min=0, max=65535)
+]
 Names = Annotated[
     list[str] | None,
     typer.Option(
@@ -81,7 +82,7 @@ def serve(
     try:
         from ...serving.access import Limits
         from ...serving.app import make_app
-        from ...serving.server import Server
+        from ...serving.server import Server, address, bind
         from ...serving.service import Rules
     except ModuleNotFoundError as error:
         raise UsageError(
@@ -91,6 +92,7 @@ def serve(
             remedy="Install them: pip install 'tilewright[serve]'.",
         ) from error
 
+    bound = bind(host, port)  # before minutes of work, not after them
     loaded = open_causal_lm(
         engine,
         backend=backend,
@@ -106,9 +108,9 @@ def serve(
         most_requests=max_requests,
         deadline=timeout,
     )
-    server = Server(make_app(loaded, rules), host, port)
-    out().print(f"serving {names[0]} on http://{host}:{port}/v1 (Ctrl-C ends it)")
-    server.listen()
+    server = Server(make_app(loaded, rules))
+    print(f"serving {names[0]} on {address(bound)}/v1 (Ctrl-C ends it)", flush=True)
+    server.run(sockets=[bound])
 
 
 def _keys(path: Path | None) -> tuple[str, ...]:

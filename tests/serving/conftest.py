@@ -11,7 +11,7 @@ import pytest
 
 import tilewright as tw
 from tilewright.serving.app import make_app
-from tilewright.serving.server import Server
+from tilewright.serving.server import Server, address, bind
 from tilewright.serving.service import Rules
 from tiny_gguf import write_tiny_gguf
 
@@ -29,7 +29,7 @@ def engine(tmp_path_factory):
 def serving(engine, **rules) -> Iterator[SimpleNamespace]:
     """The address of a server, its app's service, and what ends it."""
     app = make_app(engine, Rules(**{"models": (NAME,), **rules}))
-    server = Server(app, "127.0.0.1", 0)
+    server, bound = Server(app), bind("127.0.0.1", 0)
     listening = threading.Event()
     start = server.startup
 
@@ -39,11 +39,11 @@ def serving(engine, **rules) -> Iterator[SimpleNamespace]:
 
     server.startup = startup
     server.capture_signals = lambda: _nothing()  # a thread may not handle signals
-    thread = threading.Thread(target=server.run, daemon=True)
+    thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
     thread.start()
     assert listening.wait(30)
     try:
-        url = f"http://127.0.0.1:{server.served}"
+        url = address(bound)
         yield SimpleNamespace(url=url, service=app.state.service, server=server, thread=thread)
     finally:
         server.should_exit = True
