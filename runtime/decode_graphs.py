@@ -147,7 +147,7 @@ class DecodeGraphs:
 
         self.queue.run(sample)
         launched.open = False
-        self._end(launched, found)
+        self._end(launched, found.turn, found.shape.rows)
 
     def follows(self, launched: Launched) -> bool:
         """Whether the tokens of a launched step still are on the device."""
@@ -158,18 +158,16 @@ class DecodeGraphs:
         assert captured.tokens is not None
         launched = Launched(turn, len(batch.positions), captured.tokens)
         self.queue.replay(captured.graph)
-        found = _Open(turn, shape, captured, batch)
         if batch.held:
             launched.open = True
-            self._open, self._last = found, launched
+            self._open, self._last = _Open(turn, shape, captured, batch), launched
         else:
-            self._end(launched, found)
+            self._end(launched, turn, shape.rows)
         return launched
 
-    def _end(self, launched: Launched, found: _Open) -> None:
+    def _end(self, launched: Launched, turn: Turn, rows: int) -> None:
         """Queues what brings a step's tokens to the host."""
-        turn = found.turn
-        self.queue.copy(turn.tokens[: found.shape.rows], launched.on_device)
+        self.queue.copy(turn.tokens[:rows], launched.on_device)
         turn.event, turn.busy = self.queue.record(turn.event), False
         turn.launched = self._last = launched
 

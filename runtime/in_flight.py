@@ -147,14 +147,12 @@ class Launcher:
         return InFlight(plan, batch, launched)
 
     def choose(self, flight: InFlight) -> bool:
-        """Computes the masks of a step whose rows wait for them, while the device computes their
-        logits, and queues the sampling.
+        """Computes the masks of an open step, while the device computes its logits, and queues the
+        sampling.
 
         Returns:
             False if other work has taken the logits' place.
         """
-        if not flight.launched.open:
-            return True
         if not self._executor.follows(flight.launched):
             return False
         states = [

@@ -225,8 +225,9 @@ class GenerationLoop:
         """Queues the sampling of what is in flight: to be called by who holds the lock before
         other work takes the place of its logits.
         """
-        if self._flight is not None and self._launcher is not None:
-            self._launcher.choose(self._flight)
+        flight = self._flight
+        if flight is not None and flight.launched.open and self._launcher is not None:
+            self._launcher.choose(flight)
 
     def make_room(self, pages: int) -> None:
         """Preempts the youngest sequences while fewer pages are available, for work beside the
@@ -253,7 +254,7 @@ class GenerationLoop:
                 return
             flight = self._launcher.launch(plan, None)
         assert self._launcher is not None
-        if not self._launcher.choose(flight):
+        if flight.launched.open and not self._launcher.choose(flight):
             self.counters.step((), 0, 0.0, discarded=len(flight.plan.chunks))
             self._recover()
             return

@@ -9,12 +9,13 @@ class Pages:
     """The pages [first, count). The lowest free page goes first, so slots stay together.
 
     Attributes:
+        free: pages that nobody holds, a heap.
         references: of each page: the sequences that hold it, and one more for the prefix cache.
         num_idle: pages that the prefix cache holds and no sequence.
     """
 
     def __init__(self, first: int, count: int) -> None:
-        self._free = list(range(first, count))  # a heap
+        self.free = list(range(first, count))
         self.references = [0] * count
         self._cached = bytearray(count)
         self.num_idle = 0
@@ -22,7 +23,7 @@ class Pages:
     @property
     def num_free(self) -> int:
         """Pages that nobody holds."""
-        return len(self._free)
+        return len(self.free)
 
     def has(self, page: int) -> bool:
         """Whether it is one of these, and not of the host."""
@@ -30,7 +31,7 @@ class Pages:
 
     def take(self) -> int:
         """A free page, with one reference."""
-        page = heappop(self._free)
+        page = heappop(self.free)
         self.references[page] = 1
         return page
 
@@ -44,7 +45,7 @@ class Pages:
         self.references[page] -= 1
         self.num_idle += self.is_idle(page)
         if self.references[page] == 0:
-            heappush(self._free, page)
+            heappush(self.free, page)
 
     def is_idle(self, page: int) -> bool:
         """Whether the prefix cache holds it, and nobody else."""

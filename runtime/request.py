@@ -99,35 +99,36 @@ class Sequence:
     def accept(self, sampled: Sampled, now: float) -> None:
         """Takes the next token, sampled at `now` (`time.perf_counter()`), and those that its form
         forces then, which need no sampling: they are computed together, as a chunk. Their logprobs
-        would be known one step later, so where they are asked for each is sampled by itself.
+        would be known one step later, so where they are asked for each is sampled by itself; and
+        so is the first of them where it is on its way already.
         """
-        self._take(sampled, now)
         matcher = self.sampling.matcher
-        if matcher is None or not self.request.jumps or self.request.params.logprobs is not None:
-            return
-        if self.in_flight:  # the first of them is on its way
-            return
-        while self.finish_reason is None and matcher.forced is not None:
-            self._take(Sampled(matcher.forced), now)
-
-    def _take(self, sampled: Sampled, now: float) -> None:
-        token = sampled.token_id
-        self.tokens.append(token)
-        self.sampling.commit(token)
-        self.timings.token(now)
-        text, self.finish_reason = self._stops.push(token)
-        matcher = self.sampling.matcher
-        if matcher is not None and matcher.stopped:
-            self.error = matcher.error()
-            if self.finish_reason is None:
-                text += self._stops.finish()
-            self.finish_reason = "stop"
-        self._text.append(text)
-        if sampled.logprobs is not None:
-            self.logprobs.append(sampled.logprobs)
-        if self.request.streams and self.error is None:
-            logprobs = [sampled.logprobs] if sampled.logprobs is not None else None
-            self.deltas.append(Delta(self.index, text, [token], self.finish_reason, logprobs))
+        jumps = matcher is not None and self.request.jumps and not self.in_flight
+        if self.request.params.logprobs is not None:
+            jumps = False
+        while True:
+            token = sampled.token_id
+            self.tokens.append(token)
+            self.sampling.commit(token)
+            self.timings.token(now)
+            text, self.finish_reason = self._stops.push(token)
+            if matcher is not None and matcher.stopped:
+                self.error = matcher.error()
+                if self.finish_reason is None:
+                    text += self._stops.finish()
+                self.finish_reason = "stop"
+            self._text.append(text)
+            if sampled.logprobs is not None:
+                self.logprobs.append(sampled.logprobs)
+            if self.request.streams and self.error is None:
+                logprobs = [sampled.logprobs] if sampled.logprobs is not None else None
+                self.deltas.append(Delta(self.index, text, [token], self.finish_reason, logprobs))
+            if not jumps or self.finish_reason is not None:
+                return
+            assert matcher is not None
+            if matcher.forced is None:
+                return
+            sampled = Sampled(matcher.forced)
 
     def expire(self) -> None:
         """Ends it as it is, because its time is over."""

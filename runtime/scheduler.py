@@ -125,7 +125,8 @@ class Scheduler:
         Raises:
             CapacityError: the oldest sequence does not fit though nothing else runs.
         """
-        self._expire()
+        if self._timed:
+            self._expire()
         while self._gives_way():
             self.preempt(self.running[-1])
         while True:
@@ -154,7 +155,8 @@ class Scheduler:
             place is about to come free for one that waits, a prompt is not computed yet, pages
             are short, or all end.
         """
-        self._expire()
+        if self._timed:
+            self._expire()
         if self.waiting and (self._admits() or self._gives_way()):
             return None
         going: list[Sequence] = []
@@ -245,8 +247,6 @@ class Scheduler:
 
     def _expire(self) -> None:
         """Ends the requests whose time is over."""
-        if not self._timed:
-            return
         now = self.clock()
         while self._timed and self._timed[0].deadline <= now:
             for seq in self._timed.pop(0).sequences:
