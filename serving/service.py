@@ -6,13 +6,14 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from ..errors import TilewrightError
 from ..runtime.engine import CausalLMEngine
@@ -119,20 +120,20 @@ class Service:
             for prompt, params in prompts:
                 begun.append(await self.worker.submit(prompt, params))
         except BaseException:
-            self._end(begun)
+            self._end(begun, lease)
             raise
         if streams:
-            events = self._events(begun, lease, answer, includes_usage=includes_usage)
-            return StreamingResponse(events, media_type="text/event-stream")
+            events = self._events(begun, answer, includes_usage=includes_usage)
+            return _EventStream(events, lambda: self._end(begun, lease))
         try:
             return await self._whole(http, begun, answer)
         finally:
-            self._end(begun)
-            lease.close()
+            self._end(begun, lease)
 
-    def _end(self, streams: Sequence[Stream]) -> None:
+    def _end(self, streams: Sequence[Stream], lease: Lease) -> None:
         for stream in streams:
             stream.cancel()
+        lease.close()
 
     async def _whole(self, http: Request, streams: Sequence[Stream], answer: Answer) -> Response:
         reading = asyncio.ensure_future(_completions(streams))
@@ -147,7 +148,7 @@ class Service:
             gone.cancel()
 
     async def _events(
-        self, streams: Sequence[Stream], lease: Lease, answer: Answer, *, includes_usage: bool
+        self, streams: Sequence[Stream], answer: Answer, *, includes_usage: bool
     ) -> AsyncIterator[bytes]:
         try:
             async for place, deltas in _merged(streams):
@@ -163,9 +164,27 @@ class Service:
         except Exception as error:
             log.exception("a stream ends early")
             yield _event(error_body(500, f"unexpected: {type(error).__name__}"))
+
+
+class _EventStream(StreamingResponse):
+    """Server-sent events.
+
+    Args:
+        events: what is sent.
+        ended: called at the end, whatever that is. A client may go before the first event, and
+            events that nobody has asked for have no end of their own.
+    """
+
+    def __init__(self, events: AsyncIterator[bytes], ended: Callable[[], None]) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self._ended = ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends them."""
+        try:
+            await super().__call__(scope, receive, send)
         finally:
-            self._end(streams)
-            lease.close()
+            self._ended()
 
 
 def _event(data: dict[str, Any]) -> bytes:

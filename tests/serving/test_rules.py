@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
 
 import httpx
 import pytest
+from starlette.requests import ClientDisconnect
 
 from tilewright.errors import VerificationError
+from tilewright.runtime import SamplingParams
 from tilewright.serving.access import ANYBODY, Access, Limits
-from tilewright.serving.answers import split_calls
+from tilewright.serving.answers import Answer, split_calls
 from tilewright.serving.failures import Refused
+from tilewright.serving.service import Rules, Service
 
 BODY = {"model": "tiny", "prompt": "one two", "max_tokens": 2, "temperature": 0}
 
@@ -131,6 +135,29 @@ def test_who_goes_away_is_no_longer_computed(served, stream) -> None:
         _wait_until(lambda: _busy(served))
     _wait_until(lambda: not _busy(served))
     assert httpx.post(f"{served.url}/v1/completions", json=BODY).is_success
+
+
+def test_who_goes_before_the_first_event_leaves_nothing_behind(engine) -> None:
+    async def gone(_: object) -> None:
+        raise OSError("the client has gone")
+
+    async def go() -> None:
+        service = Service(engine, Rules(("tiny",), limits=Limits(at_once=1)))
+        service.worker.start()
+        lease = service.access.enter(ANYBODY)
+        asked = [([5, 6, 7], SamplingParams(max_new_tokens=200, ignore_eos=True))]
+        answer = Answer("tiny", service.spell, None, 1)
+        response = await service.answer(
+            None, lease, asked, answer, streams=True, includes_usage=False
+        )
+        scope = {"type": "http", "asgi": {"spec_version": "2.4"}}
+        with pytest.raises(ClientDisconnect):
+            await response(scope, None, gone)
+        service.access.enter(ANYBODY).close()
+        await service.worker.close()
+        assert service.worker.active == 0
+
+    asyncio.run(go())
 
 
 def test_a_step_that_fails_is_a_500_and_others_go_on(serve, monkeypatch) -> None:
