@@ -6,9 +6,11 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from ..runtime.output import Completion, Delta, FinishReason, TokenLogprobs
+from .failures import error_body
+from .replies import written
 
 _CALL, _CALLED = "<tool_call>", "</tool_call>"  # as Hermes and Qwen templates have them
 _REASONS: dict[FinishReason | None, str | None] = {
@@ -27,15 +29,24 @@ class Answer:
         spell: the text of a token.
         prompt_texts: to be sent before the answers, one a prompt; None for none (``echo``).
         n: answers a prompt.
+        includes_usage: whether a stream ends with what it took.
     """
 
     kind, chunk_kind, prefix = "text_completion", "text_completion", "cmpl"
+    media_type: ClassVar[str] = "text/event-stream"
+    done: ClassVar[bytes] = b"data: [DONE]\n\n"
 
     def __init__(
-        self, model: str, spell: Callable[[int], str], prompt_texts: list[str] | None, n: int
+        self,
+        model: str,
+        spell: Callable[[int], str],
+        prompt_texts: list[str] | None,
+        n: int,
+        *,
+        includes_usage: bool = False,
     ) -> None:
         self.id, self.created = f"{self.prefix}-{uuid.uuid4().hex}", int(time.time())
-        self.model, self.n = model, n
+        self.model, self.n, self._includes_usage = model, n, includes_usage
         self._spell, self._prompts = spell, prompt_texts
         self._begun: set[int] = set()
 
@@ -53,9 +64,19 @@ class Answer:
         choice["finish_reason"] = _REASONS[delta.finish_reason]
         return [self._object(self.chunk_kind, [choice], None)]
 
-    def usage(self, completions: Sequence[Completion]) -> dict[str, Any]:
+    def closing(self, completions: Sequence[Completion]) -> list[dict[str, Any]]:
         """The last piece of a stream whose client wants to know what it took."""
-        return self._object(self.chunk_kind, [], usage_of(completions, self.n))
+        if not self._includes_usage:
+            return []
+        return [self._object(self.chunk_kind, [], usage_of(completions, self.n))]
+
+    def broken(self, status: int, message: str) -> dict[str, Any]:
+        """What a stream sends when it fails."""
+        return error_body(status, message)
+
+    def frame(self, data: dict[str, Any]) -> bytes:
+        """A server-sent event."""
+        return b"data: " + written(data) + b"\n\n"
 
     def _object(
         self, kind: str, choices: list[dict[str, Any]], usage: dict[str, Any] | None
@@ -102,8 +123,16 @@ class ChatAnswer(Answer):
 
     kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
-    def __init__(self, model: str, spell: Callable[[int], str], n: int, calls: str) -> None:
-        super().__init__(model, spell, None, n)
+    def __init__(
+        self,
+        model: str,
+        spell: Callable[[int], str],
+        n: int,
+        calls: str,
+        *,
+        includes_usage: bool = False,
+    ) -> None:
+        super().__init__(model, spell, None, n, includes_usage=includes_usage)
         self._calls = calls
         self._held: dict[int, str] = {}
 

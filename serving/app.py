@@ -93,15 +93,8 @@ def _openai(app: FastAPI, service: Service) -> None:
         """Completes texts."""
         lease = service.enter(http)
         try:
-            prompts, answer = await asyncio.to_thread(_completion, service, body)
-            return await service.answer(
-                http,
-                lease,
-                prompts,
-                answer,
-                streams=bool(body.stream),
-                includes_usage=body.includes_usage,
-            )
+            prompts, reply = await asyncio.to_thread(_completion, service, body)
+            return await service.answer(http, lease, prompts, reply, streams=bool(body.stream))
         except BaseException:
             lease.close()
             raise
@@ -111,15 +104,8 @@ def _openai(app: FastAPI, service: Service) -> None:
         """Answers conversations."""
         lease = service.enter(http)
         try:
-            prompts, answer = await asyncio.to_thread(_chat, service, body)
-            return await service.answer(
-                http,
-                lease,
-                prompts,
-                answer,
-                streams=bool(body.stream),
-                includes_usage=body.includes_usage,
-            )
+            prompts, reply = await asyncio.to_thread(_chat, service, body)
+            return await service.answer(http, lease, prompts, reply, streams=bool(body.stream))
         except BaseException:
             lease.close()
             raise
@@ -149,7 +135,8 @@ def _completion(service: Service, body: CompletionRequest) -> tuple[Asked, Answe
     if body.echo:
         tokenizer = engine.tokenizer
         texts = [tokenizer.decode(prompt) if tokenizer else "" for prompt in prompts]
-    return asked, Answer(name, service.spell, texts, body.n or 1)
+    usage = body.includes_usage
+    return asked, Answer(name, service.spell, texts, body.n or 1, includes_usage=usage)
 
 
 def _chat(service: Service, body: ChatRequest) -> tuple[Asked, Answer]:
@@ -167,7 +154,8 @@ def _chat(service: Service, body: ChatRequest) -> tuple[Asked, Answer]:
     calls = "only" if called else "none"
     if not called and body.tools and body.tool_choice != "none":
         calls = "maybe"
-    return [(prompt, params)], ChatAnswer(name, service.spell, body.n or 1, calls)
+    n, usage = body.n or 1, body.includes_usage
+    return [(prompt, params)], ChatAnswer(name, service.spell, n, calls, includes_usage=usage)
 
 
 class BodyLimit:

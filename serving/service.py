@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -20,8 +18,8 @@ from ..runtime.engine import CausalLMEngine
 from ..runtime.output import Completion, Delta
 from ..runtime.params import SamplingParams
 from .access import Access, Lease, Limits
-from .answers import Answer
-from .failures import RETRY_AFTER, Refused, error_body, status_of
+from .failures import RETRY_AFTER, Refused, status_of
+from .replies import Reply
 from .worker import Stream, Worker
 
 log = logging.getLogger(__name__)
@@ -105,10 +103,9 @@ class Service:
         http: Request,
         lease: Lease,
         prompts: Sequence[tuple[list[int], SamplingParams]],
-        answer: Answer,
+        reply: Reply,
         *,
         streams: bool,
-        includes_usage: bool,
     ) -> Response:
         """Answers prompts, each with `n` completions, and closes the lease at the end.
 
@@ -123,10 +120,10 @@ class Service:
             self._end(begun, lease)
             raise
         if streams:
-            events = self._events(begun, answer, includes_usage=includes_usage)
-            return _EventStream(events, lambda: self._end(begun, lease))
+            events = self._events(begun, reply)
+            return _Events(events, reply.media_type, lambda: self._end(begun, lease))
         try:
-            return await self._whole(http, begun, answer)
+            return await self._whole(http, begun, reply)
         finally:
             self._end(begun, lease)
 
@@ -135,48 +132,49 @@ class Service:
             stream.cancel()
         lease.close()
 
-    async def _whole(self, http: Request, streams: Sequence[Stream], answer: Answer) -> Response:
+    async def _whole(self, http: Request, streams: Sequence[Stream], reply: Reply) -> Response:
         reading = asyncio.ensure_future(_completions(streams))
         gone = asyncio.ensure_future(_disconnected(http))
         try:
             await asyncio.wait({reading, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not reading.done():
                 return Response(status_code=_CLIENT_GONE)
-            return JSONResponse(answer.whole(reading.result()))
+            return JSONResponse(reply.whole(reading.result()))
         finally:
             reading.cancel()
             gone.cancel()
 
-    async def _events(
-        self, streams: Sequence[Stream], answer: Answer, *, includes_usage: bool
-    ) -> AsyncIterator[bytes]:
+    async def _events(self, streams: Sequence[Stream], reply: Reply) -> AsyncIterator[bytes]:
         try:
             async for place, deltas in _merged(streams):
                 for delta in deltas:
-                    for piece in answer.pieces(place, delta):
-                        yield _event(piece)
-            if includes_usage:
-                done = [one for stream in streams for one in stream.completions]
-                yield _event(answer.usage(done))
-            yield b"data: [DONE]\n\n"
+                    for piece in reply.pieces(place, delta):
+                        yield reply.frame(piece)
+            for piece in reply.closing([one for s in streams for one in s.completions]):
+                yield reply.frame(piece)
+            if reply.done:
+                yield reply.done
         except TilewrightError as error:  # the status has been sent
-            yield _event(error_body(status_of(error), str(error)))
+            yield reply.frame(reply.broken(status_of(error), str(error)))
         except Exception as error:
             log.exception("a stream ends early")
-            yield _event(error_body(500, f"unexpected: {type(error).__name__}"))
+            yield reply.frame(reply.broken(500, f"unexpected: {type(error).__name__}"))
 
 
-class _EventStream(StreamingResponse):
-    """Server-sent events.
+class _Events(StreamingResponse):
+    """A stream of objects.
 
     Args:
         events: what is sent.
+        media_type: of it.
         ended: called at the end, whatever that is. A client may go before the first event, and
             events that nobody has asked for have no end of their own.
     """
 
-    def __init__(self, events: AsyncIterator[bytes], ended: Callable[[], None]) -> None:
-        super().__init__(events, media_type="text/event-stream")
+    def __init__(
+        self, events: AsyncIterator[bytes], media_type: str, ended: Callable[[], None]
+    ) -> None:
+        super().__init__(events, media_type=media_type)
         self._ended = ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -185,10 +183,6 @@ class _EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._ended()
-
-
-def _event(data: dict[str, Any]) -> bytes:
-    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n".encode("utf-8", "replace")
 
 
 async def _completions(streams: Sequence[Stream]) -> list[Completion]:

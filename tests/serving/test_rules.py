@@ -147,9 +147,7 @@ def test_who_goes_before_the_first_event_leaves_nothing_behind(engine) -> None:
         lease = service.access.enter(ANYBODY)
         asked = [([5, 6, 7], SamplingParams(max_new_tokens=200, ignore_eos=True))]
         answer = Answer("tiny", service.spell, None, 1)
-        response = await service.answer(
-            None, lease, asked, answer, streams=True, includes_usage=False
-        )
+        response = await service.answer(None, lease, asked, answer, streams=True)
         scope = {"type": "http", "asgi": {"spec_version": "2.4"}}
         with pytest.raises(ClientDisconnect):
             await response(scope, None, gone)
