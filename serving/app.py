@@ -20,6 +20,7 @@ from ..version import __version__
 from .answers import Answer, ChatAnswer
 from .asking import chat_prompt, completion_prompts, response_form, sampling_params, tool_form
 from .failures import error_body, handle_errors
+from .ollama import add_ollama
 from .protocol import ChatRequest, CompletionRequest
 from .service import Rules, Service
 
@@ -40,6 +41,7 @@ def make_app(engine: CausalLMEngine, rules: Rules) -> FastAPI:
     handle_errors(app)
     _about(app, service)
     _openai(app, service)
+    add_ollama(app, service)
     return app
 
 

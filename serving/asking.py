@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import UsageError
@@ -11,6 +11,8 @@ from ..runtime.params import SamplingParams
 from ..runtime.structured import StructuredOutputsParams
 from .protocol import ChatRequest, CompletionRequest, NamedTool, ResponseFormat, Sampled, Tool
 
+# Between the tokens of JSON, as llama.cpp has it: small models would put spaces there for ever.
+_SPACES = r"( |\n[ \t]{0,20})?"
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -22,12 +24,12 @@ def completion_prompts(engine: CausalLMEngine, request: CompletionRequest) -> li
     """
     prompts = request.prompt
     if isinstance(prompts, str):
-        return [_encode(engine, prompts)]
+        return [encoded(engine, prompts)]
     if not prompts:
         raise _no_prompt()
     if all(isinstance(one, int) for one in prompts):
         return [[int(str(one)) for one in prompts]]
-    return [_encode(engine, one) if isinstance(one, str) else list(_ids(one)) for one in prompts]
+    return [encoded(engine, one) if isinstance(one, str) else list(_ids(one)) for one in prompts]
 
 
 def _ids(prompt: object) -> list[int]:
@@ -41,6 +43,20 @@ def chat_prompt(engine: CausalLMEngine, request: ChatRequest) -> list[int]:
     Raises:
         UsageError: the model has no chat template, or messages that it does not take.
     """
+    variables: dict[str, Any] = dict(request.chat_template_kwargs or {})
+    if request.tools and request.tool_choice != "none":
+        variables["tools"] = [tool.model_dump() for tool in request.tools]
+    return conversation(engine, request.messages, variables)
+
+
+def conversation(
+    engine: CausalLMEngine, said: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
+) -> list[int]:
+    """Token ids of messages, by the model's chat template, which also reads `variables`.
+
+    Raises:
+        UsageError: the model has no chat template, or messages that it does not take.
+    """
     tokenizer = engine.tokenizer
     if tokenizer is None:
         raise UsageError(
@@ -49,10 +65,7 @@ def chat_prompt(engine: CausalLMEngine, request: ChatRequest) -> list[int]:
             found="none",
             remedy="Use /v1/completions with token ids.",
         )
-    messages = [_message(place, one) for place, one in enumerate(request.messages)]
-    variables: dict[str, Any] = dict(request.chat_template_kwargs or {})
-    if request.tools and request.tool_choice != "none":
-        variables["tools"] = [tool.model_dump() for tool in request.tools]
+    messages = [_message(place, one) for place, one in enumerate(said)]
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, **variables)
     return tokenizer.encode(text, add_special_tokens=False)
 
@@ -139,7 +152,7 @@ def response_form(wanted: ResponseFormat | None) -> StructuredOutputsParams | No
     if wanted is None or wanted.type == "text":
         return None
     if wanted.type == "json_object":
-        return StructuredOutputsParams(json_object=True)
+        return json_form(None)
     if wanted.json_schema is None:
         raise UsageError(
             "response_format.json_schema",
@@ -147,7 +160,14 @@ def response_form(wanted: ResponseFormat | None) -> StructuredOutputsParams | No
             found="none",
             remedy="Give the schema.",
         )
-    return StructuredOutputsParams(json=wanted.json_schema.schema_)
+    return json_form(wanted.json_schema.schema_)
+
+
+def json_form(schema: Mapping[str, Any] | None) -> StructuredOutputsParams:
+    """JSON of a schema; any object without one."""
+    if schema is None:
+        return StructuredOutputsParams(json_object=True, whitespace_pattern=_SPACES)
+    return StructuredOutputsParams(json=schema, whitespace_pattern=_SPACES)
 
 
 def tool_form(request: ChatRequest) -> StructuredOutputsParams | None:
@@ -171,7 +191,7 @@ def tool_form(request: ChatRequest) -> StructuredOutputsParams | None:
             remedy="Send the tools that may be called.",
         )
     calls = [_call_schema(tool) for tool in tools]
-    return StructuredOutputsParams(json=calls[0] if len(calls) == 1 else {"anyOf": calls})
+    return json_form(calls[0] if len(calls) == 1 else {"anyOf": calls})
 
 
 def _call_schema(tool: Tool) -> dict[str, Any]:
@@ -184,7 +204,12 @@ def _call_schema(tool: Tool) -> dict[str, Any]:
     }
 
 
-def _encode(engine: CausalLMEngine, text: str) -> list[int]:
+def encoded(engine: CausalLMEngine, text: str) -> list[int]:
+    """Token ids of a text.
+
+    Raises:
+        UsageError: there is no tokenizer, or no token.
+    """
     if engine.tokenizer is None:
         raise UsageError(
             f"model {engine.image.name}",

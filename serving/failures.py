@@ -73,39 +73,47 @@ def handle_errors(app: FastAPI) -> None:
 
 
 def _response(
-    status: int, message: str, param: str | None = None, retry_after: float | None = None
+    request: Request,
+    status: int,
+    message: str,
+    param: str | None = None,
+    retry_after: float | None = None,
 ) -> JSONResponse:
     headers: Mapping[str, str] | None = None
     if retry_after is not None:
         headers = {"Retry-After": str(max(1, round(retry_after)))}
-    return JSONResponse(error_body(status, message, param), status, headers)
+    plain = request.url.path.startswith("/api/")  # Ollama's clients expect a text
+    body = {"error": message} if plain else error_body(status, message, param)
+    return JSONResponse(body, status, headers)
 
 
-async def _refused(_: Request, error: Exception) -> JSONResponse:
+async def _refused(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, Refused)
-    return _response(error.status, error.message, error.param, error.retry_after)
+    return _response(request, error.status, error.message, error.param, error.retry_after)
 
 
-async def _ours(_: Request, error: Exception) -> JSONResponse:
+async def _ours(request: Request, error: Exception) -> JSONResponse:
     status = status_of(error)
     wait = RETRY_AFTER if status == HTTPStatus.TOO_MANY_REQUESTS else None
-    return _response(status, str(error), retry_after=wait)
+    return _response(request, status, str(error), retry_after=wait)
 
 
-async def _invalid(_: Request, error: Exception) -> JSONResponse:
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     place = [str(part) for part in first["loc"] if part != "body"]
     field = ".".join(place) or None
     # What was sent is not repeated: it may be long, and it is the sender's own.
     message = f"{field or 'the body'}: {first['msg']}"
-    return _response(HTTPStatus.BAD_REQUEST, message, field)
+    return _response(request, HTTPStatus.BAD_REQUEST, message, field)
 
 
-async def _plain(_: Request, error: Exception) -> JSONResponse:
+async def _plain(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    return _response(error.status_code, str(error.detail))
+    return _response(request, error.status_code, str(error.detail))
 
 
-async def _unexpected(_: Request, error: Exception) -> JSONResponse:
-    return _response(HTTPStatus.INTERNAL_SERVER_ERROR, f"unexpected: {type(error).__name__}")
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    return _response(
+        request, HTTPStatus.INTERNAL_SERVER_ERROR, f"unexpected: {type(error).__name__}"
+    )

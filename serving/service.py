@@ -87,6 +87,12 @@ class Service:
             HTTPStatus.NOT_FOUND, f"no model {wanted[:100]!r} here, but: {known}", param="model"
         )
 
+    @property
+    def bytes_of_weights(self) -> int:
+        """As they are loaded."""
+        held = self.engine.runner.constants.values()
+        return sum({tensor.data_ptr(): tensor.nbytes for tensor in held}.values())
+
     def spell(self, token_id: int) -> str:
         """The text of a token; its number where there is no tokenizer."""
         tokenizer = self.engine.tokenizer

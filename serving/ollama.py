@@ -1,0 +1,251 @@
+"""Ollama's API: answers as lines of JSON, and what models there are."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from ..errors import UsageError
+from ..runtime.output import Completion, Delta
+from ..runtime.params import SamplingParams
+from ..runtime.structured import StructuredOutputsParams
+from ..version import __version__
+from .answers import split_calls
+from .asking import conversation, encoded, json_form
+from .failures import Refused
+from .ollama_protocol import Asked, GenerateRequest, OllamaChatRequest, Options, ShowRequest
+from .replies import written
+from .service import Service
+
+_NS = 10**9
+_TAG = ":latest"
+
+
+class Lines:
+    """Answers to /api/generate, and to /api/chat.
+
+    Args:
+        model: the name that the client knows.
+        chats: whether they are messages.
+        tools: whether a message may hold calls of tools, which are sent when it is whole.
+        prompt: token ids, to be sent back behind the answer's as `context`; None for none.
+    """
+
+    media_type: ClassVar[str] = "application/x-ndjson"
+    done: ClassVar[bytes] = b""
+
+    def __init__(self, model: str, *, chats: bool, tools: bool, prompt: list[int] | None) -> None:
+        self.model, self._chats, self._tools, self._prompt = model, chats, tools, prompt
+
+    def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
+        """The answer to a request that does not stream."""
+        (completion,) = completions
+        return self._end(completion) | self._text(completion.text)
+
+    def pieces(self, prompt: int, delta: Delta) -> list[dict[str, Any]]:
+        """What a stream sends for a delta."""
+        if self._tools or not delta.text:
+            return []
+        return [self._object() | self._text(delta.text) | {"done": False}]
+
+    def closing(self, completions: Sequence[Completion]) -> list[dict[str, Any]]:
+        """The last line, which says what it took."""
+        (completion,) = completions
+        return [self._end(completion) | self._text(completion.text if self._tools else "")]
+
+    def broken(self, status: int, message: str) -> dict[str, Any]:
+        """The last line of a stream that fails."""
+        return {"error": message}
+
+    def frame(self, data: dict[str, Any]) -> bytes:
+        """A line."""
+        return written(data) + b"\n"
+
+    def _object(self) -> dict[str, Any]:
+        return {"model": self.model, "created_at": datetime.now(UTC).isoformat()}
+
+    def _text(self, text: str) -> dict[str, Any]:
+        if not self._chats:
+            return {"response": text}
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        if self._tools:
+            message["content"], calls = split_calls(text)
+            if calls:
+                message["tool_calls"] = [_call(call["function"]) for call in calls]
+        return {"message": message}
+
+    def _end(self, completion: Completion) -> dict[str, Any]:
+        times, usage = completion.timings, completion.usage
+        found = self._object() | {
+            "done": True,
+            "done_reason": "stop" if completion.finish_reason == "stop" else "length",
+            "total_duration": round(times.e2e * _NS),
+            "load_duration": round(times.queue * _NS),
+            "prompt_eval_count": usage.prompt_tokens,
+            "prompt_eval_duration": round(times.prefill * _NS),
+            "eval_count": usage.completion_tokens,
+            "eval_duration": round(times.decode * _NS),
+        }
+        if self._prompt is not None:
+            found["context"] = [*self._prompt, *completion.token_ids]
+        return found
+
+
+def _call(function: dict[str, Any]) -> dict[str, Any]:
+    """A call, its arguments as an object and not as text."""
+    return {"function": {**function, "arguments": json.loads(function["arguments"])}}
+
+
+def add_ollama(app: FastAPI, service: Service) -> None:
+    """Adds the routes to an app."""
+    _about(app, service)
+
+    @app.post("/api/generate")
+    async def generate(body: GenerateRequest, http: Request) -> Response:
+        """Completes a text, or answers it as a chat of one message."""
+        return await _answered(service, http, body, lambda: _generate(service, body))
+
+    @app.post("/api/chat")
+    async def chat(body: OllamaChatRequest, http: Request) -> Response:
+        """Answers a conversation."""
+        return await _answered(service, http, body, lambda: _chat(service, body))
+
+
+def _about(app: FastAPI, service: Service) -> None:
+    @app.get("/api/version")
+    async def version() -> dict[str, str]:
+        """Of Tilewright."""
+        return {"version": __version__}
+
+    @app.get("/api/tags")
+    async def tags(http: Request) -> dict[str, Any]:
+        """The names that the engine answers to."""
+        service.access.who(http.headers.get("authorization"))
+        return {"models": [_entry(service, name) for name in service.rules.models]}
+
+    @app.get("/api/ps")
+    async def running(http: Request) -> dict[str, Any]:
+        """The same: what is served is loaded."""
+        service.access.who(http.headers.get("authorization"))
+        device = service.engine.target.device_type
+        found = [_entry(service, name) for name in service.rules.models]
+        loaded = {"size_vram": found[0]["size"] if device == "cuda" else 0}
+        loaded |= {"context_length": service.engine.config.max_model_len}
+        return {"models": [one | loaded for one in found]}
+
+    @app.post("/api/show")
+    async def show(body: ShowRequest, http: Request) -> dict[str, Any]:
+        """What is known of a model."""
+        service.access.who(http.headers.get("authorization"))
+        name = _model(service, body.model or body.name or "")
+        tokenizer, config = service.engine.tokenizer, service.engine.config
+        facts = {"general.architecture": service.engine.image.name}
+        sizes = {"context_length": config.max_model_len, "vocab_size": config.vocab_size}
+        return _entry(service, name) | {
+            "template": (tokenizer and tokenizer.chat_template) or "",
+            "model_info": facts | sizes,
+            "capabilities": ["completion", "tools"],
+        }
+
+    for verb in ("create", "copy", "delete", "pull", "push"):
+        path, methods = f"/api/{verb}", ["POST", "DELETE"]
+        app.add_api_route(path, _not_here, methods=methods, include_in_schema=False)
+
+
+async def _not_here() -> Response:
+    message = "this server serves one model: start it with another one"
+    return JSONResponse({"error": message}, HTTPStatus.NOT_IMPLEMENTED)
+
+
+def _entry(service: Service, name: str) -> dict[str, Any]:
+    image = service.engine.image
+    when = datetime.fromtimestamp(service.started, UTC).isoformat()
+    names = {"name": name + _TAG, "model": name + _TAG, "modified_at": when}
+    details = {"format": "tilewright", "family": image.name, "families": [image.name]}
+    details |= {"parameter_size": "", "quantization_level": ""}
+    digest = hashlib.sha256(f"{image.name} {image.target}".encode()).hexdigest()
+    return names | {"size": service.bytes_of_weights, "digest": digest, "details": details}
+
+
+async def _answered(
+    service: Service,
+    http: Request,
+    body: Asked,
+    ask: Callable[[], tuple[list[int], Lines, SamplingParams]],
+) -> Response:
+    lease = service.enter(http)
+    try:
+        prompt, lines, params = await asyncio.to_thread(ask)
+        streams = body.stream is not False
+        return await service.answer(http, lease, [(prompt, params)], lines, streams=streams)
+    except BaseException:
+        lease.close()
+        raise
+
+
+def _model(service: Service, wanted: str) -> str:
+    return service.model(wanted.removesuffix(_TAG))
+
+
+def _generate(service: Service, body: GenerateRequest) -> tuple[list[int], Lines, SamplingParams]:
+    name, engine = _model(service, body.model), service.engine
+    tokenizer = engine.tokenizer
+    if body.raw or tokenizer is None or tokenizer.chat_template is None:
+        prompt = [*(body.context or ()), *encoded(engine, body.prompt)]
+    else:
+        said = [{"role": "system", "content": body.system}] if body.system else []
+        said.append({"role": "user", "content": body.prompt})
+        prompt = [*(body.context or ()), *conversation(engine, said, {})]
+    lines = Lines(name, chats=False, tools=False, prompt=prompt)
+    return prompt, lines, _params(service, body, prompt)
+
+
+def _chat(service: Service, body: OllamaChatRequest) -> tuple[list[int], Lines, SamplingParams]:
+    name = _model(service, body.model)
+    if not body.messages:
+        raise UsageError(
+            "messages", expected="at least one", found="none", remedy="Send a conversation."
+        )
+    tools = [tool.model_dump() for tool in body.tools or ()]
+    variables: dict[str, Any] = {"tools": tools} if tools else {}
+    prompt = conversation(service.engine, body.messages, variables)
+    lines = Lines(name, chats=True, tools=bool(tools), prompt=None)
+    return prompt, lines, _params(service, body, prompt)
+
+
+def _params(service: Service, body: Asked, prompt: list[int]) -> SamplingParams:
+    options = body.options or Options()
+    most = options.num_predict if options.num_predict > 0 else service.room(prompt)
+    return SamplingParams(
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p or 1e-9,  # 0: the likeliest alone
+        min_p=options.min_p,
+        repetition_penalty=options.repeat_penalty,
+        presence_penalty=options.presence_penalty,
+        frequency_penalty=options.frequency_penalty,
+        seed=options.seed,
+        stop=options.stop or (),
+        max_new_tokens=most,
+        deadline=service.rules.deadline,
+        structured_outputs=_form(body.format),
+    )
+
+
+def _form(wanted: str | dict[str, Any] | None) -> StructuredOutputsParams | None:
+    if not wanted:
+        return None
+    if isinstance(wanted, dict):
+        return json_form(wanted)
+    if wanted != "json":
+        raise Refused(HTTPStatus.BAD_REQUEST, 'format: "json", or a JSON schema', param="format")
+    return json_form(None)
