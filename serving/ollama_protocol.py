@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from .protocol import Penalty, Probability, Stop, Tool
+from .protocol import Penalty, Probability, Repetition, Stop, TokenId, Tool
 
 Finite = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
@@ -23,7 +23,7 @@ class Options(BaseModel):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     num_predict: Annotated[int, Field(ge=-2)] = -1
     stop: Stop | Annotated[list[Stop], Field(max_length=64)] | None = None
-    repeat_penalty: Annotated[float, Field(gt=0, le=100)] = 1.0
+    repeat_penalty: Repetition = 1.0
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
 
@@ -43,7 +43,7 @@ class GenerateRequest(Asked):
     prompt: str = ""
     system: str | None = None
     raw: bool = False
-    context: list[int] | None = None
+    context: list[TokenId] | None = None
 
 
 class OllamaChatRequest(Asked):

@@ -16,6 +16,9 @@ _LONGEST_STOP = 1024
 
 Stop = Annotated[str, Field(min_length=1, max_length=_LONGEST_STOP)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+# A row of logits must stay finite, or the step fails for all who are in it.
+Repetition = Annotated[float, Field(ge=0.01, le=100)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 
 
@@ -87,7 +90,7 @@ class Sampled(BaseModel):
     # vLLM's additions
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Probability | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    repetition_penalty: Repetition | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     ignore_eos: bool = False
     stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = None
@@ -104,7 +107,7 @@ class Sampled(BaseModel):
 class CompletionRequest(Sampled):
     """The body of POST /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
     max_tokens: Annotated[int, Field(ge=1)] | None = 16
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool = False

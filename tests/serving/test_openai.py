@@ -145,6 +145,22 @@ def test_what_cannot_be_taken_is_a_400_that_says_why(client, change, words) -> N
     assert fine.choices
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"prompt": [[5, -3]], "echo": True}, "prompt"),
+        ({"prompt": [2**40]}, "prompt"),
+        ({"prompt": [100_000]}, "vocab|token id"),
+        ({"prompt": ""}, "at least one token"),
+        ({"prompt": []}, "at least one token"),
+        ({"extra_body": {"repetition_penalty": 5e-324}}, "repetition_penalty"),
+    ],
+)
+def test_prompts_and_penalties_that_cannot_be(client, change, words) -> None:
+    with pytest.raises(openai.BadRequestError, match=words):
+        client.completions.create(**{"model": "tiny", "prompt": "x", "max_tokens": 2, **change})
+
+
 def test_another_model_is_not_there(client) -> None:
     with pytest.raises(openai.NotFoundError, match="no model 'gpt-9' here"):
         client.completions.create(model="gpt-9", prompt="x")
