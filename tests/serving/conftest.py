@@ -56,7 +56,8 @@ def _nothing() -> Iterator[None]:
     yield
 
 
-@pytest.fixture(scope="session")
+# Not for longer: its event loop would live through what other tests do to the clock.
+@pytest.fixture(scope="module")
 def served(engine) -> Iterator[SimpleNamespace]:
     with serving(engine) as server:
         yield server
