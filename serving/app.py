@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -14,7 +15,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..runtime.engine import CausalLMEngine
-from ..runtime.params import SamplingParams
 from ..runtime.prometheus import exposition
 from ..version import __version__
 from .answers import Answer, ChatAnswer
@@ -22,7 +22,7 @@ from .asking import chat_prompt, completion_prompts, response_form, sampling_par
 from .failures import error_body, handle_errors
 from .ollama import add_ollama
 from .protocol import ChatRequest, CompletionRequest
-from .service import Rules, Service
+from .service import Prompts, Rules, Service
 
 
 def make_app(engine: CausalLMEngine, rules: Rules) -> FastAPI:
@@ -93,30 +93,17 @@ def _openai(app: FastAPI, service: Service) -> None:
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest, http: Request) -> Response:
         """Completes texts."""
-        lease = service.enter(http)
-        try:
-            prompts, reply = await asyncio.to_thread(_completion, service, body)
-            return await service.answer(http, lease, prompts, reply, streams=bool(body.stream))
-        except BaseException:
-            lease.close()
-            raise
+        read = partial(_completion, service, body)
+        return await service.ask(http, read, streams=bool(body.stream))
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatRequest, http: Request) -> Response:
         """Answers conversations."""
-        lease = service.enter(http)
-        try:
-            prompts, reply = await asyncio.to_thread(_chat, service, body)
-            return await service.answer(http, lease, prompts, reply, streams=bool(body.stream))
-        except BaseException:
-            lease.close()
-            raise
+        read = partial(_chat, service, body)
+        return await service.ask(http, read, streams=bool(body.stream))
 
 
-Asked = list[tuple[list[int], SamplingParams]]
-
-
-def _completion(service: Service, body: CompletionRequest) -> tuple[Asked, Answer]:
+def _completion(service: Service, body: CompletionRequest) -> tuple[Prompts, Answer]:
     name, engine = service.model(body.model), service.engine
     prompts = completion_prompts(engine, body)
     form = response_form(body.response_format)
@@ -141,7 +128,7 @@ def _completion(service: Service, body: CompletionRequest) -> tuple[Asked, Answe
     return asked, Answer(name, service.spell, texts, body.n or 1, includes_usage=usage)
 
 
-def _chat(service: Service, body: ChatRequest) -> tuple[Asked, Answer]:
+def _chat(service: Service, body: ChatRequest) -> tuple[Prompts, Answer]:
     name, engine = service.model(body.model), service.engine
     prompt = chat_prompt(engine, body)
     called = tool_form(body)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from http import HTTPStatus
 from typing import Any, ClassVar
 
@@ -24,7 +24,7 @@ from .asking import conversation, encoded, json_form
 from .failures import Refused
 from .ollama_protocol import Asked, GenerateRequest, OllamaChatRequest, Options, ShowRequest
 from .replies import written
-from .service import Service
+from .service import Prompts, Service
 
 _NS = 10**9
 _TAG = ":latest"
@@ -112,12 +112,14 @@ def add_ollama(app: FastAPI, service: Service) -> None:
     @app.post("/api/generate")
     async def generate(body: GenerateRequest, http: Request) -> Response:
         """Completes a text, or answers it as a chat of one message."""
-        return await _answered(service, http, body, lambda: _generate(service, body))
+        read = partial(_generate, service, body)
+        return await service.ask(http, read, streams=body.stream is not False)
 
     @app.post("/api/chat")
     async def chat(body: OllamaChatRequest, http: Request) -> Response:
         """Answers a conversation."""
-        return await _answered(service, http, body, lambda: _chat(service, body))
+        read = partial(_chat, service, body)
+        return await service.ask(http, read, streams=body.stream is not False)
 
 
 def _about(app: FastAPI, service: Service) -> None:
@@ -176,27 +178,11 @@ def _entry(service: Service, name: str) -> dict[str, Any]:
     return names | {"size": service.bytes_of_weights, "digest": digest, "details": details}
 
 
-async def _answered(
-    service: Service,
-    http: Request,
-    body: Asked,
-    ask: Callable[[], tuple[list[int], Lines, SamplingParams]],
-) -> Response:
-    lease = service.enter(http)
-    try:
-        prompt, lines, params = await asyncio.to_thread(ask)
-        streams = body.stream is not False
-        return await service.answer(http, lease, [(prompt, params)], lines, streams=streams)
-    except BaseException:
-        lease.close()
-        raise
-
-
 def _model(service: Service, wanted: str) -> str:
     return service.model(wanted.removesuffix(_TAG))
 
 
-def _generate(service: Service, body: GenerateRequest) -> tuple[list[int], Lines, SamplingParams]:
+def _generate(service: Service, body: GenerateRequest) -> tuple[Prompts, Lines]:
     name, engine = _model(service, body.model), service.engine
     tokenizer = engine.tokenizer
     if body.raw or tokenizer is None or tokenizer.chat_template is None:
@@ -206,10 +192,10 @@ def _generate(service: Service, body: GenerateRequest) -> tuple[list[int], Lines
         said.append({"role": "user", "content": body.prompt})
         prompt = [*(body.context or ()), *conversation(engine, said, {})]
     lines = Lines(name, chats=False, tools=False, prompt=prompt)
-    return prompt, lines, _params(service, body, prompt)
+    return [(prompt, _params(service, body, prompt))], lines
 
 
-def _chat(service: Service, body: OllamaChatRequest) -> tuple[list[int], Lines, SamplingParams]:
+def _chat(service: Service, body: OllamaChatRequest) -> tuple[Prompts, Lines]:
     name = _model(service, body.model)
     if not body.messages:
         raise UsageError(
@@ -219,7 +205,7 @@ def _chat(service: Service, body: OllamaChatRequest) -> tuple[list[int], Lines, 
     variables: dict[str, Any] = {"tools": tools} if tools else {}
     prompt = conversation(service.engine, body.messages, variables)
     lines = Lines(name, chats=True, tools=bool(tools), prompt=None)
-    return prompt, lines, _params(service, body, prompt)
+    return [(prompt, _params(service, body, prompt))], lines
 
 
 def _params(service: Service, body: Asked, prompt: list[int]) -> SamplingParams:

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from typing import TypeAlias
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -23,6 +24,9 @@ from .replies import Reply
 from .worker import Stream, Worker
 
 log = logging.getLogger(__name__)
+
+Prompts: TypeAlias = "Sequence[tuple[list[int], SamplingParams]]"
+"""Prompts, and how each is sampled."""
 
 _CLIENT_GONE = 499  # nginx's: nobody reads it
 
@@ -104,11 +108,28 @@ class Service:
         """Tokens that the context leaves for an answer, 1 at least: the engine says the rest."""
         return max(1, self.engine.config.max_model_len - len(prompt))
 
+    async def ask(
+        self, http: Request, read: Callable[[], tuple[Prompts, Reply]], *, streams: bool
+    ) -> Response:
+        """Lets a request in, reads it on another thread, and answers it.
+
+        Raises:
+            Refused: it is not let in.
+            TilewrightError: it cannot be taken; nothing of it runs on.
+        """
+        lease = self.enter(http)
+        try:
+            prompts, reply = await asyncio.to_thread(read)
+            return await self.answer(http, lease, prompts, reply, streams=streams)
+        except BaseException:
+            lease.close()
+            raise
+
     async def answer(
         self,
         http: Request,
         lease: Lease,
-        prompts: Sequence[tuple[list[int], SamplingParams]],
+        prompts: Prompts,
         reply: Reply,
         *,
         streams: bool,
