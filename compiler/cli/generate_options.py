@@ -64,15 +64,14 @@ def form_of(
     """
     from ...runtime.structured import StructuredOutputsParams
 
-    given = {
-        "json": None if json_schema is None else _read("--json-schema", json_schema),
-        "regex": regex,
-        "grammar": None if grammar is None else _read("--grammar", grammar),
-        "choice": choice or None,
-    }
-    if all(value is None for value in given.values()):
+    if json_schema is None and regex is None and grammar is None and not choice:
         return None
-    return StructuredOutputsParams(**given)  # type: ignore[arg-type]
+    return StructuredOutputsParams(
+        json=None if json_schema is None else _read("--json-schema", json_schema),
+        regex=regex,
+        grammar=None if grammar is None else _read("--grammar", grammar),
+        choice=choice or None,
+    )
 
 
 def check_beams(params: SamplingParams) -> None:

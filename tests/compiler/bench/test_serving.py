@@ -216,7 +216,10 @@ def test_prompts_of_a_file(tmp_path):
     path = tmp_path / "prompts.jsonl"
     lines = [{"prompt": "abc"}, {"prompt": [5, 6], "output_tokens": 3, "more": 1}, {"prompt": "d"}]
     path.write_text("\n\n".join(map(json.dumps, lines)))
-    encode = lambda text: [ord(c) - 97 for c in text]  # noqa: E731
+
+    def encode(text: str) -> list[int]:
+        return [ord(c) - 97 for c in text]
+
     assert read_conversations(path, 2, 7, encode) == [single([0, 1, 2], 7), single([5, 6], 3)]
     assert len(read_conversations(path, 9, 7, encode)) == 3
 
