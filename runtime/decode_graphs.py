@@ -145,7 +145,8 @@ class DecodeGraphs:
             choose_masked(captured.logits, captured.tokens, masks, views, kind=kind)
             _feed(captured.tokens, views)
 
-        self.queue.run(sample)
+        with self.runner.mode():  # a capture's tensors may be written in no other
+            self.queue.run(sample)
         launched.open = False
         self._end(launched, found.turn, found.shape.rows)
 

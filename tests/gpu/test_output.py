@@ -55,6 +55,7 @@ def _nothing_is_left(engine):
     yield
     loop, pool = engine.loop, engine.pool
     assert not loop.scheduler.running and not loop.scheduler.waiting
+    engine.reset_prefix_cache()
     assert pool.num_free == pool.num_pages - 1
 
 
