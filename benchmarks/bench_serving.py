@@ -1,0 +1,224 @@
+"""What the runtime of many requests gives on a GPU: loads, chunked prefill, forms, host time.
+
+    python benchmarks/bench_serving.py CONFIG --out FILE [--rates 8,14] [--parts loads,chunks]
+
+Parts, each of one engine with random weights:
+
+loads: serving_loads.py's, which benchmarks/gpu/vllm_serving.py gives to vLLM too; and what the host
+    spends on a decode step of 128 sequences beside waiting for the device.
+chunks: 16 sequences decode while a prompt of 32k tokens arrives, with and without chunks.
+forms: 32 sequences decode freely, and with a JSON schema (the folder needs a tokenizer).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from serving_loads import chosen, line, summary
+
+import tilewright as tw
+from tilewright.compiler.bench.load import LoadDriver
+from tilewright.runtime.decode_buffer import Launched
+from tilewright.runtime.engine import CausalLMEngine
+
+LONG_PROMPT, DECODING, TURNS = 32_768, 16, 9
+SCHEMA = {
+    "type": "object",
+    "properties": {"notes": {"type": "array", "items": {"type": "string"}, "minItems": 9}},
+    "required": ["notes"],
+    "additionalProperties": False,
+}
+
+
+def main() -> None:
+    """Compiles, measures, prints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rates", default="")
+    parser.add_argument("--parts", default="loads,chunks")
+    parser.add_argument("--quantize", default=None)
+    options = parser.parse_args()
+    found: dict[str, object] = {"device": torch.cuda.get_device_name()}
+    for part in options.parts.split(","):
+        started = time.perf_counter()
+        found[part] = PARTS[part](options)
+        print(f"{part} took {time.perf_counter() - started:.0f} s", flush=True)
+        options.out.write_text(json.dumps(found, indent=1))
+        torch.cuda.empty_cache()
+
+
+def loads(options: argparse.Namespace) -> dict[str, object]:
+    """Tokens a second, TTFT and ITL under each load; the host's microseconds a decode step."""
+    engine = _engine(options, 1280, 128)
+    results = []
+    for load in chosen(options.rates):
+        talks, arrivals = load.draw(engine.config.vocab_size)
+        engine.reset_prefix_cache()
+        host = _HostTime(engine)
+        with host:
+            done = LoadDriver(engine.loop).run(talks, arrivals)
+        times = [one.timings for one in done.done]
+        tokens = sum(len(one.token_ids) for one in done.done)
+        ttft, itl = [one.ttft for one in times], [gap for one in times for gap in one.itl]
+        result = summary(load.name, done.seconds, tokens, ttft, itl)
+        result |= host.figures()
+        results.append(result)
+        print(line(result), flush=True)
+    return {"loads": results}
+
+
+class _HostTime:
+    """What steps of 100 and more decoding sequences take of the host, beside waiting."""
+
+    def __init__(self, engine: CausalLMEngine) -> None:
+        self._loop, self._waited = engine.loop, 0.0
+        self._steps: list[tuple[float, float]] = []
+
+    def __enter__(self) -> None:
+        self._tokens, self._step = Launched.tokens, self._loop.step
+
+        def tokens(launched: Launched) -> list[int]:
+            start = time.perf_counter()
+            event = launched._turn.event
+            if launched._tokens is None and event is not None:
+                event.synchronize()
+            self._waited += time.perf_counter() - start
+            return self._tokens(launched)
+
+        def step() -> None:
+            self._waited = 0.0
+            before = self._loop._flight
+            start = time.perf_counter()
+            self._step()
+            taken = time.perf_counter() - start
+            if before is not None and len(before.plan.chunks) >= 100:
+                self._steps.append((taken, self._waited))
+
+        Launched.tokens, self._loop.step = tokens, step  # type: ignore[method-assign]
+
+    def __exit__(self, *unused: object) -> None:
+        Launched.tokens = self._tokens  # type: ignore[method-assign]
+        del self._loop.step  # type: ignore[attr-defined]
+
+    def figures(self) -> dict[str, float | str]:
+        """Medians in microseconds, none of no step."""
+        if not self._steps:
+            return {}
+        host = [(taken - waited) * 1e6 for taken, waited in self._steps]
+        waited = statistics.median(waited for _, waited in self._steps) * 1e6
+        return {
+            "host_us": statistics.median(host),
+            "host_p99_us": float(np.percentile(host, 99)),
+            "waited_us": waited,
+        }
+
+
+def chunks(options: argparse.Namespace) -> dict[str, object]:
+    """ITL of 16 decoding sequences while a long prompt is computed, by the step's token budget."""
+    engine = _engine(options, LONG_PROMPT + 64, DECODING + 1)
+    scheduler, rng = engine.loop.scheduler, np.random.default_rng(3)
+    found: dict[str, object] = {}
+    for name, budget in (("alone", 0), ("2048", 2048), ("512", 512), ("whole", LONG_PROMPT + 64)):
+        for _ in range(2):  # the first captures what the second needs
+            engine.reset_prefix_cache()
+            scheduler.max_tokens_per_step = scheduler.max_prefill_tokens = budget or 2048
+            result = _stalled(engine, rng, long=bool(budget))
+        found[name] = result
+        print(f"budget {name}: " + json.dumps(result), flush=True)
+    return found
+
+
+def _stalled(engine: CausalLMEngine, rng: np.random.Generator, *, long: bool) -> dict[str, float]:
+    loop, vocab = engine.loop, engine.config.vocab_size
+    params = tw.SamplingParams(max_new_tokens=700, ignore_eos=True)
+    decoding = [
+        loop.submit(rng.integers(vocab, size=128).tolist(), params) for _ in range(DECODING)
+    ]
+    while min(len(one.sequences[0].tokens) for one in decoding) < 160:
+        loop.step()
+    begin = loop.clock()
+    prompt = rng.integers(vocab, size=LONG_PROMPT if long else 8).tolist()
+    # For the p99 to be of the time that the prompt takes, others are looked at only until then.
+    late = loop.submit(prompt, tw.SamplingParams(max_new_tokens=1, ignore_eos=True))
+    seen = [[begin] for _ in decoding]
+    counts = [len(one.sequences[0].tokens) for one in decoding]
+    steps = 0
+    while not late.finished or steps < 60:
+        loop.step()
+        steps += 1
+        now = loop.clock()
+        for index, one in enumerate(decoding):
+            if len(one.sequences[0].tokens) > counts[index]:
+                counts[index] = len(one.sequences[0].tokens)
+                seen[index].append(now)
+        if late.finished and long:
+            break
+    (done,) = late.completions()
+    for one in decoding:
+        loop.cancel(one)
+    gaps = [b - a for times in seen for a, b in zip(times, times[1:], strict=False)]
+    return {
+        "itl_p50_ms": float(np.percentile(gaps, 50)) * 1e3,
+        "itl_p99_ms": float(np.percentile(gaps, 99)) * 1e3,
+        "itl_max_ms": max(gaps) * 1e3,
+        "ttft_ms": done.timings.ttft * 1e3,
+        "steps": steps,
+    }
+
+
+def forms(options: argparse.Namespace) -> dict[str, object]:
+    """TPOT of 32 sequences of 128 tokens, free and of a form, in turns."""
+    engine = _engine(options, 1024, 32)
+    form = tw.StructuredOutputsParams(json=SCHEMA, disable_any_whitespace=True)
+    rng = np.random.default_rng(5)
+    taken: dict[str, list[float]] = {"free": [], "form": []}
+    for turn in range(TURNS):
+        for name in taken:
+            engine.reset_prefix_cache()
+            params = tw.SamplingParams(
+                max_new_tokens=200,
+                ignore_eos=True,
+                temperature=1.0,
+                seed=turn,
+                structured_outputs=form if name == "form" else None,
+            )
+            prompts = [rng.integers(1000, 40_000, size=64).tolist() for _ in range(32)]
+            completions = engine.generate(prompts, params)
+            # Behind the forced tokens at the beginning, which are computed in chunks.
+            gaps = [gap for one in completions for gap in one.timings.itl[40:]]
+            if turn and gaps:
+                taken[name].append(statistics.mean(gaps) * 1e3)
+    ratios = [b / a for a, b in zip(taken["free"], taken["form"], strict=True)]
+    result = {name: statistics.median(values) for name, values in taken.items()}
+    result["ratio"] = statistics.median(ratios)
+    print("forms: " + json.dumps(result), flush=True)
+    return {"itl_ms": result, "ratios": ratios}
+
+
+def _engine(options: argparse.Namespace, length: int, sequences: int) -> CausalLMEngine:
+    started = time.perf_counter()
+    engine = tw.compile(
+        options.config,
+        random_weights=0,
+        quantize=options.quantize,
+        dtype="bfloat16",
+        max_model_len=length,
+        max_batch_size=sequences,
+        verify="structure",
+    )
+    assert isinstance(engine, CausalLMEngine)
+    print(f"ready in {time.perf_counter() - started:.0f} s", flush=True)
+    return engine
+
+
+PARTS = {"loads": loads, "chunks": chunks, "forms": forms}
+
+if __name__ == "__main__":
+    main()
