@@ -92,7 +92,7 @@ class GenerationLoop:
         self.executor, self.pool, self.scheduler, self.sampler = executor, pool, scheduler, sampler
         self.max_model_len, self.vocab_size, self.grammars = max_model_len, vocab_size, grammars
         self.clock = scheduler.clock  # for the times of requests and steps
-        self.counters = Counters(prefix=pool.prefix_counters)
+        self.counters = Counters(prefix=pool.prefix_counters, padding=executor.padding)
         self.observers: list[Observer] = []
         self.lock = RLock()  # the books, the KV memory and the executor belong to who holds it
         self._flight: InFlight | None = None  # holds sequences' next tokens, if there is one

@@ -228,6 +228,9 @@ class Metrics:
             "request_success", "counter", "Ended.", dict(self.finished), "finished_reason"
         )
         yield Reading("computed_tokens", "counter", "Tokens computed.", tokens, "phase")
+        padding = {"prefill": of.padding.prefill, "decode": of.padding.decode}
+        text = "Tokens computed to fill batches; not among computed_tokens."
+        yield Reading("padding_tokens", "counter", text, padding, "phase")
         text = "Time in steps; those with any prompt tokens are prefill."
         yield Reading("step_seconds", "counter", text, seconds, "phase")
 
