@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import tilewright as tw
 from e2e.models import CONTEXT, GPT, VOCAB, greedy_without_cache, moved_off_init
 from tilewright.errors import CapacityError
+from tilewright.runtime.bucketing import LengthBuckets
 from tilewright.runtime.executor import PagedExecutor, SlotExecutor
 from tilewright.runtime.loop import GenerationLoop
 from tilewright.runtime.pool import PagedPool, SlotPool
@@ -69,6 +70,29 @@ def test_any_mix_of_requests_gives_each_its_own_tokens(engine, oracle, requests)
         for _ in range(n)
     ]
     assert found == expected
+
+
+def test_prompts_of_one_bucket_are_padded_to_the_longest_and_no_more(engine, oracle) -> None:
+    """By hand: the first wave is 20, 21 and 19 tokens, and 7 alone; the second 8 and 9, and 2."""
+    lengths, loop = (20, 7, 21, 19, 8, 2, 9), engine.loop
+    prompts = [prompt_of(length) for length in lengths]
+    buckets, slots = loop.scheduler.buckets, engine.config.kv_cache == "slot"
+    padded: dict[str, int] = {}
+    for way, by in {
+        "bucketed": buckets,
+        "arrival": slots and LengthBuckets((CONTEXT,)),
+        "continuous": None,
+    }.items():
+        loop.scheduler.buckets = by or None
+        before = engine.counters.padding_tokens
+        found = engine.generate(prompts, tw.SamplingParams(max_new_tokens=4))
+        assert [one.token_ids for one in found] == [oracle(prompt, 4) for prompt in prompts]
+        padded[way] = engine.counters.padding_tokens - before
+    loop.scheduler.buckets = buckets
+    bucketed = (21 - 20) + (21 - 19) + (9 - 8)
+    arrival = (21 - 20) + (21 - 7) + (21 - 19) + (9 - 8) + (9 - 2)
+    wanted = {"bucketed": bucketed, "arrival": arrival, "continuous": 0}
+    assert padded == (wanted if slots else dict.fromkeys(wanted, 0))
 
 
 def test_interleaved_streams(engine, oracle) -> None:
