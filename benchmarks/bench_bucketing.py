@@ -3,8 +3,8 @@
     python benchmarks/bench_bucketing.py MODEL [--backend onnxruntime] [--prompts 24] [--slots 8]
         [--shortest 8] [--longest 160] [--new-tokens 16] [--rounds 3] [--json]
 
-MODEL is a folder or file that ``tilewright compile`` takes, or an engine with a slot cache. All ways compute the same prompts of
-random tokens, in turns, and their tokens are compared. "arrival" pads whoever comes next to the
+MODEL is a folder or file that ``tilewright compile`` takes, or an engine with a slot cache. All
+ways compute the same prompts of random tokens, in turns, and their tokens are compared. "arrival" pads whoever comes next to the
 longest of its batch, "continuous" computes each prompt alone, and "bucketed" pads prompts of about
 one length; sequences decode together in all but "alone", where each prompt is a call of its own.
 """
@@ -81,7 +81,8 @@ def main() -> None:
         return
     for way, one in found.items():
         print(
-            f"{way:>10}  {one.seconds:6.2f} s ({one.prefill_seconds:5.2f} prefill; CPU {one.cpu_seconds:6.2f})  "
+            f"{way:>10}  {one.seconds:6.2f} s, CPU {one.cpu_seconds:6.2f}  "
+            f"(prefill {one.prefill_seconds:5.2f})  "
             f"{one.tokens_per_second:7.1f} tok/s  {one.steps:4} steps  "
             f"padding {one.padding_tokens:5} = {one.padding_share:.1%}  "
             f"{same[way]} of {len(prompts)} answers as alone"

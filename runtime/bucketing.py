@@ -101,9 +101,9 @@ class LengthBuckets:
         """Who is computed together with the first that waits, who goes first whoever may fit
         better: each step that starts any brings every waiting one nearer to its turn.
 
-        They are of its bucket and priority. Alone stay those that want logprobs of their prompts, for
-        each of its tokens has a row of logits, and those of several completions, which take more
-        slots as soon as the prompt is computed.
+        They are of its bucket and priority. Those that want logprobs of their prompts, of which
+        each token has a row of logits, stay alone, and so do those of several completions, which
+        take more slots as soon as the prompt is computed.
 
         Args:
             waiting: by rank, whole prompts.

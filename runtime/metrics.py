@@ -184,7 +184,7 @@ class Metrics:
         for seq in seqs:
             reason = seq.finish_reason or "abort"
             self.finished[reason] = self.finished.get(reason, 0) + 1
-            if seq.finish_reason is not None:  # as in vLLM, others have no times
+            if reason not in ("abort", "error"):  # as in vLLM, these have no times
                 for name, value in _values(seq).items():
                     values.setdefault(name, []).append(value)
         for name, each in values.items():

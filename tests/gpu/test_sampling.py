@@ -142,7 +142,8 @@ def test_samples_of_one_prompt_share_its_pages(engine, on_cpu) -> None:
     assert [c.token_ids for c in found] == [c.token_ids for c in expected]
 
 
-def test_a_row_of_nan_is_an_error_and_the_engine_goes_on(engine, model) -> None:
+def test_a_row_of_nan_ends_its_request_and_no_other(engine, model) -> None:
+    preemptions = engine.loop.scheduler.num_preemptions
     kept = engine.stream(PROMPTS[1], LONG)
     tokens = _take(kept, 3)
     broken = engine.stream(PROMPTS[2], LONG)
@@ -155,9 +156,9 @@ def test_a_row_of_nan_is_an_error_and_the_engine_goes_on(engine, model) -> None:
         for delta in broken:
             seen += delta.token_ids
     assert seen == greedy(model, PROMPTS[2], 24)[: len(seen)]
-    # What was in flight is discarded, and the other sequence starts anew from its tokens.
     tokens += [token for delta in kept for token in delta.token_ids]
     assert tokens == greedy(model, PROMPTS[1], 24)
+    assert engine.loop.scheduler.num_preemptions == preemptions  # it did not start anew
     found = [c.token_ids for c in engine.generate(PROMPTS, LONG)]
     assert found == [greedy(model, prompt, 24) for prompt in PROMPTS]
 

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 
 from tilewright.errors import VerificationError
 from tilewright.runtime import SamplingParams
+from tilewright.runtime.sampling import BROKEN, Sampled
 from tilewright.serving.access import ANYBODY, Access, Limits
 from tilewright.serving.answers import Answer, split_calls
 from tilewright.serving.failures import Refused
@@ -169,6 +170,31 @@ def test_a_step_that_fails_is_a_500_and_others_go_on(serve, monkeypatch) -> None
             streamed = httpx.post(f"{server.url}/v1/completions", json={**BODY, "stream": True})
             assert '"error"' in streamed.text and "[DONE]" not in streamed.text
         assert httpx.post(f"{server.url}/v1/completions", json=BODY).is_success
+        assert not _busy(server)
+
+
+def test_logits_that_are_no_numbers_are_a_500_of_their_request_alone(serve, monkeypatch) -> None:
+    with serve() as server:
+        sampler = server.service.engine.loop.sampler
+        real = sampler.sample
+
+        def sample(logits, states):
+            return [
+                Sampled(BROKEN) if state.params.seed == 13 else one
+                for state, one in zip(states, real(logits, states), strict=True)
+            ]
+
+        monkeypatch.setattr(sampler, "sample", sample)
+        url, long = f"{server.url}/v1/completions", {**BODY, "max_tokens": 20, "stream": True}
+        with httpx.stream("POST", url, json={**long, "ignore_eos": True}) as other:
+            lines = other.iter_lines()
+            next(lines)
+            found = httpx.post(url, json={**BODY, "seed": 13})
+            assert found.status_code == 500 and "finite" in found.json()["error"]["message"]
+            streamed = httpx.post(url, json={**BODY, "seed": 13, "stream": True})
+            assert '"error"' in streamed.text and "[DONE]" not in streamed.text
+            text = "\n".join(lines)
+        assert text.rstrip().endswith("[DONE]") and "error" not in text
         assert not _busy(server)
 
 
