@@ -4,9 +4,10 @@
         [--shortest 8] [--longest 160] [--new-tokens 16] [--rounds 3] [--json]
 
 MODEL is a folder or file that ``tilewright compile`` takes, or an engine with a slot cache. All
-ways compute the same prompts of random tokens, in turns, and their tokens are compared. "arrival" pads whoever comes next to the
-longest of its batch, "continuous" computes each prompt alone, and "bucketed" pads prompts of about
-one length; sequences decode together in all but "alone", where each prompt is a call of its own.
+ways compute the same prompts of random tokens, in turns, and their tokens are compared. "arrival"
+pads whoever comes next to the longest of its batch, "continuous" computes each prompt alone, and
+"bucketed" pads prompts of about one length; sequences decode together in all but "alone", where
+each prompt is a call of its own.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 import tilewright as tw
 from e2e.models import CONTEXT, GPT, VOCAB, greedy_without_cache, moved_off_init
-from tilewright.errors import CapacityError
+from tilewright.errors import CapacityError, UnsupportedError, UsageError
 from tilewright.runtime.bucketing import LengthBuckets
 from tilewright.runtime.executor import PagedExecutor, SlotExecutor
 from tilewright.runtime.loop import GenerationLoop
@@ -141,6 +143,20 @@ def test_slots_with_gaps_leave_nothing_behind(gpt, oracle, backend: str) -> None
     found = loop.generate(prompts, params)
     expected = [oracle(prompt, count) for prompt, count in zip(prompts, counts, strict=True)]
     assert [one[0].token_ids for one in found] == expected
+
+
+def test_batching_is_chosen_at_load_and_not_kept(engine, tmp_path) -> None:
+    path, paged = tmp_path / "engine", engine.config.kv_cache == "paged"
+    engine.save(path)
+    assert "batching" not in json.loads((path / "manifest.json").read_text())["lm"]
+    if paged:
+        with pytest.raises(UnsupportedError, match="batching='bucketed'.*paged cache"):
+            tw.load(path, batching="bucketed")
+    else:
+        assert tw.load(path, batching="continuous").loop.scheduler.buckets is None
+        assert tw.load(path).loop.scheduler.buckets == engine.loop.scheduler.buckets is not None
+    with pytest.raises(UsageError, match="auto, bucketed, continuous"):
+        tw.load(path, batching="dynamic")
 
 
 def test_memory_that_cannot_be_had_is_one_clear_error(engine) -> None:

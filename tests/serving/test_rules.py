@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import threading
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -112,29 +113,37 @@ def _busy(served) -> bool:
     return bool(loop.scheduler.running or loop.scheduler.waiting or served.service.worker.active)
 
 
-def _wait_until(condition) -> None:
-    """Until it holds; a thread of its own looks, so that nothing here sleeps."""
-    done = threading.Event()
+@pytest.fixture
+def told(served, monkeypatch) -> SimpleNamespace:
+    """Events of a server: `begun` when it holds a request, `over` when it holds none any more."""
+    events = SimpleNamespace(begun=threading.Event(), over=threading.Event())
+    worker = served.service.worker
+    add, deliver = worker._add, worker._deliver
 
-    def look() -> None:
-        while not condition():
-            threading.Event().wait(0.01)
-        done.set()
+    def added(stream):
+        add(stream)
+        events.begun.set()
 
-    threading.Thread(target=look, daemon=True).start()
-    assert done.wait(30)
+    def delivered(handed_over, ended):
+        deliver(handed_over, ended)
+        if not worker.active:
+            events.over.set()
+
+    monkeypatch.setattr(worker, "_add", added)
+    monkeypatch.setattr(worker, "_deliver", delivered)
+    return events
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_who_goes_away_is_no_longer_computed(served, stream) -> None:
+def test_who_goes_away_is_no_longer_computed(served, told, stream) -> None:
     body = {**BODY, "max_tokens": 200, "ignore_eos": True, "stream": stream}
     data = json.dumps(body).encode()
     host, port = served.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as sock:
         head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n"
         sock.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + data)
-        _wait_until(lambda: _busy(served))
-    _wait_until(lambda: not _busy(served))
+        assert told.begun.wait(30) and _busy(served)
+    assert told.over.wait(30) and not _busy(served)
     assert httpx.post(f"{served.url}/v1/completions", json=BODY).is_success
 
 
