@@ -26,6 +26,7 @@ from tilewright.runtime import (
     Scheduler,
     Step,
 )
+from tilewright.runtime.bucketing import Padding
 from tilewright.runtime.metrics import Metrics
 from tilewright.runtime.prometheus import exposition
 
@@ -56,6 +57,7 @@ class NoModel:
     """Steps that are no work."""
 
     capabilities = Capabilities(mixes=True, pages=True, shares=True, max_slots=None)
+    padding = Padding()
 
     def allocate(self, num_pages: int, page_size: int) -> None:
         """Nothing to allocate."""

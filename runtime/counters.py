@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from .bucketing import Padding
 from .prefix_cache import PrefixCounters
 from .scheduler import Chunk
 
@@ -29,6 +30,7 @@ class Counters:
         prefill_seconds: time in steps that hold any prefill tokens.
         decode_seconds: time in all other steps.
         prefix: what the prefix cache was asked for, gave and gave up.
+        padding: tokens computed to fill batches, which are not among the others.
     """
 
     steps: int = 0
@@ -42,6 +44,17 @@ class Counters:
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     prefix: PrefixCounters = field(default_factory=PrefixCounters)
+    padding: Padding = field(default_factory=Padding)
+
+    @property
+    def padding_tokens(self) -> int:
+        """Tokens that went through the model for nobody, to fill batches."""
+        return self.padding.total
+
+    @property
+    def padding_share(self) -> float:
+        """Of all tokens that went through the model, 0 to 1."""
+        return self.padding.share(self.tokens_computed + self.discarded_tokens)
 
     def step(
         self, chunks: Iterable[Chunk], sampled: int, seconds: float, discarded: int = 0

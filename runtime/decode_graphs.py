@@ -15,6 +15,7 @@ import torch
 
 from ..codegen.program import Program
 from .batch import DecodeBatch
+from .bucketing import Padding
 from .decode_buffer import DecodeBuffer, Launched, Turn
 from .device_queue import CudaQueue, DeviceQueue, ImmediateQueue, Replayable
 from .graph_pool import GraphPool
@@ -61,6 +62,7 @@ class DecodeGraphs:
     Attributes:
         captured: by bucket.
         samples: whether the Program does; `launch` needs it.
+        padding: what steps have computed to fill their buckets.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class DecodeGraphs:
         self.max_sequences, self.max_pages = max_sequences, max_pages
         self.captured: dict[int, _Captured] = {}
         self.samples = samples(runner.program)
+        self.padding = Padding()
         self.queue = self._queue()
         self._graphs = GraphPool(runner.device)
         self._last: Launched | None = None
@@ -96,6 +99,7 @@ class DecodeGraphs:
         self._last = self._open = None
         self.queue.join()
         shape = self._shape(*step.block_tables.shape)
+        self.padding.decode += shape.tokens - count
         turn = self.metadata.write(step, shape)
         captured = self._graph(shape)
         self.queue.replay(captured.graph)
@@ -118,6 +122,7 @@ class DecodeGraphs:
         self.queue.join()
         count = len(batch.positions)
         shape = self._shape(count, batch.tables.shape[1])
+        self.padding.decode += shape.tokens - count
         turn = self.metadata.fill(batch, shape)
         if after is not None and batch.feed_rows is not None:
             views = self.metadata.views

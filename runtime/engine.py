@@ -16,6 +16,7 @@ from ..formats.tokenizer import Tokenizer
 from .base_engine import Engine, RunningEngine
 from .beam_search import BeamSearcher
 from .beams import BeamCompletion, BeamSearchParams
+from .bucketing import Batching, check_batching, length_buckets
 from .counters import Counters
 from .executor import PagedExecutor, SlotExecutor
 from .folder import load_image
@@ -52,6 +53,7 @@ class CausalLMEngine(RunningEngine):
             self.executor.capabilities,
             max_prefill_tokens=tokens,
             max_num_seqs=self.config.max_batch_size,
+            buckets=length_buckets(self.config),
         )
         eos, vocab = self.config.eos_token_ids, self.config.vocab_size
         grammars = Grammars(image.tokenizer, eos, vocab) if image.tokenizer else None
@@ -231,6 +233,7 @@ def load(
     *,
     prefix_caching: bool | None = None,
     swap_space: float | None = None,
+    batching: Batching = "auto",
 ) -> Engine:
     """An engine from its folder, every file's hash checked. Runs no code from the folder.
 
@@ -239,11 +242,16 @@ def load(
         checkpoint: where the checkpoint is that the engine refers to (``save(…,
             weights="reference")``), if it has been moved; its files' hashes are checked too.
         prefix_caching, swap_space: as in `KVCacheConfig`; None as it was compiled.
+        batching: which prompts a slot cache (ONNX Runtime, or kv_cache="static") computes together:
+            "bucketed", those of about one length, padded to the longest; "continuous", each alone,
+            without padding; "auto" is "bucketed". `engine.counters.padding_share` says what it
+            costs. A paged cache mixes prompts of all lengths without padding.
 
     Raises:
         EngineError: no engine, a damaged one, one made for another version or device, or a
             checkpoint that is missing or has changed.
-        UsageError: a checkpoint for an engine that refers to none.
+        UsageError: a checkpoint for an engine that refers to none, or another batching.
+        UnsupportedError: "bucketed" for a paged cache.
         CapacityError: the weights do not fit the device.
     """
     image = load_image(path, checkpoint)
@@ -253,6 +261,8 @@ def load(
     if lm is not None and swap_space is not None:
         check_swap_space("swap_space", swap_space)
         lm = replace(lm, swap_space=float(swap_space))
+    if lm is not None:
+        lm = replace(lm, batching=check_batching(batching, lm.kv_cache))
     return start(replace(image, lm=lm))
 
 

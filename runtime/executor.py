@@ -11,11 +11,13 @@ from ..errors import CapacityError
 from ..ir.dims import evaluate
 from ..ir.types import TensorType
 from .batch import DecodeBatch
+from .bucketing import Padding
 from .decode_buffer import Launched
 from .decode_graphs import DecodeGraphs, EagerDecode, obstacles, samples
 from .host_pages import HostPages
 from .masked_sampling import Masks
 from .runner import ProgramRunner
+from .slot_batch import slot_batches
 from .step import Capabilities, Step
 from .step_buffer import FIELDS, StepBuffer, StepShape
 from .step_graphs import StepGraphs
@@ -120,6 +122,7 @@ class PagedExecutor:
         self.runner, self.caches = runner, _Caches(runner)
         self.max_sequences, self.max_model_len = max_sequences, max_model_len
         self.max_tokens = max_tokens
+        self.padding = Padding()  # of captured steps: others have none
         self.graphs: DecodeGraphs | None = None
         self.steps: StepGraphs | None = None
         self._decode = decode if decode is not None and _replays(decode) else None
@@ -151,13 +154,16 @@ class PagedExecutor:
         if captures and self.graphs is not None and self.max_tokens:
             sizes = (self.max_sequences, pages, self.max_tokens)
             self.steps = StepGraphs(self.runner, self.caches.tensors, *sizes, self.graphs.queue)
+            self.steps.padding = self.padding
 
     def _graphs(self, runner: ProgramRunner, pages: int) -> DecodeGraphs:
         most = self.max_sequences
         if runner is self._decode:
             most = min(most, MOST_DECODED)
         kind = DecodeGraphs if runner.device.type == "cuda" else EagerDecode
-        return kind(runner, self.caches.tensors, most, pages)
+        graphs = kind(runner, self.caches.tensors, most, pages)
+        graphs.padding = self.padding
+        return graphs
 
     def copy_pages(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
         """Copies pages, for forks that write."""
@@ -250,18 +256,20 @@ def _replays(runner: ProgramRunner) -> bool:
 
 
 class SlotExecutor:
-    """One sequence's prefill, or one token of each running sequence, over slots of a static length.
+    """Whole prompts, or one token of each running sequence, over slots of a static length.
 
-    The cache's rows are the slots. A step runs on the shortest contiguous range of rows that holds
-    all its slots; rows of the range that are not in the step compute a token that nobody reads, at
-    the position that their sequence writes next, so that they leave nothing behind that is read.
+    The cache's rows are the slots. A decode step runs on the shortest contiguous range of rows that
+    holds all its slots; rows of the range that are not in the step compute a token that nobody
+    reads, at the position that their sequence writes next, so that they leave nothing behind that
+    is read. Prompts run once for each run of neighbouring slots (`slot_batch.py`).
     """
 
     def __init__(self, runner: ProgramRunner, max_slots: int) -> None:
         self.runner, self.caches = runner, _Caches(runner)
         self.capabilities = Capabilities(
-            mixes=False, pages=False, shares=False, max_slots=max_slots
+            mixes=False, pages=False, shares=False, max_slots=max_slots, prefills=max_slots
         )
+        self.padding = Padding()
         self.lengths: list[int] = []
 
     @property
@@ -285,11 +293,23 @@ class SlotExecutor:
         slots = step.block_tables[:, 0].tolist()
         for slot, length in zip(slots, step.seq_lens.tolist(), strict=True):
             self.lengths[slot] = length
+        if len(step.token_ids) > len(slots) > 1:
+            return self._prefill(step, slots)
         first, stop = min(slots), max(slots) + 1
-        inputs = self._rows(step, slots, first, stop)
-        for name, tensor in self.caches.tensors.items():
-            inputs[name] = tensor[first:stop]
-        return self.runner.run(inputs)["logits"].float().cpu()
+        self.padding.decode += stop - first - len(slots)
+        return self._run(self._rows(step, slots, first, stop), first, stop)
+
+    def _prefill(self, step: Step, slots: list[int]) -> torch.Tensor:
+        found = []
+        for batch in slot_batches(step, slots):
+            self.padding.prefill += batch.padding
+            found.append((batch.rows, self._run(batch.inputs, batch.first, batch.stop)))
+        rows = torch.cat([rows for rows, _ in found])
+        return torch.cat([logits for _, logits in found])[rows.argsort()]
+
+    def _run(self, inputs: dict[str, torch.Tensor], first: int, stop: int) -> torch.Tensor:
+        caches = {name: tensor[first:stop] for name, tensor in self.caches.tensors.items()}
+        return self.runner.run(inputs | caches)["logits"].float().cpu()
 
     def _rows(self, step: Step, slots: list[int], first: int, stop: int) -> dict[str, torch.Tensor]:
         if slots == list(range(first, stop)):

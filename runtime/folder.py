@@ -233,7 +233,7 @@ def _manifest(image: EngineImage, hashes: Mapping[str, str]) -> dict[str, Json]:
         "name": image.name,
         "target": image.target,
         "backend": image.backend,
-        "lm": None if image.lm is None else asdict(image.lm),
+        "lm": None if image.lm is None else _lm_data(image.lm),
         "signature": None
         if signature is None
         else {
@@ -341,6 +341,12 @@ def _stored_weights(folder: Path) -> Iterator[tuple[str, LoadableWeight]]:
         checkpoint = SafetensorsCheckpoint(path)
         for name in checkpoint.names():
             yield name, checkpoint.tensor(name)
+
+
+def _lm_data(config: LMConfig) -> dict[str, Json]:
+    data: dict[str, Json] = asdict(config)
+    del data["batching"]  # as whoever loads it likes
+    return data
 
 
 def _read_lm(data: Mapping[str, Json]) -> LMConfig:

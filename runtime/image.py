@@ -14,6 +14,7 @@ from .structure import Structure
 
 FORMAT_VERSION = 2
 Kind = Literal["causal_lm", "module"]
+Batching = Literal["auto", "bucketed", "continuous"]
 
 
 class LoadableWeight(Protocol):
@@ -38,6 +39,7 @@ class LMConfig:
         memory_fraction: of the device's memory that weights, cache and steps may take together.
         prefix_caching: whether pages of prompts outlive their requests; a slot cache keeps none.
         swap_space: GiB of the host's memory for cached pages that have to make room.
+        batching: which prompts a slot cache computes together; not kept in the folder.
     """
 
     vocab_size: int
@@ -49,6 +51,7 @@ class LMConfig:
     memory_fraction: float = 0.9
     prefix_caching: bool = True
     swap_space: float = 0.0
+    batching: Batching = "auto"
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,9 +46,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..errors import VerificationError
 from .batch import DecodeBatch, DecodeBatches
 from .decode_buffer import Launched
+from .failing import broken_logits, end_request
 from .grammar import prepare
 from .masked_sampling import Masks
 from .pool import KVPool
@@ -164,14 +164,11 @@ class Launcher:
         return True
 
     def commit(self, flight: InFlight) -> list[Chunk]:
-        """Waits for a step's tokens and gives them to their sequences.
+        """Waits for a step's tokens and gives them to their sequences. A row without a finite
+        largest logit, if it is not void, ends its request.
 
         Returns:
             what of the plan was computed for somebody: the rows that are not void.
-
-        Raises:
-            VerificationError: a row that is not void has no finite largest logit; nothing has been
-                committed.
         """
         tokens = flight.launched.tokens()
         rows = [
@@ -179,17 +176,13 @@ class Launcher:
             for chunk, token in zip(flight.plan.chunks, tokens, strict=True)
             if chunk.seq.in_flight
         ]
-        broken = [row for row, (_, token) in enumerate(rows) if token < 0]
-        if broken:
-            raise VerificationError(
-                "the model's logits",
-                expected="a finite largest logit in each row",
-                found=f"none in rows {broken} of {len(rows)}",
-                remedy="Run `tilewright verify`.",
-            )
         now = self._clock()
         for chunk, token in rows:
             seq = chunk.seq
+            if token < 0:
+                end_request(self._scheduler, seq.request, broken_logits(seq.request))
+            if seq.finish_reason is not None:  # its sibling's row may have ended it
+                continue
             seq.in_flight -= 1
             seq.accept(Sampled(token), now)
             if seq.finish_reason is not None:

@@ -14,9 +14,10 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from ..errors import UnsupportedError
+from ..errors import UnsupportedError, VerificationError
 from .batch import build_step
 from .counters import Counters
+from .failing import broken_logits, end_request
 from .grammar import Grammars, Matcher
 from .in_flight import InFlight, Launcher, SamplingExecutor
 from .intake import (
@@ -34,7 +35,7 @@ from .pool import KVPool
 from .prompt_logprobs import token_logprobs
 from .request import Request
 from .request import Sequence as RunningSequence
-from .sampling import Sampler
+from .sampling import BROKEN, Sampler
 from .scheduler import Chunk, Plan, Scheduler
 from .step import StepExecutor
 from .stopping import StreamDecoder
@@ -92,7 +93,7 @@ class GenerationLoop:
         self.executor, self.pool, self.scheduler, self.sampler = executor, pool, scheduler, sampler
         self.max_model_len, self.vocab_size, self.grammars = max_model_len, vocab_size, grammars
         self.clock = scheduler.clock  # for the times of requests and steps
-        self.counters = Counters(prefix=pool.prefix_counters)
+        self.counters = Counters(prefix=pool.prefix_counters, padding=executor.padding)
         self.observers: list[Observer] = []
         self.lock = RLock()  # the books, the KV memory and the executor belong to who holds it
         self._flight: InFlight | None = None  # holds sequences' next tokens, if there is one
@@ -124,9 +125,12 @@ class GenerationLoop:
         Raises:
             UsageError: a prompt or params that cannot be taken; nothing has run.
             CapacityError: a prompt too long for the KV pool; nothing has run.
+            VerificationError: a prompt's logits are not finite, and the others have ended.
         """
         each = params_for(prompts, SamplingParams() if params is None else params)
         requests = [self._request(p, one) for p, one in zip(prompts, each, strict=True)]
+        for index, request in enumerate(requests):
+            request.name = f"prompt {index} of {len(prompts)}"
         try:
             with self.lock:
                 for request in requests:
@@ -208,10 +212,8 @@ class GenerationLoop:
         self._release([request])
 
     def step(self) -> None:
-        """Computes one step of whatever is waiting or running; nothing if there is nothing.
-
-        Raises:
-            VerificationError: the model gave NaN logits.
+        """Computes one step of whatever is waiting or running; nothing if there is nothing. A
+        request whose logits are not finite ends with an error of its own (`completions`).
         """
         with self.lock:
             started = self.clock()
@@ -393,14 +395,18 @@ class GenerationLoop:
             row += 1
         self.sampler.prepare([seq.sampling for seq in targets])  # before anything waits for logits
         for request, places, start in scored:
-            _score(request, places, logits[start : start + len(places)])
+            try:
+                _score(request, places, logits[start : start + len(places)])
+            except VerificationError as error:
+                end_request(self.scheduler, request, error)
         if not targets:
             return 0
         if to_fork or scored:
             logits = logits[torch.tensor(rows, device=logits.device)]
         self._commit(targets, logits)
         for chunk in plan.chunks:
-            if chunk.start < len(chunk.seq.request.prompt) <= chunk.seq.num_computed:
+            computed = chunk.start < len(chunk.seq.request.prompt) <= chunk.seq.num_computed
+            if computed and chunk.seq.finish_reason != "error":
                 self.scheduler.share(chunk.seq)  # its logits were numbers, so its K and V are
         for request in to_fork:
             self._copy(self.scheduler.fork(request))
@@ -413,7 +419,10 @@ class GenerationLoop:
         sampled = self.sampler.sample(logits, [seq.sampling for seq in targets])
         now = self.clock()
         for seq, one in zip(targets, sampled, strict=True):
-            seq.accept(one, now)
+            if one.token_id == BROKEN:
+                end_request(self.scheduler, seq.request, broken_logits(seq.request))
+            if seq.finish_reason is None:  # its prompt's logits, or a sibling's, may have ended it
+                seq.accept(one, now)
 
     def _copy(self, copies: list[tuple[int, int]]) -> None:
         if copies:

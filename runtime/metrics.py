@@ -184,7 +184,7 @@ class Metrics:
         for seq in seqs:
             reason = seq.finish_reason or "abort"
             self.finished[reason] = self.finished.get(reason, 0) + 1
-            if seq.finish_reason is not None:  # as in vLLM, others have no times
+            if reason not in ("abort", "error"):  # as in vLLM, these have no times
                 for name, value in _values(seq).items():
                     values.setdefault(name, []).append(value)
         for name, each in values.items():
@@ -228,6 +228,9 @@ class Metrics:
             "request_success", "counter", "Ended.", dict(self.finished), "finished_reason"
         )
         yield Reading("computed_tokens", "counter", "Tokens computed.", tokens, "phase")
+        padding = {"prefill": of.padding.prefill, "decode": of.padding.decode}
+        text = "Tokens computed to fill batches; not among computed_tokens."
+        yield Reading("padding_tokens", "counter", text, padding, "phase")
         text = "Time in steps; those with any prompt tokens are prefill."
         yield Reading("step_seconds", "counter", text, seconds, "phase")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-FinishReason = Literal["stop", "length", "deadline"]
+FinishReason = Literal["stop", "length", "deadline", "error"]
+"""Why a completion ended; with "error" there is none, but what it raises."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,6 +137,10 @@ class Sequence:
         if self.request.streams:
             self.deltas.append(Delta(self.index, text, [], self.finish_reason))
 
+    def fail(self, error: TilewrightError) -> None:
+        """Ends it without a completion."""
+        self.error, self.finish_reason = error, "error"
+
     def completion(self) -> Completion:
         """The finished completion; raises its error, if it has one."""
         assert self.finish_reason is not None
@@ -175,6 +179,7 @@ class Request:
     Attributes:
         namespace: sequences share cached prefixes only if theirs are equal.
         deadline: when it ends whatever there is (`time.perf_counter()`), infinity for never.
+        name: of the request, for messages.
         abandoned: whether it was given up before it had ended.
         prompt_logprobs: of the prompt's first tokens, as far as they are computed, None for the
             first of them; None if they were not asked for.
@@ -198,7 +203,7 @@ class Request:
         self.prompt_ids = np.array(prompt, dtype=np.int64) if prompt_ids is None else prompt_ids
         self.matcher, self.jumps = matcher, jumps
         self.submitted = time.perf_counter() if submitted is None else submitted
-        self.max_tokens = max_tokens
+        self.max_tokens, self.name = max_tokens, "the request"
         self.namespace: Hashable = params.cache_namespace
         self.deadline = math.inf if params.deadline is None else self.submitted + params.deadline
         self.forked, self.abandoned = params.n == 1, False

@@ -28,12 +28,18 @@ from .grammar import Matcher, banned, mask_block, prepare
 from .output import TokenLogprobs
 from .params import SamplingParams
 
+BROKEN = -1  # the token of a row without a finite largest logit, as devices have it too
 _BLOCK = 32  # numbers drawn at once: one at a time costs 4 µs a row
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A chosen token, with its logprobs where they were asked for."""
+    """A chosen token, with its logprobs where they were asked for.
+
+    Attributes:
+        token_id: BROKEN if the row has NaN, infinite or no allowed logits.
+        logprobs: None too if it is broken.
+    """
 
     token_id: int
     logprobs: TokenLogprobs | None = None
@@ -215,10 +221,7 @@ class Sampler:
 
     def sample(self, logits: Tensor, states: Sequence[SamplingState]) -> list[Sampled]:
         """One token for each row of logits f32[R, V]; the caller commits it to the state, which
-        then draws with another number.
-
-        Raises:
-            VerificationError: a row has NaN, infinite or no allowed logits.
+        then draws with another number. A row of broken logits is BROKEN, and changes no other.
         """
         if all(state.plain for state in states):
             return [Sampled(token) for token in _greedy(logits)]
@@ -237,6 +240,8 @@ class Sampler:
                 tokens[row] = token
         return [
             Sampled(token, _logprobs(logits[row], token, states[row].params.logprobs))
+            if token != BROKEN
+            else Sampled(token)
             for row, token in enumerate(tokens)
         ]
 
@@ -258,11 +263,14 @@ def filtered_logits(scores: Tensor, params: Sequence[SamplingParams]) -> Tensor:
 
 
 def _draw(scores: Tensor, states: Sequence[SamplingState]) -> list[int]:
-    check_finite(scores.amax(-1).tolist())
+    best = scores.amax(-1)
+    values: list[float] = best.tolist()
+    if not _finite(values):  # such a row draws from anything
+        scores = torch.where(best.isfinite()[:, None], scores, 0.0)
     uniform = torch.tensor([[state.uniform()] for state in states], dtype=torch.float64)
     scores = filtered_logits(scores, [state.params for state in states])
     tokens: list[int] = draw(scores, uniform.to(scores.device)).tolist()
-    return tokens
+    return _marked(tokens, values)
 
 
 def _adjusted(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
@@ -311,12 +319,24 @@ def _greedy(scores: Tensor) -> list[int]:
         # NumPy's argmax is vectorised, and stays on this thread (see _on_this_thread).
         rows = scores.detach().numpy()
         ids = rows.argmax(-1).tolist()  # of a row with NaN: the first NaN
-        check_finite([float(row[token]) for row, token in zip(rows, ids, strict=True)])
+        values = [float(row[token]) for row, token in zip(rows, ids, strict=True)]
     else:
         best, tokens = scores.max(-1)
-        check_finite(best.tolist())
+        values = best.tolist()
         ids = tokens.tolist()
-    return ids
+    return _marked(ids, values)
+
+
+def _finite(values: list[float]) -> bool:
+    return all(map(math.isfinite, values))
+
+
+def _marked(tokens: list[int], best: list[float]) -> list[int]:
+    """The tokens, BROKEN where the largest logit is not finite."""
+    if _finite(best):
+        return tokens
+    pairs = zip(tokens, best, strict=True)
+    return [token if math.isfinite(value) else BROKEN for token, value in pairs]
 
 
 def check_finite(values: list[float]) -> None:
@@ -325,7 +345,7 @@ def check_finite(values: list[float]) -> None:
     Raises:
         VerificationError: there is such a row.
     """
-    if not all(map(math.isfinite, values)):
+    if not _finite(values):
         raise VerificationError(
             "the model's logits",
             expected="a finite largest logit in each row",

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 
 from ..errors import CapacityError, UsageError
+from .bucketing import LengthBuckets
 from .pool import KVPool, PageCopy, Slots
 from .request import Request, Sequence
 from .step import Capabilities
@@ -65,13 +66,15 @@ class Scheduler:
 
     Args:
         pool: where K and V live.
-        capabilities: what the executor takes. One that does not mix gets one sequence's whole
-            prefill alone, or one token of each running sequence.
+        capabilities: what the executor takes. One that does not mix gets whole prompts, or one
+            token of each running sequence.
         max_tokens_per_step: the token budget of a step, for executors that mix.
         max_prefill_tokens: the budget of a step while no sequence decodes, if it is larger: nobody
             waits for a token then.
         max_num_seqs: the most sequences that run at once.
         clock: seconds that never go back, for deadlines, and for the loop's times.
+        buckets: prompts of one are computed together, by executors that do not mix; None for each
+            prompt alone.
 
     Raises:
         UsageError: a budget or a number of sequences below 1.
@@ -86,6 +89,7 @@ class Scheduler:
         max_prefill_tokens: int = 0,
         max_num_seqs: int = 256,
         clock: Callable[[], float] = time.perf_counter,
+        buckets: LengthBuckets | None = None,
     ) -> None:
         for name, value in (
             ("max_tokens_per_step", max_tokens_per_step),
@@ -109,7 +113,7 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.num_preemptions = 0
-        self.clock = clock
+        self.clock, self.buckets = clock, buckets
         self._timed: list[Request] = []  # those with a deadline, the earliest first
 
     def add(self, request: Request) -> None:
@@ -277,11 +281,19 @@ class Scheduler:
             budget -= count
 
     def _plan_split(self, plan: Plan) -> None:
-        if self._admits():
-            seq = self._admit(plan)
-            self._take(plan, seq, seq.remaining)
-        else:
+        if not self._admits():
             self._plan_decode(plan)
+            return
+        for seq in (self.waiting[0], *self._companions()):
+            if self._admits(seq):
+                self._take(plan, self._admit(plan, seq), seq.remaining)
+
+    def _companions(self) -> list[Sequence]:
+        """Who is computed together with the first that waits, as far as there is room."""
+        places = min(self.capabilities.prefills, self.max_running - len(self.running))
+        if self.buckets is None or places < 2:
+            return []
+        return self.buckets.companions(self.waiting, places, self.max_prefill_tokens)
 
     def _plan_decode(self, plan: Plan) -> None:
         """One token of each running sequence that is ready for it, the last in rank giving way.
@@ -309,11 +321,13 @@ class Scheduler:
         plan.chunks.append(Chunk(seq, seq.num_computed, slots))
         plan.copies += copies
 
-    def _admits(self) -> bool:
-        """Whether the first waiting sequence can run to its next token beside the running ones."""
+    def _admits(self, seq: Sequence | None = None) -> bool:
+        """Whether a waiting sequence, by default the first, can run to its next token beside the
+        running ones.
+        """
         if not self.waiting or len(self.running) >= self.max_running:
             return False
-        pool, first = self.pool, self.waiting[0]
+        pool, first = self.pool, seq or self.waiting[0]
         room = pool.num_available
         for seq in self.running:  # the rest of its prompt, or its next token
             ahead = max(1, len(seq.tokens) - pool.length(seq.id))
@@ -324,8 +338,9 @@ class Scheduler:
             return False
         return pool.pages_to_open(first.tokens, first.request.namespace) <= room
 
-    def _admit(self, plan: Plan) -> Sequence:
-        seq = self.waiting.pop(0)
+    def _admit(self, plan: Plan, seq: Sequence | None = None) -> Sequence:
+        seq = seq or self.waiting[0]
+        self.waiting.remove(seq)
         if self.reuses and not seq.request.scoring:  # what is cached has no logits
             cached, copies = self.pool.reuse(seq.id, seq.tokens, seq.request.namespace)
             plan.copies += copies

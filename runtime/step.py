@@ -8,6 +8,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from .bucketing import Padding
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -41,10 +43,12 @@ class Capabilities:
 
     Attributes:
         mixes: takes any mix of prefill chunks and decode tokens in one step. Else a step is either
-            one sequence's whole prefill or one token of each of several sequences.
+            the whole prefill of up to `prefills` sequences, or one token of each of several.
         pages: reads K and V through block tables of many pages. Else a sequence is one slot.
         shares: lets several block tables hold the same page.
         max_slots: the most sequences in one step, None for no limit.
+        prefills: the most sequences whose whole prompts one step takes, for executors that do not
+            mix.
         samples: the most sequences in a decode step that samples on the device, so that the next
             one can be launched before the host has seen its tokens (`in_flight.py`); 0 if none can.
     """
@@ -54,10 +58,17 @@ class Capabilities:
     shares: bool
     max_slots: int | None
     samples: int = 0
+    prefills: int = 1
 
 
 class StepExecutor(Protocol):
-    """Runs steps of one model over the KV buffers that it owns."""
+    """Runs steps of one model over the KV buffers that it owns.
+
+    Attributes:
+        padding: what it has computed beside the steps' own tokens.
+    """
+
+    padding: Padding
 
     @property
     def capabilities(self) -> Capabilities:

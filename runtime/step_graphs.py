@@ -18,6 +18,7 @@ import torch
 
 from ..codegen.program import FRESH, Call
 from ..ir.dims import symbols_of
+from .bucketing import Padding
 from .decode_buffer import DecodeBuffer
 from .device_queue import DeviceQueue, Replayable
 from .graph_pool import GraphPool
@@ -59,6 +60,7 @@ class StepGraphs:
 
     Attributes:
         captured: by shape, the one that was not used for longest first.
+        padding: what steps have computed to fill their buckets.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class StepGraphs:
         self.max_pages, self.max_tokens = max_pages, max_tokens
         self.sequences = sorted({*(n for n in _SEQUENCES if n < max_sequences), max_sequences})
         self.captured: OrderedDict[Shape, _Captured] = OrderedDict()
+        self.padding = Padding()
         self._met: set[Shape] = set()
         self._graphs = GraphPool(runner.device)
         most = self._bucket(max_tokens)
@@ -100,6 +103,7 @@ class StepGraphs:
         if shape is None:
             return None
         self.queue.join()
+        self.padding.prefill += shape.tokens - len(step.token_ids)
         turn = self.metadata.write(step, self._padded(shape))
         logits = self._run(shape)
         turn.event, turn.busy = self.queue.record(turn.event), False

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from tilewright.runtime import Capabilities
+from tilewright.runtime.bucketing import Padding
 
 VOCAB = 23
 PAGED = Capabilities(mixes=True, pages=True, shares=True, max_slots=None)
@@ -40,6 +41,7 @@ class FakeExecutor:
     ) -> None:
         self.capabilities, self.logits = capabilities, logits
         self.fail_at = fail_at
+        self.padding = Padding()
         self.num_steps = 0
         self.most_tokens = 0
         self.most_sequences = 0
@@ -90,5 +92,6 @@ class FakeExecutor:
         limit = self.capabilities.max_slots
         assert limit is None or num_seqs <= limit
         if not self.capabilities.mixes:
-            whole_prefill = num_seqs == 1 and counts[0] == step.seq_lens[0]
+            whole_prefill = (counts == step.seq_lens).all()
+            whole_prefill &= num_seqs <= self.capabilities.prefills
             assert whole_prefill or (counts == 1).all()

@@ -10,6 +10,7 @@ from itertools import accumulate
 import torch
 
 from ...errors import TilewrightError, UsageError
+from ...runtime.bucketing import Padding
 from ...runtime.engine import CausalLMEngine
 from ...runtime.params import SamplingParams
 from ...targets import Target
@@ -63,6 +64,8 @@ class BatchResult:
         bars: (bar, ratio, whether it is met).
         preemptions: sequences that lost their pages, in all of its runs: the KV memory is too
             small for all of them, and steps are not what they are called.
+        padding_tokens: computed in all of its runs to fill batches.
+        padding_share: of all tokens computed in them, 0 to 1.
     """
 
     batch: int
@@ -73,6 +76,8 @@ class BatchResult:
     nominal: float
     bars: tuple[tuple[Bar, Ratio, bool], ...] = ()
     preemptions: int = 0
+    padding_tokens: int = 0
+    padding_share: float = 0.0
 
     @property
     def tokens_per_second(self) -> float:
@@ -181,7 +186,15 @@ def measure_throughput(
             sides = [_Side("tilewright", "tilewright", ours), *field_.sides()]
             _run_in_turns(sides, _Prompts(engine, batch, context), new_tokens, repeat, at)
             result = _result(engine, machine, batch, context, sides)
-            found.append(replace(result, preemptions=ours.preemptions))
+            share = ours.padding.share(ours.computed)
+            found.append(
+                replace(
+                    result,
+                    preemptions=ours.preemptions,
+                    padding_tokens=ours.padding.total,
+                    padding_share=share,
+                )
+            )
     dtype = str(engine_dtype(engine)).removeprefix("torch.")
     return Throughput(machine, dtype, context, new_tokens, repeat, tuple(found))
 
@@ -193,6 +206,18 @@ class _Ours(Contender):
 
     def __init__(self, engine: CausalLMEngine, device: torch.device) -> None:
         self.engine, self.device, self.preemptions = engine, device, 0
+        self._before = replace(engine.counters.padding), engine.counters.tokens_computed
+
+    @property
+    def padding(self) -> Padding:
+        """What filled its batches."""
+        before, now = self._before[0], self.engine.counters.padding
+        return Padding(now.prefill - before.prefill, now.decode - before.decode)
+
+    @property
+    def computed(self) -> int:
+        """Tokens that it has computed."""
+        return self.engine.counters.tokens_computed - self._before[1]
 
     def run_batch(self, prompts: Sequence[list[int]], new_tokens: int) -> Batch:
         synchronize(self.device)  # what a contender left behind is not ours

@@ -120,6 +120,8 @@ def _result_data(result: BatchResult, context: int) -> dict[str, object]:
         "prefill_seconds": _prefill(result),
         "prefill_tokens_per_second": result.batch * context / _prefill(result),
         "preemptions": result.preemptions,
+        "padding_tokens": result.padding_tokens,
+        "padding_share": result.padding_share,
         "bytes": result.bytes,
         "floor_seconds": result.floor,
         "share_of_floor": result.share_of_floor,
@@ -222,6 +224,10 @@ def _lines(result: BatchResult) -> list[str]:
         lines.append(
             f"batch {result.batch}: {result.preemptions} preemptions: the KV memory is too small "
             "for all of them at once, and the figures are not of such steps alone"
+        )
+    if result.padding_tokens:
+        lines.append(
+            f"batch {result.batch}: {result.padding_share:.1%} of the tokens computed were padding"
         )
     for rival in result.rivals:
         if rival.is_absent:

@@ -15,6 +15,7 @@ from emitted_running import ROOM, agrees_with_hugging_face
 from tilewright.compiler import api, emit
 from tilewright.compiler.hf_model import capture_causal_lm
 from tilewright.errors import TilewrightError
+from tilewright.runtime.bucketing import LengthBuckets
 from tiny_models import NAMED, PROMPTS, greedy, tiny_model
 
 NEW_TOKENS = 32
@@ -87,6 +88,8 @@ def test_named_family(case, backend: str) -> None:
     assert report["aten"] == []
     if backend == "onnxruntime" and name not in PARTLY:
         assert set(report["calls"]) == {"onnxruntime"}, report["fallbacks"]
+    if engine.config.kv_cache == "slot":  # all prompts in one batch, padded to the longest
+        engine.loop.scheduler.buckets = LengthBuckets((max(map(len, PROMPTS)),))
     kept = {part: part.__dict__.get("forward") for part in model.modules()}
     _forbid(model)
     try:
@@ -94,6 +97,8 @@ def test_named_family(case, backend: str) -> None:
     finally:
         for part in kept:
             del part.forward
+    longest = max(map(len, PROMPTS)) if engine.config.kv_cache == "slot" else 0
+    assert engine.counters.padding_tokens == sum(max(longest - len(p), 0) for p in PROMPTS)
 
 
 def test_named_family_emitted_as_onnx(case, tmp_path: Path) -> None:

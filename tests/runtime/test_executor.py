@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,8 @@ from hypothesis import strategies as st
 
 import tilewright as tw
 from e2e.models import CONTEXT, GPT, VOCAB, greedy_without_cache, moved_off_init
-from tilewright.errors import CapacityError
+from tilewright.errors import CapacityError, UnsupportedError, UsageError
+from tilewright.runtime.bucketing import LengthBuckets
 from tilewright.runtime.executor import PagedExecutor, SlotExecutor
 from tilewright.runtime.loop import GenerationLoop
 from tilewright.runtime.pool import PagedPool, SlotPool
@@ -71,6 +74,29 @@ def test_any_mix_of_requests_gives_each_its_own_tokens(engine, oracle, requests)
     assert found == expected
 
 
+def test_prompts_of_one_bucket_are_padded_to_the_longest_and_no_more(engine, oracle) -> None:
+    """By hand: the first wave is 20, 21 and 19 tokens, and 7 alone; the second 8 and 9, and 2."""
+    lengths, loop = (20, 7, 21, 19, 8, 2, 9), engine.loop
+    prompts = [prompt_of(length) for length in lengths]
+    buckets, slots = loop.scheduler.buckets, engine.config.kv_cache == "slot"
+    padded: dict[str, int] = {}
+    for way, by in {
+        "bucketed": buckets,
+        "arrival": slots and LengthBuckets((CONTEXT,)),
+        "continuous": None,
+    }.items():
+        loop.scheduler.buckets = by or None
+        before = engine.counters.padding_tokens
+        found = engine.generate(prompts, tw.SamplingParams(max_new_tokens=4))
+        assert [one.token_ids for one in found] == [oracle(prompt, 4) for prompt in prompts]
+        padded[way] = engine.counters.padding_tokens - before
+    loop.scheduler.buckets = buckets
+    bucketed = (21 - 20) + (21 - 19) + (9 - 8)
+    arrival = (21 - 20) + (21 - 7) + (21 - 19) + (9 - 8) + (9 - 2)
+    wanted = {"bucketed": bucketed, "arrival": arrival, "continuous": 0}
+    assert padded == (wanted if slots else dict.fromkeys(wanted, 0))
+
+
 def test_interleaved_streams(engine, oracle) -> None:
     prompts = [prompt_of(length) for length in (3, 9, 5)]
     params = [tw.SamplingParams(max_new_tokens=count) for count in (12, 5, 8)]
@@ -117,6 +143,20 @@ def test_slots_with_gaps_leave_nothing_behind(gpt, oracle, backend: str) -> None
     found = loop.generate(prompts, params)
     expected = [oracle(prompt, count) for prompt, count in zip(prompts, counts, strict=True)]
     assert [one[0].token_ids for one in found] == expected
+
+
+def test_batching_is_chosen_at_load_and_not_kept(engine, tmp_path) -> None:
+    path, paged = tmp_path / "engine", engine.config.kv_cache == "paged"
+    engine.save(path)
+    assert "batching" not in json.loads((path / "manifest.json").read_text())["lm"]
+    if paged:
+        with pytest.raises(UnsupportedError, match="batching='bucketed'.*paged cache"):
+            tw.load(path, batching="bucketed")
+    else:
+        assert tw.load(path, batching="continuous").loop.scheduler.buckets is None
+        assert tw.load(path).loop.scheduler.buckets == engine.loop.scheduler.buckets is not None
+    with pytest.raises(UsageError, match="auto, bucketed, continuous"):
+        tw.load(path, batching="dynamic")
 
 
 def test_memory_that_cannot_be_had_is_one_clear_error(engine) -> None:

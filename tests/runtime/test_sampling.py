@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tilewright.errors import VerificationError
 from tilewright.runtime import Sampler, SamplingParams
 from tilewright.runtime.filters import keep_top_p, penalise
-from tilewright.runtime.sampling import SamplingState, filtered_logits
+from tilewright.runtime.sampling import BROKEN, SamplingState, check_finite, filtered_logits
 
 V = 40
 
@@ -287,13 +287,18 @@ def test_top_p_over_a_flat_vocabulary_sorts_it_whole():
 @pytest.mark.quick
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("params", [{}, {"temperature": 1.0}, {"logprobs": 1}])
-def test_broken_logits_are_refused(bad, params):
-    logits = torch.randn(1, V)
-    logits[0, 5] = bad
+def test_a_broken_row_is_marked_and_changes_no_other(bad, params):
+    logits = torch.randn(3, V)
+    each = [{**params, "seed": seed} for seed in range(3)]
+    expected = sample(logits, *(state_of(**one) for one in each))
+    logits[1, 5] = bad
+    found = Sampler().sample(logits, [state_of(**one) for one in each])
+    assert [one.token_id for one in found] == [expected[0], BROKEN, expected[2]]
+    assert found[1].logprobs is None
     with pytest.raises(VerificationError, match="finite"):
-        sample(logits, state_of(**params))
+        check_finite(logits.amax(-1).tolist())
 
 
-def test_no_allowed_token_is_refused():
-    with pytest.raises(VerificationError, match="ruled out"):
-        sample(torch.randn(1, 3), state_of(stop_ids=[0, 1, 2], min_new_tokens=1))
+def test_a_row_without_an_allowed_token_is_broken():
+    none = state_of(stop_ids=[0, 1, 2], min_new_tokens=1)
+    assert sample(torch.randn(2, 3), none, state_of())[0] == BROKEN

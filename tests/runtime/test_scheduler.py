@@ -19,6 +19,7 @@ from tilewright.runtime import (
     SlotPool,
 )
 from tilewright.runtime.batch import build_step
+from tilewright.runtime.bucketing import Padding
 from tilewright.runtime.request import Request
 from tilewright.runtime.sampling import Sampled
 
@@ -143,7 +144,7 @@ class NoModel:
     """Constant logits at no cost, so that a step's time is the loop's own."""
 
     def __init__(self, capabilities):
-        self.capabilities = capabilities
+        self.capabilities, self.padding = capabilities, Padding()
         self.logits = torch.randn(1, 50_000)
 
     def allocate(self, num_pages, page_size, host_pages=0):

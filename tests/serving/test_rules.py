@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import threading
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -13,6 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from tilewright.errors import VerificationError
 from tilewright.runtime import SamplingParams
+from tilewright.runtime.sampling import BROKEN, Sampled
 from tilewright.serving.access import ANYBODY, Access, Limits
 from tilewright.serving.answers import Answer, split_calls
 from tilewright.serving.failures import Refused
@@ -111,29 +113,37 @@ def _busy(served) -> bool:
     return bool(loop.scheduler.running or loop.scheduler.waiting or served.service.worker.active)
 
 
-def _wait_until(condition) -> None:
-    """Until it holds; a thread of its own looks, so that nothing here sleeps."""
-    done = threading.Event()
+@pytest.fixture
+def told(served, monkeypatch) -> SimpleNamespace:
+    """Events of a server: `begun` when it holds a request, `over` when it holds none any more."""
+    events = SimpleNamespace(begun=threading.Event(), over=threading.Event())
+    worker = served.service.worker
+    add, deliver = worker._add, worker._deliver
 
-    def look() -> None:
-        while not condition():
-            threading.Event().wait(0.01)
-        done.set()
+    def added(stream):
+        add(stream)
+        events.begun.set()
 
-    threading.Thread(target=look, daemon=True).start()
-    assert done.wait(30)
+    def delivered(handed_over, ended):
+        deliver(handed_over, ended)
+        if not worker.active:
+            events.over.set()
+
+    monkeypatch.setattr(worker, "_add", added)
+    monkeypatch.setattr(worker, "_deliver", delivered)
+    return events
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_who_goes_away_is_no_longer_computed(served, stream) -> None:
+def test_who_goes_away_is_no_longer_computed(served, told, stream) -> None:
     body = {**BODY, "max_tokens": 200, "ignore_eos": True, "stream": stream}
     data = json.dumps(body).encode()
     host, port = served.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as sock:
         head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n"
         sock.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + data)
-        _wait_until(lambda: _busy(served))
-    _wait_until(lambda: not _busy(served))
+        assert told.begun.wait(30) and _busy(served)
+    assert told.over.wait(30) and not _busy(served)
     assert httpx.post(f"{served.url}/v1/completions", json=BODY).is_success
 
 
@@ -169,6 +179,31 @@ def test_a_step_that_fails_is_a_500_and_others_go_on(serve, monkeypatch) -> None
             streamed = httpx.post(f"{server.url}/v1/completions", json={**BODY, "stream": True})
             assert '"error"' in streamed.text and "[DONE]" not in streamed.text
         assert httpx.post(f"{server.url}/v1/completions", json=BODY).is_success
+        assert not _busy(server)
+
+
+def test_logits_that_are_no_numbers_are_a_500_of_their_request_alone(serve, monkeypatch) -> None:
+    with serve() as server:
+        sampler = server.service.engine.loop.sampler
+        real = sampler.sample
+
+        def sample(logits, states):
+            return [
+                Sampled(BROKEN) if state.params.seed == 13 else one
+                for state, one in zip(states, real(logits, states), strict=True)
+            ]
+
+        monkeypatch.setattr(sampler, "sample", sample)
+        url, long = f"{server.url}/v1/completions", {**BODY, "max_tokens": 20, "stream": True}
+        with httpx.stream("POST", url, json={**long, "ignore_eos": True}) as other:
+            lines = other.iter_lines()
+            next(lines)
+            found = httpx.post(url, json={**BODY, "seed": 13})
+            assert found.status_code == 500 and "finite" in found.json()["error"]["message"]
+            streamed = httpx.post(url, json={**BODY, "seed": 13, "stream": True})
+            assert '"error"' in streamed.text and "[DONE]" not in streamed.text
+            text = "\n".join(lines)
+        assert text.rstrip().endswith("[DONE]") and "error" not in text
         assert not _busy(server)
 
 
