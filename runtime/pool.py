@@ -161,6 +161,9 @@ class PagedPool:
         clock: seconds, for pinned prefixes; it never goes back.
         sliding: what of a sequence is seen; it lets go of the pages between. None for all.
 
+    Attributes:
+        num_dropped: pages that sequences have let go of since they saw them last.
+
     Raises:
         UsageError: fewer than 2 pages, or a page size below 1.
     """
@@ -197,6 +200,7 @@ class PagedPool:
         self._held: dict[int, list[int]] = {}
         self._lengths: dict[int, int] = {}
         self._sliding = sliding
+        self.num_dropped = 0
         self._dropped: dict[int, int] = {}  # pages that a sequence has let go of
 
     @property
@@ -326,6 +330,7 @@ class PagedPool:
             first, held = self._sliding.sink_pages, self._held[seq]
             del held[first : first + len(behind)]
             self._dropped[seq] = self._dropped.get(seq, 0) + len(behind)
+            self.num_dropped += len(behind)
             self._tables.rewrite(seq, first, held[first:])
             for page in behind:
                 self._pages.drop(page)
