@@ -20,6 +20,7 @@ def head_facts(problem: Problem, *further: str) -> Facts:
     node = problem.node
     words = ["sinks" if node.args[6] else "", "alibi" if node.args[7] else ""]
     words += ["softcap" if problem.softcap is not None else "", *further]
+    words.append("first" if problem.num_sinks else "")
     return (
         ("dtype", str(node.dtype)),
         ("with", " ".join(filter(None, words))),
