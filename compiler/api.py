@@ -39,7 +39,7 @@ from .hf_model import capture_causal_lm, meta_causal_lm
 from .lowering import lower, output_structure
 from .lowering.symbols import Sizes
 from .module_lm import capture_module_lm, example_ids, lower_module_lm
-from .options import DEFAULT_CONTEXT, CompileOptions, KVCacheConfig, resolve_options
+from .options import DEFAULT_CONTEXT, CompileOptions, KVCacheConfig, context_of, resolve_options
 from .quantizing import check_stored, computed_codes, keeps_codes
 from .sources import Source, open_source, source_tokenizer
 
@@ -438,21 +438,6 @@ def sample_ids(graph: Graph, limit: int) -> torch.Tensor:
     return torch.randint(vocab, (1, min(8, limit)), generator=generator)
 
 
-def context_of(own: int | None, options: CompileOptions) -> int:
-    """The longest sequence, given the model's own limit."""
-    wanted = options.max_model_len
-    if wanted is None:
-        return min(own or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
-    if own is not None and wanted > own:
-        raise UsageError(
-            "option max_model_len",
-            expected=f"at most {own}, the model's longest sequence",
-            found=str(wanted),
-            remedy="Lower it, or leave it out.",
-        )
-    return wanted
-
-
 def _lm_config(source: Source, options: CompileOptions, graph: Graph, limit: int) -> LMConfig:
     assert options.cache is not None
     logits = graph.outputs[0].shape[-1]
@@ -466,6 +451,8 @@ def _lm_config(source: Source, options: CompileOptions, graph: Graph, limit: int
         options.memory_fraction,
         options.prefix_caching,
         options.swap_space,
+        None if options.window is None else options.window.size,
+        0 if options.window is None else options.window.sinks,
     )
 
 

@@ -52,6 +52,7 @@ def changed_graphs(
         options.stored,
         options.codes,
         heads,
+        options.window,
     )
 
 

@@ -20,14 +20,14 @@ from ..passes.driver import VerifyLevel
 from ..passes.heads import GQA, HeadPlan
 from ..passes.quantize import Recipe
 from ..passes.schemes import QuantConfig
-from .api import Phases, Progress, context_of, identifier, open_model, sample_ids
+from .api import Phases, Progress, identifier, open_model, sample_ids
 from .changes import changed_graphs, make_changes
 from .emit_files import MODEL, largest_error, save_model
 from .graphs import Passed
 from .hf_model import capture_causal_lm
 from .inspect.layers import layer_numbers
 from .lowering import lower
-from .options import CompileOptions, resolve_options, wrong_option
+from .options import CompileOptions, context_of, resolve_options, wrong_option
 from .quantizing import check_stored
 from .sample_model import sample_source
 from .sources import Source, source_tokenizer

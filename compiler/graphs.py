@@ -22,6 +22,7 @@ from ..passes.one_token import takes_one_token
 from ..passes.open_rows import OPEN_ROWS
 from ..passes.pipeline import decode_pipeline, pipeline
 from ..passes.quantize import Recipe
+from ..passes.sinks import Window
 from ..runtime.decode_graphs import obstacles
 from ..targets import Target
 
@@ -93,18 +94,19 @@ def pass_graphs(
     stored: str | None = None,
     codes: DType | None = None,
     heads: HeadPlan | None = None,
+    window: Window | None = None,
 ) -> Passed:
     """Runs the pipelines, each pass checked as ``run_passes`` does.
 
     A ``recipe`` says which linears are quantized, and how; ``stored`` what becomes of codes that
     the checkpoint has (pipeline); ``codes`` what a paged cache holds; ``heads`` which KV heads
-    become one. A ``deterministic`` model has no decode graph: a step alone and a step among others
-    are one graph's, and one set of kernels'.
+    become one; ``window`` what a sequence keeps. A ``deterministic`` model has no decode graph: a
+    step alone and a step among others are one graph's, and one set of kernels'.
 
     Raises:
         VerificationError: a pass whose result is ill-formed or computes something else.
     """
-    steps = pipeline(cache, backend.fuses, deterministic, recipe, stored, codes, heads)
+    steps = pipeline(cache, backend.fuses, deterministic, recipe, stored, codes, heads, window)
     loaded: dict[Weight, torch.Tensor] = {}
     final, records = run_passes(captured, steps, level=level, samples=samples, loaded=loaded)
     fork = _before_fusion(captured, steps, records)

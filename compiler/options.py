@@ -16,6 +16,7 @@ from ..ir.dtypes import DType
 from ..passes.driver import VerifyLevel
 from ..passes.heads import GQA, resolve_heads
 from ..passes.schemes import STORED, QuantConfig, resolve_config
+from ..passes.sinks import LEAST_WINDOW, Window
 from ..runtime.memory import check_swap_space
 from ..settings import current
 from ..targets import Target
@@ -42,6 +43,10 @@ class KVCacheConfig:
             alike. Slots keep nothing.
         swap_space: GiB of the host's memory (pinned, for a GPU) for cached pages that have to make
             room: of prompts that come again, and of requests that were preempted.
+        window: the latest tokens that one sees, itself included: generation then has no end, and
+            memory stays constant (StreamingLLM). At least 16, and with the sinks at most the
+            model's context. It needs a paged cache and rotary embedding. None for all tokens.
+        sinks: first tokens that stay visible beside a window, 0 or more.
     """
 
     kind: Literal["auto", "paged", "static"] = "auto"
@@ -49,6 +54,8 @@ class KVCacheConfig:
     dtype: Literal["auto", "fp8", "int8"] = "auto"
     prefix_caching: bool = True
     swap_space: float = 0.0
+    window: int | None = None
+    sinks: int = 4
 
     def __post_init__(self) -> None:
         if self.kind not in CACHE_KINDS:
@@ -58,6 +65,11 @@ class KVCacheConfig:
         if self.dtype not in CACHE_CODES:
             raise wrong_option("KVCacheConfig.dtype", self.dtype, (*CACHE_CODES,))
         check_swap_space("KVCacheConfig.swap_space", self.swap_space)
+        if self.window is not None and not _is_count(self.window, LEAST_WINDOW):
+            valid = ("None", f"an integer of {LEAST_WINDOW} or more")
+            raise wrong_option("KVCacheConfig.window", self.window, valid)
+        if not _is_count(self.sinks, 0):
+            raise wrong_option("KVCacheConfig.sinks", self.sinks, ("an integer of 0 or more",))
         if not isinstance(self.prefix_caching, bool):
             raise wrong_option(
                 "KVCacheConfig.prefix_caching", self.prefix_caching, ("True", "False")
@@ -92,6 +104,7 @@ class CompileOptions:
         heads: how KV heads become fewer, resolved; None for not at all.
         prefix_caching: whether pages of prompts outlive their requests.
         swap_space: GiB of the host's memory for cached pages that make room.
+        window: what a sequence keeps; None for all of it.
     """
 
     target: Target
@@ -114,6 +127,7 @@ class CompileOptions:
     heads: GQA | None = None
     prefix_caching: bool = True
     swap_space: float = 0.0
+    window: Window | None = None
 
     @property
     def records(self) -> Store | None:
@@ -189,6 +203,7 @@ def resolve_options(
         resolve_heads(attention),
         config is None or config.prefix_caching,
         0.0 if config is None else float(config.swap_space),
+        None if config is None else _window(config, name, deterministic),
     )
 
 
@@ -233,6 +248,27 @@ def _tune(
 
 def _is_seed(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**63
+
+
+def context_of(own: int | None, options: CompileOptions) -> int:
+    """The longest sequence, given the model's own limit; of a window what it holds must fit."""
+    wanted, window = options.max_model_len, options.window
+    if wanted is not None and own is not None and wanted > own:
+        raise UsageError(
+            "option max_model_len",
+            expected=f"at most {own}, the model's longest sequence",
+            found=str(wanted),
+            remedy="Lower it, or leave it out.",
+        )
+    most, kept = wanted or own, 0 if window is None else window.size + window.sinks
+    if window is not None and most is not None and kept > most:
+        raise UsageError(
+            f"KVCacheConfig(window={window.size}, sinks={window.sinks})",
+            expected=f"a window and sinks of at most {most} tokens together, which the model knows",
+            found=str(kept),
+            remedy="Lower the window.",
+        )
+    return wanted or min(own or DEFAULT_CONTEXT, max(DEFAULT_CONTEXT, kept))
 
 
 def wrong_option(name: str, found: object, valid: tuple[str, ...]) -> UsageError:
@@ -302,6 +338,32 @@ def _codes(config: KVCacheConfig, backend: str, target: Target) -> DType | None:
             remedy="Use dtype='int8', which it has.",
         )
     return codes
+
+
+def _window(config: KVCacheConfig, backend: str, deterministic: bool) -> Window | None:
+    """What a sequence keeps, where the backend can let go of the rest."""
+    if config.window is None:
+        return None
+    if _cache(config, backend) != "paged":
+        raise UnsupportedError(
+            f"KVCacheConfig(window={config.window}) with backend {backend!r}",
+            expected="a paged cache, which the backends triton and eager have",
+            found="a cache of slots, each of which holds a sequence whole",
+            remedy="Use backend='triton' or 'eager' with kv_cache 'auto' or 'paged', or leave "
+            "window out.",
+        )
+    if deterministic:
+        raise UnsupportedError(
+            f"deterministic=True with KVCacheConfig(window={config.window})",
+            expected="keys whose order of sums depends on their sequence alone",
+            found="a window, whose keys lie by how the sequence came to them",
+            remedy="Leave one of both out.",
+        )
+    return Window(config.window, config.sinks)
+
+
+def _is_count(value: object, least: int) -> bool:
+    return type(value) is int and value >= least
 
 
 def _cache(config: KVCacheConfig, backend: str) -> KVCacheKind:

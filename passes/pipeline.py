@@ -24,6 +24,7 @@ from .recognize_gated import RECOGNIZE_GATED
 from .recognize_norm import RECOGNIZE_NORM
 from .recognize_rope import RECOGNIZE_ROPE
 from .sample_tokens import SAMPLE_TOKENS
+from .sinks import Window, window_pass
 from .smooth import smooth_pass
 
 
@@ -35,6 +36,7 @@ def pipeline(
     stored: str | None = None,
     codes: DType | None = None,
     heads: HeadPlan | None = None,
+    window: Window | None = None,
 ) -> tuple[Pass, ...]:
     """The passes from a captured graph to one that backends lower.
 
@@ -49,6 +51,7 @@ def pipeline(
             "expanded" makes numbers of them, "int8" lets their products round activations.
         codes: of a paged cache, i8 or f8e4m3; None for numbers.
         heads: of the KV heads that become fewer; None for none.
+        window: of a paged cache, what a sequence keeps; None for all.
     """
     caches = {None: (), "paged": (paged_cache_pass(codes),), "slot": (SLOT_CACHE,)}
     return (
@@ -57,6 +60,8 @@ def pipeline(
         *((heads_pass(heads),) if heads else ()),
         # One sequence becomes ragged tokens of many, over a cache.
         *caches[cache],
+        # While rotations stand by themselves.
+        *((window_pass(window),) if window and cache == "paged" else ()),
         # Fewer, larger matmuls.
         MERGE_PROJECTIONS,
         # What the rewrites left: reshapes and permutes that cancel, weights to fold.

@@ -23,7 +23,7 @@ def build_step(plan: Plan, pool: KVPool) -> Step:
         count = len(chunk.slots)
         logits_indices += [query_start[-1] + place - chunk.start for place in chunk.scored]
         query_start.append(query_start[-1] + count)
-        seq_lens.append(chunk.start + count)
+        seq_lens.append(chunk.start + count - pool.gap(chunk.seq.id))
         if chunk.completes:
             logits_indices.append(query_start[-1] - 1)
     return Step(
@@ -71,13 +71,14 @@ class DecodeBatch:
         key: the sequences' ids. The same key has the same params.
         token_ids: None if they are what the step before samples.
         feed_rows: where in that step each sequence is; None if it has the same rows.
-        positions: of the tokens; a sequence's length is one more.
+        positions: of the tokens; a sequence's length is one more, less its gap.
         slots: where the tokens' K and V are written.
         params: of each sequence's request.
         uniform: the next number of each sequence's stream, 0 for greedy ones; None if all are.
         tables: i32[B, M], the page ids of each sequence, unused entries 0.
         tables_version: another one whenever the tables are others, never used again.
         held: whether a sequence has a form, so that its row waits for a mask.
+        gaps: of each sequence the tokens that its table leaves out; None if no table does.
     """
 
     key: tuple[int, ...]
@@ -90,6 +91,7 @@ class DecodeBatch:
     tables: np.ndarray
     tables_version: int
     held: bool = False
+    gaps: list[int] | None = None
 
 
 class DecodeBatches:
@@ -102,6 +104,7 @@ class DecodeBatches:
         self._params: list[SamplingParams] = []
         self._random = self._held = False
         self._tables = np.zeros((0, 0), dtype=np.int32)
+        self._gaps: list[int] | None = None
 
     def forget(self) -> None:
         """To be called whenever pages may have changed hands other than by the plans built here."""
@@ -119,11 +122,13 @@ class DecodeBatches:
         positions = [chunk.start for chunk in chunks]
         if key != self._key:
             self._note(plan)
-        # A page is new where its first place is taken.
+        # A page is new where its first place is taken; only then are others let go of.
         size = self._pool.page_size
         if key != self._key or plan.copies or any([not start % size for start in positions]):
             self._key, self._version = None, self._version + 1
             self._tables = self._pool.block_tables(key).numpy()
+            gaps = [self._pool.gap(seq) for seq in key]
+            self._gaps = gaps if any(gaps) else None
             self._key = key
         return DecodeBatch(
             key,
@@ -136,6 +141,7 @@ class DecodeBatches:
             self._tables,
             self._version,
             self._held,
+            self._gaps,
         )
 
     def _note(self, plan: Plan) -> None:

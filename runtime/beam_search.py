@@ -105,8 +105,9 @@ class BeamSearcher:
             return True
         if (len(active) + 1) * width > self._loop.scheduler.max_running:
             return False
-        needed = sum(one.most_pages(width, pool.page_size) for one in (*active, search))
-        return needed <= pool.max_tokens // pool.page_size
+        most = width * pool.most_pages(pool.max_tokens)
+        needed = sum(min(one.most_pages(width, pool.page_size), most) for one in (*active, search))
+        return needed <= min(pool.max_tokens // pool.page_size, pool.num_pages - 1)
 
     def _start(self, search: Search, params: BeamSearchParams) -> None:
         """Computes the prompt, and takes the first tokens of the beams."""
@@ -119,7 +120,7 @@ class BeamSearcher:
             loop.pool.add(seq)
         most = len(search.prompt)
         if loop.scheduler.capabilities.mixes:
-            most = loop.scheduler.max_prefill_tokens
+            most = min(loop.scheduler.max_prefill_tokens, loop.pool.max_append)
         while True:
             chunk = search.prompt[start : start + most]
             last = start + len(chunk) == len(search.prompt)
@@ -199,7 +200,9 @@ class BeamSearcher:
             token_ids=torch.tensor([token for _, _, tokens in rows for token in tokens]),
             positions=torch.cat([torch.arange(at, at + len(ids)) for _, at, ids in rows]),
             query_start=torch.tensor([0, *stops], dtype=torch.int32),
-            seq_lens=torch.tensor([at + len(ids) for _, at, ids in rows], dtype=torch.int32),
+            seq_lens=torch.tensor(
+                [at + len(ids) - pool.gap(seq) for seq, at, ids in rows], dtype=torch.int32
+            ),
             slot_mapping=torch.from_numpy(np.concatenate(slots)),
             block_tables=pool.block_tables([seq for seq, _, _ in rows]),
             logits_indices=torch.tensor(

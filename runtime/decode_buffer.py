@@ -126,6 +126,8 @@ class DecodeBuffer:
             turn.tables = batch.tables_version
         fields["positions"][:] = batch.positions
         np.add(fields["positions"], 1, out=fields["seq_lens"], casting="unsafe")
+        if batch.gaps is not None:
+            fields["seq_lens"] -= np.asarray(batch.gaps, dtype=np.int32)
         fields["slot_mapping"][:] = batch.slots
         if batch.uniform is not None:
             fields["uniform"][:] = batch.uniform

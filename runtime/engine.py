@@ -33,6 +33,7 @@ from .refit import refit, refit_refused
 from .runner import ProgramRunner
 from .sampling import Sampler
 from .scheduler import Scheduler
+from .sliding import ENDLESS
 from .step import Step, StepExecutor
 from .trace import Tracer, tracing
 
@@ -56,6 +57,7 @@ class CausalLMEngine(RunningEngine):
             buckets=length_buckets(self.config),
         )
         eos, vocab = self.config.eos_token_ids, self.config.vocab_size
+        longest = self.config.max_model_len if self.config.window is None else ENDLESS
         grammars = Grammars(image.tokenizer, eos, vocab) if image.tokenizer else None
         self.loop = GenerationLoop(
             self.executor,
@@ -64,7 +66,7 @@ class CausalLMEngine(RunningEngine):
             Sampler(),
             image.tokenizer,
             eos,
-            self.config.max_model_len,
+            longest,
             vocab,
             grammars,
         )
@@ -101,12 +103,13 @@ class CausalLMEngine(RunningEngine):
         """Logits f32[B, S, V] for token ids i64[B, S], or f32[S, V] for i64[S].
 
         Raises:
-            UsageError: ids of another type, out of the vocabulary, or longer than the context.
+            UsageError: ids of another type, out of the vocabulary, or longer than the context,
+                unless they slide through a window.
             CapacityError: requests that are running leave no room in the KV memory.
         """
         rows = _rows(token_ids)
         if (
-            rows.shape[1] > self.config.max_model_len
+            rows.shape[1] > self.loop.max_model_len
             or not 0 <= int(rows.min()) <= int(rows.max()) < self.config.vocab_size
         ):
             raise UsageError(
@@ -206,22 +209,27 @@ class CausalLMEngine(RunningEngine):
 
 
 def score(executor: StepExecutor, pool: KVPool, token_ids: torch.Tensor) -> torch.Tensor:
-    """Logits f32[S, V] of every position of one sequence i64[S], computed in one step."""
-    count = len(token_ids)
+    """Logits f32[S, V] of every position of one sequence i64[S], computed in as few steps as the
+    pool takes.
+    """
+    found: list[torch.Tensor] = []
     pool.add(_SCORED)
     try:
-        slots, copies = pool.append(_SCORED, count)
-        if copies:
-            executor.copy_pages(*zip(*copies, strict=True))
-        positions = torch.arange(count)
-        lens = torch.tensor([count], dtype=torch.int32)
-        starts = torch.tensor([0, count], dtype=torch.int32)
-        tables = pool.block_tables([_SCORED])
-        step = Step(token_ids, positions, starts, lens, torch.as_tensor(slots), tables, positions)
-        # A copy: an executor may write the next step's logits to the same memory.
-        return executor.run(step).to("cpu", copy=True)
+        for start in range(0, len(token_ids), pool.max_append):
+            ids = token_ids[start : start + pool.max_append]
+            slots, copies = pool.append(_SCORED, len(ids))
+            if copies:
+                executor.copy_pages(*zip(*copies, strict=True))
+            rows = torch.arange(len(ids))
+            lens = torch.tensor([start + len(ids) - pool.gap(_SCORED)], dtype=torch.int32)
+            starts = torch.tensor([0, len(ids)], dtype=torch.int32)
+            tables = pool.block_tables([_SCORED])
+            step = Step(ids, start + rows, starts, lens, torch.as_tensor(slots), tables, rows)
+            # A copy: an executor may write the next step's logits to the same memory.
+            found.append(executor.run(step).to("cpu", copy=True))
     finally:
         pool.free(_SCORED)
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 _SCORED = -1  # requests number their sequences from 0
@@ -287,7 +295,7 @@ def _memory(
     if config.kv_cache == "slot":
         slots = SlotPool(config.max_batch_size, config.max_model_len)
         return SlotExecutor(runner, config.max_batch_size), slots
-    sizes = (config.max_batch_size, config.max_model_len, tokens)
+    sizes = (config.max_batch_size, config.most_pages * config.page_size, tokens)
     executor = PagedExecutor(runner, *sizes, decode=decode)
     programs = tuple(one.program for one in (runner, decode) if one is not None)
     page_bytes = executor.bytes_per_token * config.page_size
@@ -297,6 +305,7 @@ def _memory(
         config.page_size,
         prefix_caching=config.prefix_caching,
         host_pages=int(config.swap_space * 2**30 / page_bytes),
+        sliding=config.sliding,
     )
     return executor, pool
 

@@ -362,6 +362,8 @@ def _read_lm(data: Mapping[str, Json]) -> LMConfig:
         # An older engine says nothing of these.
         prefix_caching=data.get("prefix_caching") is not False,
         swap_space=float(str(data.get("swap_space", 0.0))),
+        window=None if data.get("window") is None else int(str(data["window"])),
+        sinks=int(str(data.get("sinks", 0))),
     )
 
 

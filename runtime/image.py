@@ -10,6 +10,7 @@ import torch
 
 from ..codegen.program import Json, Program
 from ..formats.tokenizer import Tokenizer
+from .sliding import Sliding
 from .structure import Structure
 
 FORMAT_VERSION = 2
@@ -40,6 +41,9 @@ class LMConfig:
         prefix_caching: whether pages of prompts outlive their requests; a slot cache keeps none.
         swap_space: GiB of the host's memory for cached pages that have to make room.
         batching: which prompts a slot cache computes together; not kept in the folder.
+        window: the latest tokens that one sees, itself included; then a sequence has no end. None
+            for all of `max_model_len`.
+        sinks: first tokens that are seen beside a window.
     """
 
     vocab_size: int
@@ -52,6 +56,22 @@ class LMConfig:
     prefix_caching: bool = True
     swap_space: float = 0.0
     batching: Batching = "auto"
+    window: int | None = None
+    sinks: int = 0
+
+    @property
+    def sliding(self) -> Sliding | None:
+        """What a sequence keeps, where that is not all of it."""
+        if self.window is None:
+            return None
+        return Sliding.of(self.page_size, self.window, self.sinks)
+
+    @property
+    def most_pages(self) -> int:
+        """Pages that a sequence holds at most."""
+        if self.sliding is not None:
+            return self.sliding.most_pages
+        return -(-self.max_model_len // self.page_size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ def pool_pages(
     Raises:
         CapacityError: not even one sequence of full length has room.
     """
-    longest = -(-config.max_model_len // config.page_size)
+    longest = config.most_pages
     wanted = longest * config.max_batch_size + 1
     if device.type != "cuda":
         return wanted
@@ -74,7 +74,7 @@ def step_bytes(program: Program, config: LMConfig, tokens: int = STEP_TOKENS) ->
     """Bytes of a Program's temporaries and results in its largest step, of so many tokens."""
     rows = max(config.max_batch_size, 8)
     tokens = rows if "query_start" not in program.inputs else max(tokens, rows)
-    pages = -(-config.max_model_len // config.page_size)
+    pages = config.most_pages
     values = (tokens, rows, rows, pages, 1, config.page_size)
     plan = plan_buffers(program, dict(zip(_BOUND, values, strict=True)))
     logits = rows * config.vocab_size * 6  # in the model's type, and as float32
@@ -105,12 +105,14 @@ def _too_little(
     config: LMConfig, needed: int, room: int, used: int, beside: int, total: int
 ) -> CapacityError:
     least = (used + beside + needed) / total
-    knobs = "Lower max_model_len or max_batch_size"
+    longest = "max_model_len" if config.window is None else "the window"
+    knobs = f"Lower {longest} or max_batch_size"
     if least <= 1.0:
         knobs += f", or raise memory_fraction to {math.ceil(least * 100) / 100:g} or more"
     return CapacityError(
         "the KV pool",
-        expected=f"room for one sequence of {config.max_model_len} tokens: {needed / 1e9:.2f} GB "
+        expected=f"room for one sequence of {config.most_pages * config.page_size} tokens: "
+        f"{needed / 1e9:.2f} GB "
         f"beside {used / 1e9:.2f} GB in use (weights and others) and {beside / 1e9:.2f} GB for "
         "the steps",
         found=f"{max(room, 0) / 1e9:.2f} GB within memory_fraction={config.memory_fraction:g} of "

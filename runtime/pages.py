@@ -51,6 +51,10 @@ class Pages:
         """Whether the prefix cache holds it, and nobody else."""
         return self._cached[page] == 1 and self.references[page] == 1
 
+    def frees(self, page: int) -> bool:
+        """Whether it is available once one of the sequences that hold it lets go of it."""
+        return self.references[page] - self._cached[page] == 1
+
     def cache(self, page: int) -> None:
         """The prefix cache holds a page from now on, beside the sequences that do."""
         assert not self._cached[page] and self.references[page]

@@ -10,13 +10,14 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import CapacityError, UsageError
+from .block_tables import BlockTables
 from .pages import Pages
 from .prefix_cache import PrefixCache, PrefixCounters
+from .sliding import ENDLESS, Sliding
 
 PageCopy = tuple[int, int]  # (source page, destination page); ids from num_pages on: the host's
 Slots = list[int] | NDArray[np.int64]  # page * page_size + offset of each token; one is a list
@@ -49,6 +50,15 @@ class KVPool(Protocol):
     @property
     def max_tokens(self) -> int:
         """The longest sequence that fits into the empty pool, in tokens."""
+        ...
+
+    @property
+    def max_append(self) -> int:
+        """The most tokens that `append` takes at once."""
+        ...
+
+    def most_pages(self, num_tokens: int) -> int:
+        """Pages that a sequence of so many tokens holds at most, at any time."""
         ...
 
     def add(self, seq: int) -> None:
@@ -90,8 +100,18 @@ class KVPool(Protocol):
         """Tokens of `seq` that have a place."""
         ...
 
+    def gap(self, seq: int) -> int:
+        """Tokens of `seq` that its block table leaves out, as nobody will see them again: whole
+        pages between its first ones and its window. Places and lengths in the table are less by it.
+        """
+        ...
+
+    def drops(self, seq: int, num_tokens: int) -> bool:
+        """Whether `append(seq, num_tokens)` would let go of pages of `seq`."""
+        ...
+
     def pages_needed(self, seq: int, num_tokens: int) -> int:
-        """Available pages that `append(seq, num_tokens)` would take."""
+        """Available pages that `append` of so many tokens, in as many parts as it takes, needs."""
         ...
 
     def append(self, seq: int, num_tokens: int) -> tuple[Slots, list[PageCopy]]:
@@ -126,37 +146,6 @@ class KVPool(Protocol):
         ...
 
 
-class _Tables:
-    """Block tables as one growing i32 tensor, so that a step's tables are one gather of rows."""
-
-    def __init__(self) -> None:
-        self.rows: dict[int, int] = {}
-        self.data = torch.zeros(8, 8, dtype=torch.int32)
-        self.free_rows = list(range(7, -1, -1))
-
-    def open(self, seq: int) -> None:
-        if not self.free_rows:
-            count = self.data.shape[0]
-            self.data = torch.cat([self.data, torch.zeros_like(self.data)])
-            self.free_rows = list(range(2 * count - 1, count - 1, -1))
-        self.rows[seq] = self.free_rows.pop()
-
-    def close(self, seq: int) -> None:
-        row = self.rows.pop(seq)
-        self.data[row].zero_()
-        self.free_rows.append(row)
-
-    def write(self, seq: int, start: int, pages: list[int]) -> None:
-        while start + len(pages) > self.data.shape[1]:
-            self.data = torch.cat([self.data, torch.zeros_like(self.data)], dim=1)
-        row = self.data[self.rows[seq]]
-        row[start : start + len(pages)] = torch.tensor(pages, dtype=torch.int32)
-
-    def gather(self, seqs: Sequence[int], width: int) -> Tensor:
-        rows = torch.tensor([self.rows[seq] for seq in seqs])
-        return self.data[:, :width].index_select(0, rows)
-
-
 class PagedPool:
     """Pages on demand; forks share pages and copy one when they write into it (PagedAttention,
     Kwon et al. 2023, sections 4.2 to 4.4).
@@ -170,6 +159,10 @@ class PagedPool:
         prefix_caching: whether pages of prefixes outlive their sequences (`prefix_cache.py`).
         host_pages: pages of the host, for cached prefixes that make room on the device.
         clock: seconds, for pinned prefixes; it never goes back.
+        sliding: what of a sequence is seen; it lets go of the pages between. None for all.
+
+    Attributes:
+        num_dropped: pages that sequences have let go of since they saw them last.
 
     Raises:
         UsageError: fewer than 2 pages, or a page size below 1.
@@ -186,6 +179,7 @@ class PagedPool:
         prefix_caching: bool = False,
         host_pages: int = 0,
         clock: Callable[[], float] = time.monotonic,
+        sliding: Sliding | None = None,
     ) -> None:
         if num_pages <= self._first_page or page_size < 1:
             raise UsageError(
@@ -202,9 +196,12 @@ class PagedPool:
         if prefix_caching:
             host = range(num_pages, num_pages + host_pages)
             self._cache = PrefixCache(self._pages, page_size, self.prefix_counters, clock, host)
-        self._tables = _Tables()
+        self._tables = BlockTables()
         self._held: dict[int, list[int]] = {}
         self._lengths: dict[int, int] = {}
+        self._sliding = sliding
+        self.num_dropped = 0
+        self._dropped: dict[int, int] = {}  # pages that a sequence has let go of
 
     @property
     def num_free(self) -> int:
@@ -219,7 +216,20 @@ class PagedPool:
     @property
     def max_tokens(self) -> int:
         """The longest sequence that fits into the empty pool, in tokens."""
-        return (self.num_pages - self._first_page) * self.page_size
+        pages = self.num_pages - self._first_page
+        if self._sliding is not None and pages >= self._sliding.most_pages:
+            return ENDLESS
+        return pages * self.page_size
+
+    @property
+    def max_append(self) -> int:
+        """The most tokens that `append` takes at once."""
+        return ENDLESS if self._sliding is None else self._sliding.chunk
+
+    def most_pages(self, num_tokens: int) -> int:
+        """Pages that a sequence of so many tokens holds at most, at any time."""
+        pages = -(-num_tokens // self.page_size)
+        return pages if self._sliding is None else min(pages, self._sliding.most_pages)
 
     def add(self, seq: int) -> None:
         """Opens an empty sequence."""
@@ -231,8 +241,10 @@ class PagedPool:
 
         Cached pages that no sequence holds are available, and taken like others.
         """
-        pages = -(-len(tokens) // self.page_size)
-        return pages if self._cache is None else pages - self._cache.shared_pages(namespace, tokens)
+        pages = self.most_pages(len(tokens))
+        if self._cache is None or pages * self.page_size < len(tokens):
+            return pages
+        return pages - self._cache.shared_pages(namespace, tokens)
 
     def reuse(
         self, seq: int, tokens: Sequence[int], namespace: Hashable
@@ -246,6 +258,7 @@ class PagedPool:
         found = self._cache.reuse(namespace, tokens)
         self._held[seq], self._lengths[seq] = found.pages, found.num_tokens
         self._tables.write(seq, 0, found.pages)
+        self._drop_behind(seq)
         return found.num_tokens, found.copies
 
     def keep(
@@ -255,7 +268,9 @@ class PagedPool:
         `closing` says that `free(seq)` comes next.
         """
         if self._cache is not None:
-            self._cache.keep(namespace, tokens, self._held[seq], closing=closing)
+            first = 0 if self._sliding is None else self._sliding.sink_pages
+            gap = range(first, first + self._dropped.get(seq, 0))
+            self._cache.keep(namespace, tokens, self._held[seq], gap, closing=closing)
 
     def pin(self, tokens: Sequence[int], namespace: Hashable, seconds: float) -> None:
         """For so long pages of `tokens` that are cached make room only if nothing else can."""
@@ -271,6 +286,10 @@ class PagedPool:
         """Tokens of `seq` that have a place."""
         return self._lengths[seq]
 
+    def gap(self, seq: int) -> int:
+        """Tokens of `seq` that its block table leaves out."""
+        return self._dropped.get(seq, 0) * self.page_size
+
     def _writes_shared(self, seq: int) -> bool:
         """Whether the next token of `seq` goes into a page that another sequence holds too."""
         if self._lengths[seq] % self.page_size == 0:
@@ -278,23 +297,56 @@ class PagedPool:
         return self._pages.references[self._held[seq][-1]] > 1
 
     def pages_needed(self, seq: int, num_tokens: int) -> int:
-        """Available pages that `append(seq, num_tokens)` would take."""
+        """Available pages that `append` of so many tokens, in as many parts as it takes, needs."""
+        new = self._new_pages(seq, num_tokens)
+        if self._sliding is None or not new:
+            return new
+        if num_tokens > self._sliding.chunk:
+            return max(0, min(new, self._sliding.most_pages - len(self._held[seq])))
+        return max(0, new - sum(map(self._pages.frees, self._behind(seq))))
+
+    def _new_pages(self, seq: int, num_tokens: int) -> int:
         if num_tokens == 0:
             return 0
-        held = self._held[seq]
         total = -(-(self._lengths[seq] + num_tokens) // self.page_size)
-        return total - len(held) + self._writes_shared(seq)
+        had = len(self._held[seq]) + self._dropped.get(seq, 0)
+        return total - had + self._writes_shared(seq)
+
+    def drops(self, seq: int, num_tokens: int) -> bool:
+        """Whether `append(seq, num_tokens)` would let go of pages of `seq`."""
+        return bool(self._new_pages(seq, num_tokens) and self._behind(seq))
+
+    def _behind(self, seq: int) -> list[int]:
+        """The pages of `seq` that no token behind its last one sees."""
+        if self._sliding is None:
+            return []
+        first = self._sliding.sink_pages
+        seen = self._sliding.first_seen(self._lengths[seq]) - self._dropped.get(seq, 0)
+        return self._held[seq][first:seen]
+
+    def _drop_behind(self, seq: int) -> None:
+        if behind := self._behind(seq):
+            assert self._sliding is not None
+            first, held = self._sliding.sink_pages, self._held[seq]
+            del held[first : first + len(behind)]
+            self._dropped[seq] = self._dropped.get(seq, 0) + len(behind)
+            self.num_dropped += len(behind)
+            self._tables.rewrite(seq, first, held[first:])
+            for page in behind:
+                self._pages.drop(page)
 
     def append(self, seq: int, num_tokens: int) -> tuple[Slots, list[PageCopy]]:
-        """Finds places for the next tokens: their slots, and the copies to make first.
+        """Finds places for the next tokens: their slots, and the copies to make first. What they do
+        not see makes room, where they need more.
 
         Raises:
-            CapacityError: there are not enough pages; nothing has changed.
+            CapacityError: there are not enough pages; nothing of what is seen has changed.
         """
-        needed = self.pages_needed(seq, num_tokens)
+        needed = self._new_pages(seq, num_tokens)
         held, length = self._held[seq], self._lengths[seq]
         copies: list[PageCopy] = []
         if needed:
+            self._drop_behind(seq)
             copies += self._make_room(needed)
             if self._writes_shared(seq):
                 copies.append(self._unshare_last(seq))
@@ -304,7 +356,8 @@ class PagedPool:
                 self._tables.write(seq, len(held), new)
                 held.extend(new)
         self._lengths[seq] = length + num_tokens
-        return self._slots(held, length, length + num_tokens), copies
+        start = length - self.gap(seq)
+        return self._slots(held, start, start + num_tokens), copies
 
     def _unshare_last(self, seq: int) -> PageCopy:
         held = self._held[seq]
@@ -332,6 +385,8 @@ class PagedPool:
         self.add(new)
         self._held[new] = list(self._held[seq])
         self._lengths[new] = self._lengths[seq]
+        if seq in self._dropped:
+            self._dropped[new] = self._dropped[seq]
         self._tables.write(new, 0, self._held[new])
         for page in self._held[new]:
             self._pages.hold(page)
@@ -343,6 +398,7 @@ class PagedPool:
             for page in self._held.pop(seq):
                 self._pages.drop(page)
             del self._lengths[seq]
+            self._dropped.pop(seq, None)
             self._tables.close(seq)
 
     def block_tables(self, seqs: Sequence[int]) -> Tensor:
@@ -353,8 +409,9 @@ class PagedPool:
         """Share of the places in held pages that hold no token, from 0 to 1."""
         used: dict[int, int] = {}  # a shared page counts once, with its fullest holder
         for seq, held in self._held.items():
+            length = self._lengths[seq] - self.gap(seq)
             for index, page in enumerate(held):
-                tokens = min(self.page_size, self._lengths[seq] - index * self.page_size)
+                tokens = min(self.page_size, length - index * self.page_size)
                 used[page] = max(used.get(page, 0), tokens)
         return 1 - sum(used.values()) / (len(used) * self.page_size) if used else 0.0
 

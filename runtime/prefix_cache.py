@@ -3,7 +3,9 @@
 Reference counts stay the truth about pages; the tree holds one reference to each of its own. What
 keeps eviction simple: a sequence that holds a page of the tree holds the pages of the tree before
 it too, because it took them all, or because they were all its own when the tree took them. So pages
-that the tree alone holds can always be reached from the leaves, and count as good as free.
+that the tree alone holds can always be reached from the leaves, and count as good as free. Only a
+sequence that sees a sliding window lets go of pages before others that it holds: where nothing else
+is left, the tree gives up what stands behind such a page, and the sequence has that by itself.
 
 What makes room goes to pages of the host, if there are any: their ids follow those of the device's
 pages. They come back to the device when a prompt wants them, so that whoever was preempted is not
@@ -140,7 +142,13 @@ class PrefixCache:
         return partial
 
     def keep(
-        self, namespace: Hashable, tokens: Sequence[int], held: Sequence[int], *, closing: bool
+        self,
+        namespace: Hashable,
+        tokens: Sequence[int],
+        held: Sequence[int],
+        gap: range = range(0),
+        *,
+        closing: bool,
     ) -> None:
         """Takes in the full pages of a sequence.
 
@@ -148,11 +156,17 @@ class PrefixCache:
             namespace: of the sequence.
             tokens: whose K and V have been written.
             held: the sequence's pages.
+            gap: of its pages the numbers of those that it has let go of: the tree's are in their
+                place, if it still has them all. Else nothing is taken in.
             closing: whether it is about to let go of them.
         """
         size, references = self.tree.page_size, self._pages.references
         stop = len(tokens) // size
         known = self.tree.peek(namespace, tokens[: stop * size]).pages
+        if gap:
+            if len(known) < gap.stop:
+                return
+            held = [*held[: gap.start], *known[gap.start : gap.stop], *held[gap.start :]]
         if list(held[: len(known)]) != known:
             # Others computed the same before: nobody may go on holding what comes behind theirs.
             full, stop = stop, len(known)
@@ -171,7 +185,7 @@ class PrefixCache:
         if missing <= 0:
             return []
         gone = self.tree.evict(missing, self._pages.is_idle)
-        for page in gone.pages + gone.pinned:
+        for page in gone.pages + gone.pinned + gone.left:
             self._pages.uncache(page)
         self._counters.evicted_pages += len(gone.pages) + len(gone.pinned)
         self._counters.evicted_pinned_pages += len(gone.pinned)

@@ -43,12 +43,14 @@ class Evicted:
     Attributes:
         pages: those that were not pinned.
         pinned: those that were.
+        left: pages that sequences hold on to; the tree has given them up with those before them.
         copies: (page, page of the host) of those that were moved, to be made in order before the
             pages are written to.
     """
 
     pages: list[int] = field(default_factory=list)
     pinned: list[int] = field(default_factory=list)
+    left: list[int] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
 
 
@@ -199,12 +201,18 @@ class PrefixTree:
 
         Args:
             count: the most pages to give up.
-            idle: whether nobody but the tree holds a page. Whoever holds one has to hold those
-                before it.
+            idle: whether nobody but the tree holds a page. What is held behind one is given up with
+                it, if nothing else is left.
         """
         found = Evicted()
         found.pages = self._evict(count, idle, self._clock(), found.copies)
         found.pinned = self._evict(count - len(found.pages), idle, math.inf, found.copies)
+        missing = count - len(found.pages) - len(found.pinned)
+        while missing > 0 and (left := self._bare_end(idle)):
+            found.left += left
+            taken = self._evict(missing, idle, math.inf, found.copies)
+            found.pages += taken
+            missing -= len(taken)
         self._drop_bare_roots()
         return found
 
@@ -332,6 +340,38 @@ class PrefixTree:
             self._file(node)
         self.num_pages -= len(taken)
         return taken
+
+    def _bare_end(self, idle: Callable[[int], bool]) -> list[int]:
+        """Makes an end of the last idle page of a node, the least recently used one that has any:
+        the pages of the device behind it, which are out of the tree.
+        """
+        for node in self._device:
+            stop = node.on_device
+            while stop and not idle(node.pages[stop - 1]):
+                stop -= 1
+            if stop:
+                return self._cut_off(node, stop)
+        return []
+
+    def _cut_off(self, node: _Node, stop: int) -> list[int]:
+        """Leaves a node its first pages, at least one of the device, and nothing behind them."""
+        gone = node.pages[stop : node.on_device]
+        self._spare += node.pages[node.on_device :]
+        stack = list(node.children.values())
+        while stack:
+            child = stack.pop()
+            stack += child.children.values()
+            gone += child.pages[: child.on_device]
+            self._spare += child.pages[child.on_device :]
+            for order in (self._device, self._host):
+                order.pop(child, None)
+        node.children.clear()
+        node.keys.clear()
+        node.on_device, node.device_children = stop, 0
+        self._cut_pages(node, stop)
+        self._file(node)
+        self.num_pages -= len(gone)
+        return gone
 
     def _give_up(self, node: _Node, copies: list[tuple[int, int]]) -> int:
         """Takes the last page on the device away from a node."""

@@ -270,15 +270,20 @@ class Scheduler:
         decoding = len(plan.chunks)
         budget = self.max_tokens_per_step - decoding if decoding else self.max_prefill_tokens
         for seq in self.running:
-            count = _chunk(seq, budget)
+            count = self._chunk(seq, budget)
             if seq.remaining > 1 and count and self._has_pages(seq, count):
                 self._take(plan, seq, count)
                 budget -= count
         while budget and self._admits():
             seq = self._admit(plan)
-            count = _chunk(seq, budget)
+            count = self._chunk(seq, budget)
             self._take(plan, seq, count)
             budget -= count
+
+    def _chunk(self, seq: Sequence, budget: int) -> int:
+        """How many of a sequence's tokens a step takes, of those that it has a budget for."""
+        limit = SCORED_TOKENS if seq.request.scoring else budget
+        return min(seq.remaining, budget, limit, self.pool.max_append)
 
     def _plan_split(self, plan: Plan) -> None:
         if not self._admits():
@@ -317,6 +322,9 @@ class Scheduler:
         return self.pool.pages_needed(seq.id, count) <= self.pool.num_available
 
     def _take(self, plan: Plan, seq: Sequence, count: int) -> None:
+        # What a prompt is about to let go of, others may still begin with.
+        if seq.remaining > 1 and self.pool.drops(seq.id, count):
+            self._keep(seq, closing=False)
         slots, copies = self.pool.append(seq.id, count)
         plan.chunks.append(Chunk(seq, seq.num_computed, slots))
         plan.copies += copies
@@ -332,7 +340,7 @@ class Scheduler:
         for seq in self.running:  # the rest of its prompt, or its next token
             ahead = max(1, len(seq.tokens) - pool.length(seq.id))
             room -= pool.pages_needed(seq.id, ahead)
-        if -(-len(first.tokens) // pool.page_size) <= room:
+        if pool.most_pages(len(first.tokens)) <= room:
             return True
         if room < 1 or not self.reuses or first.request.scoring:
             return False
@@ -352,9 +360,3 @@ class Scheduler:
             self.pool.add(seq.id)
         insort(self.running, seq, key=_rank)
         return seq
-
-
-def _chunk(seq: Sequence, budget: int) -> int:
-    """How many of a sequence's tokens a step takes, of those that it has a budget for."""
-    limit = SCORED_TOKENS if seq.request.scoring else budget
-    return min(seq.remaining, budget, limit)

@@ -21,7 +21,8 @@ class Step:
         token_ids: i64[T].
         positions: i64[T], the absolute position of each token in its sequence.
         query_start: i32[B+1], prefix sums of each sequence's number of tokens in this step.
-        seq_lens: i32[B], the length of each sequence including this step's tokens.
+        seq_lens: i32[B], the length of each sequence including this step's tokens, without those
+            that its block table leaves out.
         slot_mapping: i64[T], page * page_size + offset: where the token's K and V are written.
         block_tables: i32[B, M], the page ids of each sequence, unused entries 0.
         logits_indices: i64[R], the rows of T whose logits are wanted; R may be 0 in a step that

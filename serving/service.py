@@ -105,8 +105,12 @@ class Service:
         return tokenizer.decode([token_id], skip_special_tokens=False)
 
     def room(self, prompt: Sequence[int]) -> int:
-        """Tokens that the context leaves for an answer, 1 at least: the engine says the rest."""
-        return max(1, self.engine.config.max_model_len - len(prompt))
+        """Tokens that the context leaves for an answer, 1 at least: the engine says the rest. Where
+        nothing bounds an answer it has the context for itself.
+        """
+        config = self.engine.config
+        used = len(prompt) if config.window is None else 0
+        return max(1, config.max_model_len - used)
 
     async def ask(
         self, http: Request, read: Callable[[], tuple[Prompts, Reply]], *, streams: bool

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import torch
 
-from fake_executor import VOCAB, logits_of
+from fake_executor import VOCAB, logits_of, seen
 from tilewright.codegen.program import Program
 from tilewright.ir.parser import parse_type_text
 from tilewright.runtime import SamplingParams
@@ -30,11 +30,14 @@ class _Runner(ProgramRunner):
         super().__init__(Program("fake", types, (*inputs, CACHE), {}, pairs, ()), {}, None)
         self.broken = lambda tokens: False
         self.runs = 0
+        self.slides = None
 
-    def logits(self, inputs, b, length):
+    def logits(self, inputs, b, length, position):
         memory = inputs[CACHE]
         tokens = memory[inputs["block_tables"][b].long()].reshape(-1)[:length].tolist()
-        assert all(0 <= token < VOCAB for token in tokens), "a place that was never written"
+        tokens = seen(tokens, position + 1, self.slides)
+        written = tokens if len(tokens) == position + 1 else tokens[:-1]
+        assert all(0 <= token < VOCAB for token in written), "a place that was never written"
         return logits_of(tokens) * (torch.nan if self.broken(tokens) else 1.0)
 
 
@@ -50,7 +53,9 @@ class GeneralRunner(_Runner):
         rows = []
         for row in inputs["logits_indices"].tolist():
             b = int(torch.searchsorted(inputs["query_start"][1:], row, right=True))
-            rows.append(self.logits(inputs, b, int(inputs["positions"][row]) + 1))
+            behind = int(inputs["query_start"][b + 1]) - 1 - row
+            length = int(inputs["seq_lens"][b]) - behind
+            rows.append(self.logits(inputs, b, length, int(inputs["positions"][row])))
         return {"logits": torch.stack(rows) if rows else torch.empty(0, VOCAB)}
 
 
@@ -71,8 +76,9 @@ class DecodeRunner(_Runner):
             if length == 0:
                 assert not inputs["slot_mapping"][row] and not inputs["block_tables"][row].any()
                 continue
-            assert inputs["positions"][row] == length - 1
-            logits[row] = self.logits(inputs, row, length)
+            position = int(inputs["positions"][row])
+            assert position == length - 1 or (self.slides and position >= length)
+            logits[row] = self.logits(inputs, row, length, position)
             tokens[row] = _sampled(logits[row], {name: inputs[name][row] for name in SAMPLING})
         return {"logits": logits, "tokens": tokens}
 
@@ -170,8 +176,9 @@ class _LazyDecode(EagerDecode):
 class LazyExecutor(PagedExecutor):
     """A paged executor whose decode steps sample on the device that waits to be waited for."""
 
-    def __init__(self, max_sequences=8, max_model_len=48):
+    def __init__(self, max_sequences=8, max_model_len=48, slides=None):
         self.general, self.decoding = GeneralRunner(), DecodeRunner()
+        self.general.slides = self.decoding.slides = slides
         super().__init__(self.general, max_sequences, max_model_len, decode=self.decoding)
 
     def allocate(self, num_pages, page_size, host_pages=0):

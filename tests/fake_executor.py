@@ -25,6 +25,17 @@ def logits_of(tokens: list[int]) -> torch.Tensor:
     return torch.tensor([((digest * (v + 1) + v * v * 7919) % 10_007) / 1000 for v in range(VOCAB)])
 
 
+def seen(tokens: list[int], length: int, slides: tuple[int, int] | None) -> list[int]:
+    """What the last of `length` tokens sees of those that are left: all, or those of a window and
+    of the sinks before it, and how many there have been.
+    """
+    if slides is None or length <= sum(slides):
+        assert len(tokens) == length
+        return tokens
+    window, sinks = slides
+    return [*tokens[:sinks], *tokens[-window:], length]
+
+
 def greedy(prompt: list[int], count: int) -> list[int]:
     """The oracle: no pages, no batch, every step from all tokens."""
     tokens = list(prompt)
@@ -37,9 +48,13 @@ class FakeExecutor:
     """Runs the model over its own memory and checks that each step keeps the contract."""
 
     def __init__(
-        self, capabilities: Capabilities = PAGED, fail_at: int | None = None, logits=logits_of
+        self,
+        capabilities: Capabilities = PAGED,
+        fail_at: int | None = None,
+        logits=logits_of,
+        slides: tuple[int, int] | None = None,
     ) -> None:
-        self.capabilities, self.logits = capabilities, logits
+        self.capabilities, self.logits, self.slides = capabilities, logits, slides
         self.fail_at = fail_at
         self.padding = Padding()
         self.num_steps = 0
@@ -65,7 +80,9 @@ class FakeExecutor:
         rows = []
         for row in step.logits_indices.tolist():
             b = int(torch.searchsorted(step.query_start[1:], row, right=True))
-            rows.append(self.logits(self._read(step, b, int(step.positions[row]) + 1)))
+            behind = int(step.query_start[b + 1]) - 1 - row
+            left = self._read(step, b, int(step.seq_lens[b]) - behind)
+            rows.append(self.logits(seen(left, int(step.positions[row]) + 1, self.slides)))
         return torch.stack(rows) if rows else torch.empty(0, VOCAB)
 
     def _read(self, step, b, length):
@@ -88,7 +105,9 @@ class FakeExecutor:
         assert len(step.block_tables) == num_seqs == len(counts)
         assert (counts > 0).all()
         assert len(set(step.slot_mapping.tolist())) == num_tokens
-        assert torch.equal(step.positions[(step.query_start[1:] - 1).long()] + 1, step.seq_lens)
+        gaps = step.positions[(step.query_start[1:] - 1).long()] + 1 - step.seq_lens
+        assert (gaps >= 0).all() and not (gaps % self.page_size).any()
+        assert self.slides is not None or not gaps.any()
         limit = self.capabilities.max_slots
         assert limit is None or num_seqs <= limit
         if not self.capabilities.mixes:

@@ -25,7 +25,9 @@ Operands = list[torch.Tensor | None]
 
 @dataclass(frozen=True)
 class Shape:
-    """What is static in a call; the page size is where ``paged`` says so."""
+    """What is static in a call; the page size is where ``paged`` says so. The ``first`` keys are
+    seen from beyond a window.
+    """
 
     group: int = 4
     kv_heads: int = 2
@@ -38,6 +40,7 @@ class Shape:
     alibi: bool = False
     strided: bool = False
     codes: DType | None = None
+    first: int = 0
 
     @property
     def heads(self) -> int:
@@ -90,7 +93,8 @@ def _call(
         tensor("sinks", H) if shape.sinks else None,
         tensor("alibi", H, dtype=DType.F32) if shape.alibi else None,
         *(scales if scaled else ()),
-        **{"scale": shape.head_dim**-0.5, **attrs},
+        tensor("q_sinks", rows, H, D) if shape.first else None,
+        **{"scale": shape.head_dim**-0.5, "num_sinks": shape.first or None, **attrs},
     )
 
 
@@ -149,6 +153,7 @@ def _operands(
         pairs = [_coded(cache, shape.codes) for cache in caches]
         operands[1:3] = [codes for codes, _ in pairs]
         operands += [scales for _, scales in pairs]
+    operands.append(torch.randn(rows, H, shape.head_dim).to(dtype) if shape.first else None)
     sizes = {"T": rows, "B": len(lengths), "M": M, "N": N, "P": P}
     if starts is None:
         del sizes["T"]
@@ -169,7 +174,7 @@ def truth(shape: Shape, node: Node, operands: Sequence[torch.Tensor | None]) -> 
     wide = [t.double() if t is not None and t.is_floating_point() else t for t in operands]
     if shape.codes is not None:
         wide[1:3] = [wide[i].double() * wide[i + 7] for i in (1, 2)]
-        del wide[8:]
+        del wide[8:10]
     if shape.strided:
         wide[0] = wide[0][:, :, 2 : shape.heads + 2].transpose(1, 2)
     return OP.reference(*wide, **dict(node.attrs))

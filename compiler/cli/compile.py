@@ -23,10 +23,12 @@ from .options import (
     Model,
     QuantizeOption,
     RandomOption,
+    SinksOption,
     TargetOption,
     TuneOption,
     VerifyOption,
     WeightsOption,
+    WindowOption,
     check_place,
     compile_in_memory,
 )
@@ -46,6 +48,8 @@ def compile_model(
     attention: AttentionOption = None,
     kv_cache: CacheOption = "auto",
     kv_cache_dtype: CacheDtypeOption = "auto",
+    window: WindowOption = None,
+    sinks: SinksOption = 4,
     dtype: DtypeOption = "auto",
     max_model_len: ContextOption = None,
     max_batch_size: BatchOption = None,
@@ -79,7 +83,7 @@ def compile_model(
     of_engines: dict[str, Any] = {"target": target, "backend": backend, "kv_cache": kv_cache}
     of_engines |= {"kv_cache_dtype": kv_cache_dtype, "dtype": dtype, "tune": tune}
     of_engines |= {"max_batch_size": max_batch_size, "deterministic": deterministic}
-    of_engines["memory_fraction"] = memory_fraction
+    of_engines |= {"memory_fraction": memory_fraction, "window": window, "sinks": sinks}
     of_both: dict[str, Any] = {"quantize": quantize, "attention": attention, "verify": verify}
     of_both |= {"max_model_len": max_model_len, "random_weights": random_weights}
     of_both["trust_remote_code"] = trust_remote_code

@@ -22,6 +22,8 @@ _UNREAD: Mapping[str, tuple[object, ...]] = {
     "deterministic": (False,),
     "memory_fraction": (0.9,),
     "tune": ("cached", "none"),
+    "window": (None,),
+    "sinks": (4,),
 }
 """Options of engines, and the values that say nothing else than a model for other runtimes has."""
 

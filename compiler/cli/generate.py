@@ -29,7 +29,9 @@ from .options import (
     ContextOption,
     EngineOrModel,
     JsonOption,
+    SinksOption,
     TraceOption,
+    WindowOption,
     check_places,
     open_causal_lm,
     traced,
@@ -71,6 +73,8 @@ def generate(
     length_penalty: LengthPenaltyOption = 1.0,
     backend: BackendOption = "auto",
     max_model_len: ContextOption = None,
+    window: WindowOption = None,
+    sinks: SinksOption = 4,
     checkpoint: CheckpointOption = None,
     trace: TraceOption = None,
     as_json: JsonOption = False,
@@ -107,6 +111,8 @@ def generate(
         max_model_len=max_model_len,
         max_batch_size=max(n, beams or 1),
         checkpoint=checkpoint,
+        window=window,
+        sinks=sinks,
     )
     token_ids = _encode(loaded, text, chat, system)
     with traced(loaded, trace):

@@ -51,6 +51,15 @@ CacheDtypeOption = Annotated[
         "--kv-cache-dtype", help="What a paged KV cache holds: auto (as the model), fp8 or int8."
     ),
 ]
+WindowOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="TOKENS",
+        help="Let each token see so many, and the first ones: text without end in constant memory.",
+        show_default=False,
+    ),
+]
+SinksOption = Annotated[int, typer.Option(help="First tokens that are seen beside a window.")]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 ContextOption = Annotated[
     int | None, typer.Option(help="Longest sequence in tokens; by default the model's, up to 8192.")
@@ -122,6 +131,8 @@ def open_engine(
     max_model_len: int | None = None,
     max_batch_size: int | None = None,
     checkpoint: Path | None = None,
+    window: int | None = None,
+    sinks: int = 4,
 ) -> Engine:
     """Loads an engine folder, or compiles a model in memory, with a progress bar.
 
@@ -131,7 +142,15 @@ def open_engine(
     """
     from ...runtime.engine import start
 
-    image = open_image(path, backend, max_model_len, max_batch_size, checkpoint=checkpoint)
+    image = open_image(
+        path,
+        backend,
+        max_model_len,
+        max_batch_size,
+        checkpoint=checkpoint,
+        window=window,
+        sinks=sinks,
+    )
     with progress(f"start {Path(path).name}") as advance:
         advance("loading weights", 0.0)
         return start(image)
@@ -144,10 +163,12 @@ def open_image(
     max_batch_size: int | None = None,
     verify: str = "structure",
     checkpoint: Path | None = None,
+    window: int | None = None,
+    sinks: int = 4,
 ) -> EngineImage:
     """As ``open_engine``, not yet started."""
     if is_engine(path):
-        _refuse_options(path, backend, max_model_len)
+        _refuse_options(path, backend, max_model_len, window)
         from ...runtime.folder import load_image
 
         with progress(f"load {Path(path).name}") as advance:
@@ -166,6 +187,8 @@ def open_image(
         max_model_len=max_model_len,
         max_batch_size=max_batch_size,
         verify=verify,
+        window=window,
+        sinks=sinks,
     )
 
 
@@ -176,6 +199,8 @@ def open_causal_lm(
     max_model_len: int | None = None,
     max_batch_size: int | None = None,
     checkpoint: Path | None = None,
+    window: int | None = None,
+    sinks: int = 4,
 ) -> CausalLMEngine:
     """As ``open_engine``, for verbs that generate; UsageError for an engine of a plain module."""
     from ...runtime.engine import CausalLMEngine
@@ -186,6 +211,8 @@ def open_causal_lm(
         max_model_len=max_model_len,
         max_batch_size=max_batch_size,
         checkpoint=checkpoint,
+        window=window,
+        sinks=sinks,
     )
     if not isinstance(engine, CausalLMEngine):
         raise UsageError(
@@ -204,6 +231,8 @@ def compile_in_memory(
     backend: str = "auto",
     kv_cache: str = "auto",
     kv_cache_dtype: str = "auto",
+    window: int | None = None,
+    sinks: int = 4,
     dtype: str = "auto",
     max_model_len: int | None = None,
     max_batch_size: int | None = None,
@@ -222,7 +251,7 @@ def compile_in_memory(
     options = resolve_options(
         target=target,
         backend=backend,
-        kv_cache=KVCacheConfig(kv_cache, dtype=kv_cache_dtype),  # type: ignore[arg-type]
+        kv_cache=KVCacheConfig(kv_cache, dtype=kv_cache_dtype, window=window, sinks=sinks),  # type: ignore[arg-type]
         dtype=dtype,
         max_model_len=max_model_len,
         max_batch_size=max_batch_size,
@@ -281,11 +310,11 @@ def check_model(path: str) -> None:
         )
 
 
-def _refuse_options(path: str, backend: str, max_model_len: int | None) -> None:
-    if backend != "auto" or max_model_len is not None:
+def _refuse_options(path: str, backend: str, max_model_len: int | None, window: int | None) -> None:
+    if backend != "auto" or max_model_len is not None or window is not None:
         raise UsageError(
             path,
-            expected="no compile options (--backend, --max-model-len) beside an engine",
+            expected="no compile options (--backend, --max-model-len, --window) beside an engine",
             found="an engine folder, which is compiled already",
             remedy="Leave them out, or name the model instead.",
         )

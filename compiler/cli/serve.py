@@ -14,6 +14,8 @@ from .options import (
     CheckpointOption,
     ContextOption,
     EngineOrModel,
+    SinksOption,
+    WindowOption,
     open_causal_lm,
 )
 
@@ -68,6 +70,8 @@ def serve(
     max_batch_size: Batch = None,
     backend: BackendOption = "auto",
     max_model_len: ContextOption = None,
+    window: WindowOption = None,
+    sinks: SinksOption = 4,
     checkpoint: CheckpointOption = None,
 ) -> None:
     """Serve ENGINE over HTTP, as OpenAI's clients expect it."""
@@ -99,6 +103,8 @@ def serve(
         max_model_len=max_model_len,
         max_batch_size=max_batch_size or _AT_ONCE,
         checkpoint=checkpoint,
+        window=window,
+        sinks=sinks,
     )
     names = tuple(served_model_name or [loaded.image.name])
     rules = Rules(

@@ -31,16 +31,21 @@ def attend(
     sinks: torch.Tensor | None,
     scale: float,
     softcap: float | None,
+    far: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Softmax attention of q [..., H, S, D] over k [..., G, L, D] and v [..., G, L, E].
 
     It computes in float32 at least. ``visible`` (bool) and ``bias`` broadcast to [..., H, S, L];
-    ``sinks`` is [H]. A row that sees nothing gives 0.
+    ``sinks`` is [H]. A row that sees nothing gives 0. ``far`` is other queries like q, and which
+    keys meet them instead, bool [L].
     """
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     group = q.shape[-3] // k.shape[-3]
     keys, values = (x.to(wide).repeat_interleave(group, -3) for x in (k, v))
     scores = torch.matmul(q.to(wide), keys.transpose(-1, -2)) * scale
+    if far is not None:
+        others = torch.matmul(far[0].to(wide), keys.transpose(-1, -2)) * scale
+        scores = torch.where(far[1], others, scores)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     if bias is not None:

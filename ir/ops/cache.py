@@ -7,6 +7,10 @@ belong to no sequence give 0. Without ``query_start`` each sequence has one toke
 token of sequence b, and gives 0 where ``seq_lens[b]`` is 0. Slots: a cache is [B, G, S, D], row b
 belongs to sequence b, each of which brings T / B tokens; a row whose ``seq_lens`` is 0 is idle: it
 gives 0, and writes nothing.
+A window with ``num_sinks`` (StreamingLLM, Xiao et al., 2309.17453) leaves a sequence's first keys
+visible for ever: their scores are of ``q_sinks`` [T, H, D], the queries as they are where the first
+keys are still near. A sequence may then hold no more than pages of its first keys and of its
+window: lengths and places count what the block table holds, and the window hides what is between.
 Caches are values: an op returns the new one, and kernels write it in place (the schema's aliases).
 """
 
@@ -30,6 +34,8 @@ from .attention import (
     visibility,
     window_fits,
 )
+
+PAGED_ATTRS = (*ATTENTION_ATTRS, "num_sinks")
 
 
 def _kv_write_type(cache: TensorType, new: TensorType, slot_mapping: TensorType) -> TensorType:
@@ -64,11 +70,13 @@ def _paged_type(
     query_start: TensorType | None = None,
     sinks: TensorType | None = None,
     alibi: TensorType | None = None,
+    q_sinks: TensorType | None = None,
     *,
     scale: float,
     causal: bool = True,
     window: int | None = None,
     softcap: float | None = None,
+    num_sinks: int | None = None,
 ) -> TensorType:
     ranks = q.rank == 3 and k_cache.rank == v_cache.rank == 4
     if not ranks or k_cache.shape[:3] != v_cache.shape[:3]:
@@ -85,8 +93,31 @@ def _paged_type(
         raise ill_typed("paged_attention", "integers [B, M], [B] and [B + 1]", *tables)
     head_vectors_fit("paged_attention", q.shape[1], sinks, alibi)
     window_fits("paged_attention", window)
+    _sinks_fit(q, q_sinks, alibi, num_sinks, window, causal)
     heads_fit("paged_attention", q.with_shape((1, *q.shape)), k_cache, v_cache, 2)
     return q.with_shape((*q.shape[:2], v_cache.shape[3]))
+
+
+def _sinks_fit(
+    q: TensorType,
+    q_sinks: TensorType | None,
+    alibi: TensorType | None,
+    num_sinks: int | None,
+    window: int | None,
+    causal: bool,
+) -> None:
+    """First keys that stay come with queries of their own, in causal attention with a window whose
+    distances no slopes weigh; else GraphError.
+    """
+    if (q_sinks is None) is not (num_sinks is None):
+        raise ill_typed("paged_attention", "q_sinks and num_sinks together", q_sinks)
+    if q_sinks is None or num_sinks is None:
+        return
+    if q_sinks != q:
+        raise ill_typed("paged_attention", "q_sinks like q", q, q_sinks)
+    if num_sinks < 1 or window is None or not causal or alibi is not None:
+        wanted = "num_sinks of 1 or more in causal attention with a window and without alibi"
+        raise ill_typed("paged_attention", wanted, q_sinks, alibi)
 
 
 def _paged_attention(
@@ -98,11 +129,13 @@ def _paged_attention(
     query_start: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
     alibi: torch.Tensor | None = None,
+    q_sinks: torch.Tensor | None = None,
     *,
     scale: float,
     causal: bool = True,
     window: int | None = None,
     softcap: float | None = None,
+    num_sinks: int | None = None,
 ) -> torch.Tensor:
     return attend_pages(
         q,
@@ -112,10 +145,12 @@ def _paged_attention(
         (block_tables, seq_lens, query_start),
         sinks,
         alibi,
+        q_sinks,
         scale=scale,
         causal=causal,
         window=window,
         softcap=softcap,
+        num_sinks=num_sinks,
     )
 
 
@@ -127,11 +162,13 @@ def attend_pages(
     metadata: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
     sinks: torch.Tensor | None,
     alibi: torch.Tensor | None,
+    q_sinks: torch.Tensor | None = None,
     *,
     scale: float,
     causal: bool,
     window: int | None,
     softcap: float | None,
+    num_sinks: int | None = None,
 ) -> torch.Tensor:
     """``paged_attention`` over keys and values that ``rows`` reads.
 
@@ -153,15 +190,22 @@ def attend_pages(
         k, v = (x.flatten(0, 1)[:length].transpose(0, 1) for x in rows(pages))
         query_positions = torch.arange(length - (stop - start), length, device=q.device)
         key_positions = torch.arange(length, device=q.device)
+        visible = visibility(query_positions, key_positions, causal, window)
+        far = None
+        if q_sinks is not None and num_sinks is not None and visible is not None:
+            first = key_positions < num_sinks
+            visible |= first & (query_positions[:, None] >= key_positions)
+            far = (q_sinks[start:stop].transpose(0, 1), first)
         attended = attend(
             q[start:stop].transpose(0, 1),
             k,
             v,
-            visibility(query_positions, key_positions, causal, window),
+            visible,
             alibi_bias(alibi, query_positions, key_positions),
             sinks,
             scale,
             softcap,
+            far,
         )
         out[start:stop] = attended.transpose(0, 1)
     return out
@@ -294,6 +338,7 @@ def _paged_samples(g: torch.Generator) -> list[Sample]:
         Sample(args, {"scale": 0.3}),
         Sample((*args, _x(g, 4), slopes), {"scale": 0.3, "window": 3, "softcap": 4.0}),
         Sample((_x(g, 2, 4, 8), *args[1:5], None, _x(g, 4)), {"scale": 0.3}),
+        Sample((*args, None, None, _x(g, 4, 4, 8)), {"scale": 0.3, "window": 2, "num_sinks": 2}),
     ]
 
 
@@ -329,10 +374,11 @@ PAGED_ATTENTION = register(
             "query_start?",
             "sinks?",
             "alibi?",
+            "q_sinks?",
         ),
         _paged_type,
         _paged_attention,
-        ATTENTION_ATTRS,
+        PAGED_ATTRS,
         paged_flops,
         _paged_samples,
     )

@@ -18,8 +18,7 @@ from ..node import Node
 from ..schema import OpSchema, Sample, ill_typed, register
 from ..types import TensorType, TupleType
 from .append_kv import APPEND_KV, turned, turned_flops
-from .attention import ATTENTION_ATTRS
-from .cache import PAGED_ATTENTION, attend_pages, paged_flops, write_rows
+from .cache import PAGED_ATTENTION, PAGED_ATTRS, attend_pages, paged_flops, write_rows
 from .quant import LARGEST, QUANTIZE_ROWS, rounding_flops
 
 
@@ -44,20 +43,23 @@ def _attention_type(
     alibi: TensorType | None,
     k_scale: TensorType,
     v_scale: TensorType,
+    q_sinks: TensorType | None = None,
     *,
     scale: float,
     causal: bool = True,
     window: int | None = None,
     softcap: float | None = None,
+    num_sinks: int | None = None,
 ) -> TensorType:
     _codes_fit("scaled_paged_attention", (k_cache, k_scale), (v_cache, v_scale))
     plain = (cache.with_dtype(q.dtype) for cache in (k_cache, v_cache))
     found = PAGED_ATTENTION.infer(
-        *(q, *plain, block_tables, seq_lens, query_start, sinks, alibi),
+        *(q, *plain, block_tables, seq_lens, query_start, sinks, alibi, q_sinks),
         scale=scale,
         causal=causal,
         window=window,
         softcap=softcap,
+        num_sinks=num_sinks,
     )
     assert isinstance(found, TensorType)
     return found
@@ -74,11 +76,13 @@ def _attention(
     alibi: torch.Tensor | None,
     k_scale: torch.Tensor,
     v_scale: torch.Tensor,
+    q_sinks: torch.Tensor | None = None,
     *,
     scale: float,
     causal: bool = True,
     window: int | None = None,
     softcap: float | None = None,
+    num_sinks: int | None = None,
 ) -> torch.Tensor:
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
 
@@ -89,8 +93,9 @@ def _attention(
     out = q.new_zeros(*q.shape[:2], v_cache.shape[3])
     metadata = (block_tables, seq_lens, query_start)
     attrs: dict[str, Any] = {"causal": causal, "window": window, "softcap": softcap}
+    attrs["num_sinks"] = num_sinks
     return attend_pages(
-        q, rows, k_cache.shape[1], out, metadata, sinks, alibi, scale=scale, **attrs
+        q, rows, k_cache.shape[1], out, metadata, sinks, alibi, q_sinks, scale=scale, **attrs
     )
 
 
@@ -218,6 +223,10 @@ def _attention_samples(g: torch.Generator) -> list[Sample]:
                 (*decode, _x(g, 4), None, k_scale, v_scale),
                 {"scale": 0.3, "window": 3, "softcap": 4.0},
             ),
+            Sample(
+                (*ragged, None, None, k_scale, v_scale, _x(g, 4, 4, 8)),
+                {"scale": 0.3, "window": 2, "num_sinks": 2},
+            ),
         ]
     return found
 
@@ -238,11 +247,11 @@ SCALED_PAGED_ATTENTION = register(
         "scaled_paged_attention",
         (
             *("q", "k_cache", "v_cache", "block_tables", "seq_lens"),
-            *("query_start?", "sinks?", "alibi?", "k_scale", "v_scale"),
+            *("query_start?", "sinks?", "alibi?", "k_scale", "v_scale", "q_sinks?"),
         ),
         _attention_type,
         _attention,
-        ATTENTION_ATTRS,
+        PAGED_ATTRS,
         paged_flops,
         _attention_samples,
     )

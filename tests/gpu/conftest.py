@@ -14,4 +14,5 @@ def left_idle(engine):
     yield
     loop, pool = engine.loop, engine.pool
     assert not loop.scheduler.running and not loop.scheduler.waiting
+    engine.reset_prefix_cache()
     assert pool.num_free == pool.num_pages - 1

@@ -24,9 +24,10 @@ from hypothesis.stateful import (
 )
 
 from fake_decode import LazyExecutor
-from fake_executor import PAGED, VOCAB, FakeExecutor, logits_of
+from fake_executor import PAGED, VOCAB, FakeExecutor, logits_of, seen
 from tilewright.runtime import GenerationLoop, PagedPool, Sampler, SamplingParams, Scheduler
 from tilewright.runtime.sampling import SamplingState
+from tilewright.runtime.sliding import Sliding
 
 MAX_LEN = 32
 SCHEDULES = int(os.environ.get("TEST_SCHEDULES", "300"))
@@ -36,23 +37,25 @@ HAPPEN = (
     *("forks", "cancellations", "interrupts", "preemptions"),
     *("evictions", "evicted pins", "hits", "copies", "moved out", "moved in"),
 )
+SLIDE = ("drops", "forks", "preemptions", "evictions", "hits", "moved in")
 
 
 @lru_cache(maxsize=4096)
-def alone(prompt, count, temperature, index):
-    """The oracle: no pages, no batch, every token from all tokens before it."""
+def alone(prompt, count, temperature, index, slides):
+    """The oracle: no pages, no batch, every token from all tokens before it that it sees."""
     params = SamplingParams(temperature=temperature, seed=5)
     state, tokens = SamplingState(params, list(prompt), frozenset(), index), list(prompt)
     for _ in range(count):
-        token = Sampler().sample(logits_of(tokens)[None], [state])[0].token_id
+        logits = logits_of(seen(tokens, len(tokens), slides))
+        token = Sampler().sample(logits[None], [state])[0].token_id
         state.commit(token)
         tokens.append(token)
     return tokens[len(prompt) :]
 
 
 class _Stream:
-    def __init__(self, loop, prompt, params):
-        self.prompt, self.params, self.tokens = prompt, params, {}
+    def __init__(self, loop, prompt, params, slides):
+        self.prompt, self.params, self.tokens, self.slides = prompt, params, {}, slides
         self.deltas, self.open = loop.stream(prompt, params), True
 
     def read(self):
@@ -65,7 +68,8 @@ class _Stream:
     def check(self):
         one = self.params
         for index, tokens in self.tokens.items():
-            expected = alone(tuple(self.prompt), one.max_new_tokens, one.temperature, index)
+            prompt, count = tuple(self.prompt), one.max_new_tokens
+            expected = alone(prompt, count, one.temperature, index, self.slides)
             assert tokens == expected[: len(tokens)]
             assert not self.open or len(tokens) == one.max_new_tokens
         assert not self.open or len(self.tokens) == one.n
@@ -76,23 +80,35 @@ class Schedules(RuleBasedStateMachine):
 
     happened = Counter()
     lazy = False
+    slides = None
 
     @initialize(
         page_size=st.sampled_from([1, 2, 3, 4]),
         extra=st.sampled_from([0, 0, 1, 2, 8]),
         budget=st.integers(2, 24),
-        most=st.integers(1, 4),
+        running=st.integers(1, 4),
         host=st.sampled_from([0, 1, 4, 16]),
     )
-    def start(self, page_size, extra, budget, most, host):
+    def start(self, page_size, extra, budget, running, host):
         self.now = 0.0
-        pages = 1 + -(-MAX_LEN // page_size) + extra
-        executor = LazyExecutor(4, MAX_LEN) if self.lazy else FakeExecutor(PAGED)
+        most, sliding = -(-MAX_LEN // page_size), None
+        if self.slides is not None:
+            sliding = Sliding(page_size, *self.slides, chunk=4)
+            most = sliding.most_pages
+        pages = 1 + most + extra
+        executor = FakeExecutor(PAGED, slides=self.slides)
+        if self.lazy:
+            executor = LazyExecutor(4, most * page_size, self.slides)
         self.pool = PagedPool(
-            pages, page_size, prefix_caching=True, host_pages=host, clock=lambda: self.now
+            pages,
+            page_size,
+            prefix_caching=True,
+            host_pages=host,
+            clock=lambda: self.now,
+            sliding=sliding,
         )
         scheduler = Scheduler(
-            self.pool, executor.capabilities, max_tokens_per_step=budget, max_num_seqs=most
+            self.pool, executor.capabilities, max_tokens_per_step=budget, max_num_seqs=running
         )
         self.loop = GenerationLoop(
             executor, self.pool, scheduler, Sampler(), None, [], MAX_LEN, VOCAB
@@ -120,7 +136,7 @@ class Schedules(RuleBasedStateMachine):
             cache_namespace=space,
             priority=priority,
         )
-        self.streams.append(_Stream(self.loop, base[:cut] + tail, params))
+        self.streams.append(_Stream(self.loop, base[:cut] + tail, params, self.slides))
         self.happened["forks"] += n > 1
         self.read(self.streams[-1])
 
@@ -204,6 +220,7 @@ class Schedules(RuleBasedStateMachine):
         self.happened["moved in"] += counters.moved_in_pages
         self.happened["hits"] += counters.hit_tokens
         self.happened["copies"] += loop.counters.copied_pages
+        self.happened["drops"] += pool.num_dropped
         pool.clear_cache()
         assert pool.num_free == pool.num_pages - 1 and not any(pool._pages.references)
 
@@ -213,7 +230,22 @@ class LaunchedAhead(Schedules):
     lazy = True
 
 
-@pytest.mark.parametrize(("machine", "share"), [(Schedules, 2 / 3), (LaunchedAhead, 1 / 3)])
+class Sliding6(Schedules):
+    """Sequences that let go of pages between two sinks and a window of 6."""
+
+    happened = Counter()
+    slides = (6, 2)
+
+
+class SlidingAhead(Sliding6):
+    happened = Counter()
+    lazy = True
+
+
+@pytest.mark.parametrize(
+    ("machine", "share"),
+    [(Schedules, 2 / 3), (LaunchedAhead, 1 / 3), (Sliding6, 1 / 12), (SlidingAhead, 1 / 15)],
+)
 def test_tokens_are_those_of_each_request_alone(machine, share):
     machine.happened.clear()
     run_state_machine_as_test(
@@ -222,4 +254,5 @@ def test_tokens_are_those_of_each_request_alone(machine, share):
             max_examples=round(SCHEDULES * share), stateful_step_count=16, deadline=None
         ),
     )
-    assert all(machine.happened[one] for one in HAPPEN), machine.happened
+    wanted = HAPPEN if machine.slides is None else SLIDE
+    assert all(machine.happened[one] for one in wanted), machine.happened

@@ -42,6 +42,7 @@ _OPERANDS = (
     "query_start",
     "sinks",
     "alibi",
+    "q_sinks",
 )
 _PARTS = ("partial_acc", "partial_max", "partial_sum")
 
@@ -173,6 +174,7 @@ def _attend(
         "SOFTCAP": problem.softcap,
         "CAUSAL": bool(node.attr("causal")),
         "WINDOW": problem.window,
+        "NUM_SINKS": problem.num_sinks,
         "PAGE": page,
         # A step of decode waits for memory, not for masks.
         "INNER": name != "decode",

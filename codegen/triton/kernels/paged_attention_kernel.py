@@ -44,6 +44,7 @@ def _seen(
     key_ok,
     distance,
     slope,
+    first,
     SCALE: tl.constexpr,
     SOFTCAP: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -52,7 +53,8 @@ def _seen(
     MASKED: tl.constexpr,
 ):
     """Scores capped and biased, -inf where a row does not see the key. A FACTOR of 1 says that they
-    are scaled here, and not within the exponent.
+    are scaled here, and not within the exponent. ``first`` is which keys are seen from beyond the
+    window; None for no key.
     """
     LOG2E: tl.constexpr = 1.4426950408889634
     if SOFTCAP is None:
@@ -67,7 +69,10 @@ def _seen(
         if CAUSAL:
             visible = visible & (distance >= 0)
         if WINDOW is not None:
-            visible = visible & (distance < WINDOW)
+            near = distance < WINDOW
+            if first is not None:
+                near = near | first[None, :]
+            visible = visible & near
         scores = tl.where(visible, scores, float("-inf"))
     return scores
 
@@ -87,6 +92,7 @@ def _weights_of(scores, row_max, row_sum, FACTOR: tl.constexpr):
 @triton.jit
 def _meet(
     query,
+    far_query,
     query_pos,
     acc,
     row_max,
@@ -111,16 +117,23 @@ def _meet(
     FACTOR: tl.constexpr,
     BLOCK_N: tl.constexpr,
     MASKED: tl.constexpr,
+    NUM_SINKS: tl.constexpr,
 ):
-    """Rows meet one tile of keys. Where it is not MASKED, each row sees all of them."""
+    """Rows meet one tile of keys. Where it is not MASKED, each row sees all of them. The first
+    NUM_SINKS keys, which lie in the tile then, meet ``far_query``.
+    """
     BLOCK_D: tl.constexpr = query.shape[1]
     BLOCK_E: tl.constexpr = acc.shape[1]
     d = tl.arange(0, BLOCK_D)
     e = tl.arange(0, BLOCK_E)
     key_pos = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     size = page_size if PAGE is None else PAGE
+    first = None
     if MASKED:
         key_ok = (key_pos >= low) & (key_pos < high)
+        if NUM_SINKS > 0:
+            first = key_pos < NUM_SINKS
+            key_ok = ((key_pos >= low) | first) & (key_pos < high)
         page = tl.load(pages + key_pos // size, mask=key_ok, other=0)
     else:
         key_ok = None
@@ -143,9 +156,12 @@ def _meet(
             value = tl.load(v_cells, mask=(e < VALUE_DIM)[None, :], other=0.0)
 
     scores = tl.dot(query, tl.trans(key), input_precision="ieee")
+    if NUM_SINKS > 0:
+        far = tl.dot(far_query, tl.trans(key), input_precision="ieee")
+        scores = tl.where(first[None, :], far, scores)
     distance = query_pos[:, None] - key_pos[None, :]
     scores = _seen(
-        scores, key_ok, distance, slope, SCALE, SOFTCAP, CAUSAL, WINDOW, FACTOR, MASKED
+        scores, key_ok, distance, slope, first, SCALE, SOFTCAP, CAUSAL, WINDOW, FACTOR, MASKED
     )  # fmt: skip
     weights, decay, row_max, row_sum = _weights_of(scores, row_max, row_sum, FACTOR)
     acc = acc * decay[:, None]
@@ -163,6 +179,7 @@ def _attend(
     query_start,
     sinks,
     alibi,
+    q_sinks,
     out,
     partial_acc,
     partial_max,
@@ -188,12 +205,13 @@ def _attend(
     SOFTCAP: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
+    NUM_SINKS: tl.constexpr,
     PAGE: tl.constexpr,
     INNER: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    # q: [T, H, D] strided; caches: [N, P, G, D], [N, P, G, E]; out: [T, H, E]
+    # q: [T, H, D] strided; q_sinks: [T, H, D]; caches: [N, P, G, D], [N, P, G, E]; out: [T, H, E]
     # partial_acc: f32 [T, H, splits, E]; partial_max, partial_sum: f32 [T, H, splits]
     LOG2E: tl.constexpr = 1.4426950408889634
     # Scores whose order scaling keeps are scaled within the exponent, by one rounding with the
@@ -233,6 +251,8 @@ def _attend(
         low = tl.maximum(first_pos - (WINDOW - 1), 0)
     high = tl.where(first_row < stop, high, 0)
     first_tile = low // BLOCK_N
+    if NUM_SINKS > 0:  # the first tiles are walked by themselves
+        first_tile = tl.maximum(first_tile, (NUM_SINKS + BLOCK_N - 1) // BLOCK_N)
     tiles = tl.maximum((high + BLOCK_N - 1) // BLOCK_N - first_tile, 0)
     share = (tiles + splits - 1) // splits
     begin = first_tile + tl.minimum(split * share, tiles)
@@ -261,6 +281,17 @@ def _attend(
     v_rows = v_cache + kv_head * VALUE_DIM
     pages = block_tables + seq.to(tl.int64) * table_width
 
+    if NUM_SINKS > 0:
+        far_rows = q_sinks + (token.to(tl.int64) * (KV_HEADS * GROUP) + head) * HEAD_DIM
+        far_query = tl.load(far_rows[:, None] + d[None, :], mask=q_mask, other=0.0)
+        reached = tl.minimum((NUM_SINKS + BLOCK_N - 1) // BLOCK_N, (high + BLOCK_N - 1) // BLOCK_N)
+        for tile in range(0, tl.where(split == 0, reached, 0)):
+            acc, row_max, row_sum = _meet(
+                query, far_query, query_pos, acc, row_max, row_sum, slope, k_rows, v_rows, pages,
+                tile, low, high, num_pages, page_size, KV_HEADS, HEAD_DIM, VALUE_DIM, SCALE,
+                SOFTCAP, CAUSAL, WINDOW, PAGE, FACTOR, BLOCK_N, True, NUM_SINKS,
+            )  # fmt: skip
+
     # Tiles of which each row sees all keys need no masks; they lie between those that do.
     full_begin = begin
     full_end = begin
@@ -278,9 +309,9 @@ def _attend(
         until = full_begin if stretch == 0 else full_end if stretch == 1 else end
         for tile in range(since, until):
             acc, row_max, row_sum = _meet(
-                query, query_pos, acc, row_max, row_sum, slope, k_rows, v_rows, pages, tile,
+                query, None, query_pos, acc, row_max, row_sum, slope, k_rows, v_rows, pages, tile,
                 low, high, num_pages, page_size, KV_HEADS, HEAD_DIM, VALUE_DIM, SCALE, SOFTCAP,
-                CAUSAL, WINDOW, PAGE, FACTOR, BLOCK_N, stretch != 1,
+                CAUSAL, WINDOW, PAGE, FACTOR, BLOCK_N, stretch != 1, 0,
             )  # fmt: skip
 
     row = token.to(tl.int64) * (KV_HEADS * GROUP) + head

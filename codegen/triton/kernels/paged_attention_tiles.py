@@ -144,6 +144,13 @@ class Problem:
         return None if window is None or window > _MAX_WINDOW else window
 
     @property
+    def num_sinks(self) -> int:
+        """First keys that are seen from beyond the window, by queries of their own."""
+        sinks = self.node.attr("num_sinks")
+        assert sinks is None or isinstance(sinks, int)
+        return 0 if sinks is None or self.window is None else sinks
+
+    @property
     def num_tokens(self) -> Size:
         """T."""
         return self.node.operands[0].shape[0]

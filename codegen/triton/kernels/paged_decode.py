@@ -42,11 +42,21 @@ from .paged_decode_tiles import (
     pages_are_looked_up,
 )
 
-_OPERANDS = ("q", "k_cache", "v_cache", "block_tables", "seq_lens", None, "sinks", "alibi")
+_OPERANDS = (
+    "q",
+    "k_cache",
+    "v_cache",
+    "block_tables",
+    "seq_lens",
+    None,
+    "sinks",
+    "alibi",
+    "q_sinks",
+)
 _PARTS = ("partial_acc", "partial_max", "partial_sum")
 _FUNCTIONS = (
     *("_extent", "_page_ids", "_slots", "_cache_rows", "_prefetch"),
-    *("_step", "_split", "_decode", "_merge"),
+    *("_first_tiles", "_step", "_split", "_decode", "_merge"),
 )
 
 
@@ -193,7 +203,7 @@ def _attend(
         "PREFETCH": tiles.prefetch,
         "EVICT": "evict_first" if tiles.evict_first else "",
     }
-    absent: dict[str, Constexpr | None] = dict.fromkeys(("sinks", "alibi", *_PARTS))
+    absent: dict[str, Constexpr | None] = dict.fromkeys(("sinks", "alibi", "q_sinks", *_PARTS))
     tiling = {"BLOCK_M": block_rows(problem), "BLOCK_N": tiles.block_n, PDL: has_pdl(target)}
     grid = (problem.kv_heads * problem.head_chunks, splits, problem.num_seqs)
     launch = Launch("decode", pointers, grid, tiling, tiles.num_warps, tiles.num_stages)
@@ -233,7 +243,12 @@ def _merge(
 
 def _cut(problem: Problem, tiles: Tiles) -> dict[str, Constexpr | None]:
     """What decides how a sequence is split: the same for the splits and for their merge."""
-    return {"WINDOW": problem.window, "LEAST": tiles.least, "SHARE": tiles.share}
+    return {
+        "WINDOW": problem.window,
+        "NUM_SINKS": problem.num_sinks,
+        "LEAST": tiles.least,
+        "SHARE": tiles.share,
+    }
 
 
 def _sizes(problem: Problem, splits: Size) -> tuple[Scalar, ...]:

@@ -19,19 +19,23 @@ def _extent(
     capacity,
     splits,
     WINDOW: tl.constexpr,
+    NUM_SINKS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     LEAST: tl.constexpr,
     SHARE: tl.constexpr,
 ):
     """The keys of a sequence that its token sees, low to high, and how they are cut: the first
     tile, the number of tiles, the tiles of a split. That depends on the sequence alone where SHARE,
-    the tiles of every split, is given; else splits have LEAST tiles at least.
+    the tiles of every split, is given; else splits have LEAST tiles at least. Tiles with any of the
+    NUM_SINKS first keys come before these, in the first split.
     """
     high = tl.minimum(length, capacity)
     low = 0
     if WINDOW is not None:
         low = tl.maximum(length - WINDOW, 0)
     first = low // BLOCK_N
+    if NUM_SINKS > 0:
+        first = tl.maximum(first, (NUM_SINKS + BLOCK_N - 1) // BLOCK_N)
     tiles = tl.maximum((high + BLOCK_N - 1) // BLOCK_N - first, 0)
     share = SHARE
     if SHARE is None:
@@ -102,8 +106,17 @@ def _prefetch(rows, DIM: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _first_tiles(first_split, high, NUM_SINKS: tl.constexpr, BLOCK_N: tl.constexpr):
+    """How many tiles with first keys a split has."""
+    tiles = tl.minimum((NUM_SINKS + BLOCK_N - 1) // BLOCK_N, (high + BLOCK_N - 1) // BLOCK_N)
+    return tl.where(first_split, tiles, 0)
+
+
+@triton.jit
 def _step(
     query,
+    far_query,
+    first,
     key,
     value,
     key_ok,
@@ -117,9 +130,13 @@ def _step(
     FACTOR: tl.constexpr,
 ):
     """The softmax of some keys joined to that of those before: (row_max, sums, acc). Sums stay by
-    column, [BLOCK_M, BLOCK_N]: warps need not meet for them before the end.
+    column, [BLOCK_M, BLOCK_N]: warps need not meet for them before the end. The keys that are
+    ``first`` meet ``far_query``; None for no key.
     """
     scores = tl.dot(query, tl.trans(key), input_precision="ieee")
+    if first is not None:
+        far = tl.dot(far_query, tl.trans(key), input_precision="ieee")
+        scores = tl.where(first[None, :], far, scores)
     if SOFTCAP is not None:
         scores = _tanh(scores * (SCALE / SOFTCAP)) * (SOFTCAP * 1.4426950408889634)
     elif FACTOR == 1.0:
@@ -146,6 +163,7 @@ def _split(
     table,
     sinks,
     alibi,
+    far_rows,
     out,
     partial_acc,
     partial_max,
@@ -173,6 +191,7 @@ def _split(
     BLOCK_E: tl.constexpr,
     SCALE: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    NUM_SINKS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BY_PAGE: tl.constexpr,
@@ -224,6 +243,35 @@ def _split(
     sums = tl.full([BLOCK_M, BLOCK_N], 0.0, tl.float32)
     acc = tl.full([BLOCK_M, BLOCK_E], 0.0, tl.float32)
 
+    if NUM_SINKS > 0:
+        far_rows += head.to(tl.int64) * HEAD_DIM
+        far_query = tl.load(far_rows[:, None] + d[None, :], mask=q_mask, other=0.0)
+        for tile in range(0, _first_tiles(first_split, high, NUM_SINKS, BLOCK_N)):
+            first = tile * BLOCK_N
+            some = _page_ids(table, first, 0, high, page_size, BLOCK_N, BY_PAGE)
+            slot = _slots(some, first, num_pages, page_size, BLOCK_N, BY_PAGE)
+            key_pos = first + tl.arange(0, BLOCK_N)
+            sink_ok = key_pos < NUM_SINKS
+            key_ok = ((key_pos >= low) | sink_ok) & (key_pos < high)
+            k = k_rows + slot * (KV_HEADS * HEAD_DIM)
+            v = v_rows + slot * (KV_HEADS * VALUE_DIM)
+            row_max, sums, acc = _step(
+                query,
+                far_query,
+                sink_ok,
+                _cache_rows(k, key_ok, HEAD_DIM, BLOCK_D, EVICT),
+                _cache_rows(v, key_ok, VALUE_DIM, BLOCK_E, EVICT),
+                key_ok,
+                length - 1 - key_pos,
+                slope,
+                row_max,
+                sums,
+                acc,
+                SCALE,
+                SOFTCAP,
+                FACTOR,
+            )
+
     for tile in range(begin, end):
         first = tile * BLOCK_N
         slot = _slots(ids, first, num_pages, page_size, BLOCK_N, BY_PAGE)
@@ -237,6 +285,8 @@ def _split(
         distance = length - 1 - key_pos
         row_max, sums, acc = _step(
             query,
+            None,
+            None,
             key,
             value,
             key_ok,
@@ -276,6 +326,7 @@ def _decode(
     seq_lens,
     sinks,
     alibi,
+    q_sinks,
     out,
     partial_acc,
     partial_max,
@@ -298,6 +349,7 @@ def _decode(
     SCALE: tl.constexpr,
     SOFTCAP: tl.constexpr,
     WINDOW: tl.constexpr,
+    NUM_SINKS: tl.constexpr,
     LEAST: tl.constexpr,
     SHARE: tl.constexpr,
     BY_PAGE: tl.constexpr,
@@ -307,7 +359,7 @@ def _decode(
     BLOCK_N: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    # q: [B, H, D] strided; caches: [N, P, G, D], [N, P, G, E]; out: [B, H, E]
+    # q: [B, H, D] strided; q_sinks: [B, H, D]; caches: [N, P, G, D], [N, P, G, E]; out: [B, H, E]
     # partial_acc: f32 [B, H, splits, E]; partial_max, partial_sum: f32 [B, H, splits]
     # Heads are neighbours in the grid: programs that run at once read the same DRAM pages.
     if PDL:
@@ -317,13 +369,16 @@ def _decode(
     seq = tl.program_id(2).to(tl.int64)
     length = tl.load(seq_lens + seq).to(tl.int32)
     low, high, first, tiles, share = _extent(
-        length, table_width * page_size, splits, WINDOW, BLOCK_N, LEAST, SHARE
+        length, table_width * page_size, splits, WINDOW, NUM_SINKS, BLOCK_N, LEAST, SHARE
     )
     begin = first + tl.minimum(split * share, tiles)
     end = first + tl.minimum((split + 1) * share, tiles)
     used = 1
     if partial_acc is not None:
         used = (tiles + share - 1) // share
+    far_rows = None
+    if NUM_SINKS > 0:
+        far_rows = q_sinks + seq * (KV_HEADS * GROUP * HEAD_DIM)
     # The first split writes a result without keys, too.
     if (begin < end) | (split == 0):
         _split(
@@ -333,6 +388,7 @@ def _decode(
             block_tables + seq * table_width,
             sinks,
             alibi,
+            far_rows,
             out,
             partial_acc,
             partial_max,
@@ -360,6 +416,7 @@ def _decode(
             BLOCK_E,
             SCALE,
             SOFTCAP,
+            NUM_SINKS,
             BLOCK_M,
             BLOCK_N,
             BY_PAGE,
@@ -386,6 +443,7 @@ def _merge(
     BLOCK_E: tl.constexpr,
     BLOCK_S: tl.constexpr,
     WINDOW: tl.constexpr,
+    NUM_SINKS: tl.constexpr,
     LEAST: tl.constexpr,
     SHARE: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -398,7 +456,7 @@ def _merge(
     row = seq * HEADS + tl.program_id(0)
     length = tl.load(seq_lens + seq).to(tl.int32)
     _, _, _, tiles, share = _extent(
-        length, table_width * page_size, splits, WINDOW, BLOCK_N, LEAST, SHARE
+        length, table_width * page_size, splits, WINDOW, NUM_SINKS, BLOCK_N, LEAST, SHARE
     )
     used = (tiles + share - 1) // share
     if PDL:

@@ -61,8 +61,9 @@ def scaled_attention_source(problem: Problem, tiles: Tiles) -> KernelSource:
         "SOFTCAP": problem.softcap,
         "CAUSAL": bool(node.attr("causal")),
         "WINDOW": problem.window,
+        "NUM_SINKS": problem.num_sinks,
     }
-    absent: dict[str, Constexpr | None] = dict.fromkeys(("sinks", "alibi"))
+    absent: dict[str, Constexpr | None] = dict.fromkeys(("sinks", "alibi", "q_sinks"))
     # Each sequence starts a tile of its own, see paged_attention.py.
     count = problem.num_tokens // (tiles.block_m // problem.chunk_heads) + problem.num_seqs + 2
     launch = Launch(
@@ -80,7 +81,7 @@ def scaled_attention_source(problem: Problem, tiles: Tiles) -> KernelSource:
         described(node, OPERANDS),
         jit_text(paged_attention_kernel, ("_sequence_of", "_tanh", "_seen", "_weights_of")),
         jit_text(scaled_decode_kernel, ("_weighted",)),
-        jit_text(scaled_attention_kernel, ("_scaled_attend",)),
+        jit_text(scaled_attention_kernel, ("_scaled_meet", "_scaled_attend")),
         entry.text,
     )
     return KernelSource(

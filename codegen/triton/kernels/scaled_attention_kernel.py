@@ -15,6 +15,76 @@ from .scaled_decode_kernel import _weighted
 
 
 @triton.jit
+def _scaled_meet(
+    query,
+    far_query,
+    query_pos,
+    acc,
+    row_max,
+    row_sum,
+    slope,
+    k_rows,
+    v_rows,
+    k_scales,
+    v_scales,
+    pages,
+    tile,
+    low,
+    high,
+    num_pages,
+    page_size,
+    KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    SCALE: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
+    FACTOR: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    NUM_SINKS: tl.constexpr,
+):
+    """As ``_meet`` of paged_attention_kernel.py, MASKED, for codes and their scales."""
+    BLOCK_D: tl.constexpr = query.shape[1]
+    BLOCK_E: tl.constexpr = acc.shape[1]
+    d = tl.arange(0, BLOCK_D)
+    e = tl.arange(0, BLOCK_E)
+    key_pos = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    key_ok = (key_pos >= low) & (key_pos < high)
+    first = None
+    if NUM_SINKS > 0:
+        first = key_pos < NUM_SINKS
+        key_ok = ((key_pos >= low) | first) & (key_pos < high)
+    page = tl.load(pages + key_pos // page_size, mask=key_ok, other=0)
+    page = tl.maximum(tl.minimum(page, num_pages - 1), 0)
+    slot = page.to(tl.int64) * page_size + key_pos % page_size
+    k_mask = key_ok[:, None]
+    v_mask = key_ok[:, None]
+    if HEAD_DIM != BLOCK_D:
+        k_mask = k_mask & (d < HEAD_DIM)[None, :]
+    if VALUE_DIM != BLOCK_E:
+        v_mask = v_mask & (e < VALUE_DIM)[None, :]
+    k_cells = (k_rows + slot * (KV_HEADS * HEAD_DIM))[:, None] + d[None, :]
+    v_cells = (v_rows + slot * (KV_HEADS * VALUE_DIM))[:, None] + e[None, :]
+    key = tl.load(k_cells, mask=k_mask, other=0.0).to(query.dtype)
+    value = tl.load(v_cells, mask=v_mask, other=0.0).to(query.dtype)
+    k_by = tl.load(k_scales + slot * KV_HEADS, mask=key_ok, other=0.0)
+    v_by = tl.load(v_scales + slot * KV_HEADS, mask=key_ok, other=0.0)
+
+    scores = tl.dot(query, tl.trans(key), input_precision="ieee") * k_by[None, :]
+    if NUM_SINKS > 0:
+        far = tl.dot(far_query, tl.trans(key), input_precision="ieee") * k_by[None, :]
+        scores = tl.where(first[None, :], far, scores)
+    distance = query_pos[:, None] - key_pos[None, :]
+    scores = _seen(
+        scores, key_ok, distance, slope, first, SCALE, SOFTCAP, CAUSAL, WINDOW, FACTOR, True
+    )  # fmt: skip
+    weights, decay, row_max, row_sum = _weights_of(scores, row_max, row_sum, FACTOR)
+    acc = _weighted(acc * decay[:, None], weights, value, v_by)
+    return acc, row_max, row_sum
+
+
+@triton.jit
 def _scaled_attend(
     q,
     k_cache,
@@ -26,6 +96,7 @@ def _scaled_attend(
     alibi,
     k_scale,
     v_scale,
+    q_sinks,
     out,
     q_offset,
     q_stride_t,
@@ -47,10 +118,12 @@ def _scaled_attend(
     SOFTCAP: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
+    NUM_SINKS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    # q: [T, H, D] strided; codes: [N, P, G, D], [N, P, G, E]; scales: f32 [N, P, G]; out: [T, H, E]
+    # q: [T, H, D] strided; q_sinks: [T, H, D]; codes: [N, P, G, D], [N, P, G, E]
+    # scales: f32 [N, P, G]; out: [T, H, E]
     LOG2E: tl.constexpr = 1.4426950408889634
     # As over numbers: scores whose order scaling keeps are scaled within the exponent.
     PLAIN: tl.constexpr = SOFTCAP is None and sinks is None and alibi is None and SCALE > 0
@@ -86,6 +159,8 @@ def _scaled_attend(
         low = tl.maximum(first_pos - (WINDOW - 1), 0)
     high = tl.where(first_row < stop, high, 0)
     first_tile = low // BLOCK_N
+    if NUM_SINKS > 0:  # the first tiles are walked by themselves
+        first_tile = tl.maximum(first_tile, (NUM_SINKS + BLOCK_N - 1) // BLOCK_N)
     tiles = tl.maximum((high + BLOCK_N - 1) // BLOCK_N - first_tile, 0)
 
     d = tl.arange(0, BLOCK_D)
@@ -108,32 +183,26 @@ def _scaled_attend(
     acc = tl.full([BLOCK_M, BLOCK_E], 0.0, tl.float32)
     pages = block_tables + seq.to(tl.int64) * table_width
 
-    for tile in range(first_tile, first_tile + tiles):
-        key_pos = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        key_ok = (key_pos >= low) & (key_pos < high)
-        page = tl.load(pages + key_pos // page_size, mask=key_ok, other=0)
-        page = tl.maximum(tl.minimum(page, num_pages - 1), 0)
-        slot = page.to(tl.int64) * page_size + key_pos % page_size
-        k_mask = key_ok[:, None]
-        v_mask = key_ok[:, None]
-        if HEAD_DIM != BLOCK_D:
-            k_mask = k_mask & (d < HEAD_DIM)[None, :]
-        if VALUE_DIM != BLOCK_E:
-            v_mask = v_mask & (e < VALUE_DIM)[None, :]
-        k_rows = k_cache + slot * (KV_HEADS * HEAD_DIM) + kv_head * HEAD_DIM
-        v_rows = v_cache + slot * (KV_HEADS * VALUE_DIM) + kv_head * VALUE_DIM
-        key = tl.load(k_rows[:, None] + d[None, :], mask=k_mask, other=0.0).to(query.dtype)
-        value = tl.load(v_rows[:, None] + e[None, :], mask=v_mask, other=0.0).to(query.dtype)
-        k_by = tl.load(k_scale + slot * KV_HEADS + kv_head, mask=key_ok, other=0.0)
-        v_by = tl.load(v_scale + slot * KV_HEADS + kv_head, mask=key_ok, other=0.0)
+    k_rows = k_cache + kv_head * HEAD_DIM
+    v_rows = v_cache + kv_head * VALUE_DIM
+    if NUM_SINKS > 0:
+        far_rows = q_sinks + (token.to(tl.int64) * (KV_HEADS * GROUP) + head) * HEAD_DIM
+        far_query = tl.load(far_rows[:, None] + d[None, :], mask=q_mask, other=0.0)
+        reached = tl.minimum((NUM_SINKS + BLOCK_N - 1) // BLOCK_N, (high + BLOCK_N - 1) // BLOCK_N)
+        for tile in range(0, reached):
+            acc, row_max, row_sum = _scaled_meet(
+                query, far_query, query_pos, acc, row_max, row_sum, slope, k_rows, v_rows,
+                k_scale + kv_head, v_scale + kv_head, pages, tile, low, high, num_pages, page_size,
+                KV_HEADS, HEAD_DIM, VALUE_DIM, SCALE, SOFTCAP, CAUSAL, WINDOW, FACTOR, BLOCK_N,
+                NUM_SINKS,
+            )  # fmt: skip
 
-        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * k_by[None, :]
-        distance = query_pos[:, None] - key_pos[None, :]
-        scores = _seen(
-            scores, key_ok, distance, slope, SCALE, SOFTCAP, CAUSAL, WINDOW, FACTOR, True
+    for tile in range(first_tile, first_tile + tiles):
+        acc, row_max, row_sum = _scaled_meet(
+            query, None, query_pos, acc, row_max, row_sum, slope, k_rows, v_rows,
+            k_scale + kv_head, v_scale + kv_head, pages, tile, low, high, num_pages, page_size,
+            KV_HEADS, HEAD_DIM, VALUE_DIM, SCALE, SOFTCAP, CAUSAL, WINDOW, FACTOR, BLOCK_N, 0,
         )  # fmt: skip
-        weights, decay, row_max, row_sum = _weights_of(scores, row_max, row_sum, FACTOR)
-        acc = _weighted(acc * decay[:, None], weights, value, v_by)
 
     row = token.to(tl.int64) * (KV_HEADS * GROUP) + head
     out_mask = row_ok[:, None]

@@ -34,7 +34,10 @@ from .paged_decode_tiles import Tiles, block_rows, num_splits, pages_are_looked_
 from .scaled_tiles import OPERANDS, decode_tiles, scaled_problem
 
 _PARTS = ("partial_acc", "partial_max", "partial_sum")
-_SHARED = ("_extent", "_page_ids", "_slots", "_cache_rows", "_prefetch", "_merge")
+_SHARED = (
+    *("_extent", "_page_ids", "_slots", "_cache_rows", "_prefetch"),
+    *("_first_tiles", "_merge"),
+)
 _OWN = ("_weighted", "_scaled_step", "_scaled_decode")
 
 
@@ -137,7 +140,7 @@ def _attend(
         "PREFETCH": tiles.prefetch,
         "EVICT": "evict_first" if tiles.evict_first else "",
     }
-    absent: dict[str, Constexpr | None] = dict.fromkeys(("sinks", "alibi", *_PARTS))
+    absent: dict[str, Constexpr | None] = dict.fromkeys(("sinks", "alibi", "q_sinks", *_PARTS))
     tiling = {"BLOCK_M": block_rows(problem), "BLOCK_N": tiles.block_n, PDL: has_pdl(target)}
     grid = (problem.kv_heads * problem.head_chunks, splits, problem.num_seqs)
     launch = Launch("decode", pointers, grid, tiling, tiles.num_warps, tiles.num_stages)

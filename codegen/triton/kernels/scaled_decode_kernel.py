@@ -11,7 +11,14 @@ import triton
 import triton.language as tl
 
 from .paged_attention_kernel import _tanh
-from .paged_decode_kernel import _cache_rows, _extent, _page_ids, _prefetch, _slots
+from .paged_decode_kernel import (
+    _cache_rows,
+    _extent,
+    _first_tiles,
+    _page_ids,
+    _prefetch,
+    _slots,
+)
 
 
 @triton.jit
@@ -34,6 +41,8 @@ def _weighted(acc, weights, value, v_scale):
 @triton.jit
 def _scaled_step(
     query,
+    far_query,
+    first,
     key,
     value,
     k_scale,
@@ -51,6 +60,9 @@ def _scaled_step(
     """As ``_step`` of paged_decode_kernel.py, for codes and their scales f32 [BLOCK_N]."""
     key, value = key.to(query.dtype), value.to(query.dtype)
     scores = tl.dot(query, tl.trans(key), input_precision="ieee") * k_scale[None, :]
+    if first is not None:
+        far = tl.dot(far_query, tl.trans(key), input_precision="ieee") * k_scale[None, :]
+        scores = tl.where(first[None, :], far, scores)
     if SOFTCAP is not None:
         scores = _tanh(scores * (SCALE / SOFTCAP)) * (SOFTCAP * 1.4426950408889634)
     elif FACTOR == 1.0:
@@ -79,6 +91,7 @@ def _scaled_decode(
     alibi,
     k_scale,
     v_scale,
+    q_sinks,
     out,
     partial_acc,
     partial_max,
@@ -101,6 +114,7 @@ def _scaled_decode(
     SCALE: tl.constexpr,
     SOFTCAP: tl.constexpr,
     WINDOW: tl.constexpr,
+    NUM_SINKS: tl.constexpr,
     LEAST: tl.constexpr,
     SHARE: tl.constexpr,
     BY_PAGE: tl.constexpr,
@@ -110,7 +124,8 @@ def _scaled_decode(
     BLOCK_N: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    # q: [B, H, D] strided; codes: [N, P, G, D], [N, P, G, E]; scales: f32 [N, P, G]
+    # q: [B, H, D] strided; q_sinks: [B, H, D]; codes: [N, P, G, D], [N, P, G, E]
+    # scales: f32 [N, P, G]
     # out: [B, H, E]; partial_acc: f32 [B, H, splits, E]; partial_max, partial_sum: f32 [.., splits]
     LOG2E: tl.constexpr = 1.4426950408889634
     # As over numbers: scores whose order scaling keeps are scaled within the exponent.
@@ -124,7 +139,7 @@ def _scaled_decode(
     seq = tl.program_id(2).to(tl.int64)
     length = tl.load(seq_lens + seq).to(tl.int32)
     low, high, first_tile, tiles, share = _extent(
-        length, table_width * page_size, splits, WINDOW, BLOCK_N, LEAST, SHARE
+        length, table_width * page_size, splits, WINDOW, NUM_SINKS, BLOCK_N, LEAST, SHARE
     )
     begin = first_tile + tl.minimum(split * share, tiles)
     end = first_tile + tl.minimum((split + 1) * share, tiles)
@@ -173,6 +188,38 @@ def _scaled_decode(
         sums = tl.full([BLOCK_M, BLOCK_N], 0.0, tl.float32)
         acc = tl.full([BLOCK_M, BLOCK_E], 0.0, tl.float32)
 
+        if NUM_SINKS > 0:
+            far_rows = q_sinks + (seq * (KV_HEADS * GROUP) + head) * HEAD_DIM
+            far_query = tl.load(far_rows[:, None] + d[None, :], mask=q_mask, other=0.0)
+            for tile in range(0, _first_tiles(split == 0, high, NUM_SINKS, BLOCK_N)):
+                first = tile * BLOCK_N
+                some = _page_ids(table, first, 0, high, page_size, BLOCK_N, BY_PAGE)
+                slot = _slots(some, first, num_pages, page_size, BLOCK_N, BY_PAGE)
+                key_pos = first + tl.arange(0, BLOCK_N)
+                sink_ok = key_pos < NUM_SINKS
+                key_ok = ((key_pos >= low) | sink_ok) & (key_pos < high)
+                k = k_rows + slot * (KV_HEADS * HEAD_DIM)
+                v = v_rows + slot * (KV_HEADS * VALUE_DIM)
+                scale_at = slot * KV_HEADS + kv_head
+                row_max, sums, acc = _scaled_step(
+                    query,
+                    far_query,
+                    sink_ok,
+                    _cache_rows(k, key_ok, HEAD_DIM, BLOCK_D, EVICT),
+                    _cache_rows(v, key_ok, VALUE_DIM, BLOCK_E, EVICT),
+                    tl.load(k_scale + scale_at, mask=key_ok, other=0.0),
+                    tl.load(v_scale + scale_at, mask=key_ok, other=0.0),
+                    key_ok,
+                    length - 1 - key_pos,
+                    slope,
+                    row_max,
+                    sums,
+                    acc,
+                    SCALE,
+                    SOFTCAP,
+                    FACTOR,
+                )
+
         for tile in range(begin, end):
             first = tile * BLOCK_N
             slot = _slots(ids, first, num_pages, page_size, BLOCK_N, BY_PAGE)
@@ -184,6 +231,8 @@ def _scaled_decode(
             scale_at = slot * KV_HEADS + kv_head
             row_max, sums, acc = _scaled_step(
                 query,
+                None,
+                None,
                 _cache_rows(k, key_ok, HEAD_DIM, BLOCK_D, EVICT),
                 _cache_rows(v, key_ok, VALUE_DIM, BLOCK_E, EVICT),
                 tl.load(k_scale + scale_at, mask=key_ok, other=0.0),

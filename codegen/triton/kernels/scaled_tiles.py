@@ -20,9 +20,9 @@ from .paged_attention_tiles import Problem, block
 
 OPERANDS = (
     *("q", "k_cache", "v_cache", "block_tables", "seq_lens", "query_start", "sinks", "alibi"),
-    *("k_scale", "v_scale"),
+    *("k_scale", "v_scale", "q_sinks"),
 )
-"""Of a ``scaled_paged_attention``: those of a ``paged_attention``, and two more."""
+"""Of a ``scaled_paged_attention``: those of a ``paged_attention``, and two more among them."""
 
 
 def scaled_problem(
@@ -34,7 +34,7 @@ def scaled_problem(
     old = target is not None and 0 < target.arch < FP8_SINCE
     if node.op != "scaled_paged_attention" or (old and codes_of(node) is DType.F8E4M3):
         return None
-    if any(scales.dtype is not DType.F32 for scales in node.operands[-2:]):
+    if any(scales.dtype is not DType.F32 for scales in scales_of(node)):
         return None
     return Problem.of(node, layouts)
 
@@ -42,6 +42,13 @@ def scaled_problem(
 def codes_of(node: Node) -> DType:
     """The element type of its caches."""
     return node.operands[1].dtype
+
+
+def scales_of(node: Node) -> tuple[Node, Node]:
+    """The scales of its keys and of its values."""
+    k_scale, v_scale = node.args[8:10]
+    assert k_scale is not None and v_scale is not None
+    return k_scale, v_scale
 
 
 def decode_tiles(

@@ -9,6 +9,7 @@ import torch
 from ....ir.dtypes import DType
 from ....ir.node import Node
 from ..kernels.paged_attention_tiles import Problem
+from ..kernels.scaled_tiles import scales_of
 from .template import Facts
 
 
@@ -19,6 +20,7 @@ def head_facts(problem: Problem, *further: str) -> Facts:
     node = problem.node
     words = ["sinks" if node.args[6] else "", "alibi" if node.args[7] else ""]
     words += ["softcap" if problem.softcap is not None else "", *further]
+    words.append("first" if problem.num_sinks else "")
     return (
         ("dtype", str(node.dtype)),
         ("with", " ".join(filter(None, words))),
@@ -55,7 +57,7 @@ def cached(node: Node, generator: torch.Generator) -> dict[Node, Callable[..., t
     def uniform(shape: Sequence[int]) -> torch.Tensor:
         return torch.rand(shape, generator=generator, device=device)
 
-    codes, scales = node.operands[1:3], node.operands[-2:]
+    codes, scales = node.operands[1:3], scales_of(node)
     made: dict[Node, Callable[..., torch.Tensor]] = {
         cache: lambda shape: (2 * uniform(shape) - 1) * largest for cache in codes
     }

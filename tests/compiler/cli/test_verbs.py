@@ -88,7 +88,15 @@ def test_generate_with_a_system_message(engine):
 
 def test_generate_compiles_a_model_in_memory(gguf):
     args = ("generate", gguf, "the", "--backend", "eager", "--max-new-tokens", 2, "--json")
-    assert len(data(run(*args))["completions"][0]["token_ids"]) <= 2
+    sliding = ("--window", 20, "--sinks", 2)
+    assert len(data(run(*args, *sliding))["completions"][0]["token_ids"]) <= 2
+    refused = run(*args, "--window", 2)
+    assert refused.exit_code == 2 and "KVCacheConfig.window" in refused.stderr
+
+
+def test_an_engine_has_the_window_that_it_was_compiled_with(engine):
+    refused = run("generate", engine, "the", "--window", 20)
+    assert refused.exit_code == 2 and "--window" in refused.stderr
 
 
 def test_verify_passes(engine):

@@ -122,7 +122,7 @@ def test_keys_before_the_window_are_not_read():
     operands, sizes = operands_of(shape, [71])
     wanted = truth(shape, node, operands)
     pages = operands[3][0, : (71 - 5) // 2]
-    for scales in operands[8:]:
+    for scales in operands[8:10]:
         scales[pages.long()] = torch.nan
     pages.fill_(OUTSIDE)
     found = run(scaled_decode_source(problem_of(node), TILES, H100, 3), node, operands, sizes)

@@ -84,7 +84,7 @@ def prefill_call() -> Node:
 
 def scaled_call(node: Node, codes: DType) -> Node:
     """The same over codes."""
-    args = list(node.args)
+    args = list(node.args[:8])
     for place in (1, 2):
         cache = args[place]
         args[place] = input_node(f"codes_{place}", TensorType(codes, cache.shape))
