@@ -451,8 +451,8 @@ def _lm_config(source: Source, options: CompileOptions, graph: Graph, limit: int
         options.memory_fraction,
         options.prefix_caching,
         options.swap_space,
-        None if options.window is None else options.window.size,
-        0 if options.window is None else options.window.sinks,
+        window=None if options.window is None else options.window.size,
+        sinks=0 if options.window is None else options.window.sinks,
     )
 
 
