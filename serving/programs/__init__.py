@@ -55,10 +55,10 @@ output that `max_new_tokens` cuts short of its form is an error.
 from __future__ import annotations
 
 from .calling import Program, Result, Stream, program
+from .exchange import ServerError
 from .expressions import Gen, Select, Turn, assistant, gen, select, system, user
 from .prompts import Outcome
 from .running import Piece, ProgramTimeout
-from .server_model import ServerError
 from .state import State
 
 __all__ = [

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os.path
 import sys
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from types import TracebackType
 
 from ...errors import UsageError
@@ -133,7 +133,8 @@ class LocalModel:
 
 def _equal(left: Sequence[int], right: Sequence[int]) -> int:
     """How many of the first tokens are equal."""
-    return len(os.path.commonprefix([left, right]))
+    pairs = zip(left, right, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _mean(scored: Completion, start: int) -> float:

@@ -149,15 +149,15 @@ class State:
         if role is None and last is not None:  # a plain text is one
             before, said = before[:-1], last
         for part in parts:
-            if isinstance(part, Gen | Select):
-                self._check_new(part.name)
-                hole = Hole(
-                    part.name, self._run.fill(self.path, part, (*before, said), self._after)
-                )
-                self._variables[part.name] = hole
-                part = hole
-            said = Said(role, (*said.parts, part))
+            filled = part if isinstance(part, str) else self._hole(part, (*before, said))
+            said = Said(role, (*said.parts, filled))
         self._said = (*before, said)
+
+    def _hole(self, ask: Gen | Select, before: Saying) -> Hole:
+        self._check_new(ask.name)
+        hole = Hole(ask.name, self._run.fill(self.path, ask, before, self._after))
+        self._variables[ask.name] = hole
+        return hole
 
     def _own(self, name: str) -> Variable:
         return None if name in self._inherited else self._variables.get(name)
