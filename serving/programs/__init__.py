@@ -44,12 +44,14 @@ the first token on that depends on the option, and has `outcomes["best"].scores`
 logprobs of prompts: there it is a greedy answer that is held to the options, token by token, which
 may be another one. Forms other than a JSON schema, and an answer that begins with the program's own
 words (`assistant("Number ", gen(…))`) are sent in vLLM's fields `structured_outputs` and
-`continue_final_message`, which `tilewright serve` understands; an answer of another form is an
-error.
+`continue_final_message`, which `tilewright serve` understands. An answer that is none of the
+choices, or no JSON, is an error: another server may pass over these fields. One that has too much
+to do is asked again, five times.
 
 *What fails ends the run*: its other requests are given up, their memory is freed, and the error
 names the variable and the branch. So do Ctrl-C, a `timeout`, and the end of a stream's loop. An
-output that `max_new_tokens` cuts short of its form is an error.
+output that `max_new_tokens` cuts short of its form is an error. A program blocks the thread that
+runs it: in a coroutine, `await asyncio.to_thread(essay.run, engine, topic="rain")`.
 """
 
 from __future__ import annotations

@@ -86,6 +86,7 @@ class Stream:
                 yield piece
             self.result = self._found.result()
         finally:
+            self._pieces.put(None)  # for whoever loops over it again
             self.close()
 
     def close(self) -> None:

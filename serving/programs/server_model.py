@@ -48,12 +48,12 @@ class ServerModel:
         """Writes a text, and tells `heard` of it as it comes.
 
         Raises:
-            ServerError: the server refuses it, breaks off, or does not keep to choices.
+            ServerError: the server refuses it, breaks off, or does not keep to choices or to JSON.
         """
         form = ask.params.structured_outputs
         outcome = await self._ask(prompt, _sampled(ask.params) | _formed(form), heard)
-        if form is not None and form.choice is not None and outcome.finish_reason == "stop":
-            _check_chosen(outcome.text, tuple(form.choice))
+        if form is not None and outcome.finish_reason == "stop":
+            _check_formed(outcome.text, form)
         return outcome
 
     async def select(self, prompt: Prompt, ask: Select) -> Outcome:
@@ -66,7 +66,7 @@ class ServerModel:
         form = StructuredOutputsParams(choice=ask.options)
         params = SamplingParams(max_new_tokens=longest + 1)
         outcome = await self._ask(prompt, _sampled(params) | _formed(form), lambda text: None)
-        _check_chosen(outcome.text, ask.options)
+        _check_formed(outcome.text, form)
         return outcome
 
     async def warm(self, prompt: Prompt) -> None:
@@ -125,12 +125,27 @@ def _formed(form: StructuredOutputsParams | None) -> dict[str, Any]:
     return {"structured_outputs": {form.kind: getattr(form, form.kind)}}
 
 
-def _check_chosen(text: str, options: tuple[str, ...]) -> None:
-    if text in options:
+def _check_formed(text: str, form: StructuredOutputsParams) -> None:
+    """Finds out servers that have passed over the field that asks for a form, where that shows."""
+    if form.choice is not None:
+        options, field = tuple(form.choice), "structured_outputs"
+        fits, expected = text in options, f"one of {', '.join(map(repr, options))}"[:200]
+    elif form.json is not None:
+        fits, expected, field = _is_json(text), "JSON of the schema", "response_format"
+    else:
         return
-    raise ServerError(
-        "the server's answer",
-        expected=f"one of {', '.join(map(repr, options))}"[:200],
-        found=repr(text)[:80],
-        remedy="Use a server that knows structured_outputs (tilewright serve, vLLM), or an engine.",
-    )
+    if not fits:
+        raise ServerError(
+            "the server's answer",
+            expected=expected,
+            found=repr(text)[:80],
+            remedy=f"Use a server that knows {field} (tilewright serve, vLLM), or an engine.",
+        )
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True

@@ -121,7 +121,7 @@ def test_branches_share_what_comes_before_them(engine) -> None:
     shared = len(engine.tokenizer.encode(prefix, add_special_tokens=False))
     used = [outcome.usage for outcome in result.outcomes["text"]]
     full = shared // PAGE * PAGE  # the tree has full pages
-    assert full >= 2 * PAGE and all(full <= one.cached_tokens <= shared for one in used)
+    assert full >= 2 * PAGE and all(one.cached_tokens >= full for one in used)
     assert result.usage.cached_tokens == sum(one.cached_tokens for one in used)
     assert result.usage.prompt_tokens == shared + sum(one.prompt_tokens for one in used)
     assert result.usage.completion_tokens == 6
