@@ -13,7 +13,7 @@
             b += tw.assistant(tw.gen("text", max_new_tokens=80))
         s.join(branches)
         s += tw.user("Which of these is best?\\n" + "\\n".join(s["text"]))
-        s += tw.assistant("Number ", tw.select("best", ["1", "2", "3"]))
+        s += tw.assistant("Number", tw.select("best", [" 1", " 2", " 3"]))
 
     result = essay.run(engine, topic="rain")          # or "http://localhost:8000/v1"
     result["sides"], result["text"], result["best"]   # a text, three texts, one of the options
@@ -34,16 +34,17 @@ What is said in a branch stays there: `s` goes on from where it was.
 
 *Turns are the chat template's*: what the model reads is what the same messages give in
 `/v1/chat/completions`, or, where the program says plain strings, what the same text gives in
-`/v1/completions`. So a template that rewrites earlier turns is followed; the radix tree then shares
-what comes before the first difference. A fork computes what the branches have in common once, and
-they begin there: `usage.cached_tokens` counts it. Answers are read back as text; where that gives
-other tokens than were sampled, they are computed again.
+`/v1/completions`. Most tokens begin with their space, so words before a `gen` should not end with
+one. A template that rewrites earlier turns is followed; the radix tree then shares what comes
+before the first difference. A fork computes what the branches have in common once, and they begin
+there, in full pages: `usage.cached_tokens` counts it. Answers are read back as text; where that
+gives other tokens than were sampled, they are computed again.
 
 *select* takes, on an engine, the option with the highest mean log-probability of its tokens, from
 the first token on that depends on the option, and has `outcomes["best"].scores`. Servers give no
 logprobs of prompts: there it is a greedy answer that is held to the options, token by token, which
 may be another one. Forms other than a JSON schema, and an answer that begins with the program's own
-words (`assistant("Number ", gen(…))`) are sent in vLLM's fields `structured_outputs` and
+words (`assistant("Number", gen(…))`) are sent in vLLM's fields `structured_outputs` and
 `continue_final_message`, which `tilewright serve` understands. An answer that is none of the
 choices, or no JSON, is an error: another server may pass over these fields. One that has too much
 to do is asked again, five times.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 
 import pytest
@@ -275,6 +276,24 @@ def test_an_exception_gives_its_requests_up(engine, error) -> None:
 
     with pytest.raises(type(error)):
         failing.run(engine)
+
+
+def test_ctrl_c_while_it_waits_gives_its_requests_up(engine, monkeypatch) -> None:
+    main = threading.main_thread().ident
+    sent = []
+
+    def stepped(self, chunks, started, ended) -> None:
+        if not sent:
+            sent.append(signal.pthread_kill(main, signal.SIGINT))
+
+    monkeypatch.setattr(Steps, "stepped", stepped)
+    engine.loop.observers.append(Steps())
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            tw.program(_endless).run(engine)
+    finally:
+        engine.loop.observers.pop()
+    assert sent
 
 
 def test_a_timeout_gives_its_requests_up(engine) -> None:
