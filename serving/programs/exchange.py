@@ -66,10 +66,10 @@ class Exchange:
                 if self._given_up:
                     raise self._error("an answer", "that nobody waits for it", "Ask again.")
                 connection.request("POST", self._url.path, self._body, self._headers)
-                response = connection.getresponse()
-                if response.status != HTTPStatus.OK:
-                    raise self._refused(response)
-                return self._read(response)
+                with connection.getresponse() as response:  # may own the socket by now
+                    if response.status != HTTPStatus.OK:
+                        raise self._refused(response)
+                    return self._read(response)
             except (OSError, HTTPException) as error:
                 found = f"{type(error).__name__}: {error}"
                 raise self._error("an answer", found, "Check the URL, and the server.") from error

@@ -121,9 +121,13 @@ def answering(answer: bytes):
 
         def serve() -> None:
             client, _ = listening.accept()
+            client.settimeout(30)  # a failure ends
             with client:
                 client.recv(1 << 16)
                 client.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + answer)
+                client.shutdown(socket.SHUT_WR)
+                while client.recv(1 << 16):  # hanging up on what is unread would be a reset
+                    pass
 
         thread = threading.Thread(target=serve)
         thread.start()
