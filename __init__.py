@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .runtime.output import Completion
     from .runtime.params import SamplingParams
     from .runtime.structured import StructuredOutputsParams
+    from .serving.programs import assistant, gen, program, select, system, user
     from .targets import Target
 
 __version__ = "0.1.0"
@@ -40,6 +41,12 @@ _HOME = {  # public name → the module that defines it
     "Completion": ".runtime.output",
     "SamplingParams": ".runtime.params",
     "StructuredOutputsParams": ".runtime.structured",
+    "assistant": ".serving.programs",
+    "gen": ".serving.programs",
+    "program": ".serving.programs",
+    "select": ".serving.programs",
+    "system": ".serving.programs",
+    "user": ".serving.programs",
     "Target": ".targets",
     "TuneConfig": ".autotune.effort",
 }
@@ -56,10 +63,16 @@ __all__ = [
     "Target",
     "TuneConfig",
     "__version__",
+    "assistant",
     "compile",
     "errors",
     "export_onnx",
+    "gen",
     "load",
+    "program",
+    "select",
+    "system",
+    "user",
 ]
 
 

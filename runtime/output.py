@@ -113,7 +113,8 @@ class Completion:
         usage: token counts.
         timings: when the tokens came.
         prompt_logprobs: one entry a token of the prompt, None for the first, which nothing comes
-            before; or None if they were not asked for.
+            before, and for those before `prompt_logprobs_start`; or None if they were not asked
+            for.
     """
 
     token_ids: list[int]

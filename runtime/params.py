@@ -38,7 +38,10 @@ class SamplingParams:
         n: how many completions of the prompt.
         logprobs: None, or how many alternatives to report beside each chosen token's logprob.
         prompt_logprobs: None, or how many alternatives to report beside the logprob of each of the
-            prompt's tokens. Such a prompt is computed whole, whatever the prefix cache holds of it.
+            prompt's tokens. What the prefix cache holds of such a prompt is computed again.
+        prompt_logprobs_start: of the prompt's tokens those from this one on, counted from 0, have
+            the logprobs that `prompt_logprobs` asks for, and None those before it, which the
+            prefix cache may hold.
         cache_ttl: None, or for how many seconds after its last use the prompt is to stay in the
             prefix cache, in full pages. It goes before that only where a request would find no
             memory otherwise.
@@ -72,6 +75,7 @@ class SamplingParams:
     n: int = 1
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    prompt_logprobs_start: int = 0
     cache_ttl: float | None = None
     cache_namespace: str = ""
     priority: int = 0
@@ -99,6 +103,7 @@ class SamplingParams:
         for field in ("logprobs", "prompt_logprobs"):
             if getattr(self, field) is not None:
                 _check_int(self, field, 0, "None, or an integer, 0 or more")
+        _check_int(self, "prompt_logprobs_start", 0, "an integer, 0 or more")
         if self.seed is not None:
             _check_int(self, "seed", -(2**63), "None, or a 64-bit integer")
             if self.seed >= 2**64:

@@ -182,7 +182,8 @@ class Request:
         name: of the request, for messages.
         abandoned: whether it was given up before it had ended.
         prompt_logprobs: of the prompt's first tokens, as far as they are computed, None for the
-            first of them; None if they were not asked for.
+            first of them and for those before `prompt_logprobs_start`; None if they were not asked
+            for.
     """
 
     def __init__(
@@ -209,7 +210,8 @@ class Request:
         self.forked, self.abandoned = params.n == 1, False
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None
         if params.prompt_logprobs is not None:
-            self.prompt_logprobs = [None]
+            start = min(params.prompt_logprobs_start, len(prompt))
+            self.prompt_logprobs = [None] * max(1, start)
         self.sequences = [
             Sequence(self, index, StopChecker(params, stop_ids, max_tokens, decoder and decoder()))
             for index in range(params.n)

@@ -349,8 +349,12 @@ class Scheduler:
     def _admit(self, plan: Plan, seq: Sequence | None = None) -> Sequence:
         seq = seq or self.waiting[0]
         self.waiting.remove(seq)
-        if self.reuses and not seq.request.scoring:  # what is cached has no logits
-            cached, copies = self.pool.reuse(seq.id, seq.tokens, seq.request.namespace)
+        if self.reuses:
+            tokens, request = seq.tokens, seq.request
+            if request.scoring and request.prompt_logprobs is not None:
+                # What is cached has no logits, and the row before a token tells its logprob.
+                tokens = tokens[: len(request.prompt_logprobs)]
+            cached, copies = self.pool.reuse(seq.id, tokens, request.namespace)
             plan.copies += copies
             seq.start_at(cached)
             if not seq.looked_up:

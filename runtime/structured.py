@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from ..errors import UsageError
 
 KINDS = ("json", "regex", "choice", "grammar", "json_object")
+# Between the tokens of JSON, as llama.cpp has it: small models would put spaces there for ever.
+BRIEF_SPACES = r"( |\n[ \t]{0,20})?"
 
 
 @dataclass(frozen=True, slots=True)

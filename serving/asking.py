@@ -8,11 +8,9 @@ from typing import Any
 from ..errors import UsageError
 from ..runtime.engine import CausalLMEngine
 from ..runtime.params import SamplingParams
-from ..runtime.structured import StructuredOutputsParams
-from .protocol import ChatRequest, CompletionRequest, NamedTool, ResponseFormat, Sampled, Tool
+from ..runtime.structured import BRIEF_SPACES, StructuredOutputsParams
+from .protocol import ChatRequest, CompletionRequest, Form, NamedTool, ResponseFormat, Sampled, Tool
 
-# Between the tokens of JSON, as llama.cpp has it: small models would put spaces there for ever.
-_SPACES = r"( |\n[ \t]{0,20})?"
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -46,13 +44,34 @@ def chat_prompt(engine: CausalLMEngine, request: ChatRequest) -> list[int]:
     variables: dict[str, Any] = dict(request.chat_template_kwargs or {})
     if request.tools and request.tool_choice != "none":
         variables["tools"] = [tool.model_dump() for tool in request.tools]
-    return conversation(engine, request.messages, variables)
+    opens, goes_on = request.add_generation_prompt, request.continue_final_message
+    if goes_on and (opens or request.messages[-1].get("role") != "assistant"):
+        raise UsageError(
+            "continue_final_message",
+            expected="a last message of the assistant's, and add_generation_prompt false",
+            found=f"a message of {str(request.messages[-1].get('role'))[:40]!r}, and "
+            f"add_generation_prompt {str(opens).lower()}",
+            remedy="End with the beginning of the answer, or leave it out.",
+        )
+    return conversation(engine, request.messages, variables, opens=opens, goes_on=goes_on)
 
 
 def conversation(
-    engine: CausalLMEngine, said: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
+    engine: CausalLMEngine,
+    said: Sequence[Mapping[str, Any]],
+    variables: Mapping[str, Any],
+    *,
+    opens: bool = True,
+    goes_on: bool = False,
 ) -> list[int]:
     """Token ids of messages, by the model's chat template, which also reads `variables`.
+
+    Args:
+        engine: of the model.
+        said: the messages.
+        variables: for the template.
+        opens: whether the assistant's turn is opened at the end.
+        goes_on: whether the last message is the beginning of that turn.
 
     Raises:
         UsageError: the model has no chat template, or messages that it does not take.
@@ -66,8 +85,10 @@ def conversation(
             remedy="Use /v1/completions with token ids.",
         )
     messages = [_message(place, one) for place, one in enumerate(said)]
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, **variables)
-    return tokenizer.encode(text, add_special_tokens=False)
+    begun = messages.pop()["content"] if goes_on else ""
+    opened = opens or goes_on
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=opened, **variables)
+    return tokenizer.encode(text + begun, add_special_tokens=False)
 
 
 def _message(place: int, message: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,7 +160,7 @@ def sampling_params(
         cache_namespace=request.cache_salt or "",
         priority=request.priority,
         deadline=deadline,
-        structured_outputs=form,
+        structured_outputs=_only_form(form, request.structured_outputs),
     )
 
 
@@ -163,11 +184,35 @@ def response_form(wanted: ResponseFormat | None) -> StructuredOutputsParams | No
     return json_form(wanted.json_schema.schema_)
 
 
+def _only_form(
+    found: StructuredOutputsParams | None, form: Form | None
+) -> StructuredOutputsParams | None:
+    """The form found elsewhere, or that of vLLM's field; UsageError for both, and for no form."""
+    if form is None:
+        return found
+    if found is not None:
+        raise UsageError(
+            "structured_outputs",
+            expected="no response_format and no tool to be called beside it",
+            found="both",
+            remedy="Ask for the form in one of them.",
+        )
+    given = form.json_
+    return StructuredOutputsParams(
+        json=given,
+        regex=form.regex,
+        choice=form.choice,
+        grammar=form.grammar,
+        json_object=form.json_object,
+        whitespace_pattern=BRIEF_SPACES if given is not None or form.json_object else None,
+    )
+
+
 def json_form(schema: Mapping[str, Any] | None) -> StructuredOutputsParams:
     """JSON of a schema; any object without one."""
     if schema is None:
-        return StructuredOutputsParams(json_object=True, whitespace_pattern=_SPACES)
-    return StructuredOutputsParams(json=schema, whitespace_pattern=_SPACES)
+        return StructuredOutputsParams(json_object=True, whitespace_pattern=BRIEF_SPACES)
+    return StructuredOutputsParams(json=schema, whitespace_pattern=BRIEF_SPACES)
 
 
 def tool_form(request: ChatRequest) -> StructuredOutputsParams | None:

@@ -44,6 +44,18 @@ class ResponseFormat(BaseModel):
     json_schema: JsonSchema | None = None
 
 
+class Form(BaseModel):
+    """The form of the answer, as vLLM has it: one of these."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    json_: dict[str, Any] | str | None = Field(alias="json", default=None)
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool = False
+
+
 class Function(BaseModel):
     """What a tool takes, as a JSON schema."""
 
@@ -97,6 +109,7 @@ class Sampled(BaseModel):
     priority: int = 0
     cache_salt: str | None = None
     response_format: ResponseFormat | None = None
+    structured_outputs: Form | None = None
 
     @property
     def includes_usage(self) -> bool:
@@ -123,4 +136,7 @@ class ChatRequest(Sampled):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    # vLLM's additions
     chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False

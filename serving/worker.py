@@ -115,7 +115,8 @@ class Worker:
             )
         self.active += 1
         try:
-            request = await asyncio.to_thread(self._loop.prepare, prompt, params, streams=True)
+            streams = params.prompt_logprobs is None  # these come at the end
+            request = await asyncio.to_thread(self._loop.prepare, prompt, params, streams=streams)
         except BaseException:
             self.active -= 1
             raise

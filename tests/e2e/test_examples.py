@@ -21,6 +21,7 @@ PROMISES = {
         "b200: at least",
         "@triton.jit",
     ],
+    "06_programs.py": ["branch 2: ", "the card has its form: True", "liked: "],
 }
 
 
@@ -28,8 +29,8 @@ def test_every_example_is_run() -> None:
     assert {path.name for path in EXAMPLES.glob("0*.py")} == set(PROMISES)
 
 
-# What the last one shows is tested in tests/compiler/inspect too, of a smaller model.
-LONG = ("05_cross_compile.py",)
+# What these show is tested in tests/compiler/inspect and tests/serving too, of smaller models.
+LONG = ("05_cross_compile.py", "06_programs.py")
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ BAD = [
     ("priority", [1.5, None, -(2**64)]),
     ("deadline", [-1.0, math.inf, math.nan]),
     ("prompt_logprobs", [-1, 1.5, True]),
+    ("prompt_logprobs_start", [-1, 1.5, True, None]),
     ("logit_bias", [{0: 101}, {-1: 1}, {"0": 1.0}, {0: math.nan}, {0: True}, 3, "ab", [1, 2]]),
     ("allowed_token_ids", [[], [-1], "12", 5, [True]]),
 ]

@@ -34,10 +34,11 @@ def make_loop(num_pages=200, capabilities=PAGED, caching=False, logits=logits_of
     return GenerationLoop(executor, pool, scheduler, Sampler(), None, [], MAX_LEN, VOCAB)
 
 
-def check(prompt, found, count):
+def check(prompt, found, count, start=0):
     """Float64 of the model's own logits is the oracle."""
-    assert found[0] is None and len(found) == len(prompt)
-    for place, one in enumerate(found[1:], 1):
+    first = min(max(1, start), len(prompt))
+    assert found[:first] == [None] * first and len(found) == len(prompt)
+    for place, one in enumerate(found[first:], first):
         exact = logits_of(prompt[:place]).double().log_softmax(-1)
         assert one.token_id == prompt[place]
         assert one.logprob == pytest.approx(float(exact[prompt[place]]), abs=1e-9)
@@ -52,15 +53,17 @@ def check(prompt, found, count):
         st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=20), min_size=1, max_size=4
     ),
     asked=st.lists(st.sampled_from([None, 0, 3]), min_size=4, max_size=4),
+    start=st.integers(0, 22),
     n=st.integers(1, 2),
     budget=st.integers(1, 12),
     extra=st.integers(0, 10),
     caching=st.booleans(),
 )
-def test_they_are_the_models_and_change_no_token(prompts, asked, n, budget, extra, caching):
+def test_they_are_the_models_and_change_no_token(prompts, asked, start, n, budget, extra, caching):
     longest = max(map(len, prompts)) + 6
     loop = make_loop(2 + longest // 4 + extra, max_tokens_per_step=budget, caching=caching)
-    params = [SamplingParams(max_new_tokens=6, n=n, prompt_logprobs=a) for a in asked]
+    given = {"max_new_tokens": 6, "n": n, "prompt_logprobs_start": start}
+    params = [SamplingParams(prompt_logprobs=a, **given) for a in asked]
     for _ in range(2):  # a second time there may be something in the cache
         results = loop.generate(prompts, params[: len(prompts)])
         for prompt, count, completions in zip(prompts, asked, results, strict=False):
@@ -69,7 +72,18 @@ def test_they_are_the_models_and_change_no_token(prompts, asked, n, budget, extr
                 if count is None:
                     assert one.prompt_logprobs is None
                 else:
-                    check(prompt, one.prompt_logprobs, count)
+                    check(prompt, one.prompt_logprobs, count, start)
+
+
+@pytest.mark.parametrize(("start", "cached"), [(0, 0), (1, 0), (3, 2), (5, 4), (9, 8), (14, 12)])
+def test_what_comes_before_their_start_may_be_cached(start, cached):
+    loop = make_loop(caching=True)
+    prompt = [1 + place % 7 for place in range(13)]
+    loop.generate([prompt], SamplingParams(max_new_tokens=4))
+    params = SamplingParams(max_new_tokens=1, prompt_logprobs=2, prompt_logprobs_start=start)
+    ((one,),) = loop.generate([prompt], params)
+    check(prompt, one.prompt_logprobs, 2, start)
+    assert one.usage.cached_tokens == cached
 
 
 def test_preempted_prompts_keep_what_they_know():
