@@ -127,15 +127,15 @@ class DecodeBatches:
         if key != self._key or plan.copies or any([not start % size for start in positions]):
             self._key, self._version = None, self._version + 1
             self._tables = self._pool.block_tables(key).numpy()
-            gaps = [self._pool.gap(seq) for seq in key]
-            self._gaps = gaps if any(gaps) else None
+            if self._pool.slides:
+                self._gaps = [self._pool.gap(seq) for seq in key]
             self._key = key
         return DecodeBatch(
             key,
             [chunk.seq.tokens[-1] for chunk in chunks] if after is None else None,
             None if after is None else _rows(key, after.key),
             positions,
-            [int(chunk.slots[0]) for chunk in chunks],
+            [chunk.slots[0] for chunk in chunks],
             self._params,
             self._uniform(plan) if self._random else None,
             self._tables,

@@ -67,15 +67,15 @@ class Counters:
         """
         prefill = recomputed = total = 0
         for chunk in chunks:
-            count = len(chunk.slots)
+            seq, start, count = chunk.seq, chunk.start, len(chunk.slots)
+            reached, stop = seq.num_reached, start + count
             total += count
             if not decodes(chunk):
                 prefill += count
-            seq = chunk.seq
-            stop = chunk.start + count
-            if chunk.start < seq.num_reached:
-                recomputed += min(stop, seq.num_reached) - chunk.start
-            seq.num_reached = max(seq.num_reached, stop)
+            if start < reached:
+                recomputed += min(stop, reached) - start
+            if stop > reached:
+                seq.num_reached = stop
         self.steps += 1
         self.tokens_computed += total
         self.prefill_tokens += prefill

@@ -364,6 +364,7 @@ def _read_lm(data: Mapping[str, Json]) -> LMConfig:
         swap_space=float(str(data.get("swap_space", 0.0))),
         window=None if data.get("window") is None else int(str(data["window"])),
         sinks=int(str(data.get("sinks", 0))),
+        batching="auto",
     )
 
 

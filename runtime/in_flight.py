@@ -184,7 +184,10 @@ class Launcher:
             if seq.finish_reason is not None:  # its sibling's row may have ended it
                 continue
             seq.in_flight -= 1
-            seq.accept(Sampled(token), now)
+            if seq.sampling.matcher is None:
+                seq.take(token, now)
+            else:
+                seq.accept(Sampled(token), now)
             if seq.finish_reason is not None:
                 self._scheduler.drop(seq)
         return [chunk for chunk, _ in rows]

@@ -34,6 +34,7 @@ class KVPool(Protocol):
     page_size: int
     host_pages: int  # of the host, with the ids from num_pages on
     shares: bool  # whether fork lets two sequences hold the same page
+    slides: bool  # whether sequences let go of pages that they do not see again
     caches: bool  # whether prefixes outlive their sequences
     prefix_counters: PrefixCounters
 
@@ -125,6 +126,12 @@ class KVPool(Protocol):
         """
         ...
 
+    def extend(self, seqs: Sequence[int]) -> tuple[list[int], list[PageCopy]] | None:
+        """A place for one more token of each: their slots, and the copies to make first; None, and
+        nothing has changed, if there are not enough pages.
+        """
+        ...
+
     def fork_pages_needed(self, seq: int) -> int:
         """Available pages that `fork(seq, …)` would take."""
         ...
@@ -199,7 +206,7 @@ class PagedPool:
         self._tables = BlockTables()
         self._held: dict[int, list[int]] = {}
         self._lengths: dict[int, int] = {}
-        self._sliding = sliding
+        self._sliding, self.slides = sliding, sliding is not None
         self.num_dropped = 0
         self._dropped: dict[int, int] = {}  # pages that a sequence has let go of
 
@@ -358,6 +365,32 @@ class PagedPool:
         self._lengths[seq] = length + num_tokens
         start = length - self.gap(seq)
         return self._slots(held, start, start + num_tokens), copies
+
+    def extend(self, seqs: Sequence[int]) -> tuple[list[int], list[PageCopy]] | None:
+        """A place for one more token of each: their slots, and the copies to make first; None, and
+        nothing has changed, if there are not enough pages.
+
+        `append` for each, in a fraction of the time: most need no page.
+        """
+        size, lengths, references = self.page_size, self._lengths, self._pages.references
+        slots: list[int] = []
+        rest: list[int] = []  # rows that need a page
+        for row, seq in enumerate(seqs):
+            offset = lengths[seq] % size
+            page = self._held[seq][-1] if offset else 0
+            if not offset or references[page] > 1:
+                rest.append(row)
+            slots.append(page * size + offset)
+        if rest and sum([self.pages_needed(seqs[row], 1) for row in rest]) > self.num_available:
+            return None
+        copies: list[PageCopy] = []
+        for row in rest:
+            (slots[row],), made = self.append(seqs[row], 1)
+            copies += made
+            lengths[seqs[row]] -= 1  # as those of the others, for now
+        for seq in seqs:
+            lengths[seq] += 1
+        return slots, copies
 
     def _unshare_last(self, seq: int) -> PageCopy:
         held = self._held[seq]

@@ -26,6 +26,7 @@ class Sequence:
     Attributes:
         rank: whose turn it is, smaller first: by priority, then deadline, then age.
         tokens: the prompt's and the generated token ids.
+        limit: how many of these there may be.
         num_computed: how many of them have K and V in the pool, or will when the steps in flight
             are done; one of these may be of a token that is not known yet.
         in_flight: how many next tokens are being sampled in steps in flight; each counts as one
@@ -47,6 +48,7 @@ class Sequence:
         "id",
         "in_flight",
         "index",
+        "limit",
         "logprobs",
         "looked_up",
         "num_cached",
@@ -63,6 +65,7 @@ class Sequence:
         self.id, self.request, self.index = next(_ids), request, index
         self.rank = (request.params.priority, request.deadline, self.id)
         self.tokens = list(request.prompt)
+        self.limit = len(request.prompt) + request.max_tokens
         self.num_computed = self.num_reached = self.num_cached = self.in_flight = 0
         self.looked_up = False
         matcher = request.matcher and request.matcher()
@@ -82,13 +85,6 @@ class Sequence:
         """Tokens still to be computed before the next one can be sampled."""
         return len(self.tokens) + self.in_flight - self.num_computed
 
-    @property
-    def ends_in_flight(self) -> bool:
-        """Whether the tokens in flight bring it to its length limit."""
-        request = self.request
-        generated = len(self.tokens) - len(request.prompt) + self.in_flight
-        return generated >= request.max_tokens
-
     def start_at(self, cached: int) -> None:
         """It starts, or starts anew, with `cached` tokens that need not be computed."""
         self.num_computed = cached
@@ -103,32 +99,44 @@ class Sequence:
         so is the first of them where it is on its way already.
         """
         matcher = self.sampling.matcher
-        jumps = matcher is not None and self.request.jumps and not self.in_flight
-        if self.request.params.logprobs is not None:
-            jumps = False
-        while True:
-            token = sampled.token_id
-            self.tokens.append(token)
-            self.sampling.commit(token)
-            self.timings.token(now)
-            text, self.finish_reason = self._stops.push(token)
-            if matcher is not None and matcher.stopped:
-                self.error = matcher.error()
-                if self.finish_reason is None:
-                    text += self._stops.finish()
-                self.finish_reason = "stop"
+        if matcher is None:
+            self.take(sampled.token_id, now, sampled.logprobs)
+            return
+        jumps = self.request.jumps and not self.in_flight and self.request.params.logprobs is None
+        self._follow(sampled.token_id, matcher, now, sampled.logprobs)
+        while jumps and self.finish_reason is None and matcher.forced is not None:
+            self._follow(matcher.forced, matcher, now)
+
+    def take(self, token: int, now: float, logprobs: TokenLogprobs | None = None) -> None:
+        """`accept`, of a sequence that has no form."""
+        text, self.finish_reason = self._commit(token, now)
+        self._say(text, token, logprobs)
+
+    def _follow(
+        self, token: int, matcher: Matcher, now: float, logprobs: TokenLogprobs | None = None
+    ) -> None:
+        text, self.finish_reason = self._commit(token, now)
+        if matcher.stopped:
+            self.error = matcher.error()
+            if self.finish_reason is None:
+                text += self._stops.finish()
+            self.finish_reason = "stop"
+        self._say(text, token, logprobs)
+
+    def _commit(self, token: int, now: float) -> tuple[str, FinishReason | None]:
+        self.tokens.append(token)
+        self.sampling.commit(token)
+        self.timings.token(now)
+        return self._stops.push(token)
+
+    def _say(self, text: str, token: int, logprobs: TokenLogprobs | None) -> None:
+        if text:
             self._text.append(text)
-            if sampled.logprobs is not None:
-                self.logprobs.append(sampled.logprobs)
-            if self.request.streams and self.error is None:
-                logprobs = [sampled.logprobs] if sampled.logprobs is not None else None
-                self.deltas.append(Delta(self.index, text, [token], self.finish_reason, logprobs))
-            if not jumps or self.finish_reason is not None:
-                return
-            assert matcher is not None
-            if matcher.forced is None:
-                return
-            sampled = Sampled(matcher.forced)
+        if logprobs is not None:
+            self.logprobs.append(logprobs)
+        if self.request.streams and self.error is None:
+            each = [logprobs] if logprobs is not None else None
+            self.deltas.append(Delta(self.index, text, [token], self.finish_reason, each))
 
     def expire(self) -> None:
         """Ends it as it is, because its time is over."""

@@ -68,6 +68,7 @@ class SamplingState:
         "_prompt",
         "_seen",
         "_simple",
+        "always_in_step",
         "matcher",
         "params",
         "plain",
@@ -87,6 +88,9 @@ class SamplingState:
         self._simple = not params.adjusts and params.logprobs is None
         self.plain = params.is_greedy and self._simple and params.min_new_tokens == 0
         self.plain = self.plain and matcher is None
+        # always_in_step: whatever comes, `samples_in_step`
+        self.always_in_step = self._simple and matcher is None
+        self.always_in_step &= params.min_new_tokens == 0 or not stop_ids
         self._prompt, self._index = prompt, index
         self._output: list[int] = []
         self._generator: torch.Generator | None = None

@@ -30,7 +30,7 @@ STEP_TOKENS = 2048  # large enough for products to be bound by arithmetic
 SCORED_TOKENS = 256  # of a prompt, where each wants its logits: 128 MB of 128k a token
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: making one would take thrice as long
 class Chunk:
     """Tokens [start, start + len(slots)) of `seq`, to be computed in one step."""
 
@@ -164,21 +164,18 @@ class Scheduler:
         if self.waiting and (self._admits() or self._gives_way()):
             return None
         going: list[Sequence] = []
-        needed = 0
         for seq in self.running:
-            if seq.in_flight != 1 or seq.remaining != 1 or not seq.sampling.samples_in_step:
+            known = len(seq.tokens)
+            if seq.in_flight != 1 or seq.num_computed != known:
                 return None
-            if not seq.ends_in_flight:
-                needed += self.pool.pages_needed(seq.id, 1)
+            if not (seq.sampling.always_in_step or seq.sampling.samples_in_step):
+                return None
+            if known + 1 < seq.limit:
                 going.append(seq)
             elif self.waiting:
                 return None
-        if not going or needed > self.pool.num_available:
-            return None
         plan = Plan()
-        for seq in going:
-            self._take(plan, seq, 1)
-        return plan
+        return plan if going and self._take_each(plan, going) else None
 
     def fork(self, request: Request) -> list[PageCopy]:
         """Starts the unfinished siblings of a first sequence whose prompt is computed.
@@ -305,6 +302,8 @@ class Scheduler:
 
         By rank, so that whoever is preempted has not been planned yet in this step.
         """
+        if self._take_each(plan, [seq for seq in self.running if seq.remaining <= 1]):
+            return
         index = 0
         while index < len(self.running):
             seq = self.running[index]
@@ -317,6 +316,18 @@ class Scheduler:
                 if last is seq:
                     return
             self._take(plan, seq, 1)
+
+    def _take_each(self, plan: Plan, seqs: list[Sequence]) -> bool:
+        """One token of each; False, and nothing has been taken, if pages are short."""
+        found = self.pool.extend([seq.id for seq in seqs])
+        if found is None:
+            return False
+        slots, copies = found
+        plan.chunks += [
+            Chunk(seq, seq.num_computed, [slot]) for seq, slot in zip(seqs, slots, strict=True)
+        ]
+        plan.copies += copies
+        return True
 
     def _has_pages(self, seq: Sequence, count: int) -> bool:
         return self.pool.pages_needed(seq.id, count) <= self.pool.num_available

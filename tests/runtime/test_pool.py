@@ -65,6 +65,32 @@ class PoolMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.expected)
     @rule(data=st.data())
+    def extend(self, data):
+        growing = [
+            seq
+            for seq in sorted(self.expected)
+            if self.pool.shares or len(self.expected[seq]) < self.pool.page_size
+        ]
+        seqs = data.draw(st.lists(st.sampled_from(growing), unique=True)) if growing else []
+        before = self.pool.num_free
+        needed = sum(self.pool.pages_needed(seq, 1) for seq in seqs)
+        lengths = [self.pool.length(seq) for seq in seqs]
+        found = self.pool.extend(seqs)
+        if needed > before:
+            assert found is None and self.pool.num_free == before
+            assert [self.pool.length(seq) for seq in seqs] == lengths
+            return
+        slots, copies = found
+        # Of several that share a page, the last to write keeps it.
+        assert before - needed <= self.pool.num_free <= before
+        self.copy(copies)
+        for seq, slot in zip(seqs, slots, strict=True):
+            self.memory[slot] = self.next_value
+            self.expected[seq].append(self.next_value)
+            self.next_value += 1
+
+    @precondition(lambda self: self.expected)
+    @rule(data=st.data())
     def fork(self, data):
         seq = data.draw(st.sampled_from(sorted(self.expected)))
         new, before = self.next_id, self.pool.num_free
