@@ -362,6 +362,7 @@ def _read_lm(data: Mapping[str, Json]) -> LMConfig:
         # An older engine says nothing of these.
         prefix_caching=data.get("prefix_caching") is not False,
         swap_space=float(str(data.get("swap_space", 0.0))),
+        batching="auto",
     )
 
 
