@@ -364,6 +364,13 @@ def test_the_error_comes_with_the_step_whose_logits_are_broken():
     check_idle(loop)
 
 
+def test_rows_that_fill_a_bucket_are_told():
+    loop = lazy()
+    loop.generate([[1], [2, 3], [4]], LONG)  # three sequences in a bucket of four
+    assert (loop.counters.padding.decode, loop.counters.padding.prefill) == (11, 0)
+    assert loop.counters.padding_share == 11 / (4 + 3 * 11 + 11)
+
+
 def test_beams_go_between_steps_that_are_launched_ahead():
     (expected,) = _beams(stepwise()).search([[4, 5]], BEAMS)
     loop = lazy()
