@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -26,8 +27,8 @@ _ids = itertools.count(-2, -1)  # requests number their sequences from 0; -1 is 
 
 
 class BeamSearcher:
-    """Searches with a loop's memory; its other requests wait meanwhile, and give up their pages
-    where they are short.
+    """Searches with a loop's memory, a step of all beams behind each of the loop's own; its other
+    requests give up their pages where they are short.
 
     Args:
         loop: whose executor, pool and lock it takes.
@@ -63,28 +64,31 @@ class BeamSearcher:
                 remedy="Take fewer beams, or compile with a larger max_batch_size.",
             )
         waiting = [self._new(index, prompt, params) for index, prompt in enumerate(prompts)]
-        found: dict[int, list[BeamCompletion]] = {}
-        with loop.lock:
-            loop.settle()
-            active: list[Search] = []
-            try:
-                while waiting or active:
-                    while waiting and self._fits(active, waiting[0], params):
-                        active.append(waiting.pop(0))
-                        self._start(active[-1], params)
-                    self._step([one for one in active if not one.done], params)
-                    for one in active:
-                        if one.done:
-                            self._free(one)
-                            found[one.index] = self._completions(one)
-                    active = [one for one in active if not one.done]
-            except BaseException:
-                loop.forget_copies()
-                raise
-            finally:
-                for one in active:
-                    self._free(one)
-        return [found[index] for index in range(len(prompts))]
+        searches = Searches(self, params, waiting)
+        loop.invite(searches)
+        try:
+            while not searches.done:
+                loop.step()
+        finally:
+            with loop.lock:
+                loop.dismiss(searches)
+                searches.end()
+        if searches.error is not None:
+            raise searches.error
+        return [searches.found[index] for index in range(len(prompts))]
+
+    def advance(self, searches: Searches) -> None:
+        """Starts those that have room, and takes one step of all that run."""
+        params, active = searches.params, searches.active
+        self._loop.settle()
+        while searches.waiting and self._fits(active, searches.waiting[0], params):
+            active.append(searches.waiting.pop(0))
+            self._start(active[-1], params)
+        self._step([one for one in active if not one.done], params)
+        for one in [one for one in active if one.done]:
+            active.remove(one)
+            self.free(one)
+            searches.found[one.index] = self._completions(one)
 
     def _new(self, index: int, prompt: list[int], params: BeamSearchParams) -> Search:
         loop, capacity = self._loop, self._loop.pool.max_tokens
@@ -230,7 +234,12 @@ class BeamSearcher:
             self._loop.executor.copy_pages(sources, destinations)
             self._loop.counters.copied_pages += len(copies)
 
-    def _free(self, search: Search) -> None:
+    def forget(self) -> None:
+        """After an error: copies that were planned may not have been made."""
+        self._loop.forget_copies()
+
+    def free(self, search: Search) -> None:
+        """Lets go of the pages of its beams."""
         for seq in search.seqs:
             self._loop.pool.free(seq)
 
@@ -245,3 +254,49 @@ class BeamSearcher:
             pieces = [decoder.push(token) for token in (tokens[:-1] if ended else tokens)]
             text = "".join(pieces) + decoder.finish()
         return BeamCompletion(tokens, text, score, "stop" if ended else "length")
+
+
+@dataclass(slots=True)
+class Searches:
+    """The searches of one call, as the loop's guest.
+
+    Attributes:
+        searcher: takes their steps.
+        params: of all of them.
+        waiting, active: searches that have not started, and that run.
+        found: the completions of those that have ended, by their index.
+        error: what ended all of them.
+    """
+
+    searcher: BeamSearcher
+    params: BeamSearchParams
+    waiting: list[Search]
+    active: list[Search] = field(default_factory=list)
+    found: dict[int, list[BeamCompletion]] = field(default_factory=dict)
+    error: BaseException | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing more to do."""
+        return self.error is not None or not (self.waiting or self.active)
+
+    def advance(self) -> None:
+        """One step of them. Their errors are their caller's, who may be another than the one that
+        steps the loop; not so an interrupt.
+        """
+        if self.done:
+            return
+        try:
+            self.searcher.advance(self)
+        except BaseException as error:
+            self.error = error
+            self.searcher.forget()
+            self.end()
+            if not isinstance(error, Exception):
+                raise
+
+    def end(self) -> None:
+        """Frees the pages of those that run."""
+        for one in self.active:
+            self.searcher.free(one)
+        self.active.clear()

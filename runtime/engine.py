@@ -151,7 +151,8 @@ class CausalLMEngine(RunningEngine):
         early_stopping: bool | Literal["never"] = False,
     ) -> list[list[BeamCompletion]]:
         """The ``beam_width`` likeliest completions of each prompt, best first, by the rules of
-        Hugging Face's ``generate(num_beams=…)``. Other requests wait meanwhile.
+        Hugging Face's ``generate(num_beams=…)``. Their steps alternate with those of other
+        requests.
 
         Args:
             prompts: a str, several, or lists of token ids.

@@ -151,6 +151,8 @@ class PagedExecutor:
             self.graphs = self._graphs(self._decode, pages)
         elif captures:
             self.graphs = self._graphs(self.runner, pages)
+        if self.graphs is not None:
+            self.graphs.padding = self.padding
         if captures and self.graphs is not None and self.max_tokens:
             sizes = (self.max_sequences, pages, self.max_tokens)
             self.steps = StepGraphs(self.runner, self.caches.tensors, *sizes, self.graphs.queue)
@@ -161,9 +163,7 @@ class PagedExecutor:
         if runner is self._decode:
             most = min(most, MOST_DECODED)
         kind = DecodeGraphs if runner.device.type == "cuda" else EagerDecode
-        graphs = kind(runner, self.caches.tensors, most, pages)
-        graphs.padding = self.padding
-        return graphs
+        return kind(runner, self.caches.tensors, most, pages)
 
     def copy_pages(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
         """Copies pages, for forks that write."""

@@ -28,7 +28,7 @@ from .intake import (
     check_tokens,
     params_for,
 )
-from .observer import Observer
+from .observer import Guest, Observer
 from .output import Completion, Delta
 from .params import SamplingParams
 from .pool import KVPool
@@ -95,6 +95,7 @@ class GenerationLoop:
         self.clock = scheduler.clock  # for the times of requests and steps
         self.counters = Counters(prefix=pool.prefix_counters, padding=executor.padding)
         self.observers: list[Observer] = []
+        self._guests: list[Guest] = []
         self.lock = RLock()  # the books, the KV memory and the executor belong to who holds it
         self._flight: InFlight | None = None  # holds sequences' next tokens, if there is one
         self._launcher: Launcher | None = None
@@ -222,6 +223,19 @@ class GenerationLoop:
             except BaseException:
                 self._recover()
                 raise
+            for guest in [*self._guests]:
+                guest.advance()
+
+    def invite(self, guest: Guest) -> None:
+        """From now on each step is followed by one of a guest, until `dismiss`."""
+        with self.lock:
+            self._guests.append(guest)
+            self.scheduler.num_guests += 1
+
+    def dismiss(self, guest: Guest) -> None:
+        """To be called by who holds the lock."""
+        self._guests.remove(guest)
+        self.scheduler.num_guests -= 1
 
     def settle(self) -> None:
         """Queues the sampling of what is in flight: to be called by who holds the lock before

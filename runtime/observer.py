@@ -1,4 +1,4 @@
-"""Who watches a loop: metrics, traces, benchmarks."""
+"""Who watches a loop (metrics, traces, benchmarks), and who works beside its scheduler."""
 
 from __future__ import annotations
 
@@ -26,5 +26,16 @@ class Observer(Protocol):
             chunks: what was computed of sequences that waited for it.
             started: when it was planned, in seconds of the loop's clock.
             ended: when its tokens had been taken.
+        """
+        ...
+
+
+class Guest(Protocol):
+    """Work with a loop's executor and memory that its scheduler does not plan."""
+
+    def advance(self) -> None:
+        """One step of it, behind each of the loop's own, by whoever runs that, under the lock.
+
+        What it raises is not for the loop's requests, and is an interrupt.
         """
         ...

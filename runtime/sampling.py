@@ -269,12 +269,13 @@ def filtered_logits(scores: Tensor, params: Sequence[SamplingParams]) -> Tensor:
 def _draw(scores: Tensor, states: Sequence[SamplingState]) -> list[int]:
     best = scores.amax(-1)
     values: list[float] = best.tolist()
-    if not _finite(values):  # such a row draws from anything
+    finite = all(map(math.isfinite, values))
+    if not finite:  # such a row draws from anything
         scores = torch.where(best.isfinite()[:, None], scores, 0.0)
     uniform = torch.tensor([[state.uniform()] for state in states], dtype=torch.float64)
     scores = filtered_logits(scores, [state.params for state in states])
     tokens: list[int] = draw(scores, uniform.to(scores.device)).tolist()
-    return _marked(tokens, values)
+    return tokens if finite else _marked(tokens, values)
 
 
 def _adjusted(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
@@ -331,13 +332,9 @@ def _greedy(scores: Tensor) -> list[int]:
     return _marked(ids, values)
 
 
-def _finite(values: list[float]) -> bool:
-    return all(map(math.isfinite, values))
-
-
 def _marked(tokens: list[int], best: list[float]) -> list[int]:
     """The tokens, BROKEN where the largest logit is not finite."""
-    if _finite(best):
+    if all(map(math.isfinite, best)):
         return tokens
     pairs = zip(tokens, best, strict=True)
     return [token if math.isfinite(value) else BROKEN for token, value in pairs]
@@ -349,7 +346,7 @@ def check_finite(values: list[float]) -> None:
     Raises:
         VerificationError: there is such a row.
     """
-    if not _finite(values):
+    if not all(map(math.isfinite, values)):
         raise VerificationError(
             "the model's logits",
             expected="a finite largest logit in each row",

@@ -113,6 +113,7 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+        self.num_guests = 0  # whose pages nobody here holds, and who will let go of them
         self.clock, self.buckets = clock, buckets
         self._timed: list[Request] = []  # those with a deadline, the earliest first
 
@@ -124,7 +125,8 @@ class Scheduler:
             insort(self._timed, request, key=_deadline)
 
     def schedule(self) -> Plan:
-        """The next step; takes the pages that it needs. Empty only if there is nothing to do.
+        """The next step; takes the pages that it needs. Empty only if there is nothing to do, or
+        guests hold the pages.
 
         Raises:
             CapacityError: the oldest sequence does not fit though nothing else runs.
@@ -140,6 +142,8 @@ class Scheduler:
             else:
                 self._plan_split(plan)
             if plan.chunks or not (self.waiting or self.running):
+                return plan
+            if not self.running and self.num_guests:
                 return plan
             if not self.running:
                 raise CapacityError(

@@ -58,6 +58,12 @@ def test_decode_steps_sample_on_the_device(engine) -> None:
     assert engine.counters.steps == steps + 24 and engine.executor.graphs.samples
 
 
+def test_rows_that_fill_a_bucket_are_told(engine) -> None:
+    before = replace(engine.counters.padding)
+    engine.generate(PROMPTS, LONG)  # three sequences in a bucket of four
+    assert engine.counters.padding.decode - before.decode == 23
+
+
 @pytest.mark.parametrize("given", RANDOM)
 def test_random_tokens_are_those_of_the_cpu(given, engine, on_cpu, model) -> None:
     each = [replace(LONG, seed=seed, **given) for seed in range(len(PROMPTS) * 3)]

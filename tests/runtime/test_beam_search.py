@@ -18,7 +18,7 @@ from tilewright.runtime import (
     Scheduler,
     SlotPool,
 )
-from tilewright.runtime.beam_search import BeamSearcher
+from tilewright.runtime.beam_search import BeamSearcher, Searches
 from tilewright.runtime.beams import BeamSearchParams, Continuation, Search
 from tiny_models import PROMPTS, VOCAB, tiny_model
 
@@ -177,6 +177,53 @@ def test_running_requests_give_way_and_go_on():
     assert loop.scheduler.num_preemptions > 0
     assert tokens + [token for delta in stream for token in delta.token_ids] == alone
     assert loop.pool.num_free == 15
+
+
+@pytest.mark.parametrize("options", [{}, {"capabilities": SLOTS}])
+def test_other_requests_go_on_between_its_steps(options):
+    one = searcher(eos=(), **options)
+    loop, params = one._loop, SamplingParams(max_new_tokens=20)
+    request = loop.submit(PROMPTS[0], params)
+    beams = BeamSearchParams(3, 9)
+    (found,) = one.search([PROMPTS[1]], beams)
+    same(found, hugging_face(PROMPTS[1], (), beams))
+    (seq,) = request.sequences
+    assert loop.scheduler.num_preemptions == 0
+    # A token for each of the beams', but for the first, which comes with the second.
+    assert len(seq.tokens) == len(PROMPTS[0]) + 8
+    while not request.finished:
+        loop.step()
+    alone = searcher(eos=())._loop.generate([PROMPTS[0]], params)[0][0]
+    assert request.completions()[0].token_ids == alone.token_ids
+    assert not loop._guests and not loop.scheduler.num_guests
+
+
+def test_who_finds_no_place_beside_the_beams_waits_for_them():
+    one = searcher(eos=(), capabilities=SLOTS)
+    loop, params = one._loop, SamplingParams(max_new_tokens=20)
+    request, beams = loop.submit(PROMPTS[0], params), BeamSearchParams(6, 9)
+    (found,) = one.search([PROMPTS[1]], beams)
+    same(found, hugging_face(PROMPTS[1], (), beams))
+    assert loop.scheduler.waiting == request.sequences
+    while not request.finished:
+        loop.step()
+    alone = searcher(eos=())._loop.generate([PROMPTS[0]], params)[0][0]
+    assert request.completions()[0].token_ids == alone.token_ids
+
+
+def test_an_error_of_the_beams_is_not_that_of_who_steps():
+    one = searcher(eos=())
+    loop = one._loop
+    alone = searcher(eos=())._loop.generate([PROMPTS[0]])[0][0]
+    loop.executor.logits = lambda tokens: (
+        logits_of(tokens) * (torch.nan if tokens[: len(PROMPTS[1])] == PROMPTS[1] else 1.0)
+    )
+    beams = BeamSearchParams(3, 9)
+    searches = Searches(one, beams, [one._new(0, PROMPTS[1], beams)])
+    loop.invite(searches)
+    assert loop.generate([PROMPTS[0]])[0][0].token_ids == alone.token_ids
+    assert searches.done and isinstance(searches.error, VerificationError)
+    assert loop.pool.num_free == loop.pool.num_pages - 1
 
 
 @pytest.mark.parametrize("step", [1, 3])

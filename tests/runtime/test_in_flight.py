@@ -19,6 +19,8 @@ from fake_executor import PAGED, VOCAB, FakeExecutor, greedy, logits_of
 from tilewright.errors import VerificationError
 from tilewright.runtime import GenerationLoop, PagedPool, Sampler, SamplingParams, Scheduler
 from tilewright.runtime.batch import DecodeBatch, DecodeBatches
+from tilewright.runtime.beam_search import BeamSearcher
+from tilewright.runtime.beams import BeamSearchParams
 from tilewright.runtime.decode_buffer import DecodeBuffer, Turn
 from tilewright.runtime.device_queue import ImmediateQueue
 from tilewright.runtime.engine import score
@@ -28,6 +30,7 @@ from tilewright.runtime.step_buffer import FIELDS, SAMPLING, StepShape
 
 MAX_LEN = 48
 LONG = SamplingParams(max_new_tokens=12)
+BEAMS = BeamSearchParams(3, 6)
 
 
 class Letters:
@@ -359,6 +362,29 @@ def test_the_error_comes_with_the_step_whose_logits_are_broken():
             tokens += delta.token_ids
     assert tokens == full[:5]
     check_idle(loop)
+
+
+def test_rows_that_fill_a_bucket_are_told():
+    loop = lazy()
+    loop.generate([[1], [2, 3], [4]], LONG)  # three sequences in a bucket of four
+    assert (loop.counters.padding.decode, loop.counters.padding.prefill) == (11, 0)
+    assert loop.counters.padding_share == 11 / (4 + 3 * 11 + 11)
+
+
+def test_beams_go_between_steps_that_are_launched_ahead():
+    (expected,) = _beams(stepwise()).search([[4, 5]], BEAMS)
+    loop = lazy()
+    stream = loop.stream([1, 2, 3], LONG)
+    tokens = [token for _ in range(3) for token in next(stream).token_ids]
+    (found,) = _beams(loop).search([[4, 5]], BEAMS)
+    assert [one.token_ids for one in found] == [one.token_ids for one in expected]
+    tokens += [token for delta in stream for token in delta.token_ids]
+    assert tokens == greedy([1, 2, 3], 12) and loop.scheduler.num_preemptions == 0
+    check_idle(loop)
+
+
+def _beams(loop):
+    return BeamSearcher(loop, (), None)
 
 
 @pytest.mark.quick

@@ -127,13 +127,14 @@ def test_batches_beside_eager(engine, reference, capsys):
     data = json.loads(json.dumps(throughput_data(found)))
     one = data["results"][1]
     assert one["fastest"] == "eager" and one["prefill_seconds"] > 0 and one["preemptions"] == 0
+    assert one["padding_tokens"] == one["padding_share"] == 0  # pages need none
     assert one["prefill_tokens_per_second"] == pytest.approx(3 * 20 / one["prefill_seconds"])
     print_throughput(found)
     text = capsys.readouterr().out
     assert "the fastest contender, eager" in text and "Hugging Face eager, float32" in text
 
 
-def test_preemptions_are_said(engine, monkeypatch, capsys):
+def test_preemptions_and_padding_are_said(engine, monkeypatch, capsys):
     schedule = engine.loop.scheduler.schedule
 
     def preempting():
@@ -147,6 +148,9 @@ def test_preemptions_are_said(engine, monkeypatch, capsys):
     assert found.results[0].preemptions == 3  # the run that is not counted is warned of too
     print_throughput(found)
     assert "batch 2: 3 preemptions" in capsys.readouterr().out
+    padded = replace(found.results[0], padding_tokens=3, padding_share=0.25)
+    print_throughput(replace(found, results=(padded,)))
+    assert "batch 2: 25.0% of the tokens computed were padding" in capsys.readouterr().out
 
 
 def test_prompts_are_distinct_and_the_same_for_all(engine, reference, monkeypatch):
