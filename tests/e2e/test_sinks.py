@@ -14,6 +14,7 @@ import torch
 import tilewright as tw
 from tilewright.errors import CapacityError, UnsupportedError, UsageError
 from tilewright.runtime import GenerationLoop, PagedPool, Sampler, SamplingParams, Scheduler
+from tilewright.runtime.engine import CausalLMEngine
 from tilewright.runtime.sliding import ENDLESS, Sliding
 from tiny_models import VOCAB, tiny_model
 
@@ -27,7 +28,7 @@ def greedy(count: int, **params) -> SamplingParams:
 
 
 @pytest.fixture(scope="module")
-def engine() -> tw.CausalLMEngine:
+def engine() -> CausalLMEngine:
     return tw.compile(
         tiny_model("llama"), backend="eager", target="cpu", kv_cache=CONFIG, max_batch_size=3
     )
