@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import tilewright as tw
+from tilewright.compiler.inspect.facts import headline
 from tilewright.errors import CapacityError, UnsupportedError, UsageError
 from tilewright.runtime import GenerationLoop, Sampler, SamplingParams, Scheduler
 from tilewright.runtime.engine import CausalLMEngine
@@ -185,3 +186,8 @@ def test_a_pool_too_small_for_one_window_takes_what_fits():
         pool.append(1, 8)
     with pytest.raises(CapacityError):
         pool.append(1, 8)
+
+
+def test_facts_say_what_is_seen(engine):
+    facts = dict(headline(engine.image))
+    assert facts["context"].startswith("the latest 16 tokens and the first 2 ")
