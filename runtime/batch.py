@@ -19,11 +19,13 @@ def build_step(plan: Plan, pool: KVPool) -> Step:
     """The tensors of a plan with at least one chunk. A few microseconds a tensor at decode; what a
     long prompt brings is arrays already (4096 numbers of a list cost 0.3 ms)."""
     query_start, seq_lens, logits_indices = [0], [], []
+    slides = pool.slides
     for chunk in plan.chunks:
         count = len(chunk.slots)
         logits_indices += [query_start[-1] + place - chunk.start for place in chunk.scored]
         query_start.append(query_start[-1] + count)
-        seq_lens.append(chunk.start + count - pool.gap(chunk.seq.id))
+        gap = pool.gap(chunk.seq.id) if slides else 0
+        seq_lens.append(chunk.start + count - gap)
         if chunk.completes:
             logits_indices.append(query_start[-1] - 1)
     return Step(
@@ -127,8 +129,7 @@ class DecodeBatches:
         if key != self._key or plan.copies or any([not start % size for start in positions]):
             self._key, self._version = None, self._version + 1
             self._tables = self._pool.block_tables(key).numpy()
-            if self._pool.slides:
-                self._gaps = [self._pool.gap(seq) for seq in key]
+            self._gaps = [self._pool.gap(seq) for seq in key] if self._pool.slides else None
             self._key = key
         return DecodeBatch(
             key,

@@ -34,6 +34,7 @@ from .runner import ProgramRunner
 from .sampling import Sampler
 from .scheduler import Scheduler
 from .sliding import ENDLESS
+from .sliding_pool import SlidingPool
 from .step import Step, StepExecutor
 from .trace import Tracer, tracing
 
@@ -301,13 +302,13 @@ def _memory(
     programs = tuple(one.program for one in (runner, decode) if one is not None)
     page_bytes = executor.bytes_per_token * config.page_size
     pages = pool_pages(config, page_bytes, programs, runner.device, tokens)
-    pool = PagedPool(
-        pages,
-        config.page_size,
-        prefix_caching=config.prefix_caching,
-        host_pages=int(config.swap_space * 2**30 / page_bytes),
-        sliding=config.sliding,
-    )
+    prefix_caching, host = config.prefix_caching, int(config.swap_space * 2**30 / page_bytes)
+    if config.sliding is not None:
+        pool: PagedPool = SlidingPool(
+            pages, config.sliding, prefix_caching=prefix_caching, host_pages=host
+        )
+    else:
+        pool = PagedPool(pages, config.page_size, prefix_caching=prefix_caching, host_pages=host)
     return executor, pool
 
 

@@ -17,7 +17,7 @@ from ..errors import CapacityError, UsageError
 from .block_tables import BlockTables
 from .pages import Pages
 from .prefix_cache import PrefixCache, PrefixCounters
-from .sliding import ENDLESS, Sliding
+from .sliding import ENDLESS
 
 PageCopy = tuple[int, int]  # (source page, destination page); ids from num_pages on: the host's
 Slots = list[int] | NDArray[np.int64]  # page * page_size + offset of each token; one is a list
@@ -34,8 +34,9 @@ class KVPool(Protocol):
     page_size: int
     host_pages: int  # of the host, with the ids from num_pages on
     shares: bool  # whether fork lets two sequences hold the same page
-    slides: bool  # whether sequences let go of pages that they do not see again
     caches: bool  # whether prefixes outlive their sequences
+    slides: bool  # whether sequences let go of pages that nobody will see again
+    max_append: int  # the most tokens that append takes at once
     prefix_counters: PrefixCounters
 
     @property
@@ -51,11 +52,6 @@ class KVPool(Protocol):
     @property
     def max_tokens(self) -> int:
         """The longest sequence that fits into the empty pool, in tokens."""
-        ...
-
-    @property
-    def max_append(self) -> int:
-        """The most tokens that `append` takes at once."""
         ...
 
     def most_pages(self, num_tokens: int) -> int:
@@ -103,7 +99,7 @@ class KVPool(Protocol):
 
     def gap(self, seq: int) -> int:
         """Tokens of `seq` that its block table leaves out, as nobody will see them again: whole
-        pages between its first ones and its window. Places and lengths in the table are less by it.
+        pages between its first ones and its last. Places and lengths in the table are less by it.
         """
         ...
 
@@ -166,16 +162,14 @@ class PagedPool:
         prefix_caching: whether pages of prefixes outlive their sequences (`prefix_cache.py`).
         host_pages: pages of the host, for cached prefixes that make room on the device.
         clock: seconds, for pinned prefixes; it never goes back.
-        sliding: what of a sequence is seen; it lets go of the pages between. None for all.
-
-    Attributes:
-        num_dropped: pages that sequences have let go of since they saw them last.
 
     Raises:
         UsageError: fewer than 2 pages, or a page size below 1.
     """
 
     shares = True
+    slides = False
+    max_append = ENDLESS
     _first_page = 1
 
     def __init__(
@@ -186,7 +180,6 @@ class PagedPool:
         prefix_caching: bool = False,
         host_pages: int = 0,
         clock: Callable[[], float] = time.monotonic,
-        sliding: Sliding | None = None,
     ) -> None:
         if num_pages <= self._first_page or page_size < 1:
             raise UsageError(
@@ -206,9 +199,6 @@ class PagedPool:
         self._tables = BlockTables()
         self._held: dict[int, list[int]] = {}
         self._lengths: dict[int, int] = {}
-        self._sliding, self.slides = sliding, sliding is not None
-        self.num_dropped = 0
-        self._dropped: dict[int, int] = {}  # pages that a sequence has let go of
 
     @property
     def num_free(self) -> int:
@@ -223,20 +213,11 @@ class PagedPool:
     @property
     def max_tokens(self) -> int:
         """The longest sequence that fits into the empty pool, in tokens."""
-        pages = self.num_pages - self._first_page
-        if self._sliding is not None and pages >= self._sliding.most_pages:
-            return ENDLESS
-        return pages * self.page_size
-
-    @property
-    def max_append(self) -> int:
-        """The most tokens that `append` takes at once."""
-        return ENDLESS if self._sliding is None else self._sliding.chunk
+        return (self.num_pages - self._first_page) * self.page_size
 
     def most_pages(self, num_tokens: int) -> int:
         """Pages that a sequence of so many tokens holds at most, at any time."""
-        pages = -(-num_tokens // self.page_size)
-        return pages if self._sliding is None else min(pages, self._sliding.most_pages)
+        return -(-num_tokens // self.page_size)
 
     def add(self, seq: int) -> None:
         """Opens an empty sequence."""
@@ -248,10 +229,8 @@ class PagedPool:
 
         Cached pages that no sequence holds are available, and taken like others.
         """
-        pages = self.most_pages(len(tokens))
-        if self._cache is None or pages * self.page_size < len(tokens):
-            return pages
-        return pages - self._cache.shared_pages(namespace, tokens)
+        pages = -(-len(tokens) // self.page_size)
+        return pages if self._cache is None else pages - self._cache.shared_pages(namespace, tokens)
 
     def reuse(
         self, seq: int, tokens: Sequence[int], namespace: Hashable
@@ -265,7 +244,6 @@ class PagedPool:
         found = self._cache.reuse(namespace, tokens)
         self._held[seq], self._lengths[seq] = found.pages, found.num_tokens
         self._tables.write(seq, 0, found.pages)
-        self._drop_behind(seq)
         return found.num_tokens, found.copies
 
     def keep(
@@ -275,9 +253,7 @@ class PagedPool:
         `closing` says that `free(seq)` comes next.
         """
         if self._cache is not None:
-            first = 0 if self._sliding is None else self._sliding.sink_pages
-            gap = range(first, first + self._dropped.get(seq, 0))
-            self._cache.keep(namespace, tokens, self._held[seq], gap, closing=closing)
+            self._cache.keep(namespace, tokens, self._held[seq], closing=closing)
 
     def pin(self, tokens: Sequence[int], namespace: Hashable, seconds: float) -> None:
         """For so long pages of `tokens` that are cached make room only if nothing else can."""
@@ -294,8 +270,12 @@ class PagedPool:
         return self._lengths[seq]
 
     def gap(self, seq: int) -> int:
-        """Tokens of `seq` that its block table leaves out."""
-        return self._dropped.get(seq, 0) * self.page_size
+        """Tokens of `seq` that its block table leaves out: none."""
+        return 0
+
+    def drops(self, seq: int, num_tokens: int) -> bool:
+        """Whether `append(seq, num_tokens)` would let go of pages of `seq`: never."""
+        return False
 
     def _writes_shared(self, seq: int) -> bool:
         """Whether the next token of `seq` goes into a page that another sequence holds too."""
@@ -304,56 +284,23 @@ class PagedPool:
         return self._pages.references[self._held[seq][-1]] > 1
 
     def pages_needed(self, seq: int, num_tokens: int) -> int:
-        """Available pages that `append` of so many tokens, in as many parts as it takes, needs."""
-        new = self._new_pages(seq, num_tokens)
-        if self._sliding is None or not new:
-            return new
-        if num_tokens > self._sliding.chunk:
-            return max(0, min(new, self._sliding.most_pages - len(self._held[seq])))
-        return max(0, new - sum(map(self._pages.frees, self._behind(seq))))
-
-    def _new_pages(self, seq: int, num_tokens: int) -> int:
+        """Available pages that `append(seq, num_tokens)` would take."""
         if num_tokens == 0:
             return 0
+        held = self._held[seq]
         total = -(-(self._lengths[seq] + num_tokens) // self.page_size)
-        had = len(self._held[seq]) + self._dropped.get(seq, 0)
-        return total - had + self._writes_shared(seq)
-
-    def drops(self, seq: int, num_tokens: int) -> bool:
-        """Whether `append(seq, num_tokens)` would let go of pages of `seq`."""
-        return bool(self._new_pages(seq, num_tokens) and self._behind(seq))
-
-    def _behind(self, seq: int) -> list[int]:
-        """The pages of `seq` that no token behind its last one sees."""
-        if self._sliding is None:
-            return []
-        first = self._sliding.sink_pages
-        seen = self._sliding.first_seen(self._lengths[seq]) - self._dropped.get(seq, 0)
-        return self._held[seq][first:seen]
-
-    def _drop_behind(self, seq: int) -> None:
-        if behind := self._behind(seq):
-            assert self._sliding is not None
-            first, held = self._sliding.sink_pages, self._held[seq]
-            del held[first : first + len(behind)]
-            self._dropped[seq] = self._dropped.get(seq, 0) + len(behind)
-            self.num_dropped += len(behind)
-            self._tables.rewrite(seq, first, held[first:])
-            for page in behind:
-                self._pages.drop(page)
+        return total - len(held) + self._writes_shared(seq)
 
     def append(self, seq: int, num_tokens: int) -> tuple[Slots, list[PageCopy]]:
-        """Finds places for the next tokens: their slots, and the copies to make first. What they do
-        not see makes room, where they need more.
+        """Finds places for the next tokens: their slots, and the copies to make first.
 
         Raises:
-            CapacityError: there are not enough pages; nothing of what is seen has changed.
+            CapacityError: there are not enough pages; nothing has changed.
         """
-        needed = self._new_pages(seq, num_tokens)
+        needed = self.pages_needed(seq, num_tokens)
         held, length = self._held[seq], self._lengths[seq]
         copies: list[PageCopy] = []
         if needed:
-            self._drop_behind(seq)
             copies += self._make_room(needed)
             if self._writes_shared(seq):
                 copies.append(self._unshare_last(seq))
@@ -363,8 +310,7 @@ class PagedPool:
                 self._tables.write(seq, len(held), new)
                 held.extend(new)
         self._lengths[seq] = length + num_tokens
-        start = length - self.gap(seq)
-        return self._slots(held, start, start + num_tokens), copies
+        return self._slots(held, length, length + num_tokens), copies
 
     def extend(self, seqs: Sequence[int]) -> tuple[list[int], list[PageCopy]] | None:
         """A place for one more token of each: their slots, and the copies to make first; None, and
@@ -418,8 +364,6 @@ class PagedPool:
         self.add(new)
         self._held[new] = list(self._held[seq])
         self._lengths[new] = self._lengths[seq]
-        if seq in self._dropped:
-            self._dropped[new] = self._dropped[seq]
         self._tables.write(new, 0, self._held[new])
         for page in self._held[new]:
             self._pages.hold(page)
@@ -431,7 +375,6 @@ class PagedPool:
             for page in self._held.pop(seq):
                 self._pages.drop(page)
             del self._lengths[seq]
-            self._dropped.pop(seq, None)
             self._tables.close(seq)
 
     def block_tables(self, seqs: Sequence[int]) -> Tensor:
@@ -442,9 +385,8 @@ class PagedPool:
         """Share of the places in held pages that hold no token, from 0 to 1."""
         used: dict[int, int] = {}  # a shared page counts once, with its fullest holder
         for seq, held in self._held.items():
-            length = self._lengths[seq] - self.gap(seq)
             for index, page in enumerate(held):
-                tokens = min(self.page_size, length - index * self.page_size)
+                tokens = min(self.page_size, self._lengths[seq] - index * self.page_size)
                 used[page] = max(used.get(page, 0), tokens)
         return 1 - sum(used.values()) / (len(used) * self.page_size) if used else 0.0
 

@@ -338,7 +338,7 @@ class Scheduler:
 
     def _take(self, plan: Plan, seq: Sequence, count: int) -> None:
         # What a prompt is about to let go of, others may still begin with.
-        if seq.remaining > 1 and self.pool.drops(seq.id, count):
+        if count > 1 and self.pool.drops(seq.id, count):
             self._keep(seq, closing=False)
         slots, copies = self.pool.append(seq.id, count)
         plan.chunks.append(Chunk(seq, seq.num_computed, slots))

@@ -17,7 +17,7 @@ from ...ir.parser import parse_graph
 from ...ir.printer import value_names
 from ...ir.schema import schema
 from ...runtime.executor import CACHE_PREFIXES
-from ...runtime.image import EngineImage
+from ...runtime.image import EngineImage, LMConfig
 from ...targets import Target
 from ..heads.table import heads_line
 
@@ -147,7 +147,7 @@ def headline(image: EngineImage) -> list[tuple[str, str]]:
         per_token = kv_bytes_per_token(image)
         facts += [
             ("KV cache", f"{image.lm.kv_cache}, {kv_dtype(image)}, {size(per_token)} a token"),
-            ("context", f"{image.lm.max_model_len} tokens, {image.lm.max_batch_size} sequences"),
+            ("context", f"{_context(image.lm)}, {image.lm.max_batch_size} sequences"),
         ]
     seconds = report.get("seconds")
     if isinstance(seconds, dict):
@@ -221,6 +221,12 @@ def kv_bytes_per_token(image: EngineImage) -> int:
         prod(size for size in type_.shape if isinstance(size, int)) * type_.dtype.bytes
         for type_ in caches
     )
+
+
+def _context(lm: LMConfig) -> str:
+    if lm.window is None:
+        return f"{lm.max_model_len} tokens"
+    return f"the latest {lm.window} tokens and the first {lm.sinks} of text without end"
 
 
 def kv_dtype(image: EngineImage) -> str:

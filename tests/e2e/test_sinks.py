@@ -12,9 +12,12 @@ import pytest
 import torch
 
 import tilewright as tw
+from tilewright.compiler.inspect.facts import headline
 from tilewright.errors import CapacityError, UnsupportedError, UsageError
-from tilewright.runtime import GenerationLoop, PagedPool, Sampler, SamplingParams, Scheduler
+from tilewright.runtime import GenerationLoop, Sampler, SamplingParams, Scheduler
+from tilewright.runtime.engine import CausalLMEngine
 from tilewright.runtime.sliding import ENDLESS, Sliding
+from tilewright.runtime.sliding_pool import SlidingPool
 from tiny_models import VOCAB, tiny_model
 
 WINDOW, SINKS, PAGE = 16, 2, 8
@@ -27,7 +30,7 @@ def greedy(count: int, **params) -> SamplingParams:
 
 
 @pytest.fixture(scope="module")
-def engine() -> tw.CausalLMEngine:
+def engine() -> CausalLMEngine:
     return tw.compile(
         tiny_model("llama"), backend="eager", target="cpu", kv_cache=CONFIG, max_batch_size=3
     )
@@ -85,7 +88,7 @@ def loop_of(engine, pages: int, budget: int = 2048, chunk: int = 256) -> Iterato
     """A loop over the engine's executor with a pool of its own."""
     executor = engine.executor
     sliding = Sliding(PAGE, WINDOW, SINKS, chunk)
-    pool = PagedPool(pages, PAGE, prefix_caching=True, sliding=sliding)
+    pool = SlidingPool(pages, sliding, prefix_caching=True)
     scheduler = Scheduler(pool, executor.capabilities, max_tokens_per_step=budget)
     yield GenerationLoop(executor, pool, scheduler, Sampler(), None, (), ENDLESS, VOCAB)
     assert pool.num_available == pages - 1 and pool.waste() == 0
@@ -176,9 +179,15 @@ def test_learned_positions_are_refused():
 
 
 def test_a_pool_too_small_for_one_window_takes_what_fits():
-    pool = PagedPool(4, PAGE, sliding=Sliding(PAGE, WINDOW, SINKS, 8))
+    pool = SlidingPool(4, Sliding(PAGE, WINDOW, SINKS, 8))
     assert pool.max_tokens == 3 * PAGE
     pool.add(1)
-    pool.append(1, 24)
+    for _ in range(3):
+        pool.append(1, 8)
     with pytest.raises(CapacityError):
         pool.append(1, 8)
+
+
+def test_facts_say_what_is_seen(engine):
+    facts = dict(headline(engine.image))
+    assert facts["context"].startswith("the latest 16 tokens and the first 2 ")

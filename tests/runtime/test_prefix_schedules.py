@@ -28,6 +28,7 @@ from fake_executor import PAGED, VOCAB, FakeExecutor, logits_of, seen
 from tilewright.runtime import GenerationLoop, PagedPool, Sampler, SamplingParams, Scheduler
 from tilewright.runtime.sampling import SamplingState
 from tilewright.runtime.sliding import Sliding
+from tilewright.runtime.sliding_pool import SlidingPool
 
 MAX_LEN = 32
 SCHEDULES = int(os.environ.get("TEST_SCHEDULES", "300"))
@@ -99,14 +100,11 @@ class Schedules(RuleBasedStateMachine):
         executor = FakeExecutor(PAGED, slides=self.slides)
         if self.lazy:
             executor = LazyExecutor(4, most * page_size, self.slides)
-        self.pool = PagedPool(
-            pages,
-            page_size,
-            prefix_caching=True,
-            host_pages=host,
-            clock=lambda: self.now,
-            sliding=sliding,
-        )
+        options = {"prefix_caching": True, "host_pages": host, "clock": lambda: self.now}
+        if sliding is None:
+            self.pool = PagedPool(pages, page_size, **options)
+        else:
+            self.pool = SlidingPool(pages, sliding, **options)
         scheduler = Scheduler(
             self.pool, executor.capabilities, max_tokens_per_step=budget, max_num_seqs=running
         )
@@ -220,7 +218,7 @@ class Schedules(RuleBasedStateMachine):
         self.happened["moved in"] += counters.moved_in_pages
         self.happened["hits"] += counters.hit_tokens
         self.happened["copies"] += loop.counters.copied_pages
-        self.happened["drops"] += pool.num_dropped
+        self.happened["drops"] += pool.num_dropped if pool.slides else 0
         pool.clear_cache()
         assert pool.num_free == pool.num_pages - 1 and not any(pool._pages.references)
 

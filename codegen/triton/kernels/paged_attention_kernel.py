@@ -158,7 +158,7 @@ def _meet(
     scores = tl.dot(query, tl.trans(key), input_precision="ieee")
     if NUM_SINKS > 0:
         far = tl.dot(far_query, tl.trans(key), input_precision="ieee")
-        scores = tl.where(first[None, :], far, scores)
+        scores = tl.where((key_pos < NUM_SINKS)[None, :], far, scores)
     distance = query_pos[:, None] - key_pos[None, :]
     scores = _seen(
         scores, key_ok, distance, slope, first, SCALE, SOFTCAP, CAUSAL, WINDOW, FACTOR, MASKED

@@ -74,7 +74,7 @@ def _scaled_meet(
     scores = tl.dot(query, tl.trans(key), input_precision="ieee") * k_by[None, :]
     if NUM_SINKS > 0:
         far = tl.dot(far_query, tl.trans(key), input_precision="ieee") * k_by[None, :]
-        scores = tl.where(first[None, :], far, scores)
+        scores = tl.where((key_pos < NUM_SINKS)[None, :], far, scores)
     distance = query_pos[:, None] - key_pos[None, :]
     scores = _seen(
         scores, key_ok, distance, slope, first, SCALE, SOFTCAP, CAUSAL, WINDOW, FACTOR, True
