@@ -214,6 +214,7 @@ def _engine(options: argparse.Namespace, length: int, sequences: int) -> CausalL
         verify="structure",
     )
     assert isinstance(engine, CausalLMEngine)
+    engine.warm_up()
     print(f"ready in {time.perf_counter() - started:.0f} s", flush=True)
     return engine
 

@@ -26,6 +26,15 @@ from .step_buffer import FEED, FIELDS, SAMPLING, StepShape
 
 _DENSE_UP_TO, _STRIDE = 8, 8  # buckets: 1, 2, 4, 8, 16, 24, 32, …
 TOKENS = "tokens"  # the output of a Program that samples
+_PADDING = Step(
+    token_ids=torch.zeros(1, dtype=torch.int64),
+    positions=torch.zeros(1, dtype=torch.int64),
+    query_start=torch.tensor([0, 1], dtype=torch.int32),
+    seq_lens=torch.ones(1, dtype=torch.int32),
+    slot_mapping=torch.zeros(1, dtype=torch.int64),
+    block_tables=torch.zeros(1, 1, dtype=torch.int32),
+    logits_indices=torch.zeros(1, dtype=torch.int64),
+)
 # Ops whose torch functions wait for the device, or copy from the host: no graph can hold them.
 _SYNCHRONISE = frozenset(
     {"moe_experts", "cond", "aten", "fused", "dim_value"}
@@ -105,6 +114,19 @@ class DecodeGraphs:
         self.queue.replay(captured.graph)
         turn.event, turn.busy = self.queue.record(turn.event), False
         return captured.logits[:count].float()
+
+    def warm_up(self) -> None:
+        """Captures every bucket, so that no request waits for that. The steps for it are of padding
+        alone, which writes to page 0.
+        """
+        self._last = self._open = None
+        buckets = {bucket_of(count) for count in range(1, self.max_sequences + 1)}
+        for bucket in sorted(buckets, reverse=True):  # the largest first: others have room in it
+            self.queue.join()
+            shape = self._shape(bucket, self.max_pages)
+            turn = self.metadata.write(_PADDING, shape)
+            self._graph(shape)
+            turn.event, turn.busy = self.queue.record(turn.event), False
 
     def launch(self, batch: DecodeBatch, after: Launched | None) -> Launched:
         """Queues a decode step that samples.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -81,6 +82,20 @@ class CausalLMEngine(RunningEngine):
         """Forgets all cached prefixes, so that the next prompt is computed whole."""
         with self.loop.lock:
             self.pool.clear_cache()
+
+    def warm_up(self) -> None:
+        """Captures the graphs of all decode steps, and tells Python's collector of garbage to leave
+        alone what there is: for a server, before its first request.
+
+        Raises:
+            CapacityError: the device lacks memory for the graphs.
+        """
+        with self.loop.lock:
+            self.loop.settle()
+            if isinstance(self.executor, PagedExecutor):
+                self.executor.warm_up()
+        gc.collect()
+        gc.freeze()
 
     @property
     def counters(self) -> Counters:

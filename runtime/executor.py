@@ -170,6 +170,18 @@ class PagedExecutor:
         self._join()
         self.caches.copy_pages(sources, destinations)
 
+    def warm_up(self) -> None:
+        """Makes now what decode steps would make when they first come.
+
+        Raises:
+            CapacityError: the device lacks memory for it.
+        """
+        if self.graphs is not None and self.runner.device.type == "cuda":
+            try:
+                self.graphs.warm_up()
+            except torch.OutOfMemoryError as error:
+                raise self._too_large(self.max_sequences, error) from error
+
     def run(self, step: Step) -> torch.Tensor:
         """Logits f32[R, V] of the step's wanted rows, on the Program's device.
 

@@ -3,14 +3,17 @@
 Launching hundreds of kernels one by one takes the host longer than a GPU needs for a few hundred
 tokens, and leaves gaps between them where there are more (2 of 64 ms for 4096). So a step is padded
 to the next of some shapes, and each shape is captured when it is met for the second time: a length
-that never comes again costs no capture. Padding tokens belong to no sequence and write to page 0,
+that never comes again costs no capture. A load of all lengths meets a hundred shapes, and each
+capture stalls all requests: captures may take a share of the time, and steps run as they are until
+there is time for theirs. Padding tokens belong to no sequence and write to page 0,
 which is reserved (`step_buffer.write_step`).
 """
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,6 +33,8 @@ _TOKENS = 64  # token buckets from here on are multiples of it: 32 tokens of pad
 _FEW_TOKENS = 16  # smaller ones are multiples of this
 _SEQUENCES = (1, 4, 16, 64, 256)
 _MOST = 48  # graphs; each holds a few MB of the device's memory
+# Captures may take so many seconds at once, and this share of the time since the first step.
+_AT_ONCE, _SHARE = 0.5, 0.01
 
 
 class Shape(NamedTuple):
@@ -57,6 +62,7 @@ class StepGraphs:
         max_pages: pages of the longest sequence.
         max_tokens: the most tokens of a step that is captured.
         queue: of the device, shared with whatever else runs on it.
+        clock: seconds, for what captures take.
 
     Attributes:
         captured: by shape, the one that was not used for longest first.
@@ -71,8 +77,10 @@ class StepGraphs:
         max_pages: int,
         max_tokens: int,
         queue: DeviceQueue,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.runner, self.caches, self.queue = runner, caches, queue
+        self.runner, self.caches, self.queue, self.clock = runner, caches, queue, clock
+        self._started, self._captures = clock(), 0.0
         self.max_pages, self.max_tokens = max_pages, max_tokens
         self.sequences = sorted({*(n for n in _SEQUENCES if n < max_sequences), max_sequences})
         self.captured: OrderedDict[Shape, _Captured] = OrderedDict()
@@ -112,14 +120,19 @@ class StepGraphs:
     def _run(self, shape: Shape) -> torch.Tensor:
         captured = self.captured.get(shape)
         if captured is None:
-            if shape not in self._met:  # what runs is the same, so that tokens are
-                self._met.add(shape)
+            if shape not in self._met or not self._has_time():
+                self._met.add(shape)  # what runs is the same, so that tokens are
                 return self.runner.run(self._inputs(), fresh=shape.fresh)["logits"]
+            begun = self.clock()
             captured = self._capture(shape)
+            self._captures += self.clock() - begun
             self._keep(shape, captured)
         self.captured.move_to_end(shape)
         self.queue.replay(captured.graph)
         return captured.logits
+
+    def _has_time(self) -> bool:
+        return self._captures <= _AT_ONCE + _SHARE * (self.clock() - self._started)
 
     def _keep(self, shape: Shape, captured: _Captured) -> None:
         if len(self.captured) >= _MOST:

@@ -106,6 +106,7 @@ def serve(
         window=window,
         sinks=sinks,
     )
+    loaded.warm_up()
     names = tuple(served_model_name or [loaded.image.name])
     rules = Rules(
         models=names,

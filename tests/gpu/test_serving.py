@@ -54,6 +54,18 @@ def test_a_load_its_trace_and_its_metrics_agree(engine, tmp_path):
     assert tokens == found.input_tokens + found.output_tokens - REQUESTS
 
 
+def test_a_warm_engine_captures_nothing_more_to_decode(engine) -> None:
+    engine.warm_up()
+    graphs = engine.executor.graphs
+    captured = dict(graphs.captured)
+    assert sorted(captured) == [1, 2, 4, 8, 16]
+    prompts = [[1, 2, 3 + i] for i in range(11)]
+    params = tw.SamplingParams(max_new_tokens=8, ignore_eos=True)
+    each = [engine.generate([prompt], params)[0].token_ids for prompt in prompts]
+    assert [one.token_ids for one in engine.generate(prompts, params)] == each
+    assert graphs.captured == captured
+
+
 def test_metrics_cost_a_step_less_than_five_microseconds(engine):
     metrics = engine.metrics
     metrics.refresh()

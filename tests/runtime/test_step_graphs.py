@@ -144,6 +144,23 @@ def test_what_is_too_large_runs_as_it_is(steps, sizes) -> None:
     assert not steps.captured
 
 
+def test_captures_take_a_share_of_the_time(steps) -> None:
+    now = [0.0]
+    steps.clock, steps._started, plain = lambda: now[0], 0.0, steps._capture
+
+    def capture(shape):
+        now[0] += 0.6  # more than they may take at once
+        return plain(shape)
+
+    steps._capture = capture
+    for tokens in (3, 3, 20, 20, 20):
+        steps.run(a_step(tokens), fresh=False)
+    assert [shape.tokens for shape in steps.captured] == [16]
+    now[0] = 11.0  # a hundredth of it, and half a second
+    steps.run(a_step(20), fresh=False)
+    assert [shape.tokens for shape in steps.captured] == [16, 32]
+
+
 def test_the_graph_used_longest_ago_makes_room(steps, monkeypatch) -> None:
     monkeypatch.setattr(step_graphs, "_MOST", 2)
     for tokens in (3, 20, 3, 20, 3, 40, 40):  # 20 is the one used longest ago
