@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import tilewright as tw
 from e2e.models import CONTEXT, GPT, VOCAB, greedy_without_cache, moved_off_init
-from tilewright.errors import CapacityError, UnsupportedError, UsageError
+from tilewright.errors import CapacityError, UnsupportedError, UsageError, VerificationError
 from tilewright.runtime.bucketing import LengthBuckets
 from tilewright.runtime.executor import PagedExecutor, SlotExecutor
 from tilewright.runtime.loop import GenerationLoop
@@ -143,6 +143,32 @@ def test_slots_with_gaps_leave_nothing_behind(gpt, oracle, backend: str) -> None
     found = loop.generate(prompts, params)
     expected = [oracle(prompt, count) for prompt, count in zip(prompts, counts, strict=True)]
     assert [one[0].token_ids for one in found] == expected
+
+
+def test_a_token_that_gives_nan_ends_its_request_and_no_other(engine, gpt, oracle) -> None:
+    if engine.image.backend == "onnxruntime":
+        pytest.skip("its weights are in its session")
+    good = [prompt_of(length) for length in (5, 9, 20)]
+    expected = [oracle(prompt, 6) for prompt in good]
+    poison = next(t for t in range(VOCAB) if not any(t in row for row in [*good, *expected]))
+    table = gpt.tokens.weight.detach()
+    held = [t for t in engine.runner.constants.values() if t.shape == table.shape]
+    (row,) = [t[poison] for t in held if torch.equal(t, table)]
+    preemptions, kept = engine.loop.scheduler.num_preemptions, row.clone()
+    params = tw.SamplingParams(max_new_tokens=6)
+    row.fill_(torch.nan)
+    try:
+        bad = [7, poison, 7, 7, 7]
+        requests = [engine.loop.submit(prompt, params) for prompt in (*good[:2], bad, good[2])]
+        with pytest.raises(VerificationError, match="prompt 1 of 2 behind 5 tokens"):
+            engine.generate([good[0], bad], params)
+        while not all(one.finished for one in requests):
+            engine.loop.step()
+    finally:
+        row.copy_(kept)
+    assert requests.pop(2).sequences[0].finish_reason == "error"
+    assert [one.completions()[0].token_ids for one in requests] == expected
+    assert engine.loop.scheduler.num_preemptions == preemptions
 
 
 def test_batching_is_chosen_at_load_and_not_kept(engine, tmp_path) -> None:
