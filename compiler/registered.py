@@ -13,6 +13,7 @@ from ..serving.registry.store import Registry
 from ..settings import current
 
 if TYPE_CHECKING:
+    from ..serving.catalog import Catalog
     from ..serving.registry.manifest import Manifest
     from ..serving.registry.names import ModelName
 
@@ -31,6 +32,13 @@ class Chosen:
     def preset(self) -> Preset:
         """How it is asked, where the registry knows."""
         return Preset() if self.manifest is None else self.manifest.preset
+
+    def catalog(self) -> Catalog:
+        """What a server of it knows of names."""
+        from ..serving.catalog import Catalog  # needs pydantic, as only servers do
+
+        checkpoint = None if self.manifest is None else self.manifest.checkpoint
+        return Catalog(open_registry(), checkpoint, self.preset)
 
 
 def open_registry() -> Registry:

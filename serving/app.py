@@ -19,10 +19,13 @@ from ..runtime.prometheus import exposition
 from ..version import __version__
 from .answers import Answer, ChatAnswer
 from .asking import chat_prompt, completion_prompts, response_form, sampling_params, tool_form
+from .catalog import with_parameters, with_preset
 from .failures import error_body, handle_errors
 from .ollama import add_ollama
 from .protocol import ChatRequest, CompletionRequest
 from .service import Prompts, Rules, Service
+
+_FILES = "/api/blobs/"
 
 
 def make_app(engine: CausalLMEngine, rules: Rules) -> FastAPI:
@@ -82,7 +85,8 @@ def _openai(app: FastAPI, service: Service) -> None:
     async def models(http: Request) -> dict[str, Any]:
         """The names that the engine answers to."""
         service.access.who(http.headers.get("authorization"))
-        return {"object": "list", "data": [model(name) for name in service.rules.models]}
+        names = await asyncio.to_thread(service.names)
+        return {"object": "list", "data": [model(name) for name in names]}
 
     @app.get("/v1/models/{name:path}")
     async def one_model(name: str, http: Request) -> dict[str, Any]:
@@ -105,6 +109,7 @@ def _openai(app: FastAPI, service: Service) -> None:
 
 def _completion(service: Service, body: CompletionRequest) -> tuple[Prompts, Answer]:
     name, engine = service.model(body.model), service.engine
+    body = with_parameters(body, service.preset(name))
     prompts = completion_prompts(engine, body)
     form = response_form(body.response_format)
     asked = [
@@ -130,6 +135,7 @@ def _completion(service: Service, body: CompletionRequest) -> tuple[Prompts, Ans
 
 def _chat(service: Service, body: ChatRequest) -> tuple[Prompts, Answer]:
     name, engine = service.model(body.model), service.engine
+    body = with_preset(body, service.preset(name))
     prompt = chat_prompt(engine, body)
     called = tool_form(body)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
@@ -160,7 +166,8 @@ class BodyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        if scope["type"] != "http":
+        # Files of models are of any size, and are never held in memory.
+        if scope["type"] != "http" or scope["path"].startswith(_FILES):
             await self.app(scope, receive, send)
             return
         told = dict(scope["headers"]).get(b"content-length", b"0")

@@ -14,6 +14,7 @@ from .options import (
     CheckpointOption,
     ContextOption,
     EngineOrModel,
+    check_model,
     open_causal_lm,
 )
 
@@ -100,13 +101,16 @@ def serve(
         max_batch_size=max_batch_size or _AT_ONCE,
         checkpoint=checkpoint,
     )
-    names = tuple(served_model_name or [loaded.image.name])
+    chosen = check_model(engine)
+    own = loaded.image.name if chosen.name is None else chosen.name.short
+    names = tuple(served_model_name or [own])
     rules = Rules(
         models=names,
         keys=keys,
         limits=Limits(rate_limit, concurrency_limit),
         most_requests=max_requests,
         deadline=timeout,
+        catalog=chosen.catalog(),
     )
     server = Server(make_app(loaded, rules))
     print(f"serving {names[0]} on {address(bound)}/v1 (Ctrl-C ends it)", flush=True)
