@@ -33,6 +33,11 @@ class Chosen:
         """How it is asked, where the registry knows."""
         return Preset() if self.manifest is None else self.manifest.preset
 
+    @property
+    def short(self) -> str:
+        """The name, or that of the file or folder."""
+        return Path(self.path).stem if self.name is None else self.name.short
+
     def catalog(self) -> Catalog:
         """What a server of it knows of names."""
         from ..serving.catalog import Catalog  # needs pydantic, as only servers do

@@ -12,20 +12,19 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..runtime.engine import CausalLMEngine
 from ..runtime.prometheus import exposition
 from ..version import __version__
 from .answers import Answer, ChatAnswer
 from .asking import chat_prompt, completion_prompts, response_form, sampling_params, tool_form
+from .body_limit import BodyLimit
 from .catalog import with_parameters, with_preset
-from .failures import error_body, handle_errors
+from .embeddings import refuse_embeddings
+from .failures import handle_errors
 from .ollama import add_ollama
 from .protocol import ChatRequest, CompletionRequest
 from .service import Prompts, Rules, Service
-
-_FILES = "/api/blobs/"
 
 
 def make_app(engine: CausalLMEngine, rules: Rules) -> FastAPI:
@@ -45,6 +44,7 @@ def make_app(engine: CausalLMEngine, rules: Rules) -> FastAPI:
     _about(app, service)
     _openai(app, service)
     add_ollama(app, service)
+    refuse_embeddings(app)
     return app
 
 
@@ -151,47 +151,3 @@ def _chat(service: Service, body: ChatRequest) -> tuple[Prompts, Answer]:
         calls = "maybe"
     n, usage = body.n or 1, body.includes_usage
     return [(prompt, params)], ChatAnswer(name, service.spell, n, calls, includes_usage=usage)
-
-
-class BodyLimit:
-    """Refuses bodies that are too large, before they are read.
-
-    Args:
-        app: behind it.
-        most: bytes.
-    """
-
-    def __init__(self, app: ASGIApp, most: int) -> None:
-        self.app, self.most = app, most
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
-        # Files of models are of any size, and are never held in memory.
-        if scope["type"] != "http" or scope["path"].startswith(_FILES):
-            await self.app(scope, receive, send)
-            return
-        told = dict(scope["headers"]).get(b"content-length", b"0")
-        if told.isdigit() and int(told) > self.most:
-            await self._refuse(scope, receive, send)
-            return
-        seen = 0
-
-        async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            return message if seen <= self.most else {"type": "http.disconnect"}
-
-        async def answered(message: Message) -> None:
-            if seen <= self.most:
-                await send(message)
-
-        await self.app(scope, counted, answered)
-        if seen > self.most:
-            await self._refuse(scope, receive, send)
-
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-        message = f"the body is larger than {self.most} bytes"
-        response = JSONResponse(error_body(status, message), status, {"Connection": "close"})
-        await response(scope, receive, send)
