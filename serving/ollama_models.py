@@ -169,8 +169,8 @@ def listed(entry: Entry) -> dict[str, Any]:
     """What /api/tags says of a model of the registry."""
     manifest = entry.manifest
     assert manifest is not None
-    details = {"format": "gguf" if manifest.kind == "gguf" else "safetensors", "family": ""}
-    details |= {"families": [], "parameter_size": ""}
+    form = "gguf" if manifest.kind == "gguf" else "safetensors"
+    details: dict[str, Any] = {"format": form, "family": "", "families": [], "parameter_size": ""}
     details |= {"quantization_level": manifest.quantize or ""}
     return {
         "name": str(entry.name),
