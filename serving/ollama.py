@@ -210,9 +210,9 @@ def _generate(service: Service, body: GenerateRequest) -> tuple[Prompts, Lines]:
     if body.raw or tokenizer is None or tokenizer.chat_template is None:
         prompt = [*(body.context or ()), *encoded(engine, body.prompt)]
     else:
-        said = [{"role": "system", "content": body.system}] if body.system is not None else []
-        said.append({"role": "user", "content": body.prompt})
-        messages = with_system(said, preset)
+        system = preset.system if body.system is None else body.system
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": body.prompt})
         prompt = [*(body.context or ()), *conversation(engine, messages, preset.template_options)]
     lines = Lines(name, chats=False, tools=False, prompt=prompt)
     return [(prompt, _params(service, body, prompt, preset))], lines

@@ -25,6 +25,20 @@ FIELDS = {
 CONTEXT = "num_ctx"  # the longest sequence, for which a model is compiled
 NAMES = (*FIELDS, CONTEXT)
 _COUNTS = ("top_k", "seed", "num_predict", CONTEXT)
+# As requests have them, or a preset could do what a request may not: fail a step for others.
+_RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (0, 100),
+    "top_k": (0, 2**31 - 1),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "seed": (-(2**63), 2**64 - 1),
+    "num_predict": (-2, 2**31 - 1),
+    "repeat_penalty": (0.01, 100),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+    CONTEXT: (1, 2**31 - 1),
+}
+_MOST_STOPS, _LONGEST_STOP = 64, 1024
 
 
 def check_parameters(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,9 +59,7 @@ def check_parameters(given: Mapping[str, Any]) -> dict[str, Any]:
             )
         if name == "stop":
             found[name] = [value] if isinstance(value, str) else value
-        _check_type(name, found[name])
-    if isinstance(length := found.get(CONTEXT), int) and length < 1:
-        raise _wrong(CONTEXT, "a number of tokens above 0", length)
+        _check_value(name, found[name])
     sampling_fields(found)
     return found
 
@@ -67,12 +79,20 @@ def sampling_fields(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _check_type(name: str, value: object) -> None:
+def _check_value(name: str, value: object) -> None:
     if name == "stop":
         if not isinstance(value, list) or not all(isinstance(x, str) and x for x in value):
             raise _wrong(name, "a text, or a list of texts", value)
-    elif isinstance(value, bool) or not isinstance(value, int if name in _COUNTS else int | float):
-        raise _wrong(name, "a whole number" if name in _COUNTS else "a number", value)
+        if len(value) > _MOST_STOPS or any(len(text) > _LONGEST_STOP for text in value):
+            most = f"up to {_MOST_STOPS} texts of up to {_LONGEST_STOP} characters"
+            raise _wrong(name, most, f"{len(value)}, the longest of {max(map(len, value))}")
+        return
+    kind = "a whole number" if name in _COUNTS else "a number"
+    if isinstance(value, bool) or not isinstance(value, int if name in _COUNTS else int | float):
+        raise _wrong(name, kind, value)
+    least, greatest = _RANGES[name]
+    if not least <= value <= greatest:  # nor NaN
+        raise _wrong(name, f"{kind} from {least} to {greatest}", value)
 
 
 def _wrong(name: str, expected: str, value: object) -> UsageError:

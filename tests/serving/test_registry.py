@@ -252,8 +252,12 @@ def test_what_is_no_model(registry, tmp_path, folder) -> None:
         ({"top_k": 1.5}, "a whole number"),
         ({"seed": True}, "a whole number"),
         ({"stop": [1]}, "a list of texts"),
-        ({"num_ctx": 0}, "above 0"),
-        ({"repeat_penalty": 0}, "repetition_penalty"),
+        ({"stop": ["x" * 1025]}, "the longest of 1025"),
+        ({"stop": ["x"] * 65}, "up to 64 texts"),
+        ({"num_ctx": 0}, "from 1 to"),
+        ({"repeat_penalty": 5e-324}, "from 0.01 to 100"),
+        ({"temperature": float("inf")}, "from 0 to 100"),
+        ({"seed": 2**64}, "seed"),
     ],
 )
 def test_parameters_that_are_none(registry, gguf, given_, words) -> None:
