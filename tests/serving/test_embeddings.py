@@ -2,61 +2,21 @@
 
 from __future__ import annotations
 
-import json
-
 import httpx
 import numpy as np
 import ollama
 import openai
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from tilewright.compiler.encoders import is_encoder, open_encoder, pooling_of
 from tilewright.errors import CheckpointError, UnsupportedError
 from tilewright.serving.embeddings import make_embedding_app
 from tilewright.serving.encoder import _batches
 from tilewright.serving.service import Rules
+from tiny_encoder import LONGEST, WORDS, save_bert
 
-WORDS = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")
-WORDS += ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog")
 TEXTS = ["the quick brown fox", "a dog", "the fox jumps over the lazy dog over the fox", "cat"]
-LONGEST = 24
-
-
-def save_bert(folder, *, pooling: str | None = None):
-    """A tiny random BERT with a tokenizer of words, as sentence-transformers lays it out."""
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    config = BertConfig(
-        vocab_size=len(WORDS),
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        intermediate_size=48,
-        max_position_embeddings=LONGEST,
-    )
-    torch.manual_seed(0)
-    model = BertModel(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    model.save_pretrained(folder)
-    backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    specials = [("[CLS]", 1), ("[SEP]", 2)]
-    backend.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, specials)
-    names = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
-    PreTrainedTokenizerFast(tokenizer_object=backend, **names).save_pretrained(folder)
-    if pooling is not None:
-        modules = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
-        listed = [{"type": f"sentence_transformers.models.{k}", "path": p} for k, p in modules]
-        (folder / "modules.json").write_text(json.dumps(listed))
-        (folder / "1_Pooling").mkdir()
-        flags = {"word_embedding_dimension": 32, f"pooling_mode_{pooling}": True}
-        flags["pooling_mode_max_tokens"] = False
-        (folder / "1_Pooling" / "config.json").write_text(json.dumps(flags))
-    return model
 
 
 @pytest.fixture(scope="module")
