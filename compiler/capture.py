@@ -113,7 +113,23 @@ def _examples(module: nn.Module, given: Examples) -> tuple[tuple[object, ...], d
                 found=f"one on {leaf.device}",
                 remedy="Move it with .to(...).",
             )
-    return args, kwargs
+    return _distinct(args, kwargs)
+
+
+def _distinct(
+    args: tuple[object, ...], kwargs: dict[str, object]
+) -> tuple[tuple[object, ...], dict[str, object]]:
+    """The arguments, none of them one tensor: export would trace two such inputs as one."""
+    seen: set[int] = set()
+
+    def own(leaf: object) -> object:
+        if not isinstance(leaf, Tensor) or id(leaf) not in seen:
+            seen.add(id(leaf))
+            return leaf
+        return leaf.clone()
+
+    found: tuple[tuple[object, ...], dict[str, object]] = pytree.tree_map(own, (args, kwargs))
+    return found
 
 
 @contextmanager

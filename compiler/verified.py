@@ -24,7 +24,7 @@ from ..settings import current
 from .graphs import LoweredGraphs
 
 FOLDER = "verified"
-_PACKAGES = ("codegen", "compiler", "formats", "ir", "passes", "runtime", "targets")
+_PACKAGES = ("autotune", "codegen", "compiler", "formats", "ir", "passes", "runtime", "targets")
 
 
 def check_key(
@@ -53,7 +53,7 @@ def _parts(
     weights: Mapping[str, Weight],
     leaves: Iterable[Weight],
 ) -> Iterator[bytes]:
-    yield _code().encode()
+    yield code_digest().encode()
     yield f"{torch.__version__} {_triton()}".encode()
     yield from (str(graph).encode() for graph in graphs)
     for part in (lowered.general, lowered.decode):
@@ -97,7 +97,7 @@ def _path(key: str) -> Path:
 
 
 @cache
-def _code() -> str:
+def code_digest() -> str:
     """A hash of our own source."""
     root = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()

@@ -188,8 +188,8 @@ class CausalLMEngine(RunningEngine):
         """The completion of one prompt as it comes; closing the iterator frees its memory."""
         return self.loop.stream(self._encode(prompt), params)
 
-    def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Token ids of a conversation in the model's chat template.
+    def chat_prompt(self, messages: Sequence[Mapping[str, str]], **variables: object) -> list[int]:
+        """Token ids of a conversation in the model's chat template, which also reads `variables`.
 
         Raises:
             UsageError: the model has no tokenizer or no chat template, or messages of another
@@ -204,7 +204,7 @@ class CausalLMEngine(RunningEngine):
                     found=repr(message)[:60],
                     remedy="Give each message its role (user, assistant, system) and its content.",
                 )
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, **variables)
         return tokenizer.encode(text, add_special_tokens=False)
 
     def _encode(self, prompt: str | Sequence[int]) -> list[int]:

@@ -12,14 +12,16 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..runtime.engine import CausalLMEngine
 from ..runtime.prometheus import exposition
 from ..version import __version__
 from .answers import Answer, ChatAnswer
 from .asking import chat_prompt, completion_prompts, response_form, sampling_params, tool_form
-from .failures import error_body, handle_errors
+from .body_limit import BodyLimit
+from .catalog import with_parameters, with_preset
+from .embeddings import refuse_embeddings
+from .failures import handle_errors
 from .ollama import add_ollama
 from .protocol import ChatRequest, CompletionRequest
 from .service import Prompts, Rules, Service
@@ -42,6 +44,7 @@ def make_app(engine: CausalLMEngine, rules: Rules) -> FastAPI:
     _about(app, service)
     _openai(app, service)
     add_ollama(app, service)
+    refuse_embeddings(app)
     return app
 
 
@@ -82,7 +85,8 @@ def _openai(app: FastAPI, service: Service) -> None:
     async def models(http: Request) -> dict[str, Any]:
         """The names that the engine answers to."""
         service.access.who(http.headers.get("authorization"))
-        return {"object": "list", "data": [model(name) for name in service.rules.models]}
+        names = await asyncio.to_thread(service.names)
+        return {"object": "list", "data": [model(name) for name in names]}
 
     @app.get("/v1/models/{name:path}")
     async def one_model(name: str, http: Request) -> dict[str, Any]:
@@ -105,6 +109,7 @@ def _openai(app: FastAPI, service: Service) -> None:
 
 def _completion(service: Service, body: CompletionRequest) -> tuple[Prompts, Answer]:
     name, engine = service.model(body.model), service.engine
+    body = with_parameters(body, service.preset(name))
     prompts = completion_prompts(engine, body)
     form = response_form(body.response_format)
     asked = [
@@ -130,6 +135,7 @@ def _completion(service: Service, body: CompletionRequest) -> tuple[Prompts, Ans
 
 def _chat(service: Service, body: ChatRequest) -> tuple[Prompts, Answer]:
     name, engine = service.model(body.model), service.engine
+    body = with_preset(body, service.preset(name))
     prompt = chat_prompt(engine, body)
     called = tool_form(body)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
@@ -145,46 +151,3 @@ def _chat(service: Service, body: ChatRequest) -> tuple[Prompts, Answer]:
         calls = "maybe"
     n, usage = body.n or 1, body.includes_usage
     return [(prompt, params)], ChatAnswer(name, service.spell, n, calls, includes_usage=usage)
-
-
-class BodyLimit:
-    """Refuses bodies that are too large, before they are read.
-
-    Args:
-        app: behind it.
-        most: bytes.
-    """
-
-    def __init__(self, app: ASGIApp, most: int) -> None:
-        self.app, self.most = app, most
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        told = dict(scope["headers"]).get(b"content-length", b"0")
-        if told.isdigit() and int(told) > self.most:
-            await self._refuse(scope, receive, send)
-            return
-        seen = 0
-
-        async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            return message if seen <= self.most else {"type": "http.disconnect"}
-
-        async def answered(message: Message) -> None:
-            if seen <= self.most:
-                await send(message)
-
-        await self.app(scope, counted, answered)
-        if seen > self.most:
-            await self._refuse(scope, receive, send)
-
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-        message = f"the body is larger than {self.most} bytes"
-        response = JSONResponse(error_body(status, message), status, {"Connection": "close"})
-        await response(scope, receive, send)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Sequence
@@ -21,8 +22,11 @@ from ..runtime.structured import StructuredOutputsParams
 from ..version import __version__
 from .answers import split_calls
 from .asking import conversation, encoded, json_form
+from .catalog import with_options, with_system
 from .failures import Refused
-from .ollama_protocol import Asked, GenerateRequest, OllamaChatRequest, Options, ShowRequest
+from .ollama_models import add_models, listed, shown
+from .ollama_protocol import Asked, GenerateRequest, OllamaChatRequest, ShowRequest
+from .registry.manifest import Preset
 from .replies import written
 from .service import Prompts, Service
 
@@ -108,6 +112,7 @@ def _call(function: dict[str, Any]) -> dict[str, Any]:
 def add_ollama(app: FastAPI, service: Service) -> None:
     """Adds the routes to an app."""
     _about(app, service)
+    add_models(app, service)
 
     @app.post("/api/generate")
     async def generate(body: GenerateRequest, http: Request) -> Response:
@@ -130,9 +135,12 @@ def _about(app: FastAPI, service: Service) -> None:
 
     @app.get("/api/tags")
     async def tags(http: Request) -> dict[str, Any]:
-        """The names that the engine answers to."""
+        """The names that the engine answers to, and those of the registry."""
         service.access.who(http.headers.get("authorization"))
-        return {"models": [_entry(service, name) for name in service.rules.models]}
+        others = await asyncio.to_thread(service.rules.catalog.entries)
+        served = [_entry(service, name) for name in service.rules.models]
+        taken = {one["name"] for one in served}
+        return {"models": served + [listed(one) for one in others if str(one.name) not in taken]}
 
     @app.get("/api/ps")
     async def running(http: Request) -> dict[str, Any]:
@@ -148,30 +156,44 @@ def _about(app: FastAPI, service: Service) -> None:
     async def show(body: ShowRequest, http: Request) -> dict[str, Any]:
         """What is known of a model."""
         service.access.who(http.headers.get("authorization"))
-        name = _model(service, body.model or body.name or "")
+        wanted = body.model or body.name or ""
+        other = service.rules.catalog.entry(wanted)
+        if (
+            other is not None
+            and other.manifest is not None
+            and not service.rules.catalog.answers_for(other)
+            and wanted.removesuffix(_TAG) not in service.rules.models
+        ):
+            facts = {"model_info": {}, "template": "", "capabilities": []}
+            return listed(other) | shown(other.manifest.preset) | facts
+        name = _model(service, wanted)
         tokenizer, config = service.engine.tokenizer, service.engine.config
         facts = {"general.architecture": service.engine.image.name}
         sizes = {"context_length": config.max_model_len, "vocab_size": config.vocab_size}
-        return _entry(service, name) | {
-            "template": (tokenizer and tokenizer.chat_template) or "",
-            "model_info": facts | sizes,
-            "capabilities": ["completion", "tools"],
-        }
+        return (
+            _entry(service, name)
+            | shown(service.preset(name))
+            | {
+                "template": (tokenizer and tokenizer.chat_template) or "",
+                "model_info": facts | sizes,
+                "capabilities": ["completion", "tools"],
+            }
+        )
 
-    for verb in ("create", "copy", "delete", "pull", "push"):
-        path, methods = f"/api/{verb}", ["POST", "DELETE"]
-        app.add_api_route(path, _not_here, methods=methods, include_in_schema=False)
+    for verb in ("pull", "push"):
+        app.add_api_route(f"/api/{verb}", _not_here, methods=["POST"], include_in_schema=False)
 
 
 async def _not_here() -> Response:
-    message = "this server serves one model: start it with another one"
+    message = "models are neither downloaded nor uploaded: add files with `tilewright models add`"
     return JSONResponse({"error": message}, HTTPStatus.NOT_IMPLEMENTED)
 
 
 def _entry(service: Service, name: str) -> dict[str, Any]:
     image = service.engine.image
     when = datetime.fromtimestamp(service.started, UTC).isoformat()
-    names = {"name": name + _TAG, "model": name + _TAG, "modified_at": when}
+    full = name if ":" in name else name + _TAG
+    names = {"name": full, "model": full, "modified_at": when}
     details = {"format": "tilewright", "family": image.name, "families": [image.name]}
     details |= {"parameter_size": "", "quantization_level": ""}
     digest = hashlib.sha256(f"{image.name} {image.target}".encode()).hexdigest()
@@ -184,32 +206,34 @@ def _model(service: Service, wanted: str) -> str:
 
 def _generate(service: Service, body: GenerateRequest) -> tuple[Prompts, Lines]:
     name, engine = _model(service, body.model), service.engine
-    tokenizer = engine.tokenizer
+    preset, tokenizer = service.preset(name), engine.tokenizer
     if body.raw or tokenizer is None or tokenizer.chat_template is None:
         prompt = [*(body.context or ()), *encoded(engine, body.prompt)]
     else:
-        said = [{"role": "system", "content": body.system}] if body.system else []
-        said.append({"role": "user", "content": body.prompt})
-        prompt = [*(body.context or ()), *conversation(engine, said, {})]
+        system = preset.system if body.system is None else body.system
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": body.prompt})
+        prompt = [*(body.context or ()), *conversation(engine, messages, preset.template_options)]
     lines = Lines(name, chats=False, tools=False, prompt=prompt)
-    return [(prompt, _params(service, body, prompt))], lines
+    return [(prompt, _params(service, body, prompt, preset))], lines
 
 
 def _chat(service: Service, body: OllamaChatRequest) -> tuple[Prompts, Lines]:
     name = _model(service, body.model)
+    preset = service.preset(name)
     if not body.messages:
         raise UsageError(
             "messages", expected="at least one", found="none", remedy="Send a conversation."
         )
     tools = [tool.model_dump() for tool in body.tools or ()]
-    variables: dict[str, Any] = {"tools": tools} if tools else {}
-    prompt = conversation(service.engine, body.messages, variables)
+    variables: dict[str, Any] = {**preset.template_options, **({"tools": tools} if tools else {})}
+    prompt = conversation(service.engine, with_system(body.messages, preset), variables)
     lines = Lines(name, chats=True, tools=bool(tools), prompt=None)
-    return [(prompt, _params(service, body, prompt))], lines
+    return [(prompt, _params(service, body, prompt, preset))], lines
 
 
-def _params(service: Service, body: Asked, prompt: list[int]) -> SamplingParams:
-    options = body.options or Options()
+def _params(service: Service, body: Asked, prompt: list[int], preset: Preset) -> SamplingParams:
+    options = with_options(body.options, preset)
     most = options.num_predict if options.num_predict > 0 else service.room(prompt)
     return SamplingParams(
         temperature=options.temperature,

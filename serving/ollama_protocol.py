@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from .protocol import Penalty, Probability, Repetition, Stop, TokenId, Tool
 
@@ -55,6 +55,39 @@ class OllamaChatRequest(Asked):
 
 class ShowRequest(BaseModel):
     """The body of POST /api/show."""
+
+    model: str | None = None
+    name: str | None = None
+
+
+class CreateRequest(BaseModel):
+    """The body of POST /api/create."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    model: str | None = None
+    name: str | None = None
+    from_: str | None = Field(default=None, alias="from")
+    files: dict[str, str] | None = None
+    system: str | None = None
+    parameters: dict[str, Any] | None = None
+    quantize: str | None = None
+    stream: bool | None = True
+    template: str | None = None
+    adapters: dict[str, str] | None = None
+    messages: list[dict[str, Any]] | None = None
+    license: str | list[str] | None = None
+
+
+class CopyRequest(BaseModel):
+    """The body of POST /api/copy."""
+
+    source: str
+    destination: str
+
+
+class DeleteRequest(BaseModel):
+    """The body of DELETE /api/delete."""
 
     model: str | None = None
     name: str | None = None

@@ -19,7 +19,9 @@ from ..runtime.engine import CausalLMEngine
 from ..runtime.output import Completion, Delta
 from ..runtime.params import SamplingParams
 from .access import Access, Lease, Limits
+from .catalog import Catalog
 from .failures import RETRY_AFTER, Refused, status_of
+from .registry.manifest import Preset
 from .replies import Reply
 from .worker import Stream, Worker
 
@@ -42,6 +44,7 @@ class Rules:
         most_requests: that are held at once, running and waiting; more are answered with 429.
         most_body: bytes of a request's body.
         deadline: seconds that an answer may take, from its arrival; it is cut then. None for any.
+        catalog: what is known of these and other names.
     """
 
     models: tuple[str, ...]
@@ -50,6 +53,7 @@ class Rules:
     most_requests: int = 1024
     most_body: int = 8 << 20
     deadline: float | None = None
+    catalog: Catalog = field(default_factory=Catalog)
 
 
 class Service:
@@ -86,10 +90,26 @@ class Service:
         """
         if wanted is None or wanted in self.rules.models:
             return wanted or self.rules.models[0]
-        known = ", ".join(self.rules.models)
-        raise Refused(
-            HTTPStatus.NOT_FOUND, f"no model {wanted[:100]!r} here, but: {known}", param="model"
-        )
+        entry = self.rules.catalog.entry(wanted)
+        if self.rules.catalog.answers_for(entry):
+            return wanted
+        message = f"no model {wanted[:100]!r} here, but: {', '.join(self.rules.models)}"
+        if entry is not None:
+            message += f"; it is registered: tilewright serve {entry.name.short}"
+        raise Refused(HTTPStatus.NOT_FOUND, message, param="model")
+
+    def names(self) -> list[str]:
+        """All that it answers to."""
+        catalog, own = self.rules.catalog, self.rules.models
+        others = [entry.name.short for entry in catalog.entries() if catalog.answers_for(entry)]
+        return [*own, *(name for name in others if name not in own)]
+
+    def preset(self, name: str) -> Preset:
+        """How a model of this server is asked where a request says nothing else."""
+        catalog = self.rules.catalog
+        if name in self.rules.models:
+            return catalog.preset
+        return catalog.other_preset(name) or Preset()
 
     @property
     def bytes_of_weights(self) -> int:

@@ -18,6 +18,7 @@ from .compile import compile_model
 from .console import INTERRUPTED, print_error, print_traceback, print_unexpected, print_warning
 from .generate import generate
 from .inspect import inspect_engine
+from .models import models_app
 from .quantize import quantize_model
 from .regress import regress_app
 from .serve import serve
@@ -109,6 +110,7 @@ app.command("compile")(compile_model)
 app.command("quantize")(quantize_model)
 app.command("generate")(generate)
 app.command("serve")(serve)
+app.add_typer(models_app, name="models")
 app.add_typer(bench_app, name="bench")
 app.command("inspect")(inspect_engine)
 app.command("verify")(verify_engine)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ...errors import UsageError
 from .bench_kernels import kernels
 from .bench_options import uncompiled, warn_if_busy
 from .bench_serve import serve
@@ -19,6 +17,7 @@ from .options import (
     ContextOption,
     EngineOrModel,
     JsonOption,
+    check_model,
     is_engine,
     open_causal_lm,
 )
@@ -97,7 +96,7 @@ def startup(
     """Measure import, load (or compile) and first token in fresh processes."""
     from ..bench.startup import measure_startup
 
-    _check_exists(engine)
+    engine = check_model(engine).path
     with progress("bench startup") as advance:
         found = measure_startup(engine, backend, repeat, advance, checkpoint)
     medians = found.medians()
@@ -133,13 +132,3 @@ def startup(
     for name, runs, median in rows:
         table.add_row(name, f"{median:.2f} s", " ".join(f"{one:.2f}" for one in runs))
     out().print(table)
-
-
-def _check_exists(path: str) -> None:
-    if not Path(path).exists():
-        raise UsageError(
-            path,
-            expected="an engine folder, a model folder or a .gguf file",
-            found="nothing there",
-            remedy="Check the path.",
-        )

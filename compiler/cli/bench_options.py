@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import UsageError
 from .console import print_warning
-from .options import is_engine
+from .options import check_model, is_engine
 
 if TYPE_CHECKING:
     from ...runtime.engine import CausalLMEngine
@@ -88,7 +88,7 @@ def checkpoint_of(engine: str, reference: str | Path | None, report: Mapping[str
     """Where the uncompiled model is."""
     model = report.get("model")
     named = model.get("name") if isinstance(model, dict) else None
-    path = str(reference or (named if is_engine(engine) else engine))
+    path = str(reference or (named if is_engine(engine) else check_model(engine).path))
     if not Path(path).exists():
         raise UsageError(
             "option --reference",

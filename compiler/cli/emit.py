@@ -81,7 +81,7 @@ def emit_model(
     """Writes MODEL as ONNX, and says what was written; ``options`` are those of ``export_onnx``."""
     from ..emit import export_onnx
 
-    check_model(model)
+    model = check_model(model).path
     with progress(f"emit {Path(model).name}") as advance:
         emitted = export_onnx(model, output, flavor=flavor, progress=advance, **options)
     if as_json:

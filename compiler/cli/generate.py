@@ -22,6 +22,7 @@ from .generate_options import (
     StopTokensOption,
     check_beams,
     form_of,
+    preset_params,
 )
 from .options import (
     BackendOption,
@@ -32,6 +33,7 @@ from .options import (
     SinksOption,
     TraceOption,
     WindowOption,
+    check_model,
     check_places,
     open_causal_lm,
     traced,
@@ -42,9 +44,11 @@ if TYPE_CHECKING:
     from ...runtime.engine import CausalLMEngine
     from ...runtime.output import Completion
     from ...runtime.params import SamplingParams
+    from ...serving.registry.manifest import Preset
 
 
 def generate(
+    context: typer.Context,
     engine: EngineOrModel,
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from stdin.")],
     chat: ChatOption = None,
@@ -101,6 +105,8 @@ def generate(
         prompt_logprobs=prompt_logprobs,
         structured_outputs=form_of(json_schema, regex, grammar, choice),
     )
+    preset = check_model(engine).preset
+    params = preset_params(params, preset, context)
     if beams is not None:
         check_beams(params)
     text = _text(prompt)
@@ -114,7 +120,7 @@ def generate(
         window=window,
         sinks=sinks,
     )
-    token_ids = _encode(loaded, text, chat, system)
+    token_ids = _encode(loaded, text, chat, system, preset)
     with traced(loaded, trace):
         if beams is not None:
             _search(loaded, token_ids, beams, length_penalty, max_new_tokens, as_json)
@@ -145,12 +151,16 @@ def _print(
         _stream(engine, token_ids, params)
 
 
-def _encode(engine: CausalLMEngine, text: str, chat: bool | None, system: str | None) -> list[int]:
+def _encode(
+    engine: CausalLMEngine, text: str, chat: bool | None, system: str | None, preset: Preset
+) -> list[int]:
     tokenizer = engine.tokenizer
     has_template = tokenizer is not None and tokenizer.chat_template is not None
     if chat or (chat is None and has_template):
-        messages = [{"role": "system", "content": system}] if system else []
-        return engine.chat_prompt([*messages, {"role": "user", "content": text}])
+        said = preset.system if system is None else system
+        messages = [{"role": "system", "content": said}] if said else []
+        messages.append({"role": "user", "content": text})
+        return engine.chat_prompt(messages, **preset.template_options)
     if system is not None:
         raise UsageError(
             "option --system",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +13,7 @@ from ...errors import UsageError
 if TYPE_CHECKING:
     from ...runtime.params import SamplingParams
     from ...runtime.structured import StructuredOutputsParams
+    from ...serving.registry.manifest import Preset
 
 ChatOption = Annotated[
     bool | None,
@@ -106,3 +107,15 @@ def _read(option: str, path: Path) -> str:
             found=f"{path}: {error}",
             remedy="Name a file that holds it.",
         ) from error
+
+
+def preset_params(params: SamplingParams, preset: Preset, given: typer.Context) -> SamplingParams:
+    """The parameters of a model of the registry, but for what was given on the command line."""
+    from ...serving.registry.parameters import sampling_fields
+
+    unsaid = {
+        name: value
+        for name, value in sampling_fields(preset.parameters).items()
+        if (source := given.get_parameter_source(name)) is None or source.name == "DEFAULT"
+    }
+    return replace(params, **unsaid)

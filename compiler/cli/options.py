@@ -18,9 +18,16 @@ if TYPE_CHECKING:
     from ...runtime.base_engine import Engine
     from ...runtime.engine import CausalLMEngine
     from ...runtime.image import EngineImage
+    from ..registered import Chosen
 
-MODEL_HELP = "A Hugging Face folder (config.json + safetensors) or a .gguf file."
-ENGINE_HELP = "An engine folder, or a model (folder or .gguf), which is compiled in memory first."
+MODEL_HELP = (
+    "A Hugging Face folder (config.json + safetensors), a .gguf file, or a name of "
+    "`tilewright models`."
+)
+ENGINE_HELP = (
+    "An engine folder, or a model (folder, .gguf, or a name of `tilewright models`), which is "
+    "compiled first if it was not before."
+)
 
 Model = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]
 EngineOrModel = Annotated[str, typer.Argument(help=ENGINE_HELP, show_default=False)]
@@ -189,6 +196,7 @@ def open_image(
         verify=verify,
         window=window,
         sinks=sinks,
+        keep=True,
     )
 
 
@@ -244,10 +252,22 @@ def compile_in_memory(
     tune: str = "cached",
     quantize: str | QuantConfig | None = None,
     attention: str | GQA | None = None,
+    keep: bool = False,
 ) -> EngineImage:
-    """Compiles a model, with a progress bar; nothing is written."""
+    """Compiles a model, with a progress bar.
+
+    Args:
+        path: of the model, or its name in the registry, which may say more of the options.
+        keep: whether the engine is kept under TILEWRIGHT_CACHE, and taken from there if it can be.
+        target, …: as `tilewright.compile` takes them.
+    """
     from ..options import KVCacheConfig, resolve_options
 
+    chosen = check_model(path)
+    if chosen.manifest is not None:
+        quantize = quantize or chosen.manifest.quantize
+        length = chosen.manifest.preset.parameters.get("num_ctx")
+        max_model_len = max_model_len or length
     options = resolve_options(
         target=target,
         backend=backend,
@@ -264,11 +284,18 @@ def compile_in_memory(
         quantize=quantize,
         attention=attention,
     )
-    check_model(path)
-    with progress(f"compile {Path(path).name}") as advance:
+    from ..engine_cache import cached_engine, engine_key, keep_engine
+
+    key = engine_key(chosen.path, options) if keep else None
+    with progress(f"compile {Path(chosen.path).name}") as advance:
+        advance("looking for an engine", 0.0)
+        if (image := cached_engine(key, chosen.path)) is not None:
+            return image
         from ..api import Phases, compile_image
 
-        return compile_image(path, None, None, options, Phases(advance))
+        image = compile_image(chosen.path, None, None, options, Phases(advance))
+        keep_engine(key, image)
+        return image
 
 
 def check_place(output: Path, mark: str = "manifest.json", kind: str = "an engine") -> None:
@@ -299,15 +326,11 @@ def check_place(output: Path, mark: str = "manifest.json", kind: str = "an engin
         )
 
 
-def check_model(path: str) -> None:
-    """Refuses a path with nothing there: UsageError."""
-    if not Path(path).exists():
-        raise UsageError(
-            path,
-            expected="an engine folder, a model folder or a .gguf file",
-            found="nothing there",
-            remedy="Check the path; models are not downloaded.",
-        )
+def check_model(path: str) -> Chosen:
+    """What a path or a name of the registry stands for; UsageError where there is nothing."""
+    from ..registered import choose
+
+    return choose(path)
 
 
 def _refuse_options(path: str, backend: str, max_model_len: int | None, window: int | None) -> None:

@@ -22,6 +22,7 @@ from .options import (
     TargetOption,
     VerifyOption,
     WeightsOption,
+    check_model,
     check_place,
     compile_in_memory,
 )
@@ -198,6 +199,7 @@ def _check_output(output: Path | None, measures: bool, form: str) -> None:
 def _export(model: str, output: Path, config: QuantConfig, as_json: bool) -> None:
     from ..export_quantized import export_quantized
 
+    model = check_model(model).path
     with progress(f"quantize {Path(model).name}") as advance:
         advance("quantizing", 0.0)
         facts = export_quantized(model, output, config)

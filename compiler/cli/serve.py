@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ...errors import UsageError
 from ...settings import API_KEY, current
+from .console import progress
 from .options import (
     BackendOption,
     CheckpointOption,
@@ -16,8 +18,12 @@ from .options import (
     EngineOrModel,
     SinksOption,
     WindowOption,
+    check_model,
     open_causal_lm,
 )
+
+if TYPE_CHECKING:
+    from ..registered import Chosen
 
 _AT_ONCE = 32  # sequences, of a model that is compiled for this
 
@@ -74,7 +80,9 @@ def serve(
     sinks: SinksOption = 4,
     checkpoint: CheckpointOption = None,
 ) -> None:
-    """Serve ENGINE over HTTP, as OpenAI's clients expect it."""
+    """Serve ENGINE over HTTP, as OpenAI's and Ollama's clients expect it; the folder of an encoder
+    answers /v1/embeddings.
+    """
     keys = _keys(api_keys)
     if timeout is not None and timeout <= 0:
         raise UsageError(
@@ -86,6 +94,7 @@ def serve(
     try:
         from ...serving.access import Limits
         from ...serving.app import make_app
+        from ...serving.embeddings import make_embedding_app
         from ...serving.server import Server, address, bind
         from ...serving.service import Rules
     except ModuleNotFoundError as error:
@@ -96,28 +105,62 @@ def serve(
             remedy="Install them: pip install 'tilewright[serve]'.",
         ) from error
 
+    from ..encoders import is_encoder, open_encoder
+
     bound = bind(host, port)  # before minutes of work, not after them
-    loaded = open_causal_lm(
-        engine,
-        backend=backend,
-        max_model_len=max_model_len,
-        max_batch_size=max_batch_size or _AT_ONCE,
-        checkpoint=checkpoint,
-        window=window,
-        sinks=sinks,
-    )
-    loaded.warm_up()
-    names = tuple(served_model_name or [loaded.image.name])
+    chosen = check_model(engine)
     rules = Rules(
-        models=names,
+        models=tuple(served_model_name or [chosen.short]),
         keys=keys,
         limits=Limits(rate_limit, concurrency_limit),
         most_requests=max_requests,
         deadline=timeout,
+        catalog=chosen.catalog(),
     )
-    server = Server(make_app(loaded, rules))
-    print(f"serving {names[0]} on {address(bound)}/v1 (Ctrl-C ends it)", flush=True)
+    named = bool(served_model_name or chosen.name)
+    if is_encoder(chosen.path):
+        _refuse_lm_options(chosen, max_batch_size, max_model_len, checkpoint, window)
+        with progress(f"compile {Path(chosen.path).name}") as advance:
+            encoder = open_encoder(chosen.path, backend, advance)
+        rules = rules if named else replace(rules, models=(encoder.facts.name,))
+        app = make_embedding_app(encoder, rules)
+    else:
+        loaded = open_causal_lm(
+            engine,
+            backend=backend,
+            max_model_len=max_model_len,
+            max_batch_size=max_batch_size or _AT_ONCE,
+            checkpoint=checkpoint,
+            window=window,
+            sinks=sinks,
+        )
+        loaded.warm_up()
+        rules = rules if named else replace(rules, models=(loaded.image.name,))
+        app = make_app(loaded, rules)
+    server = Server(app)
+    print(f"serving {rules.models[0]} on {address(bound)}/v1 (Ctrl-C ends it)", flush=True)
     server.run(sockets=[bound])
+
+
+def _refuse_lm_options(
+    chosen: Chosen,
+    max_batch_size: int | None,
+    max_model_len: int | None,
+    checkpoint: Path | None,
+    window: int | None,
+) -> None:
+    given: dict[str, object] = {"max-batch-size": max_batch_size, "max-model-len": max_model_len}
+    given |= {"checkpoint": checkpoint, "window": window}
+    preset = chosen.manifest is not None and chosen.manifest.quantize
+    said = [f"--{name}" for name, value in given.items() if value is not None]
+    said += [f"the scheme {preset}"] if preset else []
+    if said:
+        raise UsageError(
+            f"{chosen.path} with {', '.join(said)}",
+            expected="neither, for an encoder, which takes any batch of texts up to its longest",
+            found=said[0],
+            remedy="Leave it out.",
+        )
 
 
 def _keys(path: Path | None) -> tuple[str, ...]:

@@ -227,3 +227,17 @@ def test_blocks_inside_branches_are_inlined():
     targets = {str(node.target) for body in bodies for node in body.graph.nodes}
     assert not any("wrap_with" in target for target in targets)
     torch.testing.assert_close(captured.run([torch.ones(3)])[0], torch.full((3,), 2.0))
+
+
+class Weighed(nn.Module):
+    def forward(self, x, y):
+        return 2 * x + y
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_inputs_whose_examples_are_one_tensor_are_two_inputs(by_name) -> None:
+    one = torch.ones(3)
+    captured = capture_module(Weighed(), {"x": one, "y": one} if by_name else (one, one))
+    x, y = torch.full((3,), 1.0), torch.full((3,), 10.0)
+    (found,) = captured.graph_module(x, y)
+    assert torch.equal(found, torch.full((3,), 12.0))

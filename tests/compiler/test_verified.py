@@ -59,7 +59,7 @@ def test_other_weights_dtypes_and_code_are_checked_anew(folder, checks, monkeypa
     model.save_pretrained(folder)
     compiled(folder)
     assert len(checks) == 3
-    monkeypatch.setattr(verified, "_code", lambda: "another release")
+    monkeypatch.setattr(verified, "code_digest", lambda: "another release")
     compiled(folder)
     assert len(checks) == 4
 

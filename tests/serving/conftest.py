@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -25,10 +25,14 @@ def engine(tmp_path_factory):
     return tw.compile(path, target="cpu", backend="eager", max_batch_size=8, verify="off")
 
 
+def serving(engine, **rules) -> AbstractContextManager[SimpleNamespace]:
+    """A server of an engine, as `serving_app` has it."""
+    return serving_app(make_app(engine, Rules(**{"models": (NAME,), **rules})))
+
+
 @contextmanager
-def serving(engine, **rules) -> Iterator[SimpleNamespace]:
+def serving_app(app) -> Iterator[SimpleNamespace]:
     """The address of a server, its app's service, and what ends it."""
-    app = make_app(engine, Rules(**{"models": (NAME,), **rules}))
     server, bound = Server(app), bind("127.0.0.1", 0)
     listening = threading.Event()
     start = server.startup
@@ -63,6 +67,11 @@ def served(engine) -> Iterator[SimpleNamespace]:
         yield server
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def serve(engine) -> Callable[..., object]:
     return lambda **rules: serving(engine, **rules)
+
+
+@pytest.fixture(scope="session")
+def serve_app() -> Callable[..., object]:
+    return serving_app

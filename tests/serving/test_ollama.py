@@ -81,6 +81,8 @@ def test_what_cannot_be_taken_is_said_in_a_text(served, status, words, ask) -> N
     assert found.status_code == status and words in found.json()["error"]
 
 
-def test_models_are_not_made_here(client) -> None:
-    with pytest.raises(ollama.ResponseError, match="serves one model"):
+def test_without_a_registry_models_are_not_made(client) -> None:
+    with pytest.raises(ollama.ResponseError, match="keeps no models"):
         client.copy("tiny", "other")
+    with pytest.raises(ollama.ResponseError, match="neither downloaded"):
+        client.pull("other")

@@ -27,6 +27,15 @@ def test_a_file_without_keys_does_not_serve_everybody(engine, tmp_path) -> None:
     refused(run("serve", engine, "--api-keys", tmp_path / "keys"), "option --api-keys")
 
 
+@pytest.mark.parametrize(
+    "option", [("--max-batch-size", 3), ("--max-model-len", 9), ("--checkpoint", "x")]
+)
+def test_an_encoder_takes_no_options_of_a_language_model(tmp_path, option) -> None:
+    config = '{"model_type": "bert", "architectures": ["BertModel"]}'
+    (tmp_path / "config.json").write_text(config)
+    refused(run("serve", tmp_path, "--port", 0, *option), option[0], "for an encoder")
+
+
 def test_a_port_that_is_taken_is_said_before_the_work() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
