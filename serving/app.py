@@ -23,6 +23,7 @@ from .failures import error_body, handle_errors
 from .ollama import add_ollama
 from .protocol import ChatRequest, CompletionRequest
 from .service import Prompts, Rules, Service
+from .web import add_page
 
 
 def make_app(engine: CausalLMEngine, rules: Rules) -> FastAPI:
@@ -42,6 +43,7 @@ def make_app(engine: CausalLMEngine, rules: Rules) -> FastAPI:
     _about(app, service)
     _openai(app, service)
     add_ollama(app, service)
+    add_page(app, service)
     return app
 
 

@@ -64,6 +64,7 @@ class Service:
         self.worker = Worker(engine.loop, rules.most_requests)
         self.access = Access(rules.keys, rules.limits)
         self.started, self.draining = int(time.time()), False
+        self._began = time.monotonic()
 
     def enter(self, request: Request) -> Lease:
         """Lets a request in, until the lease is closed.
@@ -90,6 +91,11 @@ class Service:
         raise Refused(
             HTTPStatus.NOT_FOUND, f"no model {wanted[:100]!r} here, but: {known}", param="model"
         )
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since it was made."""
+        return time.monotonic() - self._began
 
     @property
     def bytes_of_weights(self) -> int:
