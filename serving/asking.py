@@ -10,9 +10,11 @@ from ..runtime.engine import CausalLMEngine
 from ..runtime.params import SamplingParams
 from ..runtime.structured import StructuredOutputsParams
 from .protocol import ChatRequest, CompletionRequest, NamedTool, ResponseFormat, Sampled, Tool
+from .schemas import check_schema
 
 # Between the tokens of JSON, as llama.cpp has it: small models would put spaces there for ever.
 _SPACES = r"( |\n[ \t]{0,20})?"
+_TAKEN = ("self", "messages")  # names that are no variables
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -65,8 +67,16 @@ def conversation(
             found="none",
             remedy="Use /v1/completions with token ids.",
         )
+    if taken := [name for name in _TAKEN if name in variables]:
+        raise UsageError(
+            "chat_template_kwargs",
+            expected="variables beside the conversation",
+            found=", ".join(taken),
+            remedy="Send the conversation as messages.",
+        )
     messages = [_message(place, one) for place, one in enumerate(said)]
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, **variables)
+    text = tokenizer.apply_chat_template(messages, **variables)
+    check_length(engine, text)
     return tokenizer.encode(text, add_special_tokens=False)
 
 
@@ -167,6 +177,7 @@ def json_form(schema: Mapping[str, Any] | None) -> StructuredOutputsParams:
     """JSON of a schema; any object without one."""
     if schema is None:
         return StructuredOutputsParams(json_object=True, whitespace_pattern=_SPACES)
+    check_schema(schema)
     return StructuredOutputsParams(json=schema, whitespace_pattern=_SPACES)
 
 
@@ -204,6 +215,25 @@ def _call_schema(tool: Tool) -> dict[str, Any]:
     }
 
 
+def check_length(engine: CausalLMEngine, text: str) -> None:
+    """Refuses a text that no tokens of the context could spell, before anything encodes it: that
+    takes seconds for megabytes.
+
+    Raises:
+        UsageError: it is too long.
+    """
+    assert engine.tokenizer is not None
+    most = engine.config.max_model_len * engine.tokenizer.longest_token
+    if len(text) > most:
+        raise UsageError(
+            "prompt",
+            expected=f"a text for a context of {engine.config.max_model_len} tokens "
+            f"(max_model_len), which is at most {most} characters",
+            found=f"{len(text)} characters",
+            remedy="Shorten it.",
+        )
+
+
 def encoded(engine: CausalLMEngine, text: str) -> list[int]:
     """Token ids of a text.
 
@@ -217,6 +247,7 @@ def encoded(engine: CausalLMEngine, text: str) -> list[int]:
             found="none",
             remedy="Send token ids.",
         )
+    check_length(engine, text)
     ids = engine.tokenizer.encode(text)
     if not ids:
         raise _no_prompt()

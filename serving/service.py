@@ -42,6 +42,8 @@ class Rules:
         most_requests: that are held at once, running and waiting; more are answered with 429.
         most_body: bytes of a request's body.
         deadline: seconds that an answer may take, from its arrival; it is cut then. None for any.
+        patience: seconds that a client may take to send its request, or to take any more of what
+            it is sent, before it is hung up on.
     """
 
     models: tuple[str, ...]
@@ -50,6 +52,7 @@ class Rules:
     most_requests: int = 1024
     most_body: int = 8 << 20
     deadline: float | None = None
+    patience: float = 60.0
 
 
 class Service:

@@ -1,4 +1,4 @@
-"""A headless Chromium for tests of pages, driven by Selenium."""
+"""A headless Chromium, driven by Selenium, and the server's page as a person uses it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _FLAGS = (
 
 @contextmanager
 def chromium(profile: Path, *flags: str) -> Iterator[object]:
-    """A browser with an empty profile. Where there is none the test is skipped, but in CI it fails."""
+    """A browser with an empty profile. Without one the test is skipped; in CI it fails."""
     browser = next((found for name in _BROWSERS if (found := shutil.which(name))), None)
     driver = shutil.which("chromedriver")
     if browser is None or driver is None:
@@ -49,3 +49,42 @@ def chromium(profile: Path, *flags: str) -> Iterator[object]:
         yield found
     finally:
         found.quit()
+
+
+class Page:
+    """What a person does on the page, and what they see."""
+
+    def __init__(self, browser, url: str) -> None:
+        self.browser = browser
+        browser.get(url)
+        browser.execute_script("sessionStorage.clear()")
+        browser.get_log("browser")  # of the page before
+        browser.refresh()
+
+    def __getitem__(self, selector: str):
+        from selenium.webdriver.common.by import By
+
+        return self.browser.find_element(By.CSS_SELECTOR, selector)
+
+    def text(self, selector: str) -> str:
+        script = "return document.querySelector(arguments[0])?.textContent ?? ''"
+        return self.browser.execute_script(script, selector)
+
+    def until(self, condition, seconds: float = 20):
+        from selenium.webdriver.support.wait import WebDriverWait
+
+        return WebDriverWait(self.browser, seconds, 0.05).until(lambda _: condition())
+
+    def fill(self, name: str, value: object) -> None:
+        self[f"#{name}"].clear()
+        self[f"#{name}"].send_keys(str(value))
+
+    def settings(self, **values: object) -> None:
+        self["#set"].click()
+        for name, value in values.items():
+            self.fill(name, value)
+        self[".ends button"].click()
+
+    def ask(self, question: str) -> None:
+        self["#question"].send_keys(question)
+        self["#send"].click()

@@ -82,7 +82,7 @@ def serve(
     try:
         from ...serving.access import Limits
         from ...serving.app import make_app
-        from ...serving.server import Server, address, bind
+        from ...serving.server import Server, address, allow_connections, bind
         from ...serving.service import Rules
     except ModuleNotFoundError as error:
         raise UsageError(
@@ -92,6 +92,7 @@ def serve(
             remedy="Install them: pip install 'tilewright[serve]'.",
         ) from error
 
+    allow_connections()
     bound = bind(host, port)  # before minutes of work, not after them
     loaded = open_causal_lm(
         engine,

@@ -66,3 +66,8 @@ def served(engine) -> Iterator[SimpleNamespace]:
 @pytest.fixture
 def serve(engine) -> Callable[..., object]:
     return lambda **rules: serving(engine, **rules)
+
+
+@pytest.fixture
+def serve_any() -> Callable[..., object]:
+    return serving

@@ -7,7 +7,7 @@ import threading
 import httpx
 import pytest
 
-from headless import chromium
+from headless import Page, chromium
 from tilewright.serving.access import Limits
 from tilewright.serving.web import page
 
@@ -34,45 +34,6 @@ class Steps:
 
     def allow(self, steps: int) -> None:
         self._allowed.release(steps)
-
-
-class Page:
-    """What a person does on the page, and what they see."""
-
-    def __init__(self, browser, url: str) -> None:
-        self.browser = browser
-        browser.get(url)
-        browser.execute_script("sessionStorage.clear()")
-        browser.get_log("browser")  # of the page before
-        browser.refresh()
-
-    def __getitem__(self, selector: str):
-        from selenium.webdriver.common.by import By
-
-        return self.browser.find_element(By.CSS_SELECTOR, selector)
-
-    def text(self, selector: str) -> str:
-        script = "return document.querySelector(arguments[0])?.textContent ?? ''"
-        return self.browser.execute_script(script, selector)
-
-    def until(self, condition, seconds: float = 20):
-        from selenium.webdriver.support.wait import WebDriverWait
-
-        return WebDriverWait(self.browser, seconds, 0.05).until(lambda _: condition())
-
-    def fill(self, name: str, value: object) -> None:
-        self[f"#{name}"].clear()
-        self[f"#{name}"].send_keys(str(value))
-
-    def settings(self, **values: object) -> None:
-        self["#set"].click()
-        for name, value in values.items():
-            self.fill(name, value)
-        self[".ends button"].click()
-
-    def ask(self, question: str) -> None:
-        self["#question"].send_keys(question)
-        self["#send"].click()
 
 
 def test_a_question_is_answered_while_figures_move(browser, served, engine, monkeypatch) -> None:

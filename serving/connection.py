@@ -1,0 +1,66 @@
+"""One client's connection, which may not keep the server waiting for ever."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+
+class Connection(H11Protocol):
+    """HTTP/1.1 as uvicorn speaks it, by h11, which bounds the heads that it takes. Who begins a
+    request and does not send its rest, or does not take what was sent, is hung up on: what their
+    request held is free then.
+
+    Args:
+        patience: seconds for a whole request to arrive, and for some of an answer to be taken when
+            the buffers between here and there are full.
+    """
+
+    def __init__(self, *args: Any, patience: float, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._patience = patience
+        self._arrival: asyncio.TimerHandle | None = None
+        self._taking: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._arrival = self.loop.call_later(self._patience, transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self._arriving():
+            self._arrival = _ended(self._arrival)
+        elif self._arrival is None:
+            self._arrival = self.loop.call_later(self._patience, self.transport.abort)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._taking = self.loop.call_later(self._patience, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._taking = _ended(self._taking)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._arrival, self._taking = _ended(self._arrival), _ended(self._taking)
+        super().connection_lost(exc)
+
+    def _arriving(self) -> bool:
+        """Whether the rest of a head, or of a body, is still to come."""
+        cycle = self.cycle
+        return cycle is None or cycle.response_complete or cycle.more_body
+
+
+def connections(patience: float) -> type[asyncio.Protocol]:
+    """What makes a connection, for uvicorn's `Config(http=…)`."""
+    made: Callable[..., asyncio.Protocol] = partial(Connection, patience=patience)
+    return cast("type[asyncio.Protocol]", made)
+
+
+def _ended(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
