@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
@@ -28,6 +29,7 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        _watch(transport.get_extra_info("socket"), self._patience)
         self._arrival = self.loop.call_later(self._patience, transport.abort)
 
     def data_received(self, data: bytes) -> None:
@@ -59,6 +61,23 @@ def connections(patience: float) -> type[asyncio.Protocol]:
     """What makes a connection, for uvicorn's `Config(http=…)`."""
     made: Callable[..., asyncio.Protocol] = partial(Connection, patience=patience)
     return cast("type[asyncio.Protocol]", made)
+
+
+def _watch(sock: socket.socket | None, patience: float) -> None:
+    """Lets the system end a connection whose other end is gone, or takes nothing: what is left of
+    an answer that has ended would wait in the buffers for ever.
+    """
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    seconds = max(1, round(patience))
+    for name, value in (
+        ("TCP_KEEPIDLE", seconds),
+        ("TCP_KEEPINTVL", max(1, seconds // 4)),
+        ("TCP_USER_TIMEOUT", max(1, round(patience * 1000))),
+    ):
+        if hasattr(socket, name):  # Linux has all of them
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _ended(timer: asyncio.TimerHandle | None) -> None:

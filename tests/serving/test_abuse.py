@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import socket
@@ -10,11 +11,17 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import httpx
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
+from tilewright.serving.app import make_app
+from tilewright.serving.connection import Connection
 from tilewright.serving.server import allow_connections
+from tilewright.serving.service import Rules
 
 CHAT, TEXT, OLLAMA = "/v1/chat/completions", "/v1/completions", "/api/chat"
 BODY = {"model": "tiny", "prompt": "one two", "max_tokens": 8, "temperature": 0}
@@ -307,6 +314,34 @@ def test_who_reads_nothing_is_hung_up_on(serve) -> None:
             assert b"[DONE]" not in _rest(sock)
         _wait_until(lambda: not server.service.access._running)
         assert not server.service.worker.active
+
+
+def test_who_takes_a_part_is_hung_up_on(served) -> None:
+    aborted = []
+
+    async def go() -> None:
+        connection = Connection(
+            uvicorn.Config(make_app(served.service.engine, Rules(("tiny",)))),
+            ServerState(),
+            {},
+            asyncio.get_running_loop(),
+            patience=0,
+        )
+        gone = asyncio.Event()
+        connection.connection_made(
+            SimpleNamespace(
+                get_extra_info=lambda name, default=None: default,
+                abort=lambda: (aborted.append(True), gone.set()),
+            )
+        )
+        connection._arrival.cancel()
+        connection.pause_writing()
+        connection.resume_writing()  # in time
+        connection.pause_writing()
+        await asyncio.wait_for(gone.wait(), 30)
+
+    asyncio.run(go())
+    assert aborted == [True]
 
 
 def test_clients_that_are_killed_leave_nothing_behind(serve) -> None:
