@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
@@ -23,9 +23,10 @@ class Server(uvicorn.Server):
 
     Args:
         app: of `make_app`. To be run with the sockets of `bind`.
+        listens: called once it can be connected to.
     """
 
-    def __init__(self, app: FastAPI) -> None:
+    def __init__(self, app: FastAPI, listens: Callable[[], None] = lambda: None) -> None:
         # Access is not logged: paths say nothing that metrics do not, and headers hold keys.
         service = app.state.service
         config = uvicorn.Config(
@@ -37,7 +38,12 @@ class Server(uvicorn.Server):
             timeout_keep_alive=30,
         )
         super().__init__(config)
-        self._service = service
+        self._service, self._listens = service, listens
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts listening, and says so."""
+        await super().startup(sockets)
+        self._listens()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drains; kills, if it does so already."""

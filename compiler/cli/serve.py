@@ -109,9 +109,12 @@ def serve(
         most_requests=max_requests,
         deadline=timeout,
     )
-    server = Server(make_app(loaded, rules))
-    print(f"serving {names[0]} on {address(bound)}/v1 (Ctrl-C ends it)", flush=True)
-    server.run(sockets=[bound])
+
+    def announce() -> None:
+        where = address(bound)
+        print(f"serving {names[0]} on {where}/v1, a page at {where} (Ctrl-C ends it)", flush=True)
+
+    Server(make_app(loaded, rules), announce).run(sockets=[bound])
 
 
 def _keys(path: Path | None) -> tuple[str, ...]:
