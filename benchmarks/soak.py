@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import random
@@ -42,6 +43,7 @@ QUESTIONS = (
     "Why is the sky blue? Answer in a word.",
 )
 KINDS = {"whole": 30, "stream": 40, "ollama": 5, "given up": 15, "wrong": 10}  # of 100
+TEXTS = 0.7  # of the rest: texts, which are shorter than conversations, whose template says more
 WRONG: tuple[tuple[str, bytes, int], ...] = (
     (CHAT, b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}', 400),
     (CHAT, b'{"messages": [{"role": "nobody", "content": "x"}]}', 400),
@@ -55,7 +57,9 @@ WRONG: tuple[tuple[str, bytes, int], ...] = (
 WAIT = 600.0  # seconds that one answer may take
 GROWTH = 2.0  # percent
 GRACE = 10.0  # seconds for what is under way at the end
-CONTEXT = ("--max-model-len", "512")  # a cache for thousands of tokens would hide what grows
+# A cache for thousands of tokens would hide what grows; eager shares pages, and mixes prompts with
+# what decodes, as GPUs do.
+DEFAULTS = {"--max-model-len": "512", "--backend": "eager"}
 
 
 @dataclass
@@ -157,10 +161,12 @@ class Client:
         return "refused as it should be"
 
     async def _asked(self, kind: str) -> str:
-        said = [{"role": "user", "content": self.random.choice(QUESTIONS)}]
-        tokens = self.random.randint(1, self.tokens)
-        body: dict[str, object] = {"messages": said, "max_tokens": tokens, "temperature": 0.7}
-        path = CHAT
+        question, tokens = self.random.choice(QUESTIONS), self.random.randint(1, self.tokens)
+        said = [{"role": "user", "content": question}]
+        path, prompt = (CHAT, {"messages": said})
+        if self.random.random() < TEXTS:
+            path, prompt = (TEXT, {"prompt": question})
+        body: dict[str, object] = {**prompt, "max_tokens": tokens, "temperature": 0.7}
         if kind == "ollama":
             path = OLLAMA
             body = {"model": self.model, "messages": said, "options": {"num_predict": tokens}}
@@ -310,11 +316,13 @@ def main() -> int:
     parser.add_argument("--warmup", type=float, default=120, help="at most half of the time")
     parser.add_argument("--tokens", type=int, default=6, help="of an answer, at most")
     parser.add_argument("--json", type=Path, help="a file for the figures")
-    parser.add_argument("serve", nargs="*", help="options of `tilewright serve`, behind --")
-    given = parser.parse_args()
+    parser.epilog = "Behind -- come options of `tilewright serve`."
+    args, _, options = "\0".join(sys.argv[1:]).partition("\0--\0")
+    given = parser.parse_args(args.split("\0"))
+    given.serve = options.split("\0") if options else []
     allow_connections(given.connections)
-    options = given.serve if CONTEXT[0] in given.serve else [*CONTEXT, *given.serve]
-    with served(given.model, options) as (host, port, name, pid):
+    ours = [pair for pair in DEFAULTS.items() if pair[0] not in given.serve]
+    with served(given.model, [*itertools.chain(*ours), *given.serve]) as (host, port, name, pid):
         tally = asyncio.run(soak(host, port, name, pid, given))
     found = report(tally, given)
     text = json.dumps(found, indent=2)
