@@ -35,7 +35,8 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if not self._arriving():
-            self._arrival = _ended(self._arrival)
+            _cancel(self._arrival)
+            self._arrival = None
         elif self._arrival is None:
             self._arrival = self.loop.call_later(self._patience, self.transport.abort)
 
@@ -45,10 +46,12 @@ class Connection(H11Protocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._taking = _ended(self._taking)
+        _cancel(self._taking)
+        self._taking = None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._arrival, self._taking = _ended(self._arrival), _ended(self._taking)
+        _cancel(self._arrival)
+        _cancel(self._taking)
         super().connection_lost(exc)
 
     def _arriving(self) -> bool:
@@ -80,6 +83,6 @@ def _watch(sock: socket.socket | None, patience: float) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def _ended(timer: asyncio.TimerHandle | None) -> None:
+def _cancel(timer: asyncio.TimerHandle | None) -> None:
     if timer is not None:
         timer.cancel()

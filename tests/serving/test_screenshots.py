@@ -49,7 +49,7 @@ def _others(url: str, over: threading.Event) -> list[threading.Thread]:
 
 
 def test_screenshots(smollm2_gguf, serve_any, tmp_path) -> None:
-    engine = tw.compile(smollm2_gguf, target="cpu", max_batch_size=8, verify="off")
+    engine = tw.compile(smollm2_gguf, target="cpu", backend="eager", max_batch_size=8, verify="off")
     over = threading.Event()
     with chromium(tmp_path) as browser, serve_any(engine, models=("SmolLM2-135M",)) as server:
         browser.set_window_size(1280, 800)
@@ -58,12 +58,12 @@ def test_screenshots(smollm2_gguf, serve_any, tmp_path) -> None:
         others = _others(server.url, over)
         for question in ("What is the capital of France?", "Name three things to see there."):
             shown.ask(question)
-            shown.until(lambda: shown["#send"].is_displayed(), 120)
+            shown.until(lambda: shown["#send"].is_displayed(), 240)
         shown.ask("And what do people eat?")
-        shown.until(lambda: len(shown.text("article:last-of-type .text")) > 120, 120)
-        _taken(browser, "page-light.png", 1180, 740, 1.25, "light")
-        _taken(browser, "page-dark.png", 1180, 740, 1.25, "dark")
-        _taken(browser, "page-telephone.png", 390, 780, 1.5, "light")
+        shown.until(lambda: len(shown.text("article:last-of-type .text")) > 120, 240)
+        _taken(browser, "page-light.png", 1180, 800, 1.25, "light")
+        _taken(browser, "page-dark.png", 1180, 800, 1.25, "dark")
+        _taken(browser, "page-telephone.png", 390, 800, 1.5, "light")
         over.set()
         shown["#stop"].click()
         for thread in others:
