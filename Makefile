@@ -7,7 +7,7 @@ STAMP := .venv/installed
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test nightly quick lint types regress record clean
+.PHONY: demo test nightly quick lint types regress record screenshots clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -46,6 +46,10 @@ regress: $(STAMP)
 # A new baseline: make record REASON='why it changes'
 record: $(STAMP)
 	$(BIN)/tilewright regress record --reason '$(REASON)'
+
+# The pictures of the page, with a Chromium and its chromedriver.
+screenshots: $(STAMP)
+	TEST_SCREENSHOTS=docs $(BIN)/python -m pytest -m '' tests/serving/test_screenshots.py
 
 # mypy wants the package under its own name, whatever the clone is called.
 .pkg/tilewright:

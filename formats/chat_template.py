@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 
+# What a template raises when it meets what it was not written for.
+_FROM_TEMPLATES = (TypeError, ValueError, ArithmeticError, LookupError, RecursionError)
+
+
 def render_chat(template: str, variables: Mapping[str, object]) -> str:
     """Render a chat template.
 
@@ -33,7 +37,7 @@ def render_chat(template: str, variables: Mapping[str, object]) -> str:
 
     try:
         plain = json.loads(json.dumps(variables))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(
             "messages",
             expected="a list of messages made of str, numbers, lists and dicts",
@@ -42,7 +46,7 @@ def render_chat(template: str, variables: Mapping[str, object]) -> str:
         ) from error
     try:
         return _compile(template).render(**plain)
-    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+    except (TemplateError, *_FROM_TEMPLATES) as error:
         raise UsageError(
             "chat template",
             expected="messages that the model's template takes",

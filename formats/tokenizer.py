@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,6 +71,11 @@ class Tokenizer:
         """The jinja2 source of the chat template, if the model has one."""
         return self.config.chat_template
 
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token, or more: those of bytes are written with one each."""
+        return max(map(len, self.backend.get_vocab(with_added_tokens=True)), default=1)
+
     @property
     def vocab_size(self) -> int:
         """How many tokens there are, added ones included."""
@@ -86,15 +92,15 @@ class Tokenizer:
         Raises:
             UsageError: the text is no str, or has half a surrogate pair in it.
         """
+        if not isinstance(text, str):
+            raise _no_text(text)
         try:
-            return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+            # As `encode` does it, but without offsets, and without Python's lock: other threads,
+            # the one that runs steps among them, go on meanwhile.
+            [found] = self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+            return list(found.ids)
         except (TypeError, UnicodeError) as error:
-            raise UsageError(
-                "text to encode",
-                expected="a str of whole Unicode characters",
-                found=repr(text)[:80],
-                remedy="Pass one text, without lone surrogates.",
-            ) from error
+            raise _no_text(text) from error
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Turn token ids into text; invalid UTF-8 becomes U+FFFD."""
@@ -220,3 +226,12 @@ class StreamDecoder:
         self._context = len(self._window)
         self._emitted = self._tokenizer.decode(self._window, self._skip)
         return delta
+
+
+def _no_text(text: object) -> UsageError:
+    return UsageError(
+        "text to encode",
+        expected="a str of whole Unicode characters",
+        found=repr(text)[:80],
+        remedy="Pass one text, without lone surrogates.",
+    )

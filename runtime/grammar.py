@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import TilewrightError, UsageError, VerificationError
+from ..errors import TilewrightError, UnsupportedError, UsageError
 from ..formats.tokenizer import Tokenizer
 from .structured import StructuredOutputsParams, wrong
 
@@ -135,7 +135,7 @@ class Matcher:
         """What went wrong, if anything did: the output does not have its form then."""
         if not self._inner.is_error():
             return None
-        return VerificationError(
+        return UnsupportedError(
             "SamplingParams.structured_outputs",
             expected="a form that can be followed to its end",
             found=_problem(self._inner),

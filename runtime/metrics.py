@@ -100,6 +100,23 @@ class Reading:
     label: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Occupancy:
+    """What a loop holds at one moment.
+
+    Attributes:
+        running: sequences that hold pages.
+        waiting: sequences that wait for a place.
+        pages_used: of the KV memory, by sequences that run.
+        pages: that could be.
+    """
+
+    running: int
+    waiting: int
+    pages_used: int
+    pages: int
+
+
 class _Watched:
     """A sequence that has not ended when it was looked at, and how many of its tokens count."""
 
@@ -190,6 +207,13 @@ class Metrics:
         for name, each in values.items():
             self.histograms[name].add(each)
 
+    def occupancy(self) -> Occupancy:
+        """What the loop holds now; asking for it costs nothing."""
+        scheduler, pool = self.loop.scheduler, self.loop.pool
+        pages = pool.num_pages - pool.shares  # page 0 of a pool that shares is nobody's
+        used = pages - pool.num_available
+        return Occupancy(len(scheduler.running), len(scheduler.waiting), used, pages)
+
     def read(self) -> Iterator[Reading]:
         """All of them, up to date."""
         self.refresh()
@@ -199,12 +223,12 @@ class Metrics:
             yield Reading(name, "histogram", HISTOGRAMS[name][0], histogram)
 
     def _gauges(self) -> Iterator[Reading]:
-        scheduler, pool = self.loop.scheduler, self.loop.pool
-        running, waiting = len(scheduler.running), len(scheduler.waiting)
-        pages = pool.num_pages - pool.shares  # page 0 of a pool that shares is nobody's
-        used = 1 - pool.num_available / pages
-        yield Reading("num_requests_running", "gauge", "Sequences that hold pages.", running)
-        yield Reading("num_requests_waiting", "gauge", "Sequences that wait for a place.", waiting)
+        now = self.occupancy()
+        used = now.pages_used / now.pages
+        yield Reading("num_requests_running", "gauge", "Sequences that hold pages.", now.running)
+        yield Reading(
+            "num_requests_waiting", "gauge", "Sequences that wait for a place.", now.waiting
+        )
         yield Reading("kv_cache_usage_perc", "gauge", "Share of pages in use, 0 to 1.", used)
 
     def _counters(self) -> Iterator[Reading]:

@@ -93,7 +93,7 @@ def _schema_text(schema: object) -> str:
             json.loads(schema)
             return schema
         return json.dumps(dict(schema), ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise wrong("json", valid, str(error)) from error
 
 

@@ -25,6 +25,7 @@ from .failures import handle_errors
 from .ollama import add_ollama
 from .protocol import ChatRequest, CompletionRequest
 from .service import Prompts, Rules, Service
+from .web import add_page
 
 
 def make_app(engine: CausalLMEngine, rules: Rules) -> FastAPI:
@@ -45,6 +46,7 @@ def make_app(engine: CausalLMEngine, rules: Rules) -> FastAPI:
     _openai(app, service)
     add_ollama(app, service)
     refuse_embeddings(app)
+    add_page(app, service)
     return app
 
 

@@ -10,7 +10,9 @@ from ..runtime.engine import CausalLMEngine
 from ..runtime.params import SamplingParams
 from ..runtime.structured import BRIEF_SPACES, StructuredOutputsParams
 from .protocol import ChatRequest, CompletionRequest, Form, NamedTool, ResponseFormat, Sampled, Tool
+from .schemas import check_schema
 
+_TAKEN = ("self", "messages", "add_generation_prompt")  # names that are no variables
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -84,10 +86,18 @@ def conversation(
             found="none",
             remedy="Use /v1/completions with token ids.",
         )
+    if taken := [name for name in _TAKEN if name in variables]:
+        raise UsageError(
+            "chat_template_kwargs",
+            expected="variables beside the conversation",
+            found=", ".join(taken),
+            remedy="Send the conversation as messages.",
+        )
     messages = [_message(place, one) for place, one in enumerate(said)]
     begun = messages.pop()["content"] if goes_on else ""
     opened = opens or goes_on
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=opened, **variables)
+    check_length(engine, text + begun)
     return tokenizer.encode(text + begun, add_special_tokens=False)
 
 
@@ -212,6 +222,7 @@ def json_form(schema: Mapping[str, Any] | None) -> StructuredOutputsParams:
     """JSON of a schema; any object without one."""
     if schema is None:
         return StructuredOutputsParams(json_object=True, whitespace_pattern=BRIEF_SPACES)
+    check_schema(schema)
     return StructuredOutputsParams(json=schema, whitespace_pattern=BRIEF_SPACES)
 
 
@@ -249,6 +260,25 @@ def _call_schema(tool: Tool) -> dict[str, Any]:
     }
 
 
+def check_length(engine: CausalLMEngine, text: str) -> None:
+    """Refuses a text that no tokens of the context could spell, before anything encodes it: that
+    takes seconds for megabytes.
+
+    Raises:
+        UsageError: it is too long.
+    """
+    assert engine.tokenizer is not None
+    most = engine.config.max_model_len * engine.tokenizer.longest_token
+    if len(text) > most:
+        raise UsageError(
+            "prompt",
+            expected=f"a text for a context of {engine.config.max_model_len} tokens "
+            f"(max_model_len), which is at most {most} characters",
+            found=f"{len(text)} characters",
+            remedy="Shorten it.",
+        )
+
+
 def encoded(engine: CausalLMEngine, text: str) -> list[int]:
     """Token ids of a text.
 
@@ -262,6 +292,7 @@ def encoded(engine: CausalLMEngine, text: str) -> list[int]:
             found="none",
             remedy="Send token ids.",
         )
+    check_length(engine, text)
     ids = engine.tokenizer.encode(text)
     if not ids:
         raise _no_prompt()

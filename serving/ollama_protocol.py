@@ -6,7 +6,16 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .protocol import Penalty, Probability, Repetition, Stop, TokenId, Tool
+from .protocol import (
+    Items,
+    Messages,
+    Penalty,
+    Probability,
+    Repetition,
+    Stop,
+    TokenIds,
+    Tools,
+)
 
 Finite = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
@@ -22,7 +31,7 @@ class Options(BaseModel):
     min_p: Probability = 0.0
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     num_predict: Annotated[int, Field(ge=-2)] = -1
-    stop: Stop | Annotated[list[Stop], Field(max_length=64)] | None = None
+    stop: Stop | Annotated[Items[Stop], Field(max_length=64)] | None = None
     repeat_penalty: Repetition = 1.0
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
@@ -43,14 +52,14 @@ class GenerateRequest(Asked):
     prompt: str = ""
     system: str | None = None
     raw: bool = False
-    context: list[TokenId] | None = None
+    context: TokenIds | None = None
 
 
 class OllamaChatRequest(Asked):
     """The body of POST /api/chat."""
 
-    messages: list[dict[str, Any]] = Field(default_factory=list)
-    tools: list[Tool] | None = None
+    messages: Messages = Field(default_factory=list)
+    tools: Tools | None = None
 
 
 class ShowRequest(BaseModel):

@@ -6,11 +6,16 @@ clients send many that say nothing here.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 _MOST_CHOICES = 128
+_MOST_PROMPTS = 2048
+_MOST_MESSAGES = 4096
+_MOST_TOKENS = 1 << 20  # of one prompt, or to stop at
+_MOST_BIASES = 1024
+_MOST_TOOLS = 128
 _MOST_STOPS = 64
 _LONGEST_STOP = 1024
 
@@ -19,6 +24,10 @@ Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 # A row of logits must stay finite, or the step fails for all who are in it.
 Repetition = Annotated[float, Field(ge=0.01, le=100)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Anything = TypeVar("Anything")
+# A list that ends at its first item that is none: a million of such items make a million errors,
+# which took a minute to list.
+Items = Annotated[list[Anything], Field(fail_fast=True)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 
 
@@ -84,6 +93,19 @@ class NamedTool(BaseModel):
     function: NamedFunction
 
 
+def _few(found: object) -> object:
+    """Looks at the number of biases first, because each wrong one is an error of its own."""
+    if isinstance(found, dict) and len(found) > _MOST_BIASES:
+        raise ValueError(f"at most {_MOST_BIASES} biases")
+    return found
+
+
+Biases = Annotated[dict[int, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(_few)]
+TokenIds = Annotated[Items[TokenId], Field(max_length=_MOST_TOKENS)]
+Messages = Annotated[Items[dict[str, Any]], Field(max_length=_MOST_MESSAGES)]
+Tools = Annotated[Items[Tool], Field(max_length=_MOST_TOOLS)]
+
+
 class Sampled(BaseModel):
     """What both kinds of requests say of the sampling."""
 
@@ -91,11 +113,11 @@ class Sampled(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
     top_p: Probability | None = None
     n: Annotated[int, Field(ge=1, le=_MOST_CHOICES)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=_MOST_STOPS)] | None = None
+    stop: Stop | Annotated[Items[Stop], Field(max_length=_MOST_STOPS)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Biases | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -105,7 +127,7 @@ class Sampled(BaseModel):
     repetition_penalty: Repetition | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     ignore_eos: bool = False
-    stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = None
+    stop_token_ids: Annotated[Items[TokenId], Field(max_length=_MOST_TOKENS)] | None = None
     priority: int = 0
     cache_salt: str | None = None
     response_format: ResponseFormat | None = None
@@ -120,7 +142,12 @@ class Sampled(BaseModel):
 class CompletionRequest(Sampled):
     """The body of POST /v1/completions."""
 
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    prompt: (
+        str
+        | Annotated[Items[str], Field(max_length=_MOST_PROMPTS)]
+        | TokenIds
+        | Annotated[Items[TokenIds], Field(max_length=_MOST_PROMPTS)]
+    )
     max_tokens: Annotated[int, Field(ge=1)] | None = 16
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool = False
@@ -129,12 +156,12 @@ class CompletionRequest(Sampled):
 class ChatRequest(Sampled):
     """The body of POST /v1/chat/completions."""
 
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    messages: Annotated[Messages, Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: list[Tool] | None = None
+    tools: Tools | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     # vLLM's additions
     chat_template_kwargs: dict[str, Any] | None = None

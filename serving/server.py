@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
 from ..errors import UsageError
+from .connection import connections
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -22,13 +23,27 @@ class Server(uvicorn.Server):
 
     Args:
         app: of `make_app`. To be run with the sockets of `bind`.
+        listens: called once it can be connected to.
     """
 
-    def __init__(self, app: FastAPI) -> None:
+    def __init__(self, app: FastAPI, listens: Callable[[], None] = lambda: None) -> None:
         # Access is not logged: paths say nothing that metrics do not, and headers hold keys.
-        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=30)
+        service = app.state.service
+        config = uvicorn.Config(
+            app,
+            http=connections(service.rules.patience),
+            ws="none",
+            log_level="warning",
+            access_log=False,
+            timeout_keep_alive=30,
+        )
         super().__init__(config)
-        self._service = app.state.service
+        self._service, self._listens = service, listens
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts listening, and says so."""
+        await super().startup(sockets)
+        self._listens()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drains; kills, if it does so already."""
@@ -45,6 +60,20 @@ class Server(uvicorn.Server):
         finally:
             for sig, handler in before.items():
                 signal.signal(sig, handler)
+
+
+def allow_connections() -> None:
+    """Lets this process have as many connections as the system does: a shell's own limit of open
+    files is 1024 in many places.
+    """
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows, which has no such limit
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # macOS says "without limit", and takes no more than its own.
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -45,6 +45,8 @@ class Rules:
         most_body: bytes of a request's body.
         deadline: seconds that an answer may take, from its arrival; it is cut then. None for any.
         catalog: what is known of these and other names.
+        patience: seconds that a client may take to send its request, or to take any more of what
+            it is sent, before it is hung up on.
     """
 
     models: tuple[str, ...]
@@ -54,6 +56,7 @@ class Rules:
     most_body: int = 8 << 20
     deadline: float | None = None
     catalog: Catalog = field(default_factory=Catalog)
+    patience: float = 60.0
 
 
 class Service:
@@ -68,6 +71,7 @@ class Service:
         self.worker = Worker(engine.loop, rules.most_requests)
         self.access = Access(rules.keys, rules.limits)
         self.started, self.draining = int(time.time()), False
+        self._began = time.monotonic()
 
     def enter(self, request: Request) -> Lease:
         """Lets a request in, until the lease is closed.
@@ -110,6 +114,11 @@ class Service:
         if name in self.rules.models:
             return catalog.preset
         return catalog.other_preset(name) or Preset()
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since it was made."""
+        return time.monotonic() - self._began
 
     @property
     def bytes_of_weights(self) -> int:

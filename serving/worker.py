@@ -12,7 +12,9 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 from ..errors import CapacityError, TilewrightError
 from ..runtime.loop import GenerationLoop
@@ -87,6 +89,8 @@ class Worker:
         self._inbox: list[Callable[[], None]] = []
         self._closing = False
         self._events: asyncio.AbstractEventLoop | None = None
+        # Forms wait for each other, and nobody else for them: a large one takes a second.
+        self._forms = ThreadPoolExecutor(1, "tilewright-forms")
         self._thread = threading.Thread(target=self._run, name="tilewright-steps", daemon=True)
 
     def start(self) -> None:
@@ -98,6 +102,7 @@ class Worker:
         """Ends the thread when the requests that it holds have ended."""
         self._put(lambda: None, closing=True)
         await asyncio.to_thread(self._thread.join)
+        self._forms.shutdown(wait=False)
 
     async def submit(self, prompt: list[int], params: SamplingParams) -> Stream:
         """Takes a request.
@@ -115,8 +120,10 @@ class Worker:
             )
         self.active += 1
         try:
+            threads = None if params.structured_outputs is None else self._forms
             streams = params.prompt_logprobs is None  # these come at the end
-            request = await asyncio.to_thread(self._loop.prepare, prompt, params, streams=streams)
+            prepare = partial(self._loop.prepare, prompt, params, streams=streams)
+            request = await asyncio.get_running_loop().run_in_executor(threads, prepare)
         except BaseException:
             self.active -= 1
             raise

@@ -95,7 +95,7 @@ def serve(
         from ...serving.access import Limits
         from ...serving.app import make_app
         from ...serving.embeddings import make_embedding_app
-        from ...serving.server import Server, address, bind
+        from ...serving.server import Server, address, allow_connections, bind
         from ...serving.service import Rules
     except ModuleNotFoundError as error:
         raise UsageError(
@@ -107,6 +107,7 @@ def serve(
 
     from ..encoders import is_encoder, open_encoder
 
+    allow_connections()
     bound = bind(host, port)  # before minutes of work, not after them
     chosen = check_model(engine)
     rules = Rules(
@@ -118,6 +119,7 @@ def serve(
         catalog=chosen.catalog(),
     )
     named = bool(served_model_name or chosen.name)
+    page = ""
     if is_encoder(chosen.path):
         _refuse_lm_options(chosen, max_batch_size, max_model_len, checkpoint, window)
         with progress(f"compile {Path(chosen.path).name}") as advance:
@@ -137,9 +139,13 @@ def serve(
         loaded.warm_up()
         rules = rules if named else replace(rules, models=(loaded.image.name,))
         app = make_app(loaded, rules)
-    server = Server(app)
-    print(f"serving {rules.models[0]} on {address(bound)}/v1 (Ctrl-C ends it)", flush=True)
-    server.run(sockets=[bound])
+        page = f", a page at {address(bound)}"
+
+    def announce() -> None:
+        where = address(bound)
+        print(f"serving {rules.models[0]} on {where}/v1{page} (Ctrl-C ends it)", flush=True)
+
+    Server(app, announce).run(sockets=[bound])
 
 
 def _refuse_lm_options(

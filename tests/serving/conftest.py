@@ -75,3 +75,8 @@ def serve(engine) -> Callable[..., object]:
 @pytest.fixture(scope="session")
 def serve_app() -> Callable[..., object]:
     return serving_app
+
+
+@pytest.fixture
+def serve_any() -> Callable[..., object]:
+    return serving
