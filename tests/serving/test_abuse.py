@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import re
 import socket
@@ -18,8 +19,10 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
+from tilewright.errors import UsageError
 from tilewright.serving.app import make_app
 from tilewright.serving.connection import Connection
+from tilewright.serving.schemas import check_schema
 from tilewright.serving.server import allow_connections
 from tilewright.serving.service import Rules
 
@@ -188,6 +191,20 @@ def _form(schema: dict) -> dict:
 )
 def test_forms_that_nobody_could_keep(client, schema) -> None:
     _refused(client, CHAT, {**HELLO, "response_format": _form(schema)})
+
+
+@pytest.mark.parametrize(
+    ("fits", "most"),
+    [
+        (lambda n: {"type": "object", "properties": {f"{i}": {} for i in range(n)}}, 1000),
+        (lambda n: {"const": "x" * n}, (1 << 17) - len("const") - 3),
+        (lambda n: functools.reduce(lambda inner, _: {"not": inner}, range(n - 1), {}), 120),
+    ],
+)
+def test_forms_have_their_bounds(fits, most) -> None:
+    check_schema(fits(most))
+    with pytest.raises(UsageError, match="the JSON schema: expected at most"):
+        check_schema(fits(most + 1))
 
 
 @pytest.mark.parametrize(

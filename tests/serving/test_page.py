@@ -158,3 +158,15 @@ def test_the_page_is_one_file_under_a_strict_policy(served) -> None:
     assert httpx.head(served.url).status_code == 200
     figures = httpx.get(f"{served.url}/stats").json()
     assert 0 <= figures["pages_used"] <= figures["pages"] and figures["uptime"] > 0
+
+
+@pytest.mark.parametrize(
+    ("ci", "outcome"), [("true", pytest.fail.Exception), ("", pytest.skip.Exception)]
+)
+def test_without_a_browser_a_test_is_skipped_but_not_in_ci(
+    monkeypatch, tmp_path, ci, outcome
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CI", ci)
+    with pytest.raises(outcome, match="apt-get install"), chromium(tmp_path):
+        pass
