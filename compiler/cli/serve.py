@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +24,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from ...serving.encoder import Encoder
     from ..registered import Chosen
 
 _AT_ONCE = 32  # sequences, of a model that is compiled for this
@@ -105,7 +107,7 @@ def serve(
             remedy="Install them: pip install 'tilewright[serve]'.",
         ) from error
 
-    from ..encoders import is_encoder, open_encoder
+    from ..encoders import is_encoder
 
     allow_connections()
     bound = bind(host, port)  # before minutes of work, not after them
@@ -122,8 +124,7 @@ def serve(
     page = ""
     if is_encoder(chosen.path):
         _refuse_lm_options(chosen, max_batch_size, max_model_len, checkpoint, window)
-        with progress(f"compile {Path(chosen.path).name}") as advance:
-            encoder = open_encoder(chosen.path, backend, advance)
+        encoder = _open_encoder(chosen.path, backend)
         rules = rules if named else replace(rules, models=(encoder.facts.name,))
         app = make_embedding_app(encoder, rules)
     else:
@@ -138,14 +139,17 @@ def serve(
         )
         loaded.warm_up()
         rules = rules if named else replace(rules, models=(loaded.image.name,))
-        app = make_app(loaded, rules)
-        page = f", a page at {address(bound)}"
-
-    def announce() -> None:
-        where = address(bound)
-        print(f"serving {rules.models[0]} on {where}/v1{page} (Ctrl-C ends it)", flush=True)
-
+        app, page = make_app(loaded, rules), f", a page at {address(bound)}"
+    where = f"{rules.models[0]} on {address(bound)}/v1{page}"
+    announce = partial(print, f"serving {where} (Ctrl-C ends it)", flush=True)
     Server(app, announce).run(sockets=[bound])
+
+
+def _open_encoder(path: str, backend: str) -> Encoder:
+    from ..encoders import open_encoder
+
+    with progress(f"compile {Path(path).name}") as advance:
+        return open_encoder(path, backend, advance)
 
 
 def _refuse_lm_options(
