@@ -139,7 +139,7 @@ def serve(
         )
         loaded.warm_up()
         rules = rules if named else replace(rules, models=(loaded.image.name,))
-        app, page = make_app(loaded, rules), f", a page at {address(bound)}"
+        app, page = make_app(loaded, rules), f" and a page at {address(bound)}"
     where = f"{rules.models[0]} on {address(bound)}/v1{page}"
     announce = partial(print, f"serving {where} (Ctrl-C ends it)", flush=True)
     Server(app, announce).run(sockets=[bound])
