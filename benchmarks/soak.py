@@ -274,9 +274,9 @@ def report(tally: Tally, given: argparse.Namespace) -> dict[str, object]:
     """The figures."""
     begin, end = tally.memory[0][0], tally.memory[-1][0]
     steady = begin + min(given.warmup, (end - begin) / 2)
-    tenth = (end - steady) / 10
-    before = median(size for when, size in tally.memory if steady <= when <= steady + tenth)
-    after = median(size for when, size in tally.memory if when >= end - tenth)
+    sizes = [size for when, size in tally.memory if when >= steady]
+    tenth = max(1, len(sizes) // 10)
+    before, after = median(sizes[:tenth]), median(sizes[-tenth:])
     return {
         "connections": given.connections,
         "seconds": given.seconds,
