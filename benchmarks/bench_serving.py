@@ -16,6 +16,7 @@ import argparse
 import json
 import statistics
 import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,9 @@ def main() -> None:
     parser.add_argument("--rates", default="")
     parser.add_argument("--parts", default="loads,chunks")
     parser.add_argument("--quantize", default=None)
+    parser.add_argument(
+        "--budgets", default="2048", help="tokens of a step beside decodes, at most 8192"
+    )
     options = parser.parse_args()
     found: dict[str, object] = {"device": torch.cuda.get_device_name()}
     for part in options.parts.split(","):
@@ -58,7 +62,9 @@ def loads(options: argparse.Namespace) -> dict[str, object]:
     """Tokens a second, TTFT and ITL under each load; the host's microseconds a decode step."""
     engine = _engine(options, 1280, 128)
     results = []
-    for load in chosen(options.rates):
+    scheduler = engine.loop.scheduler
+    for budget, load in product(map(int, options.budgets.split(",")), chosen(options.rates)):
+        scheduler.max_tokens_per_step = budget
         talks, arrivals = load.draw(engine.config.vocab_size)
         engine.reset_prefix_cache()
         host = _HostTime(engine)
@@ -68,7 +74,7 @@ def loads(options: argparse.Namespace) -> dict[str, object]:
         tokens = sum(len(one.token_ids) for one in done.done)
         ttft, itl = [one.ttft for one in times], [gap for one in times for gap in one.itl]
         result = summary(load.name, done.seconds, tokens, ttft, itl)
-        result |= host.figures()
+        result |= {"budget": float(budget)} | host.figures()
         results.append(result)
         print(line(result), flush=True)
     return {"loads": results}
