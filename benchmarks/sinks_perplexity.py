@@ -5,7 +5,8 @@ window with sinks, block by block, beside that of each block alone in a dense co
 
 The stream is one request, prefilled through a cache of constant size; the pages that it holds are
 counted after each step. A block is as long as the window, so a dense block never sees more than the
-stream does. One JSON object a block and one for all with --json, else a table.
+stream does. One JSON object a block and one for all with --json, else a table; what lies behind the
+last whole block is left out.
 """
 
 from __future__ import annotations
@@ -70,23 +71,23 @@ def main() -> None:
     stream, pages = scores(engine, ids)
     blocks = [range(at, min(at + window, len(ids))) for at in range(0, len(ids), window)]
     blocks = [block for block in blocks if len(block) == window or len(blocks) == 1]
-    dense: list[list[float]] = []
+    whole = None
     if not options.no_dense:
         del engine  # its memory is the next one's
         plain = tw.KVCacheConfig(dtype=options.kv_cache_dtype, prefix_caching=False)
         whole = engine_of(plain, window + 1)
-        dense = [scores(whole, ids[block.start : block.stop])[0] for block in blocks]
-    found = [
-        Block(
-            block.start,
-            block.stop,
-            perplexity(stream[block.start : block.stop - 1]),
-            perplexity(dense[index]) if dense else None,
-            max(pages[: block.stop]),
-        )
-        for index, block in enumerate(blocks)
-    ]
-    _print(found, options.json, {"window": window, "sinks": sinks, "backend": backend})
+    found: list[Block] = []
+    if not options.json:
+        print(f"{'tokens':>16} {'stream':>9} {'dense':>9} {'ratio':>7} {'pages':>6}")
+    for block in blocks:
+        ours = perplexity(stream[block.start : block.stop - 1])
+        dense = None
+        if whole is not None:
+            dense = perplexity(scores(whole, ids[block.start : block.stop])[0])
+        found.append(Block(block.start, block.stop, ours, dense, max(pages[: block.stop])))
+        _print(found[-1], options.json)
+    total = _total(found, {"window": window, "sinks": sinks, "backend": backend})
+    print(json.dumps(total) if options.json else ", ".join(f"{n} {v}" for n, v in total.items()))
 
 
 def scores(engine: CausalLMEngine, ids: list[int]) -> tuple[list[float], list[int]]:
@@ -109,35 +110,31 @@ def perplexity(logprobs: list[float]) -> float:
     return math.exp(-sum(logprobs) / len(logprobs))
 
 
-def _print(blocks: list[Block], as_json: bool, setting: dict[str, object]) -> None:
-    def mean(values: list[float | None]) -> float | None:
-        known = [math.log(value) for value in values if value is not None]
-        return math.exp(sum(known) / len(known)) if known else None
+def _print(block: Block, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(asdict(block)), flush=True)
+        return
+    alone = "" if block.dense is None else f"{block.dense:9.3f}"
+    ratio = "" if block.dense is None else f"{block.stream / block.dense:7.4f}"
+    row = f"{block.stop:>16} {block.stream:9.3f} {alone:>9} {ratio:>7} {block.pages:>6}"
+    print(row, flush=True)
 
-    dense = mean([block.dense for block in blocks])
-    stream = mean([block.stream for block in blocks])
-    assert stream is not None
-    worst = [block.stream / block.dense for block in blocks if block.dense is not None]
-    total = {
+
+def _total(blocks: list[Block], setting: dict[str, object]) -> dict[str, object]:
+    def mean(values: list[float]) -> float | None:
+        return math.exp(sum(map(math.log, values)) / len(values)) if values else None
+
+    alone = [(block.stream, block.dense) for block in blocks if block.dense is not None]
+    ratios = [stream / dense for stream, dense in alone]
+    return {
         **setting,
         "tokens": blocks[-1].stop,
-        "stream": stream,
-        "dense": dense,
-        "ratio": None if dense is None else stream / dense,
-        "worst_ratio": max(worst, default=None),
+        "stream": mean([block.stream for block in blocks]),
+        "dense": mean([dense for _, dense in alone]),
+        "ratio": mean(ratios),
+        "worst_ratio": max(ratios, default=None),
         "pages": blocks[-1].pages,
     }
-    if as_json:
-        for block in blocks:
-            print(json.dumps(asdict(block)))
-        print(json.dumps(total))
-        return
-    print(f"{'tokens':>16} {'stream':>9} {'dense':>9} {'ratio':>7} {'pages':>6}")
-    for block in blocks:
-        alone = "" if block.dense is None else f"{block.dense:9.3f}"
-        ratio = "" if block.dense is None else f"{block.stream / block.dense:7.4f}"
-        print(f"{block.stop:>16} {block.stream:9.3f} {alone:>9} {ratio:>7} {block.pages:>6}")
-    print(", ".join(f"{name} {value}" for name, value in total.items()))
 
 
 def _options() -> argparse.Namespace:
