@@ -6,6 +6,7 @@ Parts, each of one engine with random weights:
 
 loads: serving_loads.py's, which benchmarks/gpu/vllm_serving.py gives to vLLM too; and what the host
     spends on a decode step of 128 sequences beside waiting for the device.
+host: where that time goes.
 chunks: 16 sequences decode while a prompt of 32k tokens arrives, with and without chunks.
 forms: 32 sequences decode freely, and with a JSON schema (the folder needs a tokenizer).
 """
@@ -126,6 +127,53 @@ class _HostTime:
         }
 
 
+def host(options: argparse.Namespace) -> dict[str, object]:
+    """Microseconds of the host in a decode step of 128 sequences, by what they are for."""
+    engine = _engine(options, 1280, 128)
+    loop, rng = engine.loop, np.random.default_rng(4)
+    launcher, graphs = loop._launcher, engine.executor.graphs
+    assert launcher is not None and graphs is not None
+    params = tw.SamplingParams(max_new_tokens=1000, ignore_eos=True)
+    for length in range(128):
+        loop.submit(rng.integers(engine.config.vocab_size, size=32 + length).tolist(), params)
+    while loop._flight is None or len(loop._flight.plan.chunks) < 128:
+        loop.step()
+    stages: dict[str, list[float]] = {}
+
+    def timed(owner: object, name: str, stage: str) -> None:
+        method = getattr(owner, name)
+
+        def measured(*args: object) -> object:
+            start = time.perf_counter()
+            try:
+                return method(*args)
+            finally:
+                stages.setdefault(stage, []).append((time.perf_counter() - start) * 1e6)
+
+        setattr(owner, name, measured)
+
+    timed(loop.scheduler, "schedule_ahead", "plan")
+    timed(launcher._batches, "build", "batch")
+    timed(graphs.metadata, "fill", "metadata")
+    kind = type(graphs.queue)
+    for owner, name, stage in (
+        (kind, "replay", "replay"),
+        (kind, "copy", "copies (two)"),
+        (kind, "record", "record"),
+    ):
+        timed(owner, name, stage)
+    timed(launcher, "commit", "waiting and commit")
+    timed(type(loop.counters), "step", "count")
+    host = _HostTime(engine)
+    with host:
+        for _ in range(300):
+            loop.step()
+    found = {stage: statistics.median(times[20:]) for stage, times in stages.items()}
+    found |= {key: float(value) for key, value in host.figures().items()}
+    print("host: " + json.dumps({key: round(value) for key, value in found.items()}), flush=True)
+    return dict(found)
+
+
 def chunks(options: argparse.Namespace) -> dict[str, object]:
     """ITL of 16 decoding sequences while a long prompt is computed, by the step's token budget."""
     engine = _engine(options, LONG_PROMPT + 64, DECODING + 1)
@@ -225,7 +273,7 @@ def _engine(options: argparse.Namespace, length: int, sequences: int) -> CausalL
     return engine
 
 
-PARTS = {"loads": loads, "chunks": chunks, "forms": forms}
+PARTS = {"loads": loads, "host": host, "chunks": chunks, "forms": forms}
 
 if __name__ == "__main__":
     main()

@@ -27,6 +27,7 @@ _deadline = attrgetter("deadline")
 
 
 STEP_TOKENS = 2048  # large enough for products to be bound by arithmetic
+CROWD = 8  # waiting sequences
 SCORED_TOKENS = 256  # of a prompt, where each wants its logits: 128 MB of 128k a token
 
 
@@ -70,7 +71,7 @@ class Scheduler:
             token of each running sequence.
         max_tokens_per_step: the token budget of a step, for executors that mix.
         max_prefill_tokens: the budget of a step while no sequence decodes, if it is larger: nobody
-            waits for a token then.
+            waits for a token then. And while a crowd waits, that would wait all the longer.
         max_num_seqs: the most sequences that run at once.
         clock: seconds that never go back, for deadlines, and for the loop's times.
         buckets: prompts of one are computed together, by executors that do not mix; None for each
@@ -269,7 +270,8 @@ class Scheduler:
     def _plan_mixed(self, plan: Plan) -> None:
         self._plan_decode(plan)
         decoding = len(plan.chunks)
-        budget = self.max_tokens_per_step - decoding if decoding else self.max_prefill_tokens
+        large = not decoding or len(self.waiting) >= CROWD
+        budget = (self.max_prefill_tokens if large else self.max_tokens_per_step) - decoding
         for seq in self.running:
             count = self._chunk(seq, budget)
             if seq.remaining > 1 and count and self._has_pages(seq, count):

@@ -22,6 +22,7 @@ from tilewright.runtime.batch import build_step
 from tilewright.runtime.bucketing import Padding
 from tilewright.runtime.request import Request
 from tilewright.runtime.sampling import Sampled
+from tilewright.runtime.scheduler import CROWD
 
 SLOTS = Capabilities(mixes=False, pages=False, shares=False, max_slots=2)
 
@@ -91,6 +92,15 @@ def test_prompts_get_a_larger_budget_while_no_sequence_decodes():
     scheduler = Scheduler(PagedPool(50, 4), PAGED, max_tokens_per_step=4, max_prefill_tokens=1)
     (a,) = add(scheduler, request(7))
     assert advance(scheduler) == [(a, 4)]  # never less than the budget of any step
+
+
+def test_so_they_do_while_a_crowd_waits():
+    scheduler = Scheduler(PagedPool(99, 4), PAGED, max_tokens_per_step=4, max_prefill_tokens=10)
+    (first,) = add(scheduler, request(3))
+    assert advance(scheduler) == [(first, 3)]
+    others = add(scheduler, *(request(9) for _ in range(CROWD)))
+    assert advance(scheduler) == [(first, 1), (others[0], 9)]
+    assert advance(scheduler) == [(first, 1), (others[0], 1), (others[1], 2)]  # one fewer waits
 
 
 def test_an_executor_that_does_not_mix_gets_prefill_alone():
