@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -84,8 +83,7 @@ class CausalLMEngine(RunningEngine):
             self.pool.clear_cache()
 
     def warm_up(self) -> None:
-        """Captures the graphs of all decode steps, and tells Python's collector of garbage to leave
-        alone what there is: for a server, before its first request.
+        """Captures the graphs of all decode steps, so that no request waits for that.
 
         Raises:
             CapacityError: the device lacks memory for the graphs.
@@ -94,8 +92,6 @@ class CausalLMEngine(RunningEngine):
             self.loop.settle()
             if isinstance(self.executor, PagedExecutor):
                 self.executor.warm_up()
-        gc.collect()
-        gc.freeze()
 
     @property
     def counters(self) -> Counters:

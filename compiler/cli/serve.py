@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -138,6 +139,8 @@ def serve(
             sinks=sinks,
         )
         loaded.warm_up()
+        gc.collect()
+        gc.freeze()  # what there is stays: the collector need not look at it between steps
         rules = rules if named else replace(rules, models=(loaded.image.name,))
         app, page = make_app(loaded, rules), f" and a page at {address(bound)}"
     where = f"{rules.models[0]} on {address(bound)}/v1{page}"
