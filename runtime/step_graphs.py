@@ -4,9 +4,9 @@ Launching hundreds of kernels one by one takes the host longer than a GPU needs 
 tokens, and leaves gaps between them where there are more (2 of 64 ms for 4096). So a step is padded
 to the next of some shapes, and each shape is captured when it is met for the second time: a length
 that never comes again costs no capture. A load of all lengths meets a hundred shapes, and each
-capture stalls all requests: captures may take a share of the time, and steps run as they are until
-there is time for theirs. Padding tokens belong to no sequence and write to page 0,
-which is reserved (`step_buffer.write_step`).
+capture stalls all requests: where there are others, captures keep a distance in time, and steps run
+as they are until then. Padding tokens belong to no sequence and write to page 0, which is reserved
+(`step_buffer.write_step`).
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ _TOKENS = 64  # token buckets from here on are multiples of it: 32 tokens of pad
 _FEW_TOKENS = 16  # smaller ones are multiples of this
 _SEQUENCES = (1, 4, 16, 64, 256)
 _MOST = 48  # graphs; each holds a few MB of the device's memory
-# Captures may take so many seconds at once, and this share of the time since the first step.
-_AT_ONCE, _SHARE = 0.5, 0.01
+# The share of the time that captures may take, and the seconds beyond it for those of steps with one
+# sequence, which keep nobody else waiting.
+_SHARE, _ALONE = 0.01, 2.0
 
 
 class Shape(NamedTuple):
@@ -81,6 +82,7 @@ class StepGraphs:
     ) -> None:
         self.runner, self.caches, self.queue, self.clock = runner, caches, queue, clock
         self._started, self._captures = clock(), 0.0
+        self._next = self._started  # when the next capture may keep others waiting
         self.max_pages, self.max_tokens = max_pages, max_tokens
         self.sequences = sorted({*(n for n in _SEQUENCES if n < max_sequences), max_sequences})
         self.captured: OrderedDict[Shape, _Captured] = OrderedDict()
@@ -120,19 +122,23 @@ class StepGraphs:
     def _run(self, shape: Shape) -> torch.Tensor:
         captured = self.captured.get(shape)
         if captured is None:
-            if shape not in self._met or not self._has_time():
+            if shape not in self._met or not self._has_time(shape):
                 self._met.add(shape)  # what runs is the same, so that tokens are
                 return self.runner.run(self._inputs(), fresh=shape.fresh)["logits"]
             begun = self.clock()
             captured = self._capture(shape)
-            self._captures += self.clock() - begun
+            ended = self.clock()
+            self._captures += ended - begun
+            self._next = ended + (ended - begun) / _SHARE
             self._keep(shape, captured)
         self.captured.move_to_end(shape)
         self.queue.replay(captured.graph)
         return captured.logits
 
-    def _has_time(self) -> bool:
-        return self._captures <= _AT_ONCE + _SHARE * (self.clock() - self._started)
+    def _has_time(self, shape: Shape) -> bool:
+        now = self.clock()
+        alone = shape.sequences == 1 and self._captures <= _ALONE + _SHARE * (now - self._started)
+        return alone or now >= self._next
 
     def _keep(self, shape: Shape, captured: _Captured) -> None:
         if len(self.captured) >= _MOST:

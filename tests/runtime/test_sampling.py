@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tilewright.errors import VerificationError
-from tilewright.runtime import Sampler, SamplingParams
+from tilewright.runtime import Sampler, SamplingParams, filters
 from tilewright.runtime.filters import keep_top_p, penalise
 from tilewright.runtime.sampling import BROKEN, SamplingState, check_finite, filtered_logits
 
@@ -302,3 +302,18 @@ def test_a_broken_row_is_marked_and_changes_no_other(bad, params):
 def test_a_row_without_an_allowed_token_is_broken():
     none = state_of(stop_ids=[0, 1, 2], min_new_tokens=1)
     assert sample(torch.randn(2, 3), none, state_of())[0] == BROKEN
+
+
+@pytest.mark.parametrize("vocab", [1, 5, 255, 256, 257, 1000])
+def test_draws_invert_the_distribution_function(vocab) -> None:
+    generator = torch.Generator().manual_seed(vocab)
+    logits = 3 * torch.randn(64, vocab, generator=generator)
+    if vocab > 1:  # half of them have no mass, whole blocks too
+        logits[:, : vocab // 4] = logits[:, -(vocab // 4) :] = -torch.inf
+    uniform = torch.randint(2**24, (64, 1), generator=generator).double() / 2**24
+    uniform[:2, 0] = torch.tensor([0.0, 1 - 2.0**-24])
+    ends = logits.double().softmax(-1).cumsum(-1)
+    expected = [int((row <= at * row[-1]).sum()) for row, at in zip(ends, uniform, strict=True)]
+    found = filters.draw(logits, uniform).tolist()
+    assert found == expected
+    assert logits.gather(1, torch.tensor(found)[:, None]).isfinite().all()

@@ -144,21 +144,38 @@ def test_what_is_too_large_runs_as_it_is(steps, sizes) -> None:
     assert not steps.captured
 
 
-def test_captures_take_a_share_of_the_time(steps) -> None:
-    now = [0.0]
-    steps.clock, steps._started, plain = lambda: now[0], 0.0, steps._capture
+@pytest.fixture
+def slow(steps) -> list[float]:
+    """A clock, by which a capture takes a second."""
+    now, plain = [0.0], steps._capture
+    steps.clock, steps._started, steps._next = lambda: now[0], 0.0, 0.0
 
     def capture(shape):
-        now[0] += 0.6  # more than they may take at once
+        now[0] += 1.0
         return plain(shape)
 
     steps._capture = capture
-    for tokens in (3, 3, 20, 20, 20):
-        steps.run(a_step(tokens), fresh=False)
-    assert [shape.tokens for shape in steps.captured] == [16]
-    now[0] = 11.0  # a hundredth of it, and half a second
-    steps.run(a_step(20), fresh=False)
-    assert [shape.tokens for shape in steps.captured] == [16, 32]
+    return now
+
+
+def test_captures_keep_a_distance_where_others_wait_for_them(steps, slow) -> None:
+    def run(*counts):
+        for tokens in counts:
+            steps.run(a_step(tokens, 2, 2), fresh=False)
+        return [shape.tokens for shape in steps.captured]
+
+    assert run(3, 3, 20, 20, 20) == [16]
+    slow[0] = 100.9
+    assert run(20) == [16]
+    slow[0] = 101.0  # a hundredth of the time since the last
+    assert run(20, 40, 40) == [16, 32]
+
+
+def test_captures_for_one_sequence_take_a_share_of_the_time(steps, slow) -> None:
+    for tokens in (3, 20, 40, 60):
+        for _ in range(2):
+            steps.run(a_step(tokens), fresh=False)
+    assert [shape.tokens for shape in steps.captured] == [16, 32, 48]  # over two seconds
 
 
 def test_the_graph_used_longest_ago_makes_room(steps, monkeypatch) -> None:
