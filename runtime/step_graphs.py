@@ -33,8 +33,8 @@ _TOKENS = 64  # token buckets from here on are multiples of it: 32 tokens of pad
 _FEW_TOKENS = 16  # smaller ones are multiples of this
 _SEQUENCES = (1, 4, 16, 64, 256)
 _MOST = 48  # graphs; each holds a few MB of the device's memory
-# The share of the time that captures may take, and the seconds beyond it for those of steps with one
-# sequence, which keep nobody else waiting.
+# The share of the time that captures may take, and the seconds beyond it for those of steps with
+# one sequence, which keep nobody else waiting.
 _SHARE, _ALONE = 0.01, 2.0
 
 
