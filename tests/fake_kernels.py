@@ -214,4 +214,8 @@ def tune_in_process(storage, log, seed, processes=2):
 
 
 if __name__ == "__main__":
+    import optuna  # noqa: F401  (so that nothing slow is left between the start and the work)
+
+    print("ready", flush=True)
+    sys.stdin.readline()
     tune_in_process(sys.argv[1], sys.argv[2], int(sys.argv[3]))

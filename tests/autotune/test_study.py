@@ -51,6 +51,7 @@ def two_processes(storage, log):
     started = [
         subprocess.Popen(
             [sys.executable, "-m", "fake_kernels", str(storage), str(log), str(seed)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -58,6 +59,11 @@ def two_processes(storage, log):
         )
         for seed in (1, 2)
     ]
+    for process in started:  # together, or the first may leave the other nothing
+        process.stdout.readline()
+    for process in started:
+        process.stdin.write("go\n")
+        process.stdin.flush()
     said = [process.communicate(timeout=60) for process in started]
     assert [process.returncode for process in started] == [0, 0], said
     return [json.loads(out.splitlines()[-1]) for out, _ in said]
