@@ -181,6 +181,10 @@ class DecodeGraphs:
         """Whether the tokens of a launched step still are on the device."""
         return self._last is launched
 
+    def hand_on(self, launched: Launched) -> None:
+        """A step of another kind is the last now: the next one goes on with its tokens."""
+        self._last, self._open = launched, None
+
     def _start(self, turn: Turn, shape: StepShape, batch: DecodeBatch) -> Launched:
         captured = self._graph(shape)
         assert captured.tokens is not None

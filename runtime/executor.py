@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from ..errors import CapacityError
 from ..ir.dims import evaluate
 from ..ir.types import TensorType
-from .batch import DecodeBatch
+from .batch import DecodeBatch, MixedBatch
 from .bucketing import Padding
 from .decode_buffer import Launched
 from .decode_graphs import DecodeGraphs, EagerDecode, obstacles, samples
 from .host_pages import HostPages
 from .masked_sampling import Masks
+from .row_sampling import RowSampler
 from .runner import ProgramRunner
 from .slot_batch import slot_batches
 from .step import Capabilities, Step
@@ -125,6 +126,7 @@ class PagedExecutor:
         self.padding = Padding()  # of captured steps: others have none
         self.graphs: DecodeGraphs | None = None
         self.steps: StepGraphs | None = None
+        self.rows: RowSampler | None = None
         self._decode = decode if decode is not None and _replays(decode) else None
         able = self._decode is not None and samples(self._decode.program)
         self.capabilities = Capabilities(
@@ -133,6 +135,7 @@ class PagedExecutor:
             shares=True,
             max_slots=None,
             samples=min(max_sequences, MOST_DECODED) if able else 0,
+            samples_mixed=max_sequences if able else 0,
         )
 
     @property
@@ -142,7 +145,7 @@ class PagedExecutor:
 
     def allocate(self, num_pages: int, page_size: int, host_pages: int = 0) -> None:
         """(Re)creates the KV buffers, and forgets the graphs that hold their addresses."""
-        self.graphs = self.steps = None
+        self.graphs = self.steps = self.rows = None
         self.caches.allocate({"N": num_pages, "P": page_size})
         self.caches.allocate_host(host_pages)
         pages = -(-self.max_model_len // page_size)
@@ -153,6 +156,9 @@ class PagedExecutor:
             self.graphs = self._graphs(self.runner, pages)
         if self.graphs is not None:
             self.graphs.padding = self.padding
+            if self.capabilities.samples_mixed:
+                queue, device = self.graphs.queue, self.runner.device
+                self.rows = RowSampler(self.max_sequences, device, queue, self.runner.mode)
         if captures and self.graphs is not None and self.max_tokens:
             sizes = (self.max_sequences, pages, self.max_tokens)
             self.steps = StepGraphs(self.runner, self.caches.tensors, *sizes, self.graphs.queue)
@@ -209,6 +215,30 @@ class PagedExecutor:
         except torch.OutOfMemoryError as error:
             raise self._too_large(len(batch.positions), error) from error
 
+    def launch_mixed(self, batch: MixedBatch, after: Launched | None) -> Launched:
+        """Queues a step of any kind that samples on the device, and does not wait for it.
+
+        Args:
+            batch: of at most `capabilities.samples_mixed` rows.
+            after: the step that samples the batch's first tokens, unless it holds them itself.
+
+        Raises:
+            CapacityError: the device lacks memory for the step's temporaries.
+        """
+        assert self.graphs is not None and self.rows is not None
+        assert after is None or (self.graphs.follows(after) and not after.open)
+        self.graphs.queue.join()
+
+        def run(feed: Callable[[torch.Tensor], None] | None) -> torch.Tensor:
+            return self._run_mixed(batch.step, feed)
+
+        try:
+            launched = self.rows.launch(batch, after, run)
+        except torch.OutOfMemoryError as error:
+            raise self._too_large(len(batch.step.token_ids), error) from error
+        self.graphs.hand_on(launched)
+        return launched
+
     def choose(self, launched: Launched, masks: Masks) -> None:
         """Queues the sampling of an open step under the masks of its sequences.
 
@@ -243,17 +273,24 @@ class PagedExecutor:
             replayed = self.graphs.run(step)
             if replayed is not None:
                 return replayed
+        self._join()
+        return self._run_mixed(step)
+
+    def _run_mixed(
+        self, step: Step, feed: Callable[[torch.Tensor], None] | None = None
+    ) -> torch.Tensor:
         fresh = _is_fresh(step)
         if self.steps is not None:
-            replayed = self.steps.run(step, fresh)
+            replayed = self.steps.run(step, fresh, feed)
             if replayed is not None:
                 return replayed
-        self._join()
         inputs = {name: getattr(step, name) for name in FIELDS} | self.caches.tensors
         if self.runner.device.type == "cuda":
             metadata = StepBuffer(StepShape.of(step), self.runner.device)
             metadata.fill(step)
             inputs |= metadata.views
+        if feed is not None:
+            feed(inputs["token_ids"])
         return self.runner.run(inputs, fresh=fresh)["logits"].float()
 
 

@@ -1,4 +1,4 @@
-"""Tokens of rows whose form leaves some out, chosen on the device from a decode step's logits."""
+"""Tokens chosen on the device from a step's logits, by torch functions that do not wait for it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def choose_masked(
     left_out = banned(mask_block(masks, logits.shape[-1]), logits.shape[-1], logits.device)
     scores = torch.where(left_out, -torch.inf, logits[:count].float())
     given = {name: fields[name][:count] for name in SAMPLING if name in fields}
-    tokens[:count] = torch.where(left_out.any(-1), _tokens(scores, given, kind), tokens[:count])
+    tokens[:count] = torch.where(left_out.any(-1), choose(scores, given, kind), tokens[:count])
 
 
 def kind_of(params: Sequence[SamplingParams]) -> Kind:
@@ -49,7 +49,14 @@ def kind_of(params: Sequence[SamplingParams]) -> Kind:
     return "cut" if cuts else "random"
 
 
-def _tokens(scores: Tensor, fields: Mapping[str, Tensor], kind: Kind) -> Tensor:
+def choose(scores: Tensor, fields: Mapping[str, Tensor], kind: Kind) -> Tensor:
+    """Tokens i64[R] of logits f32[R, V], -1 where no largest one is finite; nothing waits.
+
+    Args:
+        scores: the logits.
+        fields: how each row is sampled, [R] each (`step_buffer.SAMPLING`).
+        kind: what the rows need.
+    """
     if kind == "cut":
         found = schema("sample").reference(scores, *(fields[name] for name in SAMPLING))
         assert isinstance(found, Tensor)

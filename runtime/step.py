@@ -52,6 +52,7 @@ class Capabilities:
             mix.
         samples: the most sequences in a decode step that samples on the device, so that the next
             one can be launched before the host has seen its tokens (`in_flight.py`); 0 if none can.
+        samples_mixed: the most sequences whose next tokens any other step samples there.
     """
 
     mixes: bool
@@ -59,6 +60,7 @@ class Capabilities:
     shares: bool
     max_slots: int | None
     samples: int = 0
+    samples_mixed: int = 0
     prefills: int = 1
 
 
