@@ -9,6 +9,7 @@ loads: serving_loads.py's, which benchmarks/gpu/vllm_serving.py gives to vLLM to
 host: where that time goes.
 chunks: 16 sequences decode while a prompt of 32k tokens arrives, with and without chunks.
 forms: 32 sequences decode freely, and with a JSON schema (the folder needs a tokenizer).
+prefix: 64 prompts of 1024 tokens, nine tenths of them shared, with and without the prefix cache.
 """
 
 from __future__ import annotations
@@ -257,6 +258,35 @@ def forms(options: argparse.Namespace) -> dict[str, object]:
     return {"itl_ms": result, "ratios": ratios}
 
 
+def prefix(options: argparse.Namespace) -> dict[str, object]:
+    """TTFT and requests a second of prompts that share a prefix, in turns; the prefix is known."""
+    engine = _engine(options, 1280, 128)
+    rng, loop = np.random.default_rng(6), engine.loop
+    vocab, params = engine.config.vocab_size, tw.SamplingParams(max_new_tokens=32, ignore_eos=True)
+    taken: dict[str, list[dict[str, float]]] = {"without": [], "with": []}
+    for _ in range(TURNS // 2):
+        shared = rng.integers(vocab, size=922).tolist()
+        prompts = [shared + rng.integers(vocab, size=102).tolist() for _ in range(64)]
+        for name, results in taken.items():
+            engine.reset_prefix_cache()
+            loop.scheduler.reuses = name == "with"
+            engine.generate([shared], tw.SamplingParams(max_new_tokens=1))
+            started = loop.clock()
+            completions = engine.generate(prompts, params)
+            seconds = loop.clock() - started
+            ttft = statistics.median(one.timings.ttft for one in completions)
+            cached = statistics.mean(one.usage.cached_tokens for one in completions)
+            results.append({"ttft": ttft, "rate": 64 / seconds, "cached": cached})
+    loop.scheduler.reuses = True
+    pairs = list(zip(taken["without"], taken["with"], strict=True))[1:]
+    result = {
+        "ttft_ratio": statistics.median(b["ttft"] / a["ttft"] for a, b in pairs),
+        "throughput_ratio": statistics.median(b["rate"] / a["rate"] for a, b in pairs),
+    }
+    print("prefix: " + json.dumps(result | pairs[-1][1]), flush=True)
+    return {"ratios": result, "turns": taken}
+
+
 def _engine(options: argparse.Namespace, length: int, sequences: int) -> CausalLMEngine:
     """The last one, if it will do: two have no room."""
     if (length, sequences) in _MADE:
@@ -281,7 +311,7 @@ def _engine(options: argparse.Namespace, length: int, sequences: int) -> CausalL
     return engine
 
 
-PARTS = {"loads": loads, "host": host, "chunks": chunks, "forms": forms}
+PARTS = {"loads": loads, "host": host, "chunks": chunks, "forms": forms, "prefix": prefix}
 
 if __name__ == "__main__":
     main()
