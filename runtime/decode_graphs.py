@@ -21,20 +21,12 @@ from .device_queue import CudaQueue, DeviceQueue, ImmediateQueue, Replayable
 from .graph_pool import GraphPool
 from .masked_sampling import Masks, choose_masked, kind_of
 from .runner import ProgramRunner
-from .step import Step
+from .step import Step, padding_step
 from .step_buffer import FEED, FIELDS, SAMPLING, StepShape
 
 _DENSE_UP_TO, _STRIDE = 8, 8  # buckets: 1, 2, 4, 8, 16, 24, 32, …
 TOKENS = "tokens"  # the output of a Program that samples
-_PADDING = Step(
-    token_ids=torch.zeros(1, dtype=torch.int64),
-    positions=torch.zeros(1, dtype=torch.int64),
-    query_start=torch.tensor([0, 1], dtype=torch.int32),
-    seq_lens=torch.ones(1, dtype=torch.int32),
-    slot_mapping=torch.zeros(1, dtype=torch.int64),
-    block_tables=torch.zeros(1, 1, dtype=torch.int32),
-    logits_indices=torch.zeros(1, dtype=torch.int64),
-)
+_PADDING = padding_step([1], 1)
 # Ops whose torch functions wait for the device, or copy from the host: no graph can hold them.
 _SYNCHRONISE = frozenset(
     {"moe_experts", "cond", "aten", "fused", "dim_value"}

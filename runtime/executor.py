@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -16,16 +17,19 @@ from .decode_buffer import Launched
 from .decode_graphs import DecodeGraphs, EagerDecode, obstacles, samples
 from .host_pages import HostPages
 from .masked_sampling import Masks
+from .params import SamplingParams
 from .row_sampling import RowSampler
 from .runner import ProgramRunner
 from .slot_batch import slot_batches
-from .step import Capabilities, Step
+from .step import Capabilities, Step, padding_step
 from .step_buffer import FIELDS, StepBuffer, StepShape
 from .step_graphs import StepGraphs
 
 # Sequences that the decode Program takes: its products are cut for few rows, and beyond these the
 # libraries' are quicker (1.6 times at 256).
 MOST_DECODED = 128
+_REHEARSED = 1024  # tokens: from there on prompts alone are a library's (codegen/triton/fresh.py)
+_CUT = SamplingParams(temperature=1, top_k=50, top_p=0.9, min_p=0.1)
 CACHE_PREFIXES = ("k_cache_", "v_cache_", "k_scale_", "v_scale_")
 
 
@@ -127,6 +131,7 @@ class PagedExecutor:
         self.graphs: DecodeGraphs | None = None
         self.steps: StepGraphs | None = None
         self.rows: RowSampler | None = None
+        self._pages = 0  # of the longest sequence
         self._decode = decode if decode is not None and _replays(decode) else None
         able = self._decode is not None and samples(self._decode.program)
         self.capabilities = Capabilities(
@@ -148,7 +153,7 @@ class PagedExecutor:
         self.graphs = self.steps = self.rows = None
         self.caches.allocate({"N": num_pages, "P": page_size})
         self.caches.allocate_host(host_pages)
-        pages = -(-self.max_model_len // page_size)
+        pages = self._pages = -(-self.max_model_len // page_size)
         captures = self.runner.device.type == "cuda" and _replays(self.runner)
         if self._decode is not None:
             self.graphs = self._graphs(self._decode, pages)
@@ -177,16 +182,37 @@ class PagedExecutor:
         self.caches.copy_pages(sources, destinations)
 
     def warm_up(self) -> None:
-        """Makes now what decode steps would make when they first come.
+        """Makes now what steps would make when they first come: graphs of decode steps, and what
+        libraries set up for prompts (over a second).
 
         Raises:
             CapacityError: the device lacks memory for it.
         """
-        if self.graphs is not None and self.runner.device.type == "cuda":
-            try:
+        if self.runner.device.type != "cuda":
+            return
+        try:
+            if self.graphs is not None:
                 self.graphs.warm_up()
-            except torch.OutOfMemoryError as error:
-                raise self._too_large(self.max_sequences, error) from error
+            self._rehearse()
+        except torch.OutOfMemoryError as error:
+            raise self._too_large(self.max_sequences, error) from error
+
+    def _rehearse(self) -> None:
+        """Runs prompts of nothing, which write to page 0: one alone, as libraries know them, and
+        two, as a mix, with every way to sample.
+        """
+        length = min(self.max_model_len, _REHEARSED)
+        for lengths in ([length], [length // 2, length - length // 2]):
+            if len(lengths) > self.max_sequences or not all(lengths):
+                continue
+            step = padding_step(lengths, self._pages)
+            if self.rows is None:
+                self._run_mixed(step)
+                continue
+            key = tuple(range(len(step.seq_lens)))
+            for params in (SamplingParams(), SamplingParams(temperature=1), _CUT):
+                batch = MixedBatch(key, step, [], [params] * len(key), [0.5] * len(key))
+                self.rows.launch(batch, None, partial(self._run_mixed, step)).tokens()
 
     def run(self, step: Step) -> torch.Tensor:
         """Logits f32[R, V] of the step's wanted rows, on the Program's device.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from .bucketing import Padding
@@ -36,6 +37,26 @@ class Step:
     slot_mapping: Tensor
     block_tables: Tensor
     logits_indices: Tensor
+
+
+def padding_step(lengths: Sequence[int], pages: int) -> Step:
+    """New prompts of padding, which write to slot 0, in the reserved page 0.
+
+    Args:
+        lengths: tokens of each.
+        pages: that each has in its block table.
+    """
+    ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    total = int(ends[-1])
+    return Step(
+        token_ids=torch.zeros(total, dtype=torch.int64),
+        positions=torch.cat([torch.arange(length) for length in lengths]),
+        query_start=ends,
+        seq_lens=torch.tensor(lengths, dtype=torch.int32),
+        slot_mapping=torch.zeros(total, dtype=torch.int64),
+        block_tables=torch.zeros(len(lengths), pages, dtype=torch.int32),
+        logits_indices=ends[1:].long() - 1,
+    )
 
 
 @dataclass(frozen=True, slots=True)
