@@ -16,7 +16,6 @@ from .bucketing import Padding
 from .decode_buffer import Launched
 from .decode_graphs import DecodeGraphs, EagerDecode, obstacles, samples
 from .host_pages import HostPages
-from .masked_sampling import Masks
 from .params import SamplingParams
 from .row_sampling import RowSampler
 from .runner import ProgramRunner
@@ -24,6 +23,7 @@ from .slot_batch import slot_batches
 from .step import Capabilities, Step, padding_step
 from .step_buffer import FIELDS, StepBuffer, StepShape
 from .step_graphs import StepGraphs
+from .token_choice import Masks
 
 # Sequences that the decode Program takes: its products are cut for few rows, and beyond these the
 # libraries' are quicker (1.6 times at 256).
@@ -162,8 +162,13 @@ class PagedExecutor:
         if self.graphs is not None:
             self.graphs.padding = self.padding
             if self.capabilities.samples_mixed:
-                queue, device = self.graphs.queue, self.runner.device
-                self.rows = RowSampler(self.max_sequences, device, queue, self.runner.mode)
+                self.rows = RowSampler(
+                    self.max_sequences,
+                    self.runner.device,
+                    self.graphs.queue,
+                    self.runner.mode,
+                    self.graphs.chooser,
+                )
         if captures and self.graphs is not None and self.max_tokens:
             sizes = (self.max_sequences, pages, self.max_tokens)
             self.steps = StepGraphs(self.runner, self.caches.tensors, *sizes, self.graphs.queue)
@@ -300,11 +305,12 @@ class PagedExecutor:
             if replayed is not None:
                 return replayed
         self._join()
-        return self._run_mixed(step)
+        return self._run_mixed(step).float()
 
     def _run_mixed(
         self, step: Step, feed: Callable[[torch.Tensor], None] | None = None
     ) -> torch.Tensor:
+        """Logits [R, V] in the model's type."""
         fresh = _is_fresh(step)
         if self.steps is not None:
             replayed = self.steps.run(step, fresh, feed)
@@ -317,7 +323,7 @@ class PagedExecutor:
             inputs |= metadata.views
         if feed is not None:
             feed(inputs["token_ids"])
-        return self.runner.run(inputs, fresh=fresh)["logits"].float()
+        return self.runner.run(inputs, fresh=fresh)["logits"]
 
 
 def _is_fresh(step: Step) -> bool:

@@ -10,8 +10,7 @@ The path of one step, n, when nothing keeps it from being launched ahead:
    the pinned memory that n - 2 had, and queues: the copy to the device; a gather of the token ids,
    if the rows are not those of n - 1; the graph, which ends by sampling and feeding the tokens to
    the next step; the copy of the tokens to the host; an event. Nothing waits. A step with a prompt
-   in it is run by the Program that takes any, and sampled by torch's functions
-   (`row_sampling.py`).
+   in it is run by the Program that takes any, and sampled beside it (`row_sampling.py`).
 3. The loop waits for the event of n - 1, and commits its tokens. A sequence that has ended (end of
    sequence, stop token, stop string) is dropped: its row of n is void. A prompt whose logits were
    numbers is shared.
@@ -54,11 +53,11 @@ from .batch import DecodeBatch, DecodeBatches, MixedBatch, build_mixed
 from .decode_buffer import Launched
 from .failing import broken_logits, end_request
 from .grammar import prepare
-from .masked_sampling import Masks
 from .pool import KVPool
 from .sampling import Sampled
 from .scheduler import Chunk, Plan, Scheduler, samples_anywhere
 from .step import StepExecutor
+from .token_choice import Masks
 
 
 class SamplingExecutor(StepExecutor, Protocol):

@@ -1,7 +1,7 @@
 """Steps of any kind sample their next tokens on the device: what that takes beside the Program.
 
 A decode step's Program ends by sampling. Others end with logits, of as many rows as sequences
-complete, and torch's functions choose from these: a step of a thousand tokens takes no notice.
+complete, which the decode step's way of sampling takes too (`token_choice.py`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 from .batch import MixedBatch
 from .decode_buffer import Launched, Turn, write_params
 from .device_queue import DeviceQueue
-from .masked_sampling import choose, kind_of
 from .step_buffer import FEED, SAMPLING, Layout, StepShape
+from .token_choice import TokenChooser
 
 _TURNS = 2  # one is written while the device reads the other
 
@@ -29,6 +29,7 @@ class RowSampler:
         device: where its logits are.
         queue: of the device, shared with whatever else runs on it.
         mode: that logits may be used in.
+        chooser: of tokens.
     """
 
     def __init__(
@@ -37,8 +38,9 @@ class RowSampler:
         device: torch.device,
         queue: DeviceQueue,
         mode: Callable[[], AbstractContextManager[object]],
+        chooser: TokenChooser,
     ) -> None:
-        self._queue, self._mode, self._most = queue, mode, most
+        self._queue, self._mode, self._most, self._chooser = queue, mode, most, chooser
         self._shape = StepShape(1, most, 1, most)
         self._layout = Layout.of(self._shape, (*SAMPLING, *FEED))
         nbytes = self._layout.nbytes
@@ -58,7 +60,7 @@ class RowSampler:
         Args:
             batch: of at most `most` rows.
             after: the step that samples the batch's first tokens, if they are not known.
-            run: queues the step and gives its logits f32[R, V]; what it is given writes the tokens
+            run: queues the step and gives its logits [R, V]; what it is given writes the tokens
                 in flight into the step's token ids i64[T] on the device.
         """
         turn = self._fill(batch)
@@ -104,4 +106,4 @@ class RowSampler:
         count = len(batch.key)
         if count:
             given = {name: self._fields[name][:count] for name in SAMPLING}
-            self._tokens[:count].copy_(choose(logits, given, kind_of(batch.params)))
+            self._tokens[:count].copy_(self._chooser.choose(logits, given, batch.params))

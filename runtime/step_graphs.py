@@ -104,8 +104,8 @@ class StepGraphs:
     def run(
         self, step: Step, fresh: bool, feed: Callable[[torch.Tensor], None] | None = None
     ) -> torch.Tensor | None:
-        """Logits f32[R, V] of a step, valid until the next one; None if it is too large, or wants
-        more than one row of a sequence.
+        """Logits [R, V] of a step in the model's type, valid until the next one; None if it is too
+        large, or wants more than one row of a sequence.
 
         Args:
             step: of any kind.
@@ -122,7 +122,7 @@ class StepGraphs:
             feed(self.metadata.views["token_ids"])
         logits = self._run(shape)
         turn.event, turn.busy = self.queue.record(turn.event), False
-        return logits[: len(step.logits_indices)].float()
+        return logits[: len(step.logits_indices)]
 
     def _run(self, shape: Shape) -> torch.Tensor:
         captured = self.captured.get(shape)
