@@ -6,6 +6,7 @@ Parts, each of one engine with random weights:
 
 loads: serving_loads.py's, which benchmarks/gpu/vllm_serving.py gives to vLLM too; and what the host
     spends on a decode step of 128 sequences beside waiting for the device.
+cold: Poisson loads alone, of which the first finds an engine that has only warmed up.
 host: where that time goes.
 chunks: 16 sequences decode while a prompt of 32k tokens arrives, with and without chunks.
 forms: 32 sequences decode freely, and with a JSON schema (the folder needs a tokenizer).
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import statistics
 import time
 from itertools import product
@@ -61,12 +63,13 @@ def main() -> None:
         options.out.write_text(json.dumps(found, indent=1))
 
 
-def loads(options: argparse.Namespace) -> dict[str, object]:
+def loads(options: argparse.Namespace, *, bursts: bool = True) -> dict[str, object]:
     """Tokens a second, TTFT and ITL under each load; the host's microseconds a decode step."""
     engine = _engine(options, 1280, 128)
     results = []
     scheduler = engine.loop.scheduler
-    for budget, load in product(map(int, options.budgets.split(",")), chosen(options.rates)):
+    asked = [load for load in chosen(options.rates) if bursts or load.rate < math.inf]
+    for budget, load in product(map(int, options.budgets.split(",")), asked):
         scheduler.max_tokens_per_step = budget
         talks, arrivals = load.draw(engine.config.vocab_size)
         engine.reset_prefix_cache()
@@ -81,6 +84,11 @@ def loads(options: argparse.Namespace) -> dict[str, object]:
         results.append(result)
         print(line(result), flush=True)
     return {"loads": results}
+
+
+def cold(options: argparse.Namespace) -> dict[str, object]:
+    """`loads`, but for bursts, which would warm the engine up."""
+    return loads(options, bursts=False)
 
 
 class _HostTime:
@@ -311,7 +319,14 @@ def _engine(options: argparse.Namespace, length: int, sequences: int) -> CausalL
     return engine
 
 
-PARTS = {"loads": loads, "host": host, "chunks": chunks, "forms": forms, "prefix": prefix}
+PARTS = {
+    "loads": loads,
+    "cold": cold,
+    "host": host,
+    "chunks": chunks,
+    "forms": forms,
+    "prefix": prefix,
+}
 
 if __name__ == "__main__":
     main()
