@@ -1,0 +1,54 @@
+"""Every architecture emitted as ONNX, in stock onnxruntime: Hugging Face's logits and tokens.
+
+`make nightly` takes all of them; the quick runs a handful of forms that the named fifteen (see
+`test_architectures.py` and `compiler/test_emit.py`) do not have.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import tilewright as tw
+from emitted_running import ROOM, agrees_with_hugging_face
+from tilewright.compiler import emit
+from tilewright.compiler.hf_model import capture_causal_lm
+from tilewright.errors import TilewrightError
+from tiny_models import FAMILIES, RECURRENT, tiny_model
+
+# What no causal LM with a KV cache is, to the frontend or to the cache pass, and what they say.
+REFUSED = {
+    "phi3_longrope": "works along the token axis",
+    "doge": "operands whose token axes do not meet",
+    "jetmoe": "one that depends on values",
+    "dbrx": "control flow that does not depend on the values",
+    "llama4": "operands whose token axes do not meet",
+}
+# Sinks and experts; expressed by parts in one flavor at least.
+ALWAYS = {"gpt_oss"}
+EMITTED = [name for name in FAMILIES if name not in (*RECURRENT, *REFUSED)]
+
+
+def _nightly(names: list[str]) -> list[object]:
+    return [pytest.param(n, marks=() if n in ALWAYS else pytest.mark.nightly) for n in names]
+
+
+@pytest.mark.parametrize("family", _nightly(EMITTED))
+def test_both_flavors_agree_with_hugging_face(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(family)
+    captured = capture_causal_lm(model)  # once for both
+    monkeypatch.setattr(emit, "capture_causal_lm", lambda module: captured)
+    for flavor in emit.FLAVORS:
+        tw.export_onnx(model, tmp_path / flavor, flavor=flavor, max_model_len=ROOM)
+        agrees_with_hugging_face(tmp_path / flavor, model)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("family", "told"), REFUSED.items())
+def test_what_is_refused_leaves_nothing(family: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(TilewrightError, match=told):
+        tw.export_onnx(tiny_model(family), tmp_path / "e", max_model_len=ROOM)
+    assert list(tmp_path.iterdir()) == []
