@@ -69,6 +69,7 @@ def export_onnx(
     flavor: str = "standard",
     quantize: str | QuantConfig | None = None,
     attention: str | GQA | None = None,
+    dtype: str = "float32",
     max_model_len: int | None = None,
     verify: str = "sample",
     trust_remote_code: bool = False,
@@ -103,7 +104,7 @@ def export_onnx(
         target="cpu",
         backend="onnxruntime",
         kv_cache="static",
-        dtype="float32",
+        dtype=dtype,
         max_model_len=max_model_len,
         max_batch_size=None,
         verify=verify,
@@ -184,7 +185,7 @@ class _Export:
                 f"quantize={scheme!r} in flavor {self.flavor!r}: {error.culprit}",
                 expected=error.expected,
                 found=error.found,
-                remedy="Quantize by int8-weight, or by int4 with groups that divide the columns.",
+                remedy="Quantize by fp8 or int8-weight, or int4 with groups that divide columns.",
             ) from error
 
     def _check_sample(self, source: Source, limit: int, changes: Changes) -> float | None:

@@ -13,12 +13,12 @@ import math
 from functools import partial
 
 from ...ir.node import Node
+from . import float8
 from .attention import computes, scale_of, softcap_of, visibility
 from .elementwise import CONVERTERS as ELEMENTWISE
 from .emitter import Converter, Emitter, Refusal
 from .norms import rms_norm
 from .qdq import linear
-from .quantized import scaled_linear
 from .slots import Rows, by_parts, distance_of, heads_first, rows_of, slot_bias
 from .table import CONVERTERS
 
@@ -88,7 +88,7 @@ STANDARD: dict[str, Converter] = {
     "rms_norm": RMS_NORM,
     "slot_attention": _slot_attention,
     "linear": linear,
-    "scaled_linear": partial(scaled_linear, packs=False),
+    **float8.CONVERTERS,
 }
 """Nothing but the ops of the ONNX standard."""
 
@@ -97,6 +97,7 @@ MICROSOFT_TOO: dict[str, Converter] = {
     # SimplifiedLayerNormalization stands in no operator set that a checker knows.
     "rms_norm": RMS_NORM,
     "linear": partial(linear, packs=True),
+    **float8.PACKING,
 }
 """ONNX Runtime's own ops too, where they are faster: GroupQueryAttention, MatMulNBits,
 SkipSimplifiedLayerNormalization."""

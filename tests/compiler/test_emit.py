@@ -79,6 +79,7 @@ def test_numbers_are_compared_and_layers_kept(llama, tmp_path: Path) -> None:
     [
         (tw.QuantConfig("int8", method="rtn"), {"standard": "MatMulInteger"}),
         (tw.QuantConfig("int4", group=32), {"standard": "DequantizeLinear"}),
+        (tw.QuantConfig("fp8", method="rtn"), dict.fromkeys(emit.FLAVORS, "QuantizeLinear")),
     ],
 )
 def test_quantized(llama, tmp_path: Path, flavor: str, config, op: dict[str, str]) -> None:
@@ -87,7 +88,7 @@ def test_quantized(llama, tmp_path: Path, flavor: str, config, op: dict[str, str
     )
     assert found.largest_error is not None
     plain = sum(p.nbytes for n, p in llama.named_parameters() if "proj" in n)
-    codes = plain / 4 if config.scheme == "int8" else plain / 7
+    codes = plain / 7 if config.scheme == "int4" else plain / 4
     rest = sum(p.nbytes for n, p in llama.named_parameters() if "proj" not in n)
     assert found.weight_bytes < rest + 1.2 * codes + 10_000
     proto = onnx.load(tmp_path / "e" / "model.onnx", load_external_data=False)
@@ -117,8 +118,8 @@ def test_tokens_that_mix_elsewhere(tmp_path: Path) -> None:
 def test_options(llama, tmp_path: Path) -> None:
     refuse(UsageError, "standard, onnxruntime", llama, tmp_path, flavor="openvino")
     refuse(UsageError, "a checkpoint in codes", llama, tmp_path, quantize="stored")
-    match = "quantize='fp8-weight' in flavor 'standard': op linear in layers.0"
-    options = {"quantize": tw.QuantConfig("fp8-weight", method="rtn"), "verify": "structure"}
+    match = "quantize='int4' in flavor 'standard': op linear in layers.0.*64 columns end within"
+    options = {"quantize": tw.QuantConfig("int4", method="rtn"), "verify": "structure"}
     refuse(UnsupportedError, match, llama, tmp_path, **options)
 
 
