@@ -22,7 +22,7 @@ from ..passes.quantize import Recipe
 from ..passes.schemes import QuantConfig
 from .api import Phases, Progress, identifier, open_model, sample_ids
 from .changes import changed_graphs, make_changes
-from .emit_files import MODEL, largest_error, save_model
+from .emit_files import MODEL, largest_error, runs_on_cpu, save_model
 from .graphs import Passed
 from .hf_model import capture_causal_lm
 from .inspect.layers import layer_numbers
@@ -38,6 +38,11 @@ if TYPE_CHECKING:
 Changes: TypeAlias = "tuple[HeadPlan | None, Recipe | None]"
 FLAVORS = ("standard", "onnxruntime")
 GENERATION = "generation.json"
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+UNRUN = (
+    "a bfloat16 model is checked, and not run: onnxruntime has kernels that compute in it for GPUs "
+    "alone"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +74,7 @@ def export_onnx(
     flavor: str = "standard",
     quantize: str | QuantConfig | None = None,
     attention: str | GQA | None = None,
-    dtype: str = "float32",
+    dtype: str = "auto",
     max_model_len: int | None = None,
     verify: str = "sample",
     trust_remote_code: bool = False,
@@ -77,7 +82,7 @@ def export_onnx(
     progress: Progress | None = None,
 ) -> Emitted:
     """Writes a causal LM, after the passes, as a folder for ONNX runtimes: ``model.onnx`` of opset
-    24 with its weights in ``model.onnx.data`` (float32, or codes), ``generation.json`` and, where
+    24 with its weights in ``model.onnx.data`` (floats, or codes), ``generation.json`` and, where
     the model has one, ``tokenizer.json``. codegen/onnx/export.py says what goes in and out.
 
     Args:
@@ -87,6 +92,9 @@ def export_onnx(
             too, where they are faster.
         quantize: as `compile` takes it; None expands what a checkpoint has in codes.
         attention: as `compile` takes it.
+        dtype: of weights, activations and caches: "float32", "float16" or "bfloat16"; "auto" is
+            float32, which every runtime computes in. Nothing runs a model of bfloat16 here: see
+            `Emitted.notes`.
         max_model_len: longest sequence in tokens, as `compile` takes it.
         verify: as `compile` takes it; ONNX Runtime runs the emitted model of one layer of each kind
             ("sample") or all of it ("full"), beside the interpreter.
@@ -100,11 +108,13 @@ def export_onnx(
     """
     if flavor not in FLAVORS:
         raise wrong_option("flavor", flavor, FLAVORS)
+    if dtype not in DTYPES:
+        raise wrong_option("dtype", dtype, DTYPES)
     options = resolve_options(
         target="cpu",
         backend="onnxruntime",
         kv_cache="static",
-        dtype=dtype,
+        dtype="float32" if dtype == "auto" else dtype,
         max_model_len=max_model_len,
         max_batch_size=None,
         verify=verify,
@@ -131,14 +141,14 @@ class _Export:
         graph = run("capture", 0.05, lambda: _captured(source, identifier(source.name)))
         limit = context_of(source.max_position_embeddings, self.options)
         changes = run("calibrate", 0.2, lambda: make_changes(graph, source, self.options, limit))
-        error = run("verify", 0.25, lambda: self._check_sample(source, limit, changes))
-        level = self.options.verify if error is None else "structure"
+        stands, error = run("verify", 0.25, lambda: self._check_sample(source, limit, changes))
+        level = "structure" if stands else self.options.verify
         samples = (sample_ids(graph, limit),)
         passed = run("passes", 0.4, lambda: self._passed(graph, changes, level, samples))
         exported = run("convert", 0.6, lambda: self._exported(passed.final, limit))
         with atomic_folder(path) as folder:
             run("write", 0.7, lambda: save_model(exported, folder))
-            if level in ("sample", "full"):
+            if level in ("sample", "full") and runs_on_cpu(exported):
                 error = run("check", 0.9, lambda: largest_error(exported, passed, samples, folder))
             tokenizer = source_tokenizer(source)
             if tokenizer is not None:
@@ -147,7 +157,8 @@ class _Export:
             (folder / GENERATION).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         model_graph = exported.model.graph
         size = sum(value.const_value.nbytes for value in model_graph.initializers.values())
-        return Emitted(path, self.flavor, len(model_graph), size, error, exported.notes)
+        notes = (*exported.notes, *(() if runs_on_cpu(exported) else (UNRUN,)))
+        return Emitted(path, self.flavor, len(model_graph), size, error, notes)
 
     def _passed(
         self,
@@ -188,20 +199,24 @@ class _Export:
                 remedy="Quantize by fp8 or int8-weight, or int4 with groups that divide columns.",
             ) from error
 
-    def _check_sample(self, source: Source, limit: int, changes: Changes) -> float | None:
-        """Exports and runs the model cut to one layer of each kind; None where that does not stand
-        for the whole one.
+    def _check_sample(
+        self, source: Source, limit: int, changes: Changes
+    ) -> tuple[bool, float | None]:
+        """Exports and runs the model cut to one layer of each kind: whether that stands for the
+        whole one, and its error.
         """
         cut = sample_source(source) if self.options.verify == "sample" else None
         if cut is None:
-            return None
+            return False, None
         graph = _captured(cut, "sample")
         samples = (sample_ids(graph, limit),)
         passed = self._passed(graph, changes, "full", samples)
         exported = self._exported(passed.final, limit)
         with TemporaryDirectory(prefix="tilewright-") as folder:
             save_model(exported, Path(folder))
-            return largest_error(exported, passed, samples, Path(folder))
+            if not runs_on_cpu(exported):
+                return True, None
+            return True, largest_error(exported, passed, samples, Path(folder))
 
     def _facts(
         self, exported: Exported, graph: Graph, source: Source, limit: int

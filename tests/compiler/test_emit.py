@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from torch import nn
 
 import tilewright as tw
-from emitted_running import ROOM, agrees_with_hugging_face
+from emitted_running import ROOM, agrees_with_hugging_face, nearly_as_good_in_bfloat16
 from tilewright.codegen.onnx import standard
 from tilewright.compiler import emit
 from tilewright.compiler.hf_model import capture_causal_lm
@@ -81,6 +82,7 @@ def test_numbers_are_compared_and_layers_kept(llama, tmp_path: Path) -> None:
         (tw.QuantConfig("int4", group=32), {"standard": "DequantizeLinear"}),
         (tw.QuantConfig("fp8", method="rtn"), dict.fromkeys(emit.FLAVORS, "QuantizeLinear")),
     ],
+    ids=["int8", "int4", "fp8"],
 )
 def test_quantized(llama, tmp_path: Path, flavor: str, config, op: dict[str, str]) -> None:
     found = tw.export_onnx(
@@ -93,6 +95,27 @@ def test_quantized(llama, tmp_path: Path, flavor: str, config, op: dict[str, str
     assert found.weight_bytes < rest + 1.2 * codes + 10_000
     proto = onnx.load(tmp_path / "e" / "model.onnx", load_external_data=False)
     assert op.get(flavor, "MatMulNBits") in {node.op_type for node in proto.graph.node}
+
+
+@pytest.mark.usefixtures("_verified")
+@pytest.mark.parametrize(
+    "flavor", [pytest.param("standard", marks=pytest.mark.nightly), "onnxruntime"]
+)
+def test_float16_runs(llama, tmp_path: Path, flavor: str) -> None:
+    options = {"dtype": "float16", "flavor": flavor, "max_model_len": ROOM, "verify": "full"}
+    found = tw.export_onnx(llama, tmp_path / "e", **options)
+    assert found.largest_error is not None and not found.notes
+    proto = onnx.load(tmp_path / "e" / "model.onnx", load_external_data=False)
+    declared = {v.type.tensor_type.elem_type for v in (*proto.graph.input, *proto.graph.output)}
+    assert declared == {onnx.TensorProto.FLOAT16, onnx.TensorProto.INT64}
+    attention = {"standard": "Attention", "onnxruntime": "GroupQueryAttention"}[flavor]
+    assert attention in {node.op_type for node in proto.graph.node}
+
+
+def test_bfloat16_is_checked_and_not_run(llama, tmp_path: Path) -> None:
+    found = tw.export_onnx(llama, tmp_path / "e", dtype="bfloat16", max_model_len=ROOM)
+    assert found.largest_error is None and found.notes == (emit.UNRUN,)
+    nearly_as_good_in_bfloat16(tmp_path / "e", deepcopy(llama))
 
 
 def refuse(error: type[Exception], match: str, model: object, path: Path, **options) -> None:
@@ -117,6 +140,7 @@ def test_tokens_that_mix_elsewhere(tmp_path: Path) -> None:
 
 def test_options(llama, tmp_path: Path) -> None:
     refuse(UsageError, "standard, onnxruntime", llama, tmp_path, flavor="openvino")
+    refuse(UsageError, "auto, float32, float16, bfloat16", llama, tmp_path, dtype="float64")
     refuse(UsageError, "a checkpoint in codes", llama, tmp_path, quantize="stored")
     match = "quantize='int4' in flavor 'standard': op linear in layers.0.*64 columns end within"
     options = {"quantize": tw.QuantConfig("int4", method="rtn"), "verify": "structure"}

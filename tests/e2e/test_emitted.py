@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import tilewright as tw
-from emitted_running import ROOM, agrees_with_hugging_face
+from emitted_running import ROOM, agrees_with_hugging_face, nearly_as_good_in_bfloat16
 from tilewright.compiler import emit
 from tilewright.compiler.hf_model import capture_causal_lm
 from tilewright.errors import TilewrightError
@@ -44,6 +44,19 @@ def test_both_flavors_agree_with_hugging_face(
     for flavor in emit.FLAVORS:
         tw.export_onnx(model, tmp_path / flavor, flavor=flavor, max_model_len=ROOM)
         agrees_with_hugging_face(tmp_path / flavor, model)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("family", ["gpt_oss", "gemma2", "falcon_alibi", "mixtral"])
+def test_sixteen_bits(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TILEWRIGHT_VERIFY")  # which says how much of any compile tests check
+    model = tiny_model(family)
+    common = {"max_model_len": ROOM, "verify": "full"}
+    for flavor in emit.FLAVORS:
+        found = tw.export_onnx(model, tmp_path / "e", flavor=flavor, dtype="float16", **common)
+        assert found.largest_error is not None
+    tw.export_onnx(model, tmp_path / "e", dtype="bfloat16", **common)
+    nearly_as_good_in_bfloat16(tmp_path / "e", model)
 
 
 @pytest.mark.nightly
