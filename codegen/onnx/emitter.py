@@ -361,4 +361,4 @@ def value_info(name: str, type_: TensorType) -> onnx.ValueInfoProto:
         size if isinstance(size, int) else str(size) if str(size).isidentifier() else None
         for size in type_.shape
     ]
-    return helper.make_tensor_value_info(name, ELEMENT_TYPES[type_.dtype], dims)
+    return helper.make_tensor_value_info(name, STORED_TYPES[type_.dtype], dims)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from ...ir.build import make
 from ...ir.dims import product
 from ...ir.dtypes import DType
 from ...ir.node import Node
@@ -75,10 +76,18 @@ def scaled_linear(
     *,
     packs: bool = False,
 ) -> Names | Refusal:
-    """A product of codes; of e4m3 as one of two DequantizeLinear."""
+    """A product of codes; of e4m3 as one of two DequantizeLinear. A 16-bit result is computed in
+    float32, and rounded.
+    """
     codes, x_scale, weight, scale = node.operands[:4]
+    bias = _single(e, node.args[4], bias) if node.args[4] is not None else ""
     if codes.dtype is not DType.F8E4M3:
-        return quantized.scaled_linear(e, node, xq, xs, wq, ws, bias, packs=packs)
+        scales = {name: node.attr(name) for name in ("rows", "group")}
+        wide = node
+        if node.dtype in (DType.F16, DType.BF16):
+            wide = make("scaled_linear", *node.args[:4], dtype=DType.F32, **scales)
+        found = quantized.scaled_linear(e, wide, xq, xs, wq, ws, bias, packs=packs)
+        return found if isinstance(found, Refusal) else _rounded(e, node, found)
     if not (is_constant(weight) and is_constant(scale)):
         return Refusal("a product of codes that are computed")
     if DType.F64 in (node.dtype, x_scale.dtype):
@@ -94,10 +103,7 @@ def scaled_linear(
         x = e.op("DequantizeLinear", flat, by_row, **blocked(group))
     of_rows = e.fold(scales_by_row(scale, count, rows, group))
     numbers = e.op("DequantizeLinear", e.fold(weight), of_rows, **blocked(group))
-    wide = _single(e, node.args[4], bias) if node.args[4] is not None else ""
-    out = e.op("Gemm", x, numbers, wide, transB=1)
-    if node.dtype is not DType.F32:
-        out = e.op("Cast", out, to=ELEMENT_TYPES[node.dtype])
+    out = _rounded(e, node, e.op("Gemm", x, numbers, bias, transB=1))
     return out if codes.type.rank == 2 else e.view(out, node.shape)
 
 
@@ -106,6 +112,10 @@ def _by_rows(e: Emitter, x: str, node: Node) -> str:
     if node.type.rank == 2:
         return x
     return e.view(x, (product(node.shape[:-1]), node.shape[-1]))
+
+
+def _rounded(e: Emitter, node: Node, x: str) -> str:
+    return x if node.dtype is DType.F32 else e.op("Cast", x, to=ELEMENT_TYPES[node.dtype])
 
 
 def _single(e: Emitter, node: Node, x: str) -> str:

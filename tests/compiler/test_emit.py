@@ -80,7 +80,11 @@ def test_numbers_are_compared_and_layers_kept(llama, tmp_path: Path) -> None:
     [
         (tw.QuantConfig("int8", method="rtn"), {"standard": "MatMulInteger"}),
         (tw.QuantConfig("int4", group=32), {"standard": "DequantizeLinear"}),
-        (tw.QuantConfig("fp8", method="rtn"), dict.fromkeys(emit.FLAVORS, "QuantizeLinear")),
+        pytest.param(
+            tw.QuantConfig("fp8", method="rtn"),
+            dict.fromkeys(emit.FLAVORS, "QuantizeLinear"),
+            marks=pytest.mark.nightly,  # test_float8.py has each product
+        ),
     ],
     ids=["int8", "int4", "fp8"],
 )

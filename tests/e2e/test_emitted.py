@@ -1,7 +1,7 @@
 """Every architecture emitted as ONNX, in stock onnxruntime: Hugging Face's logits and tokens.
 
-`make nightly` takes all of them; the quick runs a handful of forms that the named fifteen (see
-`test_architectures.py` and `compiler/test_emit.py`) do not have.
+For `make nightly`; every run has the named fifteen in `test_architectures.py`, and the onnxruntime
+flavor in `compiler/test_emit.py`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tilewright.compiler.hf_model import capture_causal_lm
 from tilewright.errors import TilewrightError
 from tiny_models import FAMILIES, RECURRENT, tiny_model
 
+pytestmark = pytest.mark.nightly
 # What no causal LM with a KV cache is, to the frontend or to the cache pass, and what they say.
 REFUSED = {
     "phi3_longrope": "works along the token axis",
@@ -25,16 +26,10 @@ REFUSED = {
     "dbrx": "control flow that does not depend on the values",
     "llama4": "operands whose token axes do not meet",
 }
-# Sinks and experts; expressed by parts in one flavor at least.
-ALWAYS = {"gpt_oss"}
 EMITTED = [name for name in FAMILIES if name not in (*RECURRENT, *REFUSED)]
 
 
-def _nightly(names: list[str]) -> list[object]:
-    return [pytest.param(n, marks=() if n in ALWAYS else pytest.mark.nightly) for n in names]
-
-
-@pytest.mark.parametrize("family", _nightly(EMITTED))
+@pytest.mark.parametrize("family", EMITTED)
 def test_both_flavors_agree_with_hugging_face(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -46,7 +41,6 @@ def test_both_flavors_agree_with_hugging_face(
         agrees_with_hugging_face(tmp_path / flavor, model)
 
 
-@pytest.mark.nightly
 @pytest.mark.parametrize("family", ["gpt_oss", "gemma2", "falcon_alibi", "mixtral"])
 def test_sixteen_bits(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TILEWRIGHT_VERIFY")  # which says how much of any compile tests check
@@ -59,7 +53,6 @@ def test_sixteen_bits(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     nearly_as_good_in_bfloat16(tmp_path / "e", model)
 
 
-@pytest.mark.nightly
 @pytest.mark.parametrize(("family", "told"), REFUSED.items())
 def test_what_is_refused_leaves_nothing(family: str, told: str, tmp_path: Path) -> None:
     with pytest.raises(TilewrightError, match=told):
