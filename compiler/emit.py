@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeAlias
@@ -14,10 +14,13 @@ import torch
 from ..codegen.base import get_backend
 from ..errors import UnsupportedError
 from ..formats.atomic import atomic_folder
+from ..ir.dtypes import DType
 from ..ir.graph import Graph
 from ..ir.node import Node
 from ..passes.driver import VerifyLevel
+from ..passes.expert_codes import expert_codes
 from ..passes.heads import GQA, HeadPlan
+from ..passes.keep_codes import expanded_weights
 from ..passes.quantize import Recipe
 from ..passes.schemes import QuantConfig
 from .api import Phases, Progress, identifier, open_model, sample_ids
@@ -39,6 +42,7 @@ Changes: TypeAlias = "tuple[HeadPlan | None, Recipe | None]"
 FLAVORS = ("standard", "onnxruntime")
 GENERATION = "generation.json"
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+EXPANDED = "{} weights of the checkpoint's codes become numbers, such as {}: no op here reads them"
 UNRUN = (
     "a bfloat16 model is checked, and not run: onnxruntime has kernels that compute in it for GPUs "
     "alone"
@@ -186,8 +190,15 @@ class _Export:
         from ..codegen.onnx.export import export_decoder
         from ..codegen.onnx.standard import CONVERTERS_OF
 
+        keeps = self.options.stored in ("float", "int8")
+        if keeps and self.flavor == "onnxruntime":
+            graph = expert_codes(graph, DType.I8 if self.options.stored == "int8" else None)
         try:
-            return export_decoder(graph, CONVERTERS_OF[self.flavor], _layer_names(graph), limit)
+            table = CONVERTERS_OF[self.flavor]
+            exported = export_decoder(graph, table, _layer_names(graph), limit)
+            expanded = expanded_weights(graph) if keeps else []
+            notes = (EXPANDED.format(len(expanded), expanded[0]),) if expanded else ()
+            return replace(exported, notes=(*exported.notes, *notes))
         except UnsupportedError as error:
             scheme = self.options.quantize.scheme if self.options.quantize else self.options.stored
             if scheme in (None, "expanded"):

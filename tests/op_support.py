@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from onnx_running import Held
+from tilewright.codegen.onnx.constants import is_constant
 from tilewright.codegen.onnx.emitter import ELEMENT_TYPES, STORED_TYPES, Converter, Emitter, Shared
 from tilewright.codegen.onnx.model import assemble_model
 from tilewright.codegen.onnx.probe import Probe
@@ -24,7 +25,7 @@ from tilewright.codegen.onnx.standard import CONVERTERS_OF
 from tilewright.codegen.onnx.table import CONVERTERS
 from tilewright.codegen.triton.lowering import lower_graph
 from tilewright.errors import TilewrightError
-from tilewright.ir.build import input_node, item, make, param
+from tilewright.ir.build import input_node, item, make, param, reshape
 from tilewright.ir.dims import symbol
 from tilewright.ir.dtypes import DType
 from tilewright.ir.graph import Graph
@@ -131,8 +132,8 @@ def _in_onnx(case: Case, converters: Mapping[str, Converter], types: Mapping[DTy
 
 
 def _calls(case: Case) -> list[Node]:
-    """The nodes that a converter is asked of; a weight's numbers are a part of its product."""
-    return [node for node in case.graph.calls() if node.op not in ("dequantize", "item")]
+    """The nodes that a converter is asked of; what weights alone give is a part of its user."""
+    return [node for node in case.graph.calls() if not is_constant(node)]
 
 
 _PROBE = Probe()
@@ -236,6 +237,7 @@ def _coded(dtype: DType) -> Iterator[Case]:
         attrs = {"dtype": dtype, "group": group, "compute": compute}
         weight = make("dequantize", *_params(parts), width=WIDTH if four else None, **attrs)
         yield _of(make("linear", x, weight), f"{name}, {dtype}", x, parts, rows)
+    yield _experts_in_codes(dtype)
     for name, (codes, block, group) in ACTIVATIONS.items():
         coded = make("quantize_rows", x, dtype=codes, group=group)
         yield _of(coded, f"{name}, {dtype}", x, {}, rows)
@@ -246,6 +248,31 @@ def _coded(dtype: DType) -> Iterator[Case]:
         scales = {"dtype": dtype, "rows": block, "group": group}
         product = make("scaled_linear", item(coded, 0), item(coded, 1), *_params(parts), **scales)
         yield _of(product, f"{name}, {dtype}", x, parts, rows)
+
+
+def _experts_in_codes(dtype: DType) -> Case:
+    """Experts whose tables are in 4 bits by groups."""
+    experts, inner, group = 4, 32, 32
+    sizes = {"up": (2 * inner, WIDTH), "down": (WIDTH, inner)}
+    parts: dict[str, torch.Tensor] = {}
+    tables = []
+    for name, (rows, columns) in sizes.items():
+        codes = torch.zeros(experts * rows, packed_width(columns, group), dtype=torch.uint8)
+        own = {
+            f"{name}.codes": codes,
+            f"{name}.scale": torch.ones(len(codes), blocks(columns, group)),
+        }
+        weight = make("dequantize", *_params(own), dtype=dtype, group=group, width=columns)
+        tables.append(reshape(weight, experts, rows, columns))
+        parts |= own
+    x = input_node("x", TensorType(dtype, (symbol("T"), WIDTH)))
+    ids = input_node("ids", TensorType(DType.I64, (symbol("T"), 2)))
+    shares = input_node("shares", TensorType(dtype, (symbol("T"), 2)))
+    node = make("moe_experts", x, ids, shares, *tables, activation="silu")
+    graph = Graph("g", (x, ids, shares), (node,), {n: Held(t) for n, t in parts.items()})
+    given = (torch.zeros(ROWS, WIDTH), torch.tensor([[0, 1]] * ROWS), torch.zeros(ROWS, 2))
+    inputs = tuple(t.to(dtype.torch) if t.is_floating_point() else t for t in given)
+    return Case("moe_experts", f"int4 weight, {dtype}", graph, inputs)
 
 
 def _params(parts: dict[str, torch.Tensor]) -> list[Node]:
@@ -267,9 +294,9 @@ HEAD = """\
 Written by `python tests/op_support.py`, which lowers each op by itself; a test holds this page
 against a run. An op is **native** where the backend has a kernel, library or op for it (with what
 prepares masks, scales and sizes beside), **decomposed** where several of its ops make one of ours
-or a weight becomes numbers first, and a **fallback** where torch computes it in an engine. An emitted ONNX model has nothing to fall
-back to: there, such an op is refused by its name. Shapes are those of the ops' own samples; a
-backend may decline others.
+or a weight becomes numbers first, and a **fallback** where torch computes it in an engine. An
+emitted ONNX model has nothing to fall back to: there, such an op is refused by its name. Shapes are
+those of the ops' own samples; a backend may decline others.
 
 `triton` is the backend's choice for an H100 without a tuner, single ops fused as the passes fuse
 them. `onnxruntime engine` runs on the CPU; 16-bit types have few kernels there. The last two are

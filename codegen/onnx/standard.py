@@ -14,7 +14,7 @@ from functools import partial
 
 from ...ir.dtypes import DType
 from ...ir.node import Node
-from . import float8
+from . import float8, qmoe
 from .attention import computes, scale_of, softcap_of, visibility
 from .elementwise import CONVERTERS as ELEMENTWISE
 from .emitter import ELEMENT_TYPES, Converter, Emitter, Refusal
@@ -116,11 +116,11 @@ MICROSOFT_TOO: dict[str, Converter] = {
     # SimplifiedLayerNormalization stands in no operator set that a checker knows.
     "rms_norm": RMS_NORM,
     "linear": partial(linear, packs=True),
-    "moe_experts": partial(moe_experts, narrow=True),
+    "moe_experts": qmoe.moe_experts,
     "slot_attention": partial(slot_attention, narrow=True),
     **float8.PACKING,
 }
-"""ONNX Runtime's own ops too, where they are faster: GroupQueryAttention, MatMulNBits,
+"""ONNX Runtime's own ops too, where they are faster: GroupQueryAttention, MatMulNBits, QMoE,
 SkipSimplifiedLayerNormalization."""
 
 CONVERTERS_OF: dict[str, dict[str, Converter]] = {
