@@ -23,6 +23,7 @@ from ..passes.heads import GQA, HeadPlan
 from ..passes.keep_codes import expanded_weights
 from ..passes.quantize import Recipe
 from ..passes.schemes import QuantConfig
+from ..version import __version__
 from .api import Phases, Progress, identifier, open_model, sample_ids
 from .changes import changed_graphs, make_changes
 from .emit_files import MODEL, largest_error, runs_on_cpu, save_model
@@ -198,6 +199,8 @@ class _Export:
             exported = export_decoder(graph, table, _layer_names(graph), limit)
             expanded = expanded_weights(graph) if keeps else []
             notes = (EXPANDED.format(len(expanded), expanded[0]),) if expanded else ()
+            told = {"tilewright.version": __version__, "tilewright.flavor": self.flavor}
+            exported.model.metadata_props.update(told)
             return replace(exported, notes=(*exported.notes, *notes))
         except UnsupportedError as error:
             scheme = self.options.quantize.scheme if self.options.quantize else self.options.stored

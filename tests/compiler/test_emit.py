@@ -6,8 +6,11 @@ from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
+import torch
 from torch import nn
 
 import tilewright as tw
@@ -71,6 +74,51 @@ def test_numbers_are_compared_and_layers_kept(llama, tmp_path: Path) -> None:
     }
     assert layers == {"layers.0", "layers.1"}
     assert proto.opset_import[0].version == 24
+
+
+def test_batch_length_and_cache_are_dynamic(llama, tmp_path: Path) -> None:
+    """One session takes all sizes; the file says which are free, and the same names are one."""
+    tw.export_onnx(llama, tmp_path / "e")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(tmp_path / "e" / "model.onnx", options)
+    shapes = {value.name: value.shape for value in session.get_inputs()}
+    assert shapes["input_ids"] == shapes["position_ids"] == ["batch", "length"]
+    assert shapes["logits_indices"] == ["batch", "rows"]
+    assert shapes["past_key_values.1.value"] == ["batch", 2, "cache_length", 16]
+    outputs = {value.name: value.shape for value in session.get_outputs()}
+    assert outputs["logits"] == ["batch", "rows", 160]
+    for batch, length, rows, room in ((1, 3, 3, 8), (3, 7, 1, 16), (2, 1, 1, 5)):
+        ids = np.random.default_rng(length).integers(160, size=(batch, length))
+        every = np.broadcast_to(np.arange(length), ids.shape)
+        sizes = {"batch": batch, "cache_length": room}
+        feeds = {
+            name: np.zeros([sizes.get(size, size) for size in shape], np.float32)
+            for name, shape in shapes.items()
+            if name.startswith("past")
+        }
+        feeds |= {"input_ids": ids, "position_ids": every, "logits_indices": every[:, -rows:]}
+        logits, *presents = session.run(None, feeds)
+        with torch.no_grad():
+            wanted = llama(torch.from_numpy(ids)).logits[:, -rows:].numpy()
+        np.testing.assert_allclose(logits, wanted, atol=1e-4, rtol=0)
+        assert {present.shape for present in presents} == {(batch, 2, room, 16)}
+
+
+def test_what_a_viewer_shows(llama, tmp_path: Path) -> None:
+    """Nodes by layer and op, weights by the checkpoint's names, the file by the model's."""
+    tw.export_onnx(llama, tmp_path / "e", flavor="onnxruntime", max_model_len=ROOM)
+    proto = onnx.load(tmp_path / "e" / "model.onnx", load_external_data=False)
+    assert (proto.producer_name, proto.graph.name) == ("tilewright", "llamaforcausallm")
+    told = {prop.key: prop.value for prop in proto.metadata_props}
+    assert told == {"tilewright.version": tw.__version__, "tilewright.flavor": "onnxruntime"}
+    names = [node.name for node in proto.graph.node]
+    assert all(names) and len(set(names)) == len(names)
+    (attention, _) = (n for n in proto.graph.node if n.op_type == "GroupQueryAttention")
+    assert attention.name.startswith("layers.0/")
+    assert {prop.value for prop in attention.metadata_props} == {"layers.0", "slot_attention"}
+    held = {tensor.name for tensor in proto.graph.initializer}
+    assert {"model.norm.weight", "model.layers.1.mlp.down_proj.weight"} <= held
 
 
 @pytest.mark.usefixtures("_verified")
