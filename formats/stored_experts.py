@@ -6,12 +6,12 @@ from .stored_codes import FLOATS, StoredCodes, codes_of
 from .weights import Apply, Weight, apply_weight
 
 
-def experts_in_codes(table: Weight) -> StoredCodes | None:
+def experts_in_codes(table: object) -> StoredCodes | None:
     """The parts of a table [E, N, K], as codes [E * N, K]: one expert's rows behind another's.
 
     None where an expert is not in codes, or not in the same ones as the others.
     """
-    if len(table.shape) != 3:
+    if not isinstance(table, Weight) or len(table.shape) != 3:
         return None
     experts = [_expert(table, index) for index in range(table.shape[0])]
     found = tuple(expert for expert in experts if expert is not None)

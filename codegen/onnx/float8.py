@@ -132,5 +132,8 @@ CONVERTERS: dict[str, Converter] = {
     "quantize_rows": _quantize_rows,
     "scaled_linear": scaled_linear,
 }
-PACKING = {**CONVERTERS, "scaled_linear": partial(scaled_linear, packs=True)}
+PACKING: dict[str, Converter] = {
+    **CONVERTERS,
+    "scaled_linear": partial(scaled_linear, packs=True),
+}
 """As ``CONVERTERS``, products of int8 by MatMulNBits."""
