@@ -10,6 +10,8 @@ from tilewright.errors import UnsupportedError
 from tilewright.targets import Target
 from tiny_models import PROMPTS, greedy, tiny_model
 
+pytestmark = pytest.mark.gpu
+
 
 def test_tokens_by_the_cuda_provider() -> None:
     model = tiny_model("llama")
