@@ -121,7 +121,7 @@ def blocked_linear(
     four = q.dtype is DType.U8
     parts = [x, e.fold(_packed(q, width, block)), e.fold(_by_block(scale, width, group, block))]
     if zero is not None:
-        parts.append(e.fold(_nibbles(_by_block(zero, width, group, block))))
+        parts.append(e.fold(nibbles(_by_block(zero, width, group, block))))
     elif bias:
         parts.append("")
     if bias:
@@ -186,7 +186,7 @@ def _by_block(part: Node, width: int, group: int, block: int) -> Node:
     return _resized(part, number, 0)
 
 
-def _nibbles(zero: Node) -> Node:
+def nibbles(zero: Node) -> Node:
     """Zero points u8[N, blocks], two a byte."""
     count, number = zero.shape
     assert isinstance(count, int) and isinstance(number, int)
