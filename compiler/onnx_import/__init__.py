@@ -26,6 +26,6 @@ gives no body either, control flow, sizes that depend on data, caches of attenti
 hold tokens.
 """
 
-from .source import open_onnx
+from .source import missing_profile, open_onnx
 
-__all__ = ["open_onnx"]
+__all__ = ["missing_profile", "open_onnx"]
