@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn, TypeAlias
 
 from torch import Tensor
@@ -18,6 +18,12 @@ KnownRule: TypeAlias = "Callable[[Call], Value | None]"
 """A rule over what is known while tracing; None where that does not suffice."""
 
 
+OURS = "tilewright"
+"""The domain of steps that the reader makes."""
+# A precision, where ours is the greater, and what the operands or results tell anyway.
+_HARMLESS = frozenset({"softmax_precision", "stash_type", "kernel_shape", "num_outputs", "seed"})
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One step. Accessors raise UnsupportedError that names the node.
@@ -27,12 +33,14 @@ class Call:
         values: its operands, None for those left out.
         makers: the step that made a value, by its name.
         every: all values so far, by name.
+        read: the attributes that the rule has asked for.
     """
 
     step: Step
     values: tuple[Value | None, ...]
     makers: Mapping[str, Step]
     every: Mapping[str, Value]
+    read: set[str] = field(default_factory=set)
 
     def value(self, index: int) -> Value | None:
         """An operand, None where it is left out."""
@@ -86,6 +94,7 @@ class Call:
 
     def attribute(self, name: str) -> Attribute | None:
         """An attribute, None where the file leaves it out."""
+        self.read.add(name)
         return self.step.attributes.get(name)
 
     def integer(self, name: str, default: int) -> int:
@@ -117,6 +126,12 @@ class Call:
         found = self.attribute(name)
         if found is not None and found not in values:
             self.refuse(f"{name} of {' or '.join(map(str, values))}", f"{name}={found}")
+
+    def check_read(self) -> None:
+        """Refuses attributes that the rule does not know: later opsets bring new ones."""
+        unknown = self.step.attributes.keys() - self.read - _HARMLESS
+        if unknown and self.step.domain != OURS:
+            self.refuse("attributes that its rule knows", ", ".join(sorted(unknown)))
 
     def refuse(self, expected: str, found: str) -> NoReturn:
         """Raises the UnsupportedError that names this node."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -21,7 +22,7 @@ from .values import Known, Value, known_tensor, tensor_of
 class Steps(nn.Module):
     """The steps that some outputs need; holds the weights under the file's names.
 
-    Weights that are expressions over codes are on the meta device: they are for capture alone.
+    Weights that are expressions over codes are NaN here: they are for capture alone.
 
     Args:
         model: what a file says.
@@ -49,7 +50,7 @@ class Steps(nn.Module):
         if isinstance(weight, Held):
             tensor = weight.tensor
         else:
-            tensor = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
+            tensor = torch.full((), math.nan, dtype=weight.dtype).expand(weight.shape)
         if tensor.dtype.is_floating_point:
             home.register_parameter(last, nn.Parameter(tensor, requires_grad=False))
         else:
@@ -104,6 +105,7 @@ def _result(c: Call) -> tuple[Value | None, ...]:
             if found is not None:
                 return (found,)
         result = RULES[step.domain][step.op](c)
+        c.check_read()
     except TilewrightError:
         raise
     except Exception as error:

@@ -13,9 +13,10 @@ from onnx import ModelProto, inliner
 
 from ...errors import CheckpointError, UnsupportedError
 from ...formats.weights import Held
+from .call import OURS
 from .model import Attribute, Input, Model, Step
 from .rules.dtypes import DTYPES
-from .rules.table import MICROSOFT, OURS, RULES
+from .rules.table import MICROSOFT, RULES
 from .tensors import check_external, read_tensor
 from .weights import Coded, is_constant
 

@@ -9,8 +9,9 @@ import torch
 
 from ...formats.stored_codes import StoredCodes
 from ...formats.weights import Held, Weight
+from .call import OURS
 from .model import Step
-from .rules.table import MICROSOFT, OURS
+from .rules.table import MICROSOFT
 
 _LARGEST_CONSTANT = 64  # elements; axes, shapes and splits are shorter
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..call import Rule
+from ..call import OURS, Rule
 from . import attention, contractions, elementwise, norms, quantized, reductions, shapes
 
 MICROSOFT = "com.microsoft"
-OURS = "tilewright"
 RULES: Mapping[str, Mapping[str, Rule]] = {
     "": {
         **elementwise.RULES,
