@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NoReturn, TypeAlias
 
+from onnx import defs
 from torch import Tensor
 
 from ...errors import UnsupportedError
@@ -20,8 +21,7 @@ KnownRule: TypeAlias = "Callable[[Call], Value | None]"
 
 OURS = "tilewright"
 """The domain of steps that the reader makes."""
-# A precision, where ours is the greater, and what the operands or results tell anyway.
-_HARMLESS = frozenset({"softmax_precision", "stash_type", "kernel_shape", "num_outputs", "seed"})
+_RULES_OPSET = 24  # what the rules were written for
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,9 @@ class Call:
             return None
         if not isinstance(found, Known):
             name = self.step.inputs[index]
-            self.refuse(f"{name!r} to follow from sizes and constants", "numbers that depend on data")
+            self.refuse(
+                f"{name!r} to follow from sizes and constants", "numbers that depend on data"
+            )
         return found.items
 
     def integers(self, index: int) -> list[int] | None:
@@ -128,9 +130,17 @@ class Call:
             self.refuse(f"{name} of {' or '.join(map(str, values))}", f"{name}={found}")
 
     def check_read(self) -> None:
-        """Refuses attributes that the rule does not know: later opsets bring new ones."""
-        unknown = self.step.attributes.keys() - self.read - _HARMLESS
-        if unknown and self.step.domain != OURS:
+        """Refuses attributes that the rule cannot know: later opsets bring new ones, and other
+        domains have no schema.
+        """
+        step = self.step
+        if step.domain == OURS:
+            return
+        known = self.read
+        if not step.domain and defs.has(step.op, max_inclusive_version=_RULES_OPSET):
+            known = known | set(defs.get_schema(step.op, _RULES_OPSET).attributes)
+        unknown = step.attributes.keys() - known
+        if unknown:
             self.refuse("attributes that its rule knows", ", ".join(sorted(unknown)))
 
     def refuse(self, expected: str, found: str) -> NoReturn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,8 @@ from .call import Call
 from .model import Model, Step
 from .rules.known import KNOWN
 from .rules.table import RULES
-from .values import Known, Value, known_tensor, tensor_of
+from .values import Value, known_tensor, tensor_of
+from .weights import is_constant
 
 
 class Steps(nn.Module):
@@ -121,8 +122,6 @@ def _result(c: Call) -> tuple[Value | None, ...]:
 
 def _constant(step: Step, value: Value | None) -> Value | None:
     """Constants as what is known, where they are small."""
-    from .weights import is_constant
-
     if step.op == "Constant" and isinstance(value, Tensor) and is_constant(value):
         return known_tensor(value)
     return value
@@ -141,34 +140,25 @@ class OnnxGraph(Steps):
         parameters = [
             inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in self.names
         ]
-        self.signature = inspect.Signature(parameters)
-        self.forward = _Forward(self, self.signature)  # type: ignore[assignment]
+        self.forward = _forward(self, inspect.Signature(parameters))
 
     def outputs_of(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The outputs, from inputs by their parameter's name."""
         every = self.run({self.names[name]: value for name, value in values.items()})
-        return {name: _own(every[name]) for name in self.results}
+        return {name: tensor_of(every[name]) for name in self.results}
 
 
-def _own(value: Value) -> Tensor:
-    return tensor_of(value)
-
-
-class _Forward:
+def _forward(graph: OnnxGraph, signature: inspect.Signature) -> Callable[..., dict[str, Tensor]]:
     """A forward() whose signature is that of the file."""
 
-    def __init__(self, graph: OnnxGraph, signature: inspect.Signature) -> None:
-        self.graph, self.__signature__ = graph, signature
+    def forward(*args: Tensor, **kwargs: Tensor) -> dict[str, Tensor]:
+        return graph.outputs_of(signature.bind(*args, **kwargs).arguments)
 
-    def __call__(self, *args: Tensor, **kwargs: Tensor) -> dict[str, Tensor]:
-        bound = self.__signature__.bind(*args, **kwargs)
-        return self.graph.outputs_of(bound.arguments)
+    forward.__signature__ = signature  # type: ignore[attr-defined]
+    return forward
 
 
 def parameter_name(name: str) -> str:
     """A name of the file as a Python identifier."""
     found = re.sub(r"\W", "_", name)
     return found if found.isidentifier() else f"input_{found}"
-
-
-__all__ = ["Known", "OnnxGraph", "Steps", "parameter_name"]

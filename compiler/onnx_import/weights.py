@@ -64,6 +64,7 @@ class Coded:
         block = int(step.attributes.get("block_size", 0))  # type: ignore[arg-type]
         axis = int(step.attributes.get("axis", 1))  # type: ignore[arg-type]
         fits = codes.dim() == 2 and scale.dtype is torch.float32
+        fits = fits and not step.attributes.get("output_dtype")
         if not fits or (axis % 2 != (1 if block else 0) and scale.numel() != 1):
             return None
         whole = scale.numel() == 1

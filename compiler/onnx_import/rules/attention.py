@@ -140,11 +140,11 @@ def _grouped(c: Call) -> Result:
     heads, kv_heads = c.integer("num_heads", 1), c.integer("kv_num_heads", 1)
     q, k, v = _projections(c, heads, kv_heads)
     _check_fresh(c, q.shape[1])
+    inner = bool(c.integer("rotary_interleaved", 0))
     if c.integer("do_rotary", 0):
         places = c.maybe(9)
         positions = torch.arange(q.shape[1]).unsqueeze(0) if places is None else places
         cos, sin = (_angles(c.tensor(at), positions).unsqueeze(2) for at in (7, 8))
-        inner = bool(c.integer("rotary_interleaved", 0))
         q, k = _rotate(q, cos, sin, inner), _rotate(k, cos, sin, inner)
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))
     window, softcap = c.integer("local_window_size", -1), c.number("softcap", 0.0)

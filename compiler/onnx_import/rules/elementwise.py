@@ -80,8 +80,6 @@ def _cast(c: Call) -> Tensor:
     return c.tensor(0).to(dtype_of(c, c.integer("to", 0)))
 
 
-
-
 def _gelu(c: Call) -> Tensor:
     c.allow("approximate", "none", "tanh")
     return F.gelu(c.tensor(0), approximate=c.text("approximate", "none"))

@@ -30,9 +30,7 @@ def _array(elements: object, shape: tuple[int, ...]) -> np.ndarray:
     return array
 
 
-def _apply(
-    function: Callable[..., Any], dtype: torch.dtype, *operands: Known
-) -> Known | None:
+def _apply(function: Callable[..., Any], dtype: torch.dtype, *operands: Known) -> Known | None:
     arrays = np.broadcast_arrays(*(operand.array for operand in operands))
     if arrays[0].size > _MOST:
         return None
@@ -295,7 +293,12 @@ def _constant_of_shape(c: Call) -> Value | None:
 def _reduced(function: Callable[[Any, Any], Any]) -> KnownRule:
     def rule(c: Call) -> Value | None:
         x = c.known(0)
-        if x is None or x.array.ndim > 1 or not x.array.size or c.integer("noop_with_empty_axes", 0):
+        if (
+            x is None
+            or x.array.ndim > 1
+            or not x.array.size
+            or c.integer("noop_with_empty_axes", 0)
+        ):
             return None
         found = x.items[0]
         for item in x.items[1:]:

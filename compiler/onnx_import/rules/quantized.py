@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..call import Call, Result, Rule
-from .dtypes import DTYPES
+from .dtypes import DTYPES, dtype_of
 
 _RANGES = {torch.int8: (-128, 127), torch.uint8: (0, 255), torch.int16: (-32768, 32767)}
 
@@ -27,7 +27,9 @@ def _dequantize(c: Call) -> Tensor:
     wide = codes.to(torch.float32)
     if zero is not None:
         wide = wide - _spread(c, zero.to(torch.float32), codes)
-    return (wide * _spread(c, scale.float(), codes)).to(scale.dtype)
+    code = c.integer("output_dtype", 0)
+    dtype = dtype_of(c, code) if code else scale.dtype
+    return (wide * _spread(c, scale.float(), codes)).to(dtype)
 
 
 def _quantize(c: Call) -> Tensor:

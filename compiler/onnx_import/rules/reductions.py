@@ -50,11 +50,13 @@ def _log_softmax(c: Call) -> Tensor:
 
 
 def _top_k(c: Call) -> Result:
-    count = c.integers(1)
+    """The first of equals come first, which torch.topk does not promise."""
+    count, axis = c.integers(1), c.integer("axis", -1)
     assert count is not None
-    largest, ordered = bool(c.integer("largest", 1)), bool(c.integer("sorted", 1))
-    found = torch.topk(c.tensor(0), count[0], c.integer("axis", -1), largest, ordered)
-    return found.values, found.indices
+    c.integer("sorted", 1)  # an order that is not asked for does no harm
+    descending = bool(c.integer("largest", 1))
+    found = torch.sort(c.tensor(0), dim=axis, descending=descending, stable=True)
+    return tuple(part.narrow(axis, 0, count[0]) for part in found)
 
 
 RULES: dict[str, Rule] = {

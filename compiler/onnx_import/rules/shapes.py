@@ -70,9 +70,7 @@ def _slice(c: Call) -> Value:
     assert starts is not None and ends is not None
     axes, steps = c.integers(3), c.integers(4)
     steps = steps or [1] * len(starts)
-    for axis, start, end, step in zip(
-        axes or range(len(starts)), starts, ends, steps, strict=True
-    ):
+    for axis, start, end, step in zip(axes or range(len(starts)), starts, ends, steps, strict=True):
         x = _cut(c, x, axis % len(x.shape), start, end, step)
     return x
 
