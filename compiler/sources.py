@@ -1,4 +1,4 @@
-"""What `compile()` can take, as one Source: module, Hugging Face model, folder, GGUF or ONNX file."""
+"""What `compile()` takes, as one Source: module, Hugging Face model, folder, GGUF or ONNX file."""
 
 from __future__ import annotations
 
@@ -108,7 +108,8 @@ def open_source(
     if not isinstance(model, str | Path):
         raise UsageError(
             "model",
-            expected="an nn.Module, a Hugging Face model, or a path to a folder, .gguf or .onnx file",
+            expected="an nn.Module, a Hugging Face model, or a path to a folder, a .gguf or "
+            "an .onnx file",
             found=type(model).__name__,
             remedy="Pass one of these.",
         )

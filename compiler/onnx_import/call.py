@@ -82,9 +82,9 @@ class Call:
     def integers(self, index: int) -> list[int] | None:
         """As `sizes`, without symbols."""
         found = self.sizes(index)
-        if found is None or all(isinstance(item, int) for item in found):
-            return [int(item) for item in found] if found is not None else None
-        self.refuse(f"constants in {self.step.inputs[index]!r}", f"{found}")
+        if found is not None and not all(isinstance(item, int) for item in found):
+            self.refuse(f"constants in {self.step.inputs[index]!r}", f"{found}")
+        return found
 
     def constant(self, name: str) -> float | None:
         """The number that a value of one element is known to be."""

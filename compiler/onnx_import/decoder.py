@@ -1,4 +1,4 @@
-"""Decoders with a static KV cache, recognised by their names, as causal LMs over whole sequences."""
+"""Decoders with a static KV cache, known by their names, as causal LMs over whole sequences."""
 
 from __future__ import annotations
 

@@ -70,9 +70,8 @@ class Steps(nn.Module):
         for step in self.steps:
             operands = tuple(every.get(name) if name else None for name in step.inputs)
             results = _result(Call(step, operands, self.makers, every))
-            for name, result in zip(step.outputs, results, strict=False):
-                if name and result is not None:
-                    every[name] = result
+            named = zip(step.outputs, results, strict=False)
+            every.update((name, value) for name, value in named if name and value is not None)
         return every
 
     def get_weight(self, home: str) -> Tensor:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import onnx
 import onnx_ir
-from google.protobuf.message import DecodeError
 from onnx import ModelProto, inliner
 
 from ...errors import CheckpointError, UnsupportedError
@@ -51,7 +50,7 @@ def read_onnx(path: Path) -> Model:
 def _load(path: Path) -> ModelProto:
     try:
         proto = onnx.load(path, load_external_data=False)
-    except (DecodeError, OSError, ValueError) as error:
+    except Exception as error:  # protobuf's own errors have no common base
         raise _damaged(path, error) from error
     if not proto.ir_version or not proto.graph.node:
         raise _damaged(path, "no graph")

@@ -1,8 +1,9 @@
 """Values while a graph is traced: tensors, and what is known of some without computing them.
 
-Sizes of a traced module are symbols, and ONNX computes with sizes by ops over tensors. So a value may
-be `Known`, its elements numbers or symbolic sizes; `Counting`, ``start, start + 1, …`` of symbolic
-length; or `Filled`, one number in a symbolic shape. Any of them becomes a tensor where an op needs it.
+Sizes of a traced module are symbols, and ONNX computes with sizes by ops over tensors. So a value
+may be `Known`, its elements numbers or symbolic sizes; `Counting`, ``start, start + 1, …`` of
+symbolic length; or `Filled`, one number in a symbolic shape. Any of them becomes a tensor where an
+op needs it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import torch
 from torch import SymInt, Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-Size: TypeAlias = "int | SymInt"
+Size: TypeAlias = int
+"""Symbolic sizes too: torch's stubs call all sizes int."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,7 +109,7 @@ def tensor_of(value: Value) -> Tensor:
 
 def same(a: object, b: object) -> bool:
     """Whether two sizes are equal for every value of their symbols."""
-    return bool(statically_known_true(a == b))  # type: ignore[arg-type]
+    return bool(statically_known_true(a == b))
 
 
 def same_shape(a: Iterable[object], b: Iterable[object]) -> bool:
@@ -117,7 +119,7 @@ def same_shape(a: Iterable[object], b: Iterable[object]) -> bool:
 
 
 def holds(condition: object) -> bool | None:
-    """Whether a comparison of sizes is true or false for every value of their symbols, else None."""
+    """Whether a comparison of sizes is true, or false, for all values of their symbols, else None."""
     if isinstance(condition, bool | np.bool_):
         return bool(condition)
     if statically_known_true(condition):  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...hf_attention import attention as hooked
 from ..call import Call, Result, Rule
-from ..values import Known, Value, same, tensor_of
+from ..values import Known, Size, Value, same, tensor_of
 
 _QUERY_LENGTHS = 16  # of GroupQueryAttention: which rows of a padded batch are there
 
@@ -27,7 +27,7 @@ def _flat(x: Tensor) -> Tensor:
     return x.transpose(1, 2).reshape(batch, length, heads * width)
 
 
-def _joined(past: Value | None, new: Tensor) -> tuple[Tensor, int | torch.SymInt]:
+def _joined(past: Value | None, new: Tensor) -> tuple[Tensor, Size]:
     """Keys or values with those before them, and how many those are."""
     if past is None or same(past.shape[2], 0):
         return new, 0
@@ -49,7 +49,8 @@ def _attention(c: Call) -> Result:
     mask = _padded(c.maybe(3), k.shape[2])
     if causal and (mask is not None or softcap or not same(q.shape[2], k.shape[2])):
         rows, columns = (torch.arange(size) for size in (q.shape[2], k.shape[2]))
-        mask = _both(mask, columns <= rows.unsqueeze(1) + before, q.dtype)
+        seen = torch.le(columns, rows.unsqueeze(1) + before)
+        mask = _both(mask, seen, q.dtype)
         causal = False
     if softcap:
         # A soft cap comes before the mask since opset 24's text; a mask that hides allows no other.

@@ -1,4 +1,4 @@
-"""Codes: to them and back, by tensor, by axis and by block. Weights in codes are read in weights.py."""
+"""Codes: to them and back, by tensor, axis and block. Weights in codes are read in weights.py."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def _gather(c: Call) -> Value:
 
 
 def _wrapped(c: Call, index: Tensor, size: Size) -> Tensor:
-    """Indices, those below 0 counted from the end, unless a Where before sends them out of range."""
+    """Indices, those below 0 counted from the end, unless a Where sends these out of range."""
     maker = c.makers.get(c.step.inputs[1])
     guard = c.makers.get(maker.inputs[0]) if maker is not None and maker.op == "Where" else None
     if maker is not None and guard is not None and guard.op == "Less":
@@ -152,8 +152,8 @@ def _expand(c: Call) -> Value:
     assert target is not None
     lead = (1,) * (len(target) - len(x.shape))
     own = (*lead, *x.shape)
-    target = [1] * (len(own) - len(target)) + target
-    shape = tuple(a if same(b, 1) else b for a, b in zip(own, target, strict=True))
+    wide = [1] * (len(own) - len(target)) + target
+    shape = tuple(a if same(b, 1) else b for a, b in zip(own, wide, strict=True))
     if isinstance(x, Known) and x.array.size == 1:
         return Filled(x.items[0], shape, x.dtype)
     return tensor_of(x).expand(shape)
@@ -187,7 +187,7 @@ def _constant(c: Call) -> Tensor:
         if found is not None:
             dtype = torch.float32 if "float" in name else torch.int64
             return torch.tensor(found, dtype=dtype)
-    c.refuse("a constant of numbers", ", ".join(c.step.attributes))
+    return c.refuse("a constant of numbers", ", ".join(c.step.attributes))
 
 
 def _range(c: Call) -> Tensor:

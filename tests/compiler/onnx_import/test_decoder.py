@@ -1,4 +1,4 @@
-"""Decoders that we emitted, compiled again: causal LMs with our own KV cache, and Hugging Face's tokens."""
+"""Decoders that we emitted, compiled again: our own KV cache, and Hugging Face's tokens."""
 
 from __future__ import annotations
 

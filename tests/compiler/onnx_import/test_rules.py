@@ -1,4 +1,4 @@
-"""ONNX's own node tests of the ops that have rules: inputs and outputs as the onnx package has them."""
+"""ONNX's own node tests of the ops that have rules, as the onnx package has them."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ FAMILIES = {
     ),
     "shapes": (
         "concat", "constant", "cumsum", "expand", "flatten", "gather", "gatherelements",
-        "gathernd", "pad", "reshape", "scatterelements", "shape", "size", "slice", "split", "squeeze",
-        "tensorscatter", "tile", "topk", "transpose", "trilu", "unsqueeze",
+        "gathernd", "pad", "reshape", "scatterelements", "shape", "size", "slice", "split",
+        "squeeze", "tensorscatter", "tile", "topk", "transpose", "trilu", "unsqueeze",
     ),
     "reductions": (
         "argmax", "logsoftmax", "reducel2", "reducemax", "reducemean", "reducesum",
@@ -42,8 +42,8 @@ FAMILIES = {
     "quantized": ("dequantizelinear", "dynamicquantizelinear", "quantizelinear"),
 }  # fmt: skip
 LEAST = {
-    "elementwise": 1, "shapes": 1, "reductions": 1, "contractions": 1, "norms": 1,
-    "attention": 1, "quantized": 1,
+    "elementwise": 95, "shapes": 126, "reductions": 69, "contractions": 32, "norms": 42,
+    "attention": 61, "quantized": 8,
 }  # fmt: skip
 SHAPE_LIKE = frozenset(
     [
@@ -144,7 +144,6 @@ def test_node_cases(family: str, tmp_path: Path) -> None:
         for found, (_, wanted) in zip(results, case.data_sets, strict=True):
             agree(case, found, wanted)
         right += 1
-    print(family, right)
     assert right >= LEAST[family]
 
 
