@@ -98,10 +98,8 @@ def compile(
     """Compiles a model into an engine.
 
     Args:
-        model: an nn.Module, a Hugging Face model, or a path: a Hugging Face folder, a .gguf file or
-            an .onnx file (compiler/onnx_import says what becomes of one).
-        example_inputs: a tuple or dict of tensors; needed for a plain nn.Module, and for an .onnx
-            file of open sizes that is no decoder.
+        model: an nn.Module, a Hugging Face model, or a path: a folder, a .gguf or an .onnx file.
+        example_inputs: a tuple or dict of tensors; for a plain nn.Module, or an ONNX graph.
         target: "auto" (this machine), a name of `tilewright targets`, or a Target.
         backend: "auto", "triton", "onnxruntime" or "eager".
         quantize: of the linears: "int8-weight", "int8", "fp8", "fp8-tensor", "fp8-block",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ...errors import CaptureError, TilewrightError
+from ...errors import CaptureError, TilewrightError, UnsupportedError
 from ...formats.weights import Held, Weight
 from .call import Call
 from .model import Model, Step
@@ -135,6 +135,13 @@ class OnnxGraph(Steps):
     def __init__(self, model: Model) -> None:
         super().__init__(model, model.outputs)
         self.names = {parameter_name(given.name): given.name for given in model.inputs}
+        if len(self.names) < len(model.inputs):
+            raise UnsupportedError(
+                f"inputs of {model.path}",
+                expected="names that stay apart as identifiers",
+                found=", ".join(given.name for given in model.inputs),
+                remedy="Rename the inputs.",
+            )
         self.results = model.outputs
         parameters = [
             inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in self.names

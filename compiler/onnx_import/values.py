@@ -119,12 +119,12 @@ def same_shape(a: Iterable[object], b: Iterable[object]) -> bool:
 
 
 def holds(condition: object) -> bool | None:
-    """Whether a comparison of sizes is true, or false, for all values of their symbols, else None."""
+    """Whether a comparison of sizes is true or false for all values of symbols, else None."""
     if isinstance(condition, bool | np.bool_):
         return bool(condition)
-    if statically_known_true(condition):  # type: ignore[arg-type]
+    if statically_known_true(condition):
         return True
-    return False if statically_known_true(torch.sym_not(condition)) else None  # type: ignore[arg-type]
+    return False if statically_known_true(torch.sym_not(condition)) else None
 
 
 def joint_shape(*shapes: Sequence[Size]) -> tuple[Size, ...] | None:

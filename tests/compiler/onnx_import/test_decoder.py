@@ -35,19 +35,10 @@ def emitted(flavor: str, quantize: str | None = None) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("flavor", ["standard", "onnxruntime"])
-def test_a_file_is_the_model_over_a_whole_sequence(flavor: str) -> None:
-    model = read_onnx(emitted(flavor) / "model.onnx")
-    assert is_decoder(model)
-    ids = torch.tensor([PROMPTS[2]])
-    with torch.no_grad():
-        torch.testing.assert_close(
-            OnnxDecoder(model)(ids), tiny_model("mistral")(ids).logits, atol=1e-4, rtol=1e-4
-        )
-
-
-def test_a_compiled_file_gives_the_same_tokens(tmp_path: Path) -> None:
-    engine = tw.compile(emitted("standard") / "model.onnx", backend="eager", verify="off")
+def test_a_compiled_file_gives_the_same_tokens() -> None:
+    path = emitted("standard") / "model.onnx"
+    assert is_decoder(read_onnx(path))
+    engine = tw.compile(path, backend="eager", verify="off")
     assert isinstance(engine, CausalLMEngine)
     assert engine.image.lm is not None and engine.image.lm.max_model_len == ROOM
     params = tw.SamplingParams(max_new_tokens=NEW, ignore_eos=True)
@@ -69,7 +60,7 @@ def greedy(prompt: list[int]) -> list[int]:
 
 @pytest.mark.parametrize("flavor", ["standard", "onnxruntime"])
 def test_linears_in_codes_stay_in_codes(flavor: str) -> None:
-    """The numbers are those of onnxruntime over the file."""
+    """And the numbers over a whole sequence are those of onnxruntime over the file."""
     folder = emitted(flavor, "int4")
     source = open_onnx(folder / "model.onnx")
     coded = {name: weight for name, weight in source.weights.items() if codes_of(weight)}
