@@ -122,7 +122,7 @@ def holds(condition: object) -> bool | None:
     """Whether a comparison of sizes is true or false for all values of symbols, else None."""
     if isinstance(condition, bool | np.bool_):
         return bool(condition)
-    if statically_known_true(condition):
+    if statically_known_true(condition):  # type: ignore[arg-type]
         return True
     return False if statically_known_true(torch.sym_not(condition)) else None
 
