@@ -21,7 +21,7 @@ from ...ir.node import Node
 from ...ir.ops.control import body_of
 from ...targets import Target
 from .kernels.linear_tiles import Problem
-from .kernels.wide_linear import FEWEST, takes_wide
+from .kernels.wide_linear import FEWEST, fills, takes_wide
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def _of(gate: Node, target: Target) -> Wide | None:
     if not isinstance(tokens, Dim) or linear.args[2] is not None:
         return None
     problem = Problem.located(_joined(linear, gate))
-    if problem is None or not takes_wide(problem, target):
+    if problem is None or not takes_wide(problem, target) or not fills(problem, target):
         return None
     return Wide(linear, gate, problem, (tokens - FEWEST,), ((FEWEST - 1) - tokens,))
 

@@ -64,6 +64,14 @@ def takes_wide(problem: Problem, target: Target) -> bool:
     return target.arch in _ARCHITECTURES and aligned and alone and halves and known
 
 
+def fills(problem: Problem, target: Target) -> bool:
+    """Whether ``FEWEST`` tokens give every multiprocessor a tile: products of fewer columns stay
+    the library's.
+    """
+    tiles = WideTiles()
+    return FEWEST // tiles.block_m * -(-problem.n // tiles.block_n) >= target.sms
+
+
 def wide_source(problem: Problem, programs: int, tiles: WideTiles | None = None) -> KernelSource:
     """The kernel of a product that ``takes_wide`` takes.
 

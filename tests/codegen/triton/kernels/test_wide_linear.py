@@ -93,16 +93,16 @@ def test_the_default_compiles_ahead_of_time_and_does_not_spill() -> None:
     assert launch.spills == 0 and launch.shared <= H100.shared_memory_per_block
 
 
-def gated(x: Node, product: Node, n: int) -> Node:
+def gated(product: Node, n: int) -> Node:
     halves = (make("slice", product, dim=1, start=s, step=1, stop=s + n) for s in (0, n))
     return make("gated", *halves, activation="silu")
 
 
-def graph_of(*, read_twice: bool = False) -> Graph:
+def graph_of(n: int = 8192, *, read_twice: bool = False) -> Graph:
     x = input_node("x", TensorType(DType.BF16, (T, 64)))
-    weight = input_node("w", TensorType(DType.BF16, (256, 64)))
+    weight = input_node("w", TensorType(DType.BF16, (2 * n, 64)))
     product = make("linear", x, weight, None)
-    outputs = (gated(x, product, 128), *([product] if read_twice else []))
+    outputs = (gated(product, n), *([product] if read_twice else []))
     names = ("out", "product")[: len(outputs)]
     return fuse(Graph("mlp", (x, weight), outputs, {}, names))
 
@@ -118,4 +118,5 @@ def test_a_product_and_the_gate_that_alone_reads_it_are_found() -> None:
         )
         assert own == (tokens >= FEWEST) and own != others
     assert not find_wide(graph_of(read_twice=True), H100)
+    assert not find_wide(graph_of(4096), H100)  # 128 tiles for 132 multiprocessors
     assert not find_wide(graph_of(), TARGETS["b200"])
