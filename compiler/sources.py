@@ -188,7 +188,12 @@ def _ids(value: object) -> tuple[int, ...]:
     return (value,) if isinstance(value, int) else tuple(int(part) for part in value)  # type: ignore[attr-defined]
 
 
-def _read_json(path: Path, required: bool) -> dict[str, object]:
+def read_json(path: Path, required: bool) -> dict[str, object]:
+    """An object of a checkpoint's folder; an empty one where a file is not there, nor required.
+
+    Raises:
+        CheckpointError: no file that is required, or no JSON.
+    """
     if not path.exists() and not required:
         return {}
     try:
@@ -225,12 +230,12 @@ def _from_folder(
     from .hf_config import folder_config
     from .hf_model import meta_causal_lm
 
-    raw = _read_json(folder / "config.json", required=True)
+    raw = read_json(folder / "config.json", required=True)
     config = folder_config(folder, raw, trust_remote_code)
     checkpoint = _checkpoint(folder) if seed is None else None
     own = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     model = meta_causal_lm(config, dtype or own, trust_remote_code=trust_remote_code)
-    generation = _read_json(folder / "generation_config.json", required=False)
+    generation = read_json(folder / "generation_config.json", required=False)
     settings, method = raw.get("quantization_config"), None
     notes: tuple[str, ...] = ()
     if checkpoint is None:

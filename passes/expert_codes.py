@@ -8,12 +8,12 @@ import torch
 
 from ..formats.stored_codes import StoredCodes
 from ..formats.stored_experts import experts_in_codes
-from ..formats.weights import apply_weight
-from ..ir.build import make, reshape
+from ..ir.build import reshape
 from ..ir.dtypes import DType
-from ..ir.graph import Graph, Weight, param_name
+from ..ir.graph import Graph, param_name
 from ..ir.node import Node
 from ..ir.replace import Swap, replace_params
+from .keep_codes import decoded, parts_in_codes
 from .schemes import Nodes
 
 
@@ -51,25 +51,7 @@ def _plain(stored: StoredCodes) -> bool:
 
 
 def _swap(table: Node, stored: StoredCodes, compute: DType | None) -> Swap:
-    codes, width = stored.codes, stored.codes.shape[1]
-    four = codes.dtype == torch.uint8
-    if four:
-        codes = apply_weight("pack_codes", (codes,), group=stored.group)
-    parts: dict[str, Weight] = {"codes": codes, "scale": stored.scale}
-    if stored.zero is not None:
-        parts["zero"] = stored.zero
+    def value(parts: Nodes) -> Node:
+        return reshape(decoded(stored, parts, table.dtype, compute), *table.shape)
 
-    def value(nodes: Nodes) -> Node:
-        rows = make(
-            "dequantize",
-            nodes["codes"],
-            nodes["scale"],
-            nodes.get("zero"),
-            dtype=table.dtype,
-            group=stored.group,
-            width=width if four else None,
-            compute=compute,
-        )
-        return reshape(rows, *table.shape)
-
-    return Swap(parts, value)
+    return Swap(parts_in_codes(stored), value)

@@ -60,9 +60,7 @@ def _row_scales(e: Emitter, rows: str, width: int, group: int) -> str:
         sizes = e.op("Abs", part)
         parts.append(or_nan(e, sizes, zero, 1, e.op("ReduceMax", sizes, zero, keepdims=1)))
     largest = e.op("Concat", *parts, axis=1) if len(parts) > 1 else parts[0]
-    scale = e.op("Div", largest, e.scalar(LARGEST, DType.F32))
-    empty = e.op("Equal", scale, e.scalar(0.0, DType.F32))
-    return e.op("Where", empty, e.scalar(1.0, DType.F32), scale)
+    return quantized.scale_of(e, largest, LARGEST)
 
 
 def scaled_linear(

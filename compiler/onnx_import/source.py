@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from ...errors import UsageError
 from ...formats.stored_codes import codes_of
+from ..sources import Source, read_json
 from .decoder import OnnxDecoder, facts_of, is_decoder
-from .model import Input, Model
+from .model import Input
 from .module import OnnxGraph, Steps, parameter_name
 from .reader import read_onnx
-
-if TYPE_CHECKING:
-    from ..sources import Source
 
 _EXAMPLE_TOKENS = 8
 
@@ -27,14 +24,12 @@ def open_onnx(path: Path) -> Source:
     Raises:
         CheckpointError, UnsupportedError: as `read_onnx`.
     """
-    from ..sources import Source, _read_json
-
     model = read_onnx(path)
     decodes = is_decoder(model)
     module: Steps = OnnxDecoder(model) if decodes else OnnxGraph(model)
     weights = {home: model.weights[name] for name, home in module.weight_names().items()}
     ends, longest = (
-        facts_of(_read_json(path.parent / "generation.json", required=False))
+        facts_of(read_json(path.parent / "generation.json", required=False))
         if decodes
         else ((), None)
     )
@@ -59,12 +54,13 @@ def _decoder_example() -> Mapping[str, object]:
 
 def _examples(inputs: tuple[Input, ...]) -> Mapping[str, object] | None:
     """Zeros of the inputs' shapes; None where a size is open."""
-    if any(not isinstance(dim, int) for given in inputs for dim in given.dims):
-        return None
-    return {
-        parameter_name(given.name): torch.zeros(given.dims, dtype=given.dtype)  # type: ignore[arg-type]
-        for given in inputs
-    }
+    examples = {}
+    for given in inputs:
+        sizes = [dim for dim in given.dims if isinstance(dim, int)]
+        if len(sizes) < len(given.dims):
+            return None
+        examples[parameter_name(given.name)] = torch.zeros(sizes, dtype=given.dtype)
+    return examples
 
 
 def missing_profile(source: Source) -> UsageError:
@@ -76,6 +72,3 @@ def missing_profile(source: Source) -> UsageError:
         remedy="Call tilewright.compile(path, {name: tensor, …}, dynamic_shapes={name: {axis: "
         "torch.export.Dim(…)}}), or export the model with fixed sizes.",
     )
-
-
-__all__ = ["Model", "missing_profile", "open_onnx"]
