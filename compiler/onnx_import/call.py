@@ -101,13 +101,13 @@ class Call:
 
     def integer(self, name: str, default: int) -> int:
         """An attribute of type INT."""
-        found = self.attribute(name)
-        return default if found is None else int(found)  # type: ignore[arg-type]
+        self.read.add(name)
+        return self.step.integer(name, default)
 
     def number(self, name: str, default: float) -> float:
         """An attribute of type FLOAT."""
-        found = self.attribute(name)
-        return default if found is None else float(found)  # type: ignore[arg-type]
+        self.read.add(name)
+        return self.step.number(name, default)
 
     def text(self, name: str, default: str) -> str:
         """An attribute of type STRING."""
@@ -116,8 +116,8 @@ class Call:
 
     def ints(self, name: str) -> list[int] | None:
         """An attribute of type INTS, None where the file leaves it out."""
-        found = self.attribute(name)
-        return None if found is None else [int(item) for item in found]  # type: ignore[union-attr]
+        self.read.add(name)
+        return self.step.integers(name)
 
     def wants(self, index: int) -> bool:
         """Whether a result has a name."""

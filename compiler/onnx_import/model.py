@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
 import torch
 
+from ...errors import UnsupportedError
 from ...formats.weights import Weight
 
 Attribute: TypeAlias = "int | float | str | torch.Tensor | tuple[int, ...] | tuple[float, ...]"
@@ -34,6 +35,38 @@ class Step:
 
     def __str__(self) -> str:
         return f"node {self.name!r} ({self.domain and self.domain + '.'}{self.op})"
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        """An attribute of type INT; without a default it must be there.
+
+        Raises:
+            UnsupportedError: it is missing, or of another type.
+        """
+        found = self.attributes.get(name, default)
+        return found if isinstance(found, int) else self._misfit(name, "an integer", found)
+
+    def number(self, name: str, default: float) -> float:
+        """An attribute of type FLOAT; raises as `integer`."""
+        found = self.attributes.get(name, default)
+        return found if isinstance(found, int | float) else self._misfit(name, "a number", found)
+
+    def integers(self, name: str) -> list[int] | None:
+        """An attribute of type INTS, None where it is left out; raises as `integer`."""
+        found = self.attributes.get(name)
+        if found is None:
+            return None
+        if not isinstance(found, tuple):
+            self._misfit(name, "integers", found)
+        items = [item for item in found if isinstance(item, int)]
+        return items if len(items) == len(found) else self._misfit(name, "integers", found)
+
+    def _misfit(self, name: str, expected: str, found: object) -> NoReturn:
+        raise UnsupportedError(
+            str(self),
+            expected=f"{expected} as {name!r}",
+            found="nothing" if found is None else str(found)[:80],
+            remedy="Export the model again, by a tool that writes what the op is defined to have.",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,11 +118,11 @@ def same_shape(a: Iterable[object], b: Iterable[object]) -> bool:
     return len(left) == len(right) and all(map(same, left, right))
 
 
-def holds(condition: object) -> bool | None:
+def holds(condition: bool | np.bool_ | torch.SymBool) -> bool | None:
     """Whether a comparison of sizes is true or false for all values of symbols, else None."""
     if isinstance(condition, bool | np.bool_):
         return bool(condition)
-    if statically_known_true(condition):  # type: ignore[arg-type]
+    if statically_known_true(condition):
         return True
     return False if statically_known_true(torch.sym_not(condition)) else None
 

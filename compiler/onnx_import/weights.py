@@ -61,8 +61,7 @@ class Coded:
         if any(part is None for part in parts):
             return None
         codes, scale, *zeros = (part for part in parts if part is not None)
-        block = int(step.attributes.get("block_size", 0))  # type: ignore[arg-type]
-        axis = int(step.attributes.get("axis", 1))  # type: ignore[arg-type]
+        block, axis = step.integer("block_size", 0), step.integer("axis", 1)
         fits = codes.dim() == 2 and scale.dtype is torch.float32
         fits = fits and not step.attributes.get("output_dtype")
         if not fits or (axis % 2 != (1 if block else 0) and scale.numel() != 1):
@@ -86,8 +85,7 @@ class Coded:
 
     def _blocked(self, step: Step) -> StoredCodes | None:
         """The weight of a MatMulNBits of 4 bits, or of 8 around 128."""
-        at = step.attributes
-        bits, block, width, count = (int(at[k]) for k in ("bits", "block_size", "K", "N"))  # type: ignore[arg-type]
+        bits, block, width, count = map(step.integer, ("bits", "block_size", "K", "N"))
         names = [*step.inputs, "", "", "", ""][:5]
         codes, scale = self.tensors.get(names[1]), self.tensors.get(names[2])
         packed = self.tensors.get(names[3]) if names[3] else None

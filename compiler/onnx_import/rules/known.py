@@ -43,7 +43,7 @@ def _apply(function: Callable[..., Any], dtype: torch.dtype, *operands: Known) -
     return Known(result, dtype)
 
 
-def _decided(condition: object) -> bool:
+def _decided(condition: bool | np.bool_ | torch.SymBool) -> bool:
     found = holds(condition)
     if found is None:
         raise _Open

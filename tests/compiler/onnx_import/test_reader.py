@@ -111,6 +111,23 @@ def test_an_attribute_of_a_later_opset(tmp_path: Path) -> None:
     refuse(UnsupportedError, "Attention.*found left_window_size", path)
 
 
+@pytest.mark.parametrize(
+    ("attributes", "found"),
+    [
+        ({"K": 3, "N": 3, "bits": 4}, "nothing"),
+        ({"K": 3, "N": "3", "bits": 4, "block_size": 16}, "3"),
+    ],
+)
+def test_an_attribute_that_is_missing_or_of_another_type(attributes, found, tmp_path) -> None:
+    node = helper.make_node(
+        "MatMulNBits", ["x", "q", "s"], ["y"], domain="com.microsoft", **attributes
+    )
+    codes = numpy_helper.from_array(np.zeros((3, 1, 8), np.uint8), "q")
+    scales = numpy_helper.from_array(np.ones((3, 1), np.float32), "s")
+    path = saved(tmp_path / "m.onnx", [node], weights=(codes, scales), domain="com.microsoft")
+    refuse(UnsupportedError, rf"MatMulNBits\): expected an integer as .*found {found}", path)
+
+
 def test_sizes_that_depend_on_data(tmp_path: Path) -> None:
     cast = helper.make_node("Cast", ["x"], ["s"], to=TensorProto.INT64)
     nodes = [cast, helper.make_node("Expand", ["x", "s"], ["y"])]
