@@ -13,6 +13,7 @@ from .module import Steps
 from .values import Counting, Filled, Value, tensor_of
 
 _PAST = re.compile(r"past_key_values\.\d+\.(key|value)")
+_WRITES = ("TensorScatter", "GroupQueryAttention")  # into a cache, at the tokens' places
 _LOGITS = "logits"
 _FROM_SEQUENCE = ("position_ids", "logits_indices")
 
@@ -20,13 +21,17 @@ _FROM_SEQUENCE = ("position_ids", "logits_indices")
 def is_decoder(model: Model) -> bool:
     """Whether a graph has the inputs and outputs of a decoder: ``input_ids`` i64 [batch, length],
     maybe ``position_ids`` and ``logits_indices``, caches ``past_key_values.N.key`` and ``.value``
-    [batch, G, length, D] of open length, and ``logits``.
+    [batch, G, length, D] of open length, and ``logits``; and that its caches are written into. One
+    that grows its caches has the same names, and would attend to what stands in for them here.
     """
     inputs = {given.name: given for given in model.inputs}
     ids = inputs.get("input_ids")
     if ids is None or _LOGITS not in model.outputs or not _is_open(ids, 2, 1):
         return False
     rest = [given for name, given in inputs.items() if name != "input_ids"]
+    pasts = {name for name in inputs if _PAST.fullmatch(name)}
+    if any(pasts.intersection(step.inputs) and step.op not in _WRITES for step in model.steps):
+        return False
     return ids.dtype is torch.int64 and all(
         _is_open(given, 4, 2) and isinstance(given.dims[1], int) and isinstance(given.dims[3], int)
         if _PAST.fullmatch(given.name)

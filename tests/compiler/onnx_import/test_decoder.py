@@ -13,7 +13,7 @@ import torch
 import tilewright as tw
 from emitted_running import Running
 from tilewright.compiler.onnx_import.decoder import OnnxDecoder, facts_of, is_decoder
-from tilewright.compiler.onnx_import.model import Input, Model
+from tilewright.compiler.onnx_import.model import Input, Model, Step
 from tilewright.compiler.onnx_import.reader import read_onnx
 from tilewright.compiler.onnx_import.source import open_onnx
 from tilewright.formats.stored_codes import codes_of
@@ -77,9 +77,12 @@ def test_linears_in_codes_stay_in_codes(flavor: str) -> None:
     np.testing.assert_allclose(found, wanted, atol=2e-3, rtol=2e-3)
 
 
-def with_inputs(*inputs: Input, outputs: tuple[str, ...] = ("logits",)) -> Model:
-    """A file of which nothing but its names is known."""
-    return Model("model.onnx", inputs, outputs, (), {}, {})
+def with_inputs(
+    *inputs: Input, outputs: tuple[str, ...] = ("logits",), reads: str = "TensorScatter"
+) -> Model:
+    """A file of which nothing is known but its names, and the op that reads its caches."""
+    step = Step(reads, "", 24, "it", (KEY.name, "k"), ("present",), {})
+    return Model("model.onnx", inputs, outputs, (step,), {}, {})
 
 
 IDS = Input("input_ids", torch.int64, ("batch", "length"))
@@ -90,6 +93,7 @@ def test_what_is_a_decoder() -> None:
     assert is_decoder(with_inputs(IDS)) and is_decoder(with_inputs(IDS, KEY))
     for other in (
         with_inputs(KEY),
+        with_inputs(IDS, KEY, reads="Concat"),  # caches that grow
         with_inputs(IDS, outputs=("last_hidden_state",)),
         with_inputs(IDS, Input("attention_mask", torch.int64, ("batch", "length"))),
         with_inputs(IDS, Input(KEY.name, KEY.dtype, ("batch", 2, 128, 16))),
