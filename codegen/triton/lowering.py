@@ -89,6 +89,8 @@ class _Lowering:
         """Appends the call of a node that is no view, or those of its shares."""
         wide = self.wide.get(node)
         if wide is not None:
+            for arg in node.operands:  # a copy of what both read is made at any size
+                self._base(arg)
             with self._guarded(wide.otherwise):
                 self._compute(node)
             if node is wide.gate:

@@ -24,6 +24,7 @@ from tilewright.codegen.triton.kernels.wide_linear import (
     takes_wide,
     wide_source,
 )
+from tilewright.codegen.triton.lowering import lower_graph
 from tilewright.codegen.triton.wide import find_wide
 from tilewright.ir.build import input_node, make
 from tilewright.ir.dims import symbol
@@ -98,10 +99,12 @@ def gated(product: Node, n: int) -> Node:
     return make("gated", *halves, activation="silu")
 
 
-def graph_of(n: int = 8192, *, read_twice: bool = False) -> Graph:
-    x = input_node("x", TensorType(DType.BF16, (T, 64)))
+def graph_of(n: int = 8192, *, read_twice: bool = False, copied: bool = False) -> Graph:
+    x = rows = input_node("x", TensorType(DType.BF16, (T, 8, 8) if copied else (T, 64)))
+    if copied:  # each row's matrix in the other order
+        rows = make("reshape", make("permute", x, dims=(0, 2, 1)), shape=(T, 64))
     weight = input_node("w", TensorType(DType.BF16, (2 * n, 64)))
-    product = make("linear", x, weight, None)
+    product = make("linear", rows, weight, None)
     outputs = (gated(product, n), *([product] if read_twice else []))
     names = ("out", "product")[: len(outputs)]
     return fuse(Graph("mlp", (x, weight), outputs, {}, names))
@@ -120,3 +123,13 @@ def test_a_product_and_the_gate_that_alone_reads_it_are_found() -> None:
     assert not find_wide(graph_of(read_twice=True), H100)
     assert not find_wide(graph_of(4096), H100)  # 128 tiles for 132 multiprocessors
     assert not find_wide(graph_of(), TARGETS["b200"])
+
+
+def test_what_both_ways_read_is_made_for_both() -> None:
+    program, _, _ = lower_graph(graph_of(copied=True), H100)
+    (wide,) = (
+        call for call in program.calls if call.origin[0] == "linear" and len(call.origin) > 1
+    )
+    (maker,) = (call for call in program.calls if wide.operands[0] in call.results)
+    assert wide.guard and not maker.guard
+    assert sum(bool(call.guard) for call in program.calls) == 3
