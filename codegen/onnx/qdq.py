@@ -9,7 +9,7 @@ from typing import Any
 from ...ir.build import cast, const, make, reshape
 from ...ir.dtypes import DType
 from ...ir.node import Node
-from .constants import is_constant
+from ..constants import is_constant
 from .contractions import CONVERTERS as CONTRACTIONS
 from .contractions import dense_linear
 from .emitter import Emitter, Names, Refusal
