@@ -1,0 +1,20 @@
+"""Decoders as TensorRT networks, by the reference of the layers, beside Hugging Face."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import tilewright as tw
+from tensorrt_reference import evaluate, reads
+from tensorrt_running import ROOM, agrees_with_hugging_face, graph_of, lowered
+from tilewright.codegen.tensorrt.decoder import lower_decoder
+from tilewright.errors import UnsupportedError
+from tiny_models import tiny_model
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox"])
+def test_logits_and_tokens_are_hugging_faces(family: str) -> None:
+    model = tiny_model(family)
+    agrees_with_hugging_face(lowered(model, "float32"), model)
