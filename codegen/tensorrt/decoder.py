@@ -1,9 +1,10 @@
-"""A decoder over slots as one TensorRT network: ids and positions in, logits out, caches in and out.
+"""A decoder over slots as one TensorRT network: ids and positions in, logits out, caches in and
+out.
 
 Inputs::
 
     input_ids       i64[batch, length]   new tokens of each sequence, padded at the end
-    position_ids    i64[batch, length]   their positions: consecutive in each row, below cache_length
+    position_ids    i64[batch, length]   their positions: consecutive in each row
     logits_indices  i64[batch, rows]     which of the new tokens logits are wanted of
     past_key_values.N.key, .value        [batch, KV heads, cache_length, head dim], zeros at first
 
@@ -121,7 +122,7 @@ def _boundary(
         told.append(f"{op}{place} ({reason}{others})")
     node = next(iter(refused))
     return UnsupportedError(
-        f"op {node.op}: {node.value_type}",
+        f"op {node.op}: {', '.join(map(str, node.types))}",
         expected="ops that TensorRT has layers for",
         found=f"{taken} such ops, and outside of TensorRT: {'; '.join(told)}",
         remedy="Leave --emit out: an engine folder runs them all; or use --emit onnx.",

@@ -19,7 +19,7 @@ TensorRT's operators of that name; the operands of a layer have one rank, and br
     concatenation       xs; axis
     gather              x, indices; axis, batch_dims
     kv_cache_update     cache [B, G, L, D], update [B, G, S, D], start i32[B]
-    rotary_embedding    x [B, H, S, D], cos and sin [P, R / 2], positions [B, S]; interleaved, width R
+    rotary_embedding    x [B, H, S, D], cos, sin [P, R / 2], positions [B, S]; interleaved, width R
     attention           q [B, H, S, D], k and v [B, G, L, D], mask bool [B, 1, S, L]; q is scaled
     quantize            x, scale []; dtype
     dequantize          codes, scale ([], or by rows [N], or by groups [N, K / group]); dtype
@@ -125,8 +125,11 @@ class Network:
 
     @property
     def dtypes(self) -> frozenset[DType]:
-        """The element types of inputs and constants."""
-        return frozenset(t.dtype for t in (*self.inputs, *self.constants.values()))
+        """The element types that a GPU must have for it: every one of inputs, and of constants
+        what is not float32, which all have for parts of a norm.
+        """
+        inputs = {tensor.dtype for tensor in self.inputs}
+        return frozenset(inputs | {c.dtype for c in self.constants.values()} - {DType.F32})
 
     def __str__(self) -> str:
         return "\n".join(self._lines())

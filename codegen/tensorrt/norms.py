@@ -68,14 +68,17 @@ def _rope(w: Writer, node: Node) -> str | Refusal:
     alone = len(sources) == 1 and input_name(sources[0]) == "positions"
     if not alone or not all(tabulable(table, sources[0], _FLOATS) for table in tables):
         return Refusal("a rotation that depends on more than each token's position")
-    if node.type.rank != 3:
+    if node.type.rank not in (2, 3):
         return Refusal("a rotation of something else than heads")
     # Tables that are wider than x keep their bits.
     dtype = DType.F32 if any(t.dtype is DType.F32 for t in tables) else node.dtype
     half, width = tables[0].shape[-1], node.shape[-1]
     assert isinstance(half, int) and isinstance(width, int)
     cos, sin = (w.constant(table_of(t, sources[0], w.max_len), 2, dtype) for t in tables)
-    heads = w.transposed(w.operand(x, 4), HEADS_FIRST)
+    source = w.operand(x, node.type.rank + 1)
+    if node.type.rank == 2:  # a single head
+        source = w.add("shuffle", source, shape=(0, 0, 1, width))
+    heads = w.transposed(source, HEADS_FIRST)
     wide = heads if dtype is node.dtype else w.add("cast", heads, dtype=dtype)
     turned = w.add(
         "rotary_embedding",
@@ -89,8 +92,11 @@ def _rope(w: Writer, node: Node) -> str | Refusal:
     if dtype is not node.dtype:
         assert is_narrow(node.dtype)
         turned = w.add("cast", turned, dtype=node.dtype)
+    back = w.transposed(turned, HEADS_FIRST)
+    if node.type.rank == 2:
+        return w.add("shuffle", back, shape=(0, 0, width))
     w.heads_first[node] = turned
-    return w.transposed(turned, HEADS_FIRST)
+    return back
 
 
 CONVERTERS: dict[str, Converter] = {

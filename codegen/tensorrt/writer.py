@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -102,12 +103,12 @@ class Writer:
         if is_constant(node):
             return self.constant(node, rank, dtype)
         assert node.type.rank + 1 == rank, f"{node}: rank {rank}"
-        name = self.value(node)
-        return name if dtype in (None, node.dtype) else self.add("cast", name, dtype=dtype)
+        name, same = self.value(node), dtype is None or dtype is node.dtype
+        return name if same else self.add("cast", name, dtype=dtype)
 
     def constant(self, node: Node, rank: int | None = None, dtype: DType | None = None) -> str:
         """What is computed from weights alone, with leading ones up to ``rank``."""
-        made = cast(node, dtype) if dtype not in (None, node.dtype) and dtype else node
+        made = node if dtype is None or dtype is node.dtype else cast(node, dtype)
         shape = (1,) * ((rank or 0) - made.type.rank) + sizes_of(made)
         if shape != made.shape:
             made = reshape(made, *shape)
@@ -116,10 +117,9 @@ class Writer:
 
     def fold(self, node: Node, stem: str) -> str:
         """A constant by its node."""
-        graph = self.graph
         key = ("fold", node)
         if key not in self.memo:
-            load = lambda: computed(node, graph)  # noqa: E731
+            load = partial(computed, node, self.graph)
             self.memo[key] = self.enter(stem, node.dtype, sizes_of(node), load)
         return self.memo[key]
 
@@ -178,10 +178,11 @@ def leading(node: Node, index: int = 0) -> tuple[str, ...] | None:
     one of tokens with static sizes behind.
     """
     shape = node.types[index].shape
-    if name_of(shape[0]) == "B" if shape else False:
+    name = name_of(shape[0]) if shape else None
+    if name == "B":
         return ()
-    symbols = _LEADING.get(name_of(shape[0]) or "") if shape else None
-    return symbols if all(isinstance(size, int) for size in shape[1:]) else None
+    known = name is not None and all(isinstance(size, int) for size in shape[1:])
+    return _LEADING.get(name) if known and name is not None else None
 
 
 def sizes_of(node: Node) -> tuple[int, ...]:

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from torch import nn
 
-import tilewright as tw
-from tensorrt_reference import evaluate, reads
-from tensorrt_running import ROOM, agrees_with_hugging_face, graph_of, lowered
-from tilewright.codegen.tensorrt.decoder import lower_decoder
-from tilewright.errors import UnsupportedError
+from tensorrt_running import agrees_with_hugging_face, lowered
 from tiny_models import tiny_model
 
 
