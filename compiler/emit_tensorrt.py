@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..codegen.tensorrt.profiles import Profile
 
 ENGINE, NETWORK, GENERATION = "model.engine", "network.txt", "generation.json"
+BFLOAT16_SINCE = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,8 @@ class EmittedEngine:
         fused: whether every attention layer is one kernel.
         kernels: how often each kernel is launched, in both profiles together; none where the
             engine does not say.
-        in_place: outputs that are the memory of an input.
+        in_place: the caches, by output, that the engine has one memory for with their input; none where
+            the engine does not say.
         notes: what a user may want to know of the engine.
     """
 
@@ -88,8 +90,10 @@ def export_tensorrt(
         path: the folder; one that is there is replaced when the new one is complete.
         targets: names of `tilewright targets`, or architectures such as "sm_89", as a sequence or
             with commas between; "auto" for all that TensorRT builds for and that have the types.
-        dtype, quantize, attention, max_model_len, max_batch_size: as `compile` takes them; caches
-            hold the longest sequence. Of FP8, "fp8-tensor" and "fp8-weight" have a form.
+        dtype: as `compile` takes it; "auto" is bfloat16, or float16 where a target has no other.
+        quantize: as `compile` takes it; of FP8, "fp8-tensor" and "fp8-weight" have a form.
+        attention, max_model_len, max_batch_size: as `compile` takes them; a cache holds so many
+            sequences of that length.
         strict: whether attention that is not one fused kernel is an error, rather than a note.
         verify, trust_remote_code, random_weights: as `compile` takes them.
         progress: called as phases begin.
@@ -110,7 +114,7 @@ def export_tensorrt(
         target="cpu",
         backend="onnxruntime",
         kv_cache="static",
-        dtype=dtype,
+        dtype=_usual(archs) if dtype == "auto" else dtype,
         max_model_len=max_model_len,
         max_batch_size=max_batch_size,
         verify=verify,
@@ -139,6 +143,11 @@ def _archs(targets: str | Sequence[str]) -> tuple[int, ...]:
             )
         found[arch] = None
     return tuple(sorted(found))
+
+
+def _usual(archs: tuple[int, ...] | None) -> str:
+    """The type to compute in where none is named: fused attention wants 16 bits."""
+    return "float16" if archs and min(archs) < BFLOAT16_SINCE else "bfloat16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +198,7 @@ class _Export:
             built.seconds,
             built.fused,
             dict(plan.kernels),
-            tuple(sorted(plan.in_place)),
+            tuple(c.present for c in lowered.caches if c.present in plan.in_place),
             built.notes,
         )
 

@@ -2,7 +2,7 @@
 mask of what each query sees, fused where TensorRT has such a kernel.
 
 The mask is said outright, not as a causal kind with lengths: what TensorRT documents of a mask
-leaves nothing open, and its compiler finds the blocks that nobody sees from either one.
+leaves nothing open, and attention is one kernel a layer either way (with lengths, more before it).
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def _dequantized(w: Writer, codes: _Codes) -> str | Refusal:
             return computed(source, graph)[:, : width // 2] ^ _FLIP
 
         w.memo[key] = w.enter(stem, DType.U8, codes.shape, load, four_bits=True)
-    groups = width // codes.group if codes.group else 1
+    groups = width // codes.group if 0 < codes.group < width else 1
     scale = reshape(cast(codes.scale, codes.dtype), count, groups)
     return w.add("dequantize", w.memo[key], w.constant(scale), dtype=codes.dtype)
 
@@ -99,8 +99,9 @@ def _unfit(codes: _Codes) -> str:
         return "with zero points"
     width = codes.shape[1]
     if codes.codes.dtype is DType.U8:
-        if codes.rows != 1 or width % (codes.group or 2):
-            return f"whose {width} columns end within a group"
+        inside = width > codes.group > 0 and width % codes.group
+        if codes.rows != 1 or inside or width % 2:
+            return f"whose {width} columns end within a group or a byte"
         return ""
     if codes.codes.dtype not in (DType.I8, DType.F8E4M3):
         return "which are no int8, e4m3 or 4 bits"

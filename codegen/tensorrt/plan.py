@@ -3,7 +3,7 @@ launches, and the caches that it writes in place.
 
 The file holds each profile's kernels as text, ``function={ name=_gemv_mha_v1 … }``, and the names
 of the memory that comes in and goes out, one name where both are one. That text is not documented:
-of another flavor or version nothing may be found. A machine with a GPU has TensorRT's own inspector.
+of another flavor or version nothing may be found. TensorRT's own inspector needs a GPU.
 """
 
 from __future__ import annotations
