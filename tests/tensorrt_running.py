@@ -1,30 +1,41 @@
-"""Tiny models as TensorRT networks, run by the reference of the layers beside Hugging Face."""
+"""Tiny models and single ops as TensorRT networks, run by the reference of the layers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
+
 import numpy as np
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 import tilewright as tw
 from tensorrt_reference import evaluate
-from tilewright.codegen.base import get_backend
-from tilewright.codegen.tensorrt.decoder import Lowered, lower_decoder
-from tilewright.compiler.api import open_model
-from tilewright.compiler.changes import changed_graphs, make_changes
-from tilewright.compiler.hf_model import capture_causal_lm
-from tilewright.compiler.lowering import lower
+from tilewright.codegen.constants import is_constant
+from tilewright.codegen.tensorrt.decoder import CONVERTERS, Lowered, lower_decoder
+from tilewright.codegen.tensorrt.network import Network, Tensor
+from tilewright.codegen.tensorrt.writer import Refusal, Writer, leading
+from tilewright.compiler.changes import make_changes
+from tilewright.compiler.emit_source import captured, open_causal_lm, slot_graphs
 from tilewright.compiler.options import resolve_options
-from tilewright.ir.graph import Graph
+from tilewright.ir.dtypes import DType
+from tilewright.ir.graph import Graph, input_name
+from tiny_models import tiny_model
 
 STEPS, ROOM = 6, 32
 # Prompts of two lengths, one of them beyond the windows of 8.
 LENGTHS = (13, 5)
 
 
-def graph_of(model: nn.Module, dtype: str, quantize: tw.QuantConfig | str | None = None) -> Graph:
-    """The model's graph over slots, behind the passes."""
+@cache
+def lowered(family: str, dtype: str) -> Lowered:
+    """A tiny model's network, with caches of ROOM tokens."""
+    return lower_decoder(graph_of(family, dtype), {}, ROOM)
+
+
+@cache
+def graph_of(family: str, dtype: str, quantize: tw.QuantConfig | None = None) -> Graph:
+    """A tiny model's graph over slots, behind the passes."""
     options = resolve_options(
         target="cpu",
         backend="onnxruntime",
@@ -37,17 +48,26 @@ def graph_of(model: nn.Module, dtype: str, quantize: tw.QuantConfig | str | None
         quantize=quantize,
         tune="none",
     )
-    source = open_model(model, options)
-    graph = lower(capture_causal_lm(source.module), "model", source.weights)
-    heads, recipe = make_changes(graph, source, options, ROOM)
-    backend = get_backend("onnxruntime")
-    passed = changed_graphs(graph, "slot", backend, "off", None, options, recipe, heads)
-    return passed.final
+    source, graph = _captured(family, dtype)
+    changes = make_changes(graph, source, options, ROOM)
+    return slot_graphs(graph, changes, "off", (), options).final
 
 
-def lowered(model: nn.Module, dtype: str, quantize: tw.QuantConfig | str | None = None) -> Lowered:
-    """Its network, with caches of ROOM tokens."""
-    return lower_decoder(graph_of(model, dtype, quantize), {}, ROOM)
+@cache
+def _captured(family: str, dtype: str):
+    options = resolve_options(
+        target="cpu",
+        backend="onnxruntime",
+        kv_cache="static",
+        dtype=dtype,
+        max_model_len=ROOM,
+        max_batch_size=None,
+        verify="off",
+        trust_remote_code=False,
+        tune="none",
+    )
+    source = open_causal_lm(tiny_model(family), options)
+    return source, captured(source, "model")
 
 
 class Running:
@@ -70,7 +90,7 @@ class Running:
 
 def ragged_logits(found: Lowered, vocabulary: int) -> list[tuple[list[int], torch.Tensor]]:
     """Two prompts in one batch and ``STEPS`` greedy steps: each sequence, and the logits of all of
-    its tokens.
+    its tokens but the last.
     """
     running = Running(found, len(LENGTHS))
     generator = np.random.default_rng(0)
@@ -93,3 +113,47 @@ def agrees_with_hugging_face(found: Lowered, model: PreTrainedModel) -> None:
         torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=0)
         prompt = len(row) - STEPS
         assert row[prompt:] == wanted[prompt - 1 : -1].argmax(-1).tolist()
+
+
+def network_of(graph: Graph, max_len: int = ROOM) -> Network | Refusal:
+    """A graph of token-major values, positions among its inputs or not, as a network."""
+    w = Writer(graph, {}, CONVERTERS, max_len)
+    w.parts.inputs.append(Tensor(w.parts.unique("position_ids"), DType.I64, ("batch", "length")))
+    for node in graph.inputs:
+        name = input_name(node)
+        if name == "positions":
+            w.values[node] = ("position_ids",)
+            continue
+        shape = (*(leading(node) or ("batch",)), *node.shape[1:])
+        sizes = tuple(size if isinstance(size, int | str) else max_len for size in shape)
+        w.parts.inputs.append(Tensor(w.parts.unique(name), node.dtype, sizes))
+        w.values[node] = (name,)
+    for node in graph.nodes:
+        if node.op in ("input", "item") or is_constant(node):
+            continue
+        refusal = w.emit(node)
+        if refusal is not None:
+            return refusal
+    names = zip(graph.output_names, graph.outputs, strict=True)
+    return w.parts.network({f"{name}.out": w.value(node) for name, node in names})
+
+
+def run_batch(
+    network: Network, graph: Graph, inputs: Sequence[torch.Tensor], batch: int, starts: list[int]
+) -> list[torch.Tensor]:
+    """The network over token-major inputs of ``batch`` sequences, token-major again."""
+    given: dict[str, torch.Tensor] = {}
+    length = 1
+    for node, x in zip(graph.inputs, inputs, strict=True):
+        if leading(node):
+            length = x.shape[0] // batch
+            x = x.unflatten(0, (batch, length))
+        given[input_name(node)] = x.clone()
+    rows = torch.arange(length).expand(batch, length)
+    given["position_ids"] = torch.tensor(starts)[:, None] + rows
+    given = {tensor.name: given[tensor.name] for tensor in network.inputs}
+    found = evaluate(network, given).values()
+    return [
+        x.flatten(0, 1) if leading(node) else x
+        for x, node in zip(found, graph.outputs, strict=True)
+    ]
