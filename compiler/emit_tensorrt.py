@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from ..errors import UnsupportedError, UsageError
 from ..formats.atomic import atomic_folder
 from ..ir.graph import Graph
@@ -106,15 +108,15 @@ def export_tensorrt(
     """
     from ..codegen.tensorrt.flavor import find_flavor
 
-    flavor = find_flavor()
     archs = None if targets == "auto" else _archs(targets)
+    flavor = find_flavor()
     if archs is not None:
         flavor.check(archs, ())
     options = resolve_options(
         target="cpu",
         backend="onnxruntime",
         kv_cache="static",
-        dtype=_usual(archs) if dtype == "auto" else dtype,
+        dtype=_usual(model, archs) if dtype == "auto" else dtype,
         max_model_len=max_model_len,
         max_batch_size=max_batch_size,
         verify=verify,
@@ -145,8 +147,12 @@ def _archs(targets: str | Sequence[str]) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def _usual(archs: tuple[int, ...] | None) -> str:
-    """The type to compute in where none is named: fused attention wants 16 bits."""
+def _usual(model: object, archs: tuple[int, ...] | None) -> str:
+    """The type to compute in where none is named: fused attention wants 16 bits. A module of the
+    user's own stays as it is, to be refused for what it is.
+    """
+    if isinstance(model, nn.Module) and not hasattr(model, "config"):
+        return "auto"
     return "float16" if archs and min(archs) < BFLOAT16_SINCE else "bfloat16"
 
 
