@@ -46,8 +46,8 @@ class EmittedEngine:
         fused: whether every attention layer is one kernel.
         kernels: how often each kernel is launched, in both profiles together; none where the
             engine does not say.
-        in_place: the caches, by output, that the engine has one memory for with their input; none where
-            the engine does not say.
+        in_place: the caches, by output, that are one memory with their input; none where the
+            engine does not say.
         notes: what a user may want to know of the engine.
     """
 
@@ -167,7 +167,6 @@ class _Export:
     phases: Phases
 
     def write(self, model: object, path: Path) -> EmittedEngine:
-        from ..codegen.tensorrt.builder import build_engine
         from ..codegen.tensorrt.plan import read_plan
         from ..codegen.tensorrt.profiles import decoder_profiles
 
@@ -180,15 +179,8 @@ class _Export:
         archs = self.archs or self.flavor.suits(lowered.network.dtypes)
         profiles = decoder_profiles(self.options.max_batch_size, limit)
         with atomic_folder(path) as folder:
-            engine = folder / ENGINE
-            built = run(
-                "build",
-                0.5,
-                lambda: build_engine(
-                    lowered.network, self.flavor, archs, profiles, engine, self.strict
-                ),
-            )
-            plan = read_plan(engine)
+            built = run("build", 0.5, lambda: self._built(lowered, archs, profiles, folder))
+            plan = read_plan(folder / ENGINE)
             (folder / NETWORK).write_text(f"{lowered.network}\n", encoding="utf-8")
             tokenizer = source_tokenizer(source)
             if tokenizer is not None:
@@ -229,6 +221,18 @@ class _Export:
                 remedy="Quantize by fp8-tensor, fp8-weight or int8-weight, or by int4, symmetric "
                 "and with groups that divide the columns.",
             ) from error
+
+    def _built(
+        self,
+        lowered: Lowered,
+        archs: tuple[int, ...],
+        profiles: Sequence[Profile],
+        folder: Path,
+    ) -> Built:
+        from ..codegen.tensorrt.builder import build_engine
+
+        with (folder / ENGINE).open("wb") as file:
+            return build_engine(lowered.network, self.flavor, archs, profiles, file, self.strict)
 
     def _facts(
         self,

@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from ...errors import UnsupportedError
-from ...formats.atomic import atomic_file
 from .assemble import Assembly
 from .flavor import RTX, Flavor
 from .network import Network
@@ -24,7 +22,6 @@ class Built:
     """An engine that was built.
 
     Attributes:
-        path: its file.
         archs: the architectures that it is for.
         bytes: its size.
         seconds: that the build took.
@@ -32,7 +29,6 @@ class Built:
         notes: what a user may want to know of it.
     """
 
-    path: Path
     archs: tuple[int, ...]
     bytes: int
     seconds: float
@@ -45,17 +41,17 @@ def build_engine(
     flavor: Flavor,
     archs: Sequence[int],
     profiles: Sequence[Profile],
-    path: Path,
+    file: BinaryIO,
     strict: bool = False,
 ) -> Built:
-    """Writes an engine to ``path``, all or nothing.
+    """Writes an engine to ``file``, as it is serialized: it is never whole in memory.
 
     Args:
         network: what to compute.
         flavor: the TensorRT to build with.
         archs: the architectures that the engine is to run on, 89 for sm_89.
         profiles: for its dynamic sizes.
-        path: the file; its folder must exist.
+        file: empty, and of no use where an error is raised.
         strict: whether attention that is not one kernel is an error, rather than a note.
 
     Raises:
@@ -71,24 +67,23 @@ def build_engine(
     targets = ", ".join(f"sm_{arch}" for arch in archs)
     notes = list(network.notes)
     fused = not network.notes
-    with atomic_file(path) as file:
-        build = _Build(network, flavor, archs, profiles, file)
-        refused = build(fused=True)
-        if refused is not None and _UNFUSED in refused:
-            notes.append(BY_PARTS.format(targets))
-            if strict:
-                raise _strict(notes[-1])
-            fused = False
-            refused = build(fused=False)
-        if refused is not None:
-            raise UnsupportedError(
-                f"the network for {targets}",
-                expected=f"one that {flavor.name} {flavor.version} builds",
-                found=refused,
-                remedy="Use another dtype or scheme, or --emit onnx; nothing was written.",
-            )
+    build = _Build(network, flavor, archs, profiles, file)
+    refused = build(fused=True)
+    if refused is not None and _UNFUSED in refused:
+        notes.append(BY_PARTS.format(targets))
+        if strict:
+            raise _strict(notes[-1])
+        fused = False
+        refused = build(fused=False)
+    if refused is not None:
+        raise UnsupportedError(
+            f"the network for {targets}",
+            expected=f"one that {flavor.name} {flavor.version} builds",
+            found=refused,
+            remedy="Use another dtype or scheme, or --emit onnx; nothing was written.",
+        )
     seconds = time.perf_counter() - start
-    return Built(path, tuple(archs), path.stat().st_size, seconds, fused, tuple(notes))
+    return Built(tuple(archs), file.tell(), seconds, fused, tuple(notes))
 
 
 def _strict(note: str) -> UnsupportedError:
@@ -172,7 +167,7 @@ def _logger(api: Any, errors: list[str]) -> Any:
 
 def _writer(api: Any, file: BinaryIO) -> Any:
     class Writer(api.IStreamWriter):  # type: ignore[misc]
-        """Passes an engine on as it is serialized: it is never whole in memory."""
+        """Passes an engine on, a piece at a time."""
 
         def __init__(self) -> None:
             api.IStreamWriter.__init__(self)

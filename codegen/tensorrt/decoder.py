@@ -16,7 +16,6 @@ at the next position of its own.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -112,13 +111,13 @@ def _boundary(
     refused: Mapping[Node, Refusal], layers: Mapping[Node, str], taken: int
 ) -> UnsupportedError:
     """Where TensorRT's part of the model would end."""
-    kinds = Counter((node.op, refusal.reason) for node, refusal in refused.items())
-    first = {(node.op, r.reason): node for node, r in reversed(refused.items())}
+    kinds: dict[tuple[str, str], list[Node]] = {}
+    for node, refusal in refused.items():
+        kinds.setdefault((node.op, refusal.reason), []).append(node)
     told = []
-    for (op, reason), count in kinds.items():
-        node = first[op, reason]
-        place = f" in {layers[node]}" if node in layers else ""
-        others = f", and {count - 1} like it" if count > 1 else ""
+    for (op, reason), nodes in kinds.items():
+        place = f" in {layers[nodes[0]]}" if nodes[0] in layers else ""
+        others = f", and {len(nodes) - 1} like it" if len(nodes) > 1 else ""
         told.append(f"{op}{place} ({reason}{others})")
     node = next(iter(refused))
     return UnsupportedError(

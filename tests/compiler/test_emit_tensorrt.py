@@ -48,10 +48,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """A TensorRT whose engines are what was asked for."""
     found: dict[str, object] = {}
 
-    def build(network, flavor, archs, profiles, path, strict):
+    def build(network, flavor, archs, profiles, file, strict):
         found.update(network=network, archs=archs, profiles=profiles, strict=strict)
-        path.write_bytes(b"engine")
-        return Built(path, tuple(archs), 6, 0.1, True, ())
+        file.write(b"engine")
+        return Built(tuple(archs), 6, 0.1, True, ())
 
     monkeypatch.setattr(flavor, "find_flavor", lambda: FAKE)
     monkeypatch.setattr(builder, "build_engine", build)

@@ -19,7 +19,12 @@ from tensorrt_running import (
 )
 from tilewright.codegen.tensorrt.decoder import lower_decoder
 from tilewright.errors import UnsupportedError
+from tilewright.ir.build import input_node, make, param
+from tilewright.ir.dims import symbol
+from tilewright.ir.dtypes import DType
+from tilewright.ir.graph import Graph
 from tilewright.ir.interpreter import interpret
+from tilewright.ir.types import TensorType
 from tiny_models import tiny_model
 
 
@@ -122,10 +127,15 @@ def test_codes_that_tensorrt_has_not(config: tw.QuantConfig, why: str) -> None:
 
 
 def test_the_boundary_is_told() -> None:
-    """Experts stay outside: which ops those are, where, and how many others would go."""
-    graph = graph_of("mixtral", "float32")
-    layers = {node: "layers.0" for node in graph.nodes if node.op == "topk"}
+    """What stays outside: which ops those are, where, and how many others would go."""
+    ids = input_node("token_ids", TensorType(DType.I64, (symbol("T"),)))
+    x = make("embedding", param("table", TensorType(DType.F32, (9, 4))), ids)
+    first = make("cumsum", x, dim=1)
+    second = make("cumsum", make("neg", first), dim=1)
+    graph = Graph("g", (ids,), (make("flip", second, dims=(1,)),))
     with pytest.raises(UnsupportedError) as caught:
-        lower_decoder(graph, layers, ROOM)
-    for part in ("topk in layers.0 (", "and 1 like it", "moe_experts (", "--emit onnx"):
+        lower_decoder(graph, {first: "layers.0"}, ROOM)
+    wanted = ("op cumsum: f32[T, 4]", "2 such ops", "cumsum in layers.0 (no layer computes it",
+              "and 1 like it", "flip (", "--emit onnx")  # fmt: skip
+    for part in wanted:
         assert part in str(caught.value)

@@ -19,6 +19,7 @@ from tilewright.codegen.tensorrt.network import Network
 from tilewright.codegen.tensorrt.plan import read_plan
 from tilewright.codegen.tensorrt.profiles import decoder_profiles
 from tilewright.errors import UnsupportedError
+from tilewright.formats.atomic import atomic_file
 
 pytest.importorskip("tensorrt_rtx", reason="needs pip install tilewright[tensorrt], 96 MB")
 ALL = (80, 89, 120)
@@ -30,7 +31,8 @@ def flavor() -> Flavor:
 
 
 def built(network: Network, flavor: Flavor, path: Path, archs=ALL, strict=True) -> Built:
-    return build_engine(network, flavor, archs, decoder_profiles(4, ROOM), path, strict)
+    with atomic_file(path) as file:
+        return build_engine(network, flavor, archs, decoder_profiles(4, ROOM), file, strict)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
