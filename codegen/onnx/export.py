@@ -29,7 +29,7 @@ from ...ir.types import TensorType
 from ..constants import is_constant
 from ..decoder import Cache, caches_of, computed, names_of
 from .attention import iota
-from .emitter import ELEMENT_TYPES, Converter, Emitter, Refusal
+from .emitter import ELEMENT_TYPES, STORED_TYPES, Converter, Emitter, Refusal, Shared
 from .model import OPSET, Model, assemble_model
 
 if TYPE_CHECKING:
@@ -75,7 +75,9 @@ def export_decoder(
     """
     olds = caches_of(graph)
     caches = tuple(olds.values())
-    e = Emitter(graph, names_of(graph, layers, olds), graph.nodes, converters.get, max_model_len)
+    names = names_of(graph, layers, olds)
+    shared = Shared(types=STORED_TYPES)
+    e = Emitter(graph, names, graph.nodes, converters.get, max_model_len, shared)
     e.shared.taken.update(("logits", *(name for c in caches for name in (c.past, c.present))))
     _read_inputs(e, graph)
     for node in graph.nodes:

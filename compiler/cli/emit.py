@@ -17,7 +17,6 @@ _UNREAD: Mapping[str, tuple[object, ...]] = {
     "backend": ("auto", "onnxruntime"),
     "kv_cache": ("auto", "static"),
     "kv_cache_dtype": ("auto",),
-    "dtype": ("auto", "float32"),
     "max_batch_size": (None,),
     "weights": ("embed",),
     "deterministic": (False,),
@@ -27,10 +26,10 @@ _UNREAD: Mapping[str, tuple[object, ...]] = {
     "sinks": (4,),
 }
 """Options of engines, and the values that say nothing else than a model for other runtimes has."""
-_READ = {"onnx": frozenset[str](), "tensorrt": frozenset({"target", "dtype", "max_batch_size"})}
+_READ = {"onnx": frozenset[str](), "tensorrt": frozenset({"target", "max_batch_size"})}
 """Those of them that a form has after all."""
 _HAS = {
-    "onnx": "float32 or codes, caches of a length that the caller picks, and no kernels",
+    "onnx": "caches of a length that the caller picks, and no kernels",
     "tensorrt": "slots as caches, and kernels of TensorRT's own",
 }
 
