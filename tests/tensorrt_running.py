@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import tilewright as tw
 from tensorrt_reference import evaluate
@@ -25,17 +25,34 @@ from tiny_models import tiny_model
 STEPS, ROOM = 6, 32
 # Prompts of two lengths, one of them beyond the windows of 8.
 LENGTHS = (13, 5)
+# True widths, few layers and a short vocabulary; heads are 64 wide.
+SHAPES: dict[str, dict[str, int]] = {
+    "SmolLM2": {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "num_hidden_layers": 2,
+    },
+    "1B": {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "num_hidden_layers": 1,
+    },
+}
 
 
 @cache
 def lowered(family: str, dtype: str) -> Lowered:
-    """A tiny model's network, with caches of ROOM tokens."""
+    """The network of a tiny model, or of one of SHAPES, with caches of ROOM tokens."""
     return lower_decoder(graph_of(family, dtype), {}, ROOM)
 
 
 @cache
 def graph_of(family: str, dtype: str, quantize: tw.QuantConfig | None = None) -> Graph:
-    """A tiny model's graph over slots, behind the passes."""
+    """That model's graph over slots, behind the passes."""
     options = resolve_options(
         target="cpu",
         backend="onnxruntime",
@@ -66,8 +83,16 @@ def _captured(family: str, dtype: str):
         trust_remote_code=False,
         tune="none",
     )
-    source = open_causal_lm(tiny_model(family), options)
+    model = shaped_model(family) if family in SHAPES else tiny_model(family)
+    source = open_causal_lm(model, options)
     return source, captured(source, "model")
+
+
+def shaped_model(shape: str) -> PreTrainedModel:
+    """A model of one of SHAPES, its weights the library's random ones."""
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=1024, head_dim=64, tie_word_embeddings=True, **SHAPES[shape])
+    return LlamaForCausalLM(config).bfloat16()
 
 
 class Running:
