@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from onnx_running import Held
-from tilewright.codegen.onnx.constants import is_constant
+from tilewright.codegen.constants import is_constant
 from tilewright.codegen.onnx.emitter import ELEMENT_TYPES, STORED_TYPES, Converter, Emitter, Shared
 from tilewright.codegen.onnx.model import assemble_model
 from tilewright.codegen.onnx.probe import Probe

@@ -12,10 +12,10 @@ from ...ir.interpreter import interpret
 from ...ir.node import Attr, Node
 from ...targets import Target
 from ..base import Kernel, KVCacheKind, Lowered, ReadFile
+from ..constants import closed_graph, expand_fused
 from ..eager.backend import eager_call
 from ..lowering import Buffers, assemble
 from ..program import Call, Program
-from .constants import closed_graph, expand_fused
 from .emitter import Emitter, Refusal
 from .model import Model, assemble_model
 from .partition import Region, partition
