@@ -93,6 +93,7 @@ def compile(
     deterministic: bool = False,
     memory_fraction: float = 0.9,
     tune: str | TuneConfig = "cached",
+    strict: bool = False,
     progress: Progress | None = None,
 ) -> Engine:
     """Compiles a model into an engine.
@@ -101,7 +102,7 @@ def compile(
         model: an nn.Module, a Hugging Face model, or a path: a folder, a .gguf or an .onnx file.
         example_inputs: a tuple or dict of tensors; for a plain nn.Module, or an ONNX graph.
         target: "auto" (this machine), a name of `tilewright targets`, or a Target.
-        backend: "auto", "triton", "onnxruntime" or "eager".
+        backend: "auto", "triton", "onnxruntime", "tensorrt" or "eager".
         quantize: of the linears: "int8-weight", "int8", "fp8", "fp8-tensor", "fp8-block",
             "fp8-weight", "int4" or a QuantConfig; of a checkpoint in codes "stored" keeps them, as
             None does, and "expanded" makes numbers of them.
@@ -126,6 +127,8 @@ def compile(
             max_batch_size sequences of full length, or for what fits.
         tune: "cached" uses what is known of kernels, "none" does not; "quick", "full" or a
             TuneConfig (trials a problem, seconds in all) measure first what is not known, here.
+        strict: whether what the backend would leave to torch, or compute by parts, is an error
+            rather than a note in the report.
         progress: called as phases begin.
 
     Returns:
@@ -152,6 +155,7 @@ def compile(
         deterministic=deterministic,
         memory_fraction=memory_fraction,
         tune=tune,
+        strict=strict,
     )
     return _started(model, Inputs(example_inputs, dynamic_shapes), options, Phases(progress))
 
@@ -324,6 +328,7 @@ def _finish(
             options.records,
         ),
     )
+    checks.strictly(lowered)
     phases.run("check", 0.85, lambda: checks.of_programs(passed, lowered, samples))
     quality, fewer = phases.run(
         "assess",
