@@ -119,16 +119,13 @@ def compile(
         dynamic_shapes: of a plain module's inputs, as torch.export takes it.
         verify: "off", "structure", "sample" (numbers of one layer of each kind) or "full".
         trust_remote_code: whether a model folder may bring Python code of its own.
-        random_weights: a seed: the weights of a model folder are random (norms are ones), the same
-            in every process; to measure shapes without their checkpoint.
+        random_weights: a seed of a model folder's weights (norms are ones), to measure shapes.
         deterministic: whether a sequence gives the same bits alone and in any batch. Needs the
             Triton backend, whose kernels then have one cut for all sizes: slower.
-        memory_fraction: of a GPU's memory for weights, KV cache and steps; the cache has room for
-            max_batch_size sequences of full length, or for what fits.
+        memory_fraction: of a GPU's memory, for weights, steps and max_batch_size whole sequences.
         tune: "cached" uses what is known of kernels, "none" does not; "quick", "full" or a
             TuneConfig (trials a problem, seconds in all) measure first what is not known, here.
-        strict: whether what the backend would leave to torch, or compute by parts, is an error
-            rather than a note in the report.
+        strict: whether what the backend leaves to torch, or to parts, is an error, not a note.
         progress: called as phases begin.
 
     Returns:
@@ -136,8 +133,7 @@ def compile(
         another device than this machine's an `Engine` that can only be saved.
 
     Raises:
-        UsageError, CheckpointError, CaptureError, UnsupportedError: what is wrong with the model
-            or an option.
+        UsageError, CheckpointError, CaptureError, UnsupportedError: a wrong model or option.
         VerificationError: a pass that changed what the model computes.
     """
     options = resolve_options(
