@@ -59,6 +59,8 @@ class Backend(Protocol):
             decode graph, and may be deterministic.
         reads_codes: whether it has products that read a weight's codes; else such a weight is
             decoded at each call.
+        reads_unseen: whether its attention over slots multiplies values that no query sees, by
+            zero: a slot must then hold numbers, whatever its last sequence left.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Backend(Protocol):
     fuses: bool
     own_kernels: bool
     reads_codes: bool
+    reads_unseen: bool
 
     def lower(
         self,
@@ -85,7 +88,8 @@ class Backend(Protocol):
             deterministic: whether a row of a result may depend on no other rows than those that the
                 op reads, to the bit: the same sequence, alone or in a batch, the same numbers.
             max_sequences: bounds the rows of a decode graph, which no kernel needs to be cut for
-                beyond; more rows are right all the same. None for the general graph.
+                beyond; more rows are right all the same. Of a graph over slots, how many there
+                are. None for other general graphs.
             tuning: records of which configs of kernels are the fastest; None takes defaults.
 
         Raises:
@@ -109,6 +113,7 @@ class Backend(Protocol):
 _BACKENDS = {
     "eager": ".eager.backend",
     "onnxruntime": ".onnx.backend",
+    "tensorrt": ".tensorrt.backend",
     "triton": ".triton.backend",
 }
 

@@ -93,6 +93,7 @@ def compile(
     deterministic: bool = False,
     memory_fraction: float = 0.9,
     tune: str | TuneConfig = "cached",
+    strict: bool = False,
     progress: Progress | None = None,
 ) -> Engine:
     """Compiles a model into an engine.
@@ -101,7 +102,7 @@ def compile(
         model: an nn.Module, a Hugging Face model, or a path: a folder, a .gguf or an .onnx file.
         example_inputs: a tuple or dict of tensors; for a plain nn.Module, or an ONNX graph.
         target: "auto" (this machine), a name of `tilewright targets`, or a Target.
-        backend: "auto", "triton", "onnxruntime" or "eager".
+        backend: "auto", "triton", "onnxruntime", "tensorrt" or "eager".
         quantize: of the linears: "int8-weight", "int8", "fp8", "fp8-tensor", "fp8-block",
             "fp8-weight", "int4" or a QuantConfig; of a checkpoint in codes "stored" keeps them, as
             None does, and "expanded" makes numbers of them.
@@ -118,14 +119,13 @@ def compile(
         dynamic_shapes: of a plain module's inputs, as torch.export takes it.
         verify: "off", "structure", "sample" (numbers of one layer of each kind) or "full".
         trust_remote_code: whether a model folder may bring Python code of its own.
-        random_weights: a seed: the weights of a model folder are random (norms are ones), the same
-            in every process; to measure shapes without their checkpoint.
+        random_weights: a seed of a model folder's weights (norms are ones), to measure shapes.
         deterministic: whether a sequence gives the same bits alone and in any batch. Needs the
             Triton backend, whose kernels then have one cut for all sizes: slower.
-        memory_fraction: of a GPU's memory for weights, KV cache and steps; the cache has room for
-            max_batch_size sequences of full length, or for what fits.
+        memory_fraction: of a GPU's memory, for weights, steps and max_batch_size whole sequences.
         tune: "cached" uses what is known of kernels, "none" does not; "quick", "full" or a
             TuneConfig (trials a problem, seconds in all) measure first what is not known, here.
+        strict: whether what the backend leaves to torch, or to parts, is an error, not a note.
         progress: called as phases begin.
 
     Returns:
@@ -133,8 +133,7 @@ def compile(
         another device than this machine's an `Engine` that can only be saved.
 
     Raises:
-        UsageError, CheckpointError, CaptureError, UnsupportedError: what is wrong with the model
-            or an option.
+        UsageError, CheckpointError, CaptureError, UnsupportedError: a wrong model or option.
         VerificationError: a pass that changed what the model computes.
     """
     options = resolve_options(
@@ -152,6 +151,7 @@ def compile(
         deterministic=deterministic,
         memory_fraction=memory_fraction,
         tune=tune,
+        strict=strict,
     )
     return _started(model, Inputs(example_inputs, dynamic_shapes), options, Phases(progress))
 
@@ -324,6 +324,7 @@ def _finish(
             options.records,
         ),
     )
+    checks.strictly(lowered)
     phases.run("check", 0.85, lambda: checks.of_programs(passed, lowered, samples))
     quality, fewer = phases.run(
         "assess",

@@ -10,6 +10,7 @@ import torch
 
 from ..codegen.base import Backend, Lowered
 from ..codegen.triton.interpreted import can_interpret
+from ..errors import UnsupportedError
 from ..ir.graph import Graph, param_name
 from ..ir.interpreter import interpret
 from ..passes.driver import VerifyLevel
@@ -94,6 +95,7 @@ class Checks:
             most,
             self.options.records,
         )
+        self.strictly(lowered)  # now, not behind the whole model
         # Maps of heads are in memory: no key stands for them.
         key = None if self.heads else check_key(passed.graphs, lowered, cut.weights)
         error = remembered(key)
@@ -106,6 +108,20 @@ class Checks:
             remember(key, error)
         self.largest_error = error
         self.level = "structure"
+
+    def strictly(self, lowered: LoweredGraphs) -> None:
+        """UnsupportedError where the backend left something to another one, and none of that was
+        to be; it names all of it.
+        """
+        notes = [*lowered.general.notes, *(lowered.decode.notes if lowered.decode else ())]
+        if self.options.strict and notes:
+            raise UnsupportedError(
+                f"option strict with backend {self.backend.name!r}",
+                expected="a model that the backend computes by itself, and whole",
+                found="; ".join(dict.fromkeys(notes)),
+                remedy="Leave strict out, and the engine's report tells of the same; or use "
+                "another backend.",
+            )
 
     def of_programs(
         self, passed: Passed, lowered: LoweredGraphs, samples: Sequence[torch.Tensor]

@@ -183,7 +183,8 @@ def lower_graphs(
     of it. A decode Program that no CUDA graph can hold would bring nothing: it is left out.
     """
     known = None if deterministic else tuning
-    general = backend.lower(passed.final, target, limit, deterministic, tuning=known)
+    slots = max_sequences if passed.cache == "slot" and not backend.own_kernels else None
+    general = backend.lower(passed.final, target, limit, deterministic, slots, known)
     if passed.decode is None:
         return LoweredGraphs(general, None)
     decode = backend.lower(passed.decode, target, limit, max_sequences=max_sequences, tuning=tuning)

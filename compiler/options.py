@@ -105,6 +105,7 @@ class CompileOptions:
         prefix_caching: whether pages of prompts outlive their requests.
         swap_space: GiB of the host's memory for cached pages that make room.
         window: what a sequence keeps; None for all of it.
+        strict: whether what the backend leaves to torch, or to parts, is an error.
     """
 
     target: Target
@@ -128,6 +129,7 @@ class CompileOptions:
     prefix_caching: bool = True
     swap_space: float = 0.0
     window: Window | None = None
+    strict: bool = False
 
     @property
     def records(self) -> Store | None:
@@ -153,6 +155,7 @@ def resolve_options(
     tune: str | TuneConfig = "cached",
     quantize: str | QuantConfig | None = None,
     attention: str | GQA | None = None,
+    strict: bool = False,
 ) -> CompileOptions:
     """Checks the options that a user gave, and fills in what "auto" means here.
 
@@ -204,6 +207,7 @@ def resolve_options(
         config is None or config.prefix_caching,
         0.0 if config is None else float(config.swap_space),
         None if config is None else _window(config, name, deterministic),
+        strict,
     )
 
 
@@ -293,13 +297,17 @@ def _target(target: str | Target, backend: str) -> Target:
 
 def _backend(backend: str, target: Target) -> str:
     """The backend to use: onnxruntime on CPUs, Triton on GPUs; eager runs on every device, and
-    onnxruntime on GPUs where it is asked for and has a provider.
+    onnxruntime on GPUs where it is asked for and has a provider, TensorRT where it builds for them.
     """
     if backend == "auto":
         if target.is_cpu:
             return "onnxruntime"
         return "triton" if find_spec("triton") is not None else "eager"
     get_backend(backend)
+    if backend == "tensorrt":
+        from ..codegen.tensorrt.flavor import check_target
+
+        check_target(target)
     if backend == "onnxruntime" and not target.is_cpu:
         from ..codegen.onnx.providers import CUDA, INSTALL, cuda_missing
 

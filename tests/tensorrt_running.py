@@ -10,10 +10,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import tilewright as tw
-from tensorrt_reference import evaluate
 from tilewright.codegen.constants import is_constant
-from tilewright.codegen.tensorrt.decoder import CONVERTERS, Lowered, lower_decoder
-from tilewright.codegen.tensorrt.network import Network, Tensor
+from tilewright.codegen.tensorrt.decoder import Lowered, lower_decoder
+from tilewright.codegen.tensorrt.evaluate import evaluate
+from tilewright.codegen.tensorrt.network import Layer, Network, Tensor
+from tilewright.codegen.tensorrt.regions import CONVERTERS
 from tilewright.codegen.tensorrt.writer import Refusal, Writer, leading
 from tilewright.compiler.changes import make_changes
 from tilewright.compiler.emit_source import captured, open_causal_lm, slot_graphs
@@ -95,6 +96,11 @@ def shaped_model(shape: str) -> PreTrainedModel:
     return LlamaForCausalLM(config).bfloat16()
 
 
+def reads(network: Network, kind: str) -> list[Layer]:
+    """The layers of a kind."""
+    return [layer for layer in network.layers if layer.kind == kind]
+
+
 class Running:
     """A network with caches of a batch."""
 
@@ -109,8 +115,10 @@ class Running:
         """Logits of all of the new tokens, f32[batch, length, vocabulary]."""
         rows = torch.arange(ids.shape[1]).expand(ids.shape)
         positions = torch.tensor(starts)[:, None] + rows
-        feeds = {"input_ids": ids, "position_ids": positions, "logits_indices": rows}
-        return evaluate(self.network, {**feeds, **self.caches})["logits"].float()
+        every = torch.arange(ids.numel())
+        feeds = {"input_ids": ids, "position_ids": positions, "logits_indices": every}
+        logits = evaluate(self.network, {**feeds, **self.caches})["logits"].float()
+        return logits.unflatten(0, tuple(ids.shape))
 
 
 def ragged_logits(found: Lowered, vocabulary: int) -> list[tuple[list[int], torch.Tensor]]:

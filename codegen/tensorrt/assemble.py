@@ -164,9 +164,7 @@ class Assembly:
 
     def gather(self, inputs: list[Any], attrs: dict[str, Any]) -> Any:
         """IGatherLayer."""
-        made = self.made.add_gather(*inputs, attrs["axis"])
-        made.num_elementwise_dims = attrs["batch_dims"]
-        return made
+        return self.made.add_gather(*inputs, attrs["axis"])
 
     def kv_cache_update(self, inputs: list[Any], attrs: dict[str, Any]) -> Any:
         """IKVCacheUpdateLayer."""

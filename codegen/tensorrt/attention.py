@@ -22,6 +22,8 @@ NOT_FUSED = "attention with {} is computed by parts: TensorRT's fused kernels ha
 def _slot_attention(w: Writer, node: Node) -> tuple[str, ...] | Refusal:
     q, k, v, k_cache, v_cache = node.operands[:5]
     sinks, alibi = (*node.args[6:], None, None)[:2]
+    if node.attr("causal") is False:
+        return Refusal("attention to later tokens")
     if sinks is not None:
         return Refusal("attention with sinks")
     if alibi is not None and not is_constant(alibi):
@@ -100,6 +102,9 @@ def _by_parts(
         w.wide(w.add("shuffle", cache, shape=(0, groups, 1, w.max_len, -1)), dtype)
         for cache in caches
     )
+    # What lies behind a sequence's end may be no number: 0 times it would be none.
+    number = w.add("elementwise", w.add("unary", values, op="abs"), _most(w), op="less")
+    values = w.add("select", number, values, w.scalar(0.0, DType.F32, 5))
     scores = w.add("matrix_multiply", scaled, keys, transpose=True)
     softcap = node.attr("softcap")
     if isinstance(softcap, float):
@@ -113,6 +118,11 @@ def _by_parts(
     weighted = w.add("matrix_multiply", w.add("softmax", scores, axis=4), values, transpose=False)
     flat = w.add("shuffle", weighted, shape=(0, heads, -1, node.types[0].shape[2]))
     return w.narrow(flat, dtype)
+
+
+def _most(w: Writer) -> str:
+    """More than any finite number is, but for the very last."""
+    return w.scalar(3.4e38, DType.F32, 5)
 
 
 def _bias(w: Writer, alibi: Node, groups: int, heads: int) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from ...errors import UnsupportedError
 from .assemble import Assembly
-from .flavor import RTX, Flavor
+from .flavor import RTX, Flavor, first_error, listener
 from .network import Network
 from .profiles import Profile, check_profiles
 
@@ -69,7 +69,7 @@ def build_engine(
     fused = not network.notes
     build = _Build(network, flavor, archs, profiles, file)
     refused = build(fused=True)
-    if refused is not None and _UNFUSED in refused:
+    if refused is not None and build.unfused:
         notes.append(BY_PARTS.format(targets))
         if strict:
             raise _strict(notes[-1])
@@ -95,34 +95,40 @@ def _strict(note: str) -> UnsupportedError:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Build:
-    """What is to be built, and where it goes."""
+    """What is to be built, where it goes, and what TensorRT said when it last was."""
 
     network: Network
     flavor: Flavor
     archs: Sequence[int]
     profiles: Sequence[Profile]
     file: BinaryIO
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def unfused(self) -> bool:
+        """Whether a refusal was for attention without a kernel, whatever else was said."""
+        return any(_UNFUSED in error for error in self.errors)
 
     def __call__(self, fused: bool) -> str | None:
         """Builds into the file, from its start; why TensorRT refuses, None where it does not."""
         api = self.flavor.api
         self.file.seek(0)
         self.file.truncate()
-        errors: list[str] = []
-        builder = api.Builder(_logger(api, errors))
+        errors = self.errors = []
+        builder = api.Builder(listener(api, errors))
         made = builder.create_network(_flags(api))
         assembly = Assembly(api, made, self.network, fused)
         try:
             assembly.run()
         except (AttributeError, TypeError, ValueError, RuntimeError) as error:
             # A layer that TensorRT does not make is None, and what it does not take is an error.
-            return _first(errors) or f"{type(error).__name__}: {error}"
+            return first_error(errors) or f"{type(error).__name__}: {error}"
         config = self._config(builder)
         if builder.build_serialized_network_to_stream(made, config, _writer(api, self.file)):
             return None
-        return _first(errors) or "no reason given"
+        return first_error(errors) or "no reason given"
 
     def _config(self, builder: Any) -> Any:
         api, config = self.flavor.api, builder.create_builder_config()
@@ -144,25 +150,6 @@ def _flags(api: Any) -> int:
     """Strongly typed: what newer ones are always, and older ones where they are told."""
     flag = getattr(api.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
-
-
-def _first(errors: Sequence[str]) -> str | None:
-    """The first error, in one line that says all."""
-    return " ".join(errors[0].split())[:600] if errors else None
-
-
-def _logger(api: Any, errors: list[str]) -> Any:
-    class Logger(api.ILogger):  # type: ignore[misc]
-        """Keeps what goes wrong; TensorRT's other lines are for its own developers."""
-
-        def __init__(self) -> None:
-            api.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (api.ILogger.INTERNAL_ERROR, api.ILogger.ERROR):
-                errors.append(message)
-
-    return Logger()
 
 
 def _writer(api: Any, file: BinaryIO) -> Any:

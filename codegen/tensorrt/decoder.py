@@ -5,13 +5,15 @@ Inputs::
 
     input_ids       i64[batch, length]   new tokens of each sequence, padded at the end
     position_ids    i64[batch, length]   their positions: consecutive in each row
-    logits_indices  i64[batch, rows]     which of the new tokens logits are wanted of
+    logits_indices  i64[rows]            which of the new tokens logits are wanted of, counted
+                                         through all rows of the batch
     past_key_values.N.key, .value        [batch, KV heads, cache_length, head dim], zeros at first
 
-Outputs: ``logits`` [batch, rows, vocabulary] and ``present.N.key``, ``.value``, which must be the
+Outputs: ``logits`` [rows, vocabulary] and ``present.N.key``, ``.value``, which must be the
 memory of their pasts. A token is written at its position and sees the positions up to its own: what
-padding left behind is overwritten before anything sees it. A row without a token is given any token
-at the next position of its own.
+padding left behind is overwritten before anything sees it. A first position and the length are
+together at most the cache's length. A row without a token is given any token at the next position
+of its own.
 """
 
 from __future__ import annotations
@@ -20,28 +22,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...errors import UnsupportedError
-from ...ir.dtypes import DType
-from ...ir.graph import Graph, input_name
+from ...ir.graph import Graph
 from ...ir.node import Node
 from ..constants import is_constant
 from ..decoder import Cache, caches_of, names_of
-from . import attention, elementwise, linears, norms, shapes
-from .network import Network, Tensor
-from .writer import Converter, Refusal, Writer
-
-CONVERTERS: dict[str, Converter] = {
-    **elementwise.CONVERTERS,
-    **shapes.CONVERTERS,
-    **norms.CONVERTERS,
-    **linears.CONVERTERS,
-    **attention.CONVERTERS,
-}
-"""What becomes a layer, by op."""
-_INPUTS = {
-    "token_ids": ("input_ids", "length"),
-    "positions": ("position_ids", "length"),
-    "logits_indices": ("logits_indices", "rows"),
-}
+from .network import Network
+from .regions import lower_region, refusals
+from .writer import Refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,60 +56,41 @@ def lower_decoder(graph: Graph, layers: Mapping[Node, str], max_model_len: int) 
         UnsupportedError: nodes have no form in TensorRT; it says which, and what would go.
     """
     olds = caches_of(graph)
-    w = Writer(graph, names_of(graph, layers, olds), CONVERTERS, max_model_len)
-    _read_inputs(w, olds)
-    refused: dict[Node, Refusal] = {}
-    taken = 0
-    for node in graph.nodes:
-        if node.op in ("input", "item") or is_constant(node):
-            continue
-        refusal = w.emit(node)
-        if refusal is None:
-            taken += 1
-        else:
-            refused[node] = refusal
+    names = names_of(graph, layers, olds)
+    refused = refusals(graph, names, max_model_len)
     if refused:
-        raise _boundary(refused, layers, taken)
+        raise _boundary(graph, refused, layers)
     logits, *news = graph.outputs
-    outputs = {"logits": w.value(logits)}
     presents = zip(olds.values(), news, strict=True)
-    outputs |= {cache.present: w.value(new) for cache, new in presents}
-    return Lowered(w.parts.network(outputs), tuple(olds.values()))
+    outputs = {"logits": logits, **{cache.present: new for cache, new in presents}}
+    piece = lower_region(graph, graph.nodes, outputs, names, max_model_len)
+    return Lowered(piece.network, tuple(olds.values()))
 
 
-def _read_inputs(w: Writer, caches: Mapping[Node, Cache]) -> None:
-    """Enters the values that come from outside; lengths follow from positions."""
-    for name, symbol in _INPUTS.values():
-        w.parts.inputs.append(Tensor(w.parts.unique(name), DType.I64, ("batch", symbol)))
-    for node in w.graph.inputs:
-        name = input_name(node)
-        if name in _INPUTS:
-            w.values[node] = (_INPUTS[name][0],)
-        elif node in caches:
-            cache = caches[node]
-            shape = ("batch", cache.heads, w.max_len, cache.width)
-            w.parts.inputs.append(Tensor(w.parts.unique(cache.past), cache.dtype, shape))
-            w.values[node] = (cache.past,)
-    for name in ("logits", *(cache.present for cache in caches.values())):
-        w.parts.unique(name)
-
-
-def _boundary(
-    refused: Mapping[Node, Refusal], layers: Mapping[Node, str], taken: int
-) -> UnsupportedError:
-    """Where TensorRT's part of the model would end."""
+def told(refused: Mapping[Node, Refusal], layers: Mapping[Node, str]) -> tuple[str, ...]:
+    """What stays outside of TensorRT: each op once, where it is first, why, and how often."""
     kinds: dict[tuple[str, str], list[Node]] = {}
     for node, refusal in refused.items():
         kinds.setdefault((node.op, refusal.reason), []).append(node)
-    told = []
+    found = []
     for (op, reason), nodes in kinds.items():
         place = f" in {layers[nodes[0]]}" if nodes[0] in layers else ""
         others = f", and {len(nodes) - 1} like it" if len(nodes) > 1 else ""
-        told.append(f"{op}{place} ({reason}{others})")
+        found.append(f"{op}{place} ({reason}{others})")
+    return tuple(found)
+
+
+def _boundary(
+    graph: Graph, refused: Mapping[Node, Refusal], layers: Mapping[Node, str]
+) -> UnsupportedError:
+    """Where TensorRT's part of the model would end."""
     node = next(iter(refused))
+    calls = [n for n in graph.nodes if n.op not in ("input", "item") and not is_constant(n)]
     return UnsupportedError(
         f"op {node.op}: {', '.join(map(str, node.types))}",
         expected="ops that TensorRT has layers for",
-        found=f"{taken} such ops, and outside of TensorRT: {'; '.join(told)}",
-        remedy="Leave --emit out: an engine folder runs them all; or use --emit onnx.",
+        found=f"{len(calls) - len(refused)} such ops, and outside of TensorRT: "
+        f"{'; '.join(told(refused, layers))}",
+        remedy="Use --backend tensorrt in place of --emit, whose engine folder leaves those to "
+        "torch; or --emit onnx.",
     )

@@ -4,7 +4,7 @@ without one, or classic TensorRT, which builds for the GPU that is here.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -79,6 +79,43 @@ def find_flavor(names: Iterable[str] = (RTX, CLASSIC)) -> Flavor:
     if lacking:
         raise _missing(f"{name} {api.__version__}, which has no {lacking[0]}")
     return Flavor(name, api, _archs(name, api))
+
+
+def check_target(target: Target) -> None:
+    """UnsupportedError unless the TensorRT that is installed builds for a device."""
+    flavor = find_flavor()
+    if target.is_cpu:
+        raise UnsupportedError(
+            "backend 'tensorrt' for target cpu",
+            expected=f"a GPU of {_listed(flavor.archs)}, for which {flavor.name} builds here",
+            found="a CPU",
+            remedy="Name a GPU with target=, such as 'l4': none is needed to compile for it.",
+        )
+    flavor.check((target.arch,), ())
+
+
+def listener(api: Any, errors: list[str]) -> Any:
+    """A logger that adds what goes wrong to ``errors``; TensorRT's other lines are for its own
+    developers.
+    """
+
+    class Logger(api.ILogger):  # type: ignore[misc]
+        """Keeps errors."""
+
+        def __init__(self) -> None:
+            api.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            """Called by TensorRT."""
+            if severity in (api.ILogger.INTERNAL_ERROR, api.ILogger.ERROR):
+                errors.append(message)
+
+    return Logger()
+
+
+def first_error(errors: Sequence[str]) -> str | None:
+    """The first error, in one line that says all."""
+    return " ".join(errors[0].split())[:600] if errors else None
 
 
 def _archs(name: str, api: Any) -> tuple[int, ...]:

@@ -14,10 +14,10 @@ TensorRT's operators of that name; the operands of a layer have one rank, and br
     softmax             x; axis
     normalization       x, scale, bias over the last axis; eps
     matrix_multiply     a, b; transpose: of b's last two axes
-    shuffle             x; first (permutation), shape (0 keeps a size, -1 is what is left), second
+    shuffle             x; first (permutation), shape (0 keeps a size, -1 is what is left)
     slice               x; axis, start, stop, step
     concatenation       xs; axis
-    gather              x, indices; axis, batch_dims
+    gather              x, indices; axis
     kv_cache_update     cache [B, G, L, D], update [B, G, S, D], start i32[B]
     rotary_embedding    x [B, H, S, D], cos, sin [P, R / 2], positions [B, S]; interleaved, width R
     attention           q [B, H, S, D], k and v [B, G, L, D], mask bool [B, 1, S, L]; q is scaled

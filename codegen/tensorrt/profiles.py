@@ -9,7 +9,6 @@ from ...errors import UsageError
 from .network import Network, Tensor
 
 _USUAL_PROMPT = 512
-_MOST_ROWS = 16  # logits of a prompt's last token; of a few, where drafts are verified
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +52,9 @@ def decoder_profiles(max_batch_size: int, max_model_len: int) -> tuple[Profile, 
     prefill = {
         "batch": Range(1, 1, batch),
         "length": Range(1, usual, max_model_len),
-        "rows": Range(1, 1, min(_MOST_ROWS, max_model_len)),
+        "rows": Range(1, 1, batch * max_model_len),
     }
-    decode = {"batch": Range(1, batch, batch), "length": one, "rows": one}
+    decode = {"batch": Range(1, batch, batch), "length": one, "rows": Range(1, batch, batch)}
     return Profile("prefill", prefill), Profile("decode", decode)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...ir.graph import input_name
 from ...ir.node import Node
 from ..constants import is_constant
-from .writer import Converter, Refusal, Writer, leading
+from .writer import Converter, Refusal, Writer, leading, sizes_behind
 
 _MIXES = Refusal("it moves tokens")
 
@@ -51,17 +51,18 @@ def _concat(w: Writer, node: Node) -> str | Refusal:
 
 
 def _embedding(w: Writer, node: Node) -> str | Refusal:
-    """Rows of a table, or the rows of each sequence that logits are wanted of."""
+    """Rows of a table, or those of a batch that logits are wanted of."""
     table, ids = node.operands
     if is_constant(ids):
         return _MIXES
     if is_constant(table):
-        return w.add("gather", w.constant(table), w.value(ids), axis=0, batch_dims=0)
+        return w.add("gather", w.constant(table), w.value(ids), axis=0)
     picked = ids.op == "input" and input_name(ids) == "logits_indices"
     if not picked or leading(table) != ("batch", "length"):
         return _MIXES
     x = w.operand(table, table.type.rank + 1)
-    return w.add("gather", x, w.value(ids), axis=1, batch_dims=1)
+    flat = w.add("shuffle", x, shape=(1, -1, *sizes_behind(table)))
+    return w.add("gather", flat, w.add("shuffle", w.value(ids), shape=(-1,)), axis=1)
 
 
 def _index_select(w: Writer, node: Node) -> str | Refusal:

@@ -1,7 +1,7 @@
 """Writes a network's layers: values by IR node, constants, and the batch that tokens lie in.
 
 A token-major value of the IR, [T, …], is [batch, length, …] in the network: TensorRT then needs no
-arithmetic on sizes. Rows that logits are wanted of, [R, …], are [batch, rows, …].
+arithmetic on sizes. Rows that logits are wanted of, [R, …], are [1, rows, …].
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TYPES = frozenset(
     {DType.F32, DType.F16, DType.BF16, DType.F8E4M3, DType.I64, DType.I32, DType.I8, DType.BOOL}
 )
 """Element types that TensorRT computes in, or keeps."""
-_LEADING = {"T": ("batch", "length"), "R": ("batch", "rows")}
+_LEADING: dict[str, tuple[int | str, ...]] = {"T": ("batch", "length"), "R": (1, "rows")}
 
 
 class Writer:
@@ -85,11 +85,13 @@ class Writer:
             return Refusal(f"element type {min(map(str, odd))}")
         if any(leading(node, at) is None for at in range(len(node.types))):
             return Refusal(f"sizes {node.value_type}, not of tokens in axis 0")
+        if any(leading(o) is None for o in node.operands if not is_constant(o)):
+            return Refusal("an operand that is not of tokens in axis 0")
         return converter(self, node)
 
     def value(self, node: Node) -> str:
         """The name of a value that is no constant."""
-        if node.op == "item":
+        if node.op == "item" and node not in self.values:
             index = node.attr("index")
             assert isinstance(index, int)
             return self.values[node.operands[0]][index]
@@ -173,8 +175,8 @@ def is_narrow(dtype: DType) -> bool:
     return dtype in (DType.F16, DType.BF16)
 
 
-def leading(node: Node, index: int = 0) -> tuple[str, ...] | None:
-    """The symbols that a value's first axis becomes; none for a cache, None where the value is not
+def leading(node: Node, index: int = 0) -> tuple[int | str, ...] | None:
+    """The sizes that a value's first axis becomes; none for a cache, None where the value is not
     one of tokens with static sizes behind.
     """
     shape = node.types[index].shape
@@ -183,6 +185,13 @@ def leading(node: Node, index: int = 0) -> tuple[str, ...] | None:
         return ()
     known = name is not None and all(isinstance(size, int) for size in shape[1:])
     return _LEADING.get(name) if known and name is not None else None
+
+
+def sizes_behind(node: Node) -> tuple[int, ...]:
+    """The sizes of a value of tokens behind its first."""
+    sizes = node.type.shape[1:]
+    assert all(isinstance(size, int) for size in sizes), f"{node}: {sizes}"
+    return sizes  # type: ignore[return-value]
 
 
 def sizes_of(node: Node) -> tuple[int, ...]:

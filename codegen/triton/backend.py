@@ -37,6 +37,7 @@ class TritonBackend:
     fuses = True
     own_kernels = True
     reads_codes = True
+    reads_unseen = False
 
     def lower(
         self,

@@ -78,7 +78,8 @@ def compile_model(
         ),
     ] = None,
     strict: Annotated[
-        bool, typer.Option(help="Of --emit tensorrt: refuse attention without a fused kernel.")
+        bool,
+        typer.Option(help="Refuse what the backend leaves to torch, or attention by parts."),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -90,7 +91,7 @@ def compile_model(
     of_both: dict[str, Any] = {"quantize": quantize, "attention": attention, "verify": verify}
     of_both |= {"max_model_len": max_model_len, "random_weights": random_weights}
     of_both |= {"trust_remote_code": trust_remote_code, "dtype": dtype}
-    if emit is not None or flavor is not None or strict:
+    if emit is not None or flavor is not None:
         check_emission(emit, flavor, strict, output, {**of_engines, "weights": weights})
         if emit == "tensorrt":
             of_tensorrt = {"targets": target, "max_batch_size": max_batch_size, "strict": strict}
@@ -102,7 +103,7 @@ def compile_model(
 
     check_place(output)
     check_form(weights)
-    image = compile_in_memory(model, **of_engines, **of_both)
+    image = compile_in_memory(model, **of_engines, **of_both, strict=strict)
     with progress(f"save {output.name}") as advance:
         advance("writing weights", 0.0)
         save_engine(image, output, weights)

@@ -40,7 +40,7 @@ def check_emission(
     """Refuses what cannot be emitted, before any work.
 
     Args:
-        form: of ``--emit``, None where only one of its options was given.
+        form: of ``--emit``, None where only ``--flavor`` was given.
         flavor: of ``--flavor``, None where it was not given.
         strict: whether ``--strict`` was given.
         output: the folder to write.
@@ -49,17 +49,20 @@ def check_emission(
     Raises:
         UsageError: an unknown form, an option that the form has not, or a place with other files.
     """
-    for option, of, asked in (
-        ("--flavor", "onnx", flavor is not None),
-        ("--strict", "tensorrt", strict),
-    ):
-        if asked and form != of:
-            raise UsageError(
-                f"option {option}",
-                expected=f"--emit {of} beside it",
-                found=f"--emit {form}" if form else "no --emit",
-                remedy=f"Add --emit {of}, or leave {option} out.",
-            )
+    if flavor is not None and form != "onnx":
+        raise UsageError(
+            "option --flavor",
+            expected="--emit onnx beside it",
+            found=f"--emit {form}" if form else "no --emit",
+            remedy="Add --emit onnx, or leave --flavor out.",
+        )
+    if strict and form == "onnx":
+        raise UsageError(
+            "option --strict",
+            expected="an engine, or --emit tensorrt beside it",
+            found="--emit onnx, which refuses what has no form anyway",
+            remedy="Leave --strict out.",
+        )
     if form not in FORMS:
         raise UsageError(
             "option --emit",

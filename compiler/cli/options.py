@@ -32,7 +32,7 @@ ENGINE_HELP = (
 Model = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]
 EngineOrModel = Annotated[str, typer.Argument(help=ENGINE_HELP, show_default=False)]
 TargetOption = Annotated[str, typer.Option(help="Device: auto, or a name of `tilewright targets`.")]
-BackendOption = Annotated[str, typer.Option(help="auto, triton, onnxruntime or eager.")]
+BackendOption = Annotated[str, typer.Option(help="auto, triton, onnxruntime, tensorrt or eager.")]
 QuantizeOption = Annotated[
     str | None,
     typer.Option(
@@ -252,6 +252,7 @@ def compile_in_memory(
     tune: str = "cached",
     quantize: str | QuantConfig | None = None,
     attention: str | GQA | None = None,
+    strict: bool = False,
     keep: bool = False,
 ) -> EngineImage:
     """Compiles a model, with a progress bar.
@@ -283,6 +284,7 @@ def compile_in_memory(
         tune=tune,
         quantize=quantize,
         attention=attention,
+        strict=strict,
     )
     from ..engine_cache import cached_engine, engine_key, keep_engine
 

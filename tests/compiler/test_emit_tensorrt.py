@@ -69,7 +69,7 @@ def test_what_is_written(llama, tmp_path: Path, asked) -> None:
     assert str(asked["network"]) in (tmp_path / "e" / "network.txt").read_text()
     facts = json.loads((tmp_path / "e" / "generation.json").read_text())
     assert facts["profiles"][1] == {
-        "name": "decode", "batch": [1, 3, 3], "length": [1, 1, 1], "rows": [1, 1, 1],
+        "name": "decode", "batch": [1, 3, 3], "length": [1, 1, 1], "rows": [1, 3, 3],
     }  # fmt: skip
     assert facts["caches"][0]["shape"] == ["batch", 2, ROOM, 16]
     assert facts["caches"][0]["dtype"] == "bfloat16"

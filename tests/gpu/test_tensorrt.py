@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tensorrt_reference import evaluate
 from tensorrt_running import ROOM, lowered
 from tilewright.codegen.tensorrt.builder import build_engine
+from tilewright.codegen.tensorrt.evaluate import evaluate
 from tilewright.codegen.tensorrt.flavor import RTX, find_flavor
 from tilewright.codegen.tensorrt.profiles import decoder_profiles
 from tilewright.targets import Target
@@ -36,7 +36,7 @@ def test_prefill_and_decode_are_the_references(tmp_path: Path) -> None:
     for profile, (start, length) in enumerate(((0, 7), (7, 1))):
         ids = torch.arange(2 * length).view(2, length) * 3 % 160
         positions = torch.arange(start, start + length).expand(2, length).contiguous()
-        last = torch.full((2, 1), length - 1)
+        last = torch.tensor([length - 1, 2 * length - 1])
         feeds = {"input_ids": ids, "position_ids": positions, "logits_indices": last}
         wanted = evaluate(found.network, {**feeds, **caches})["logits"]
         context.set_optimization_profile_async(profile, stream.cuda_stream)

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tilewright as tw
-from tensorrt_reference import reads
 from tensorrt_running import (
     ROOM,
     Running,
@@ -16,6 +15,7 @@ from tensorrt_running import (
     graph_of,
     lowered,
     ragged_logits,
+    reads,
 )
 from tilewright.codegen.tensorrt.decoder import lower_decoder
 from tilewright.errors import UnsupportedError

@@ -82,7 +82,7 @@ def test_an_emitted_folder_is_replaced(folder: Path, emitted: Path) -> None:
         (["--emit", "tensorrt", "--flavor", "standard"], ["option --flavor", "--emit onnx"]),
         (["--emit", "tensorrt", "--backend", "triton"], ["option --backend", "Leave it out"]),
         (["--emit", "tensorrt", "--target", "h7"], ["one of", "h100"]),
-        (["--strict"], ["option --strict", "--emit tensorrt", "no --emit"]),
+        (["--emit", "onnx", "--strict"], ["option --strict", "Leave --strict out"]),
         (["--emit", "openvino"], ["onnx, tensorrt", "'openvino'"]),
         (["--emit", "onnx", "--flavor", "x"], ["standard, onnxruntime", "'x'"]),
         (["--flavor", "standard"], ["--emit onnx", "no --emit"]),
