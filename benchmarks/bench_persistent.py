@@ -30,7 +30,7 @@ from tilewright.codegen.persistent.source import compile_persistent, persistent_
 from tilewright.ir.parser import parse_graph
 from tilewright.runtime.engine import CausalLMEngine
 
-PAGE, STEPS, TIMED = 16, 24, 40
+PAGE, STEPS, TIMED, DEVICE = 16, 24, 40, "cuda"
 _LLAMA = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
@@ -82,13 +82,13 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256, help="tokens before the first step")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    with torch.inference_mode():
-        _run(options)
-
-
-def _run(options: argparse.Namespace) -> None:
-    rate = read_rate()
     engine = _engine(options.model, options.length)
+    with torch.inference_mode():  # the engine's caches are written to
+        _run(options, engine)
+
+
+def _run(options: argparse.Namespace, engine: CausalLMEngine) -> None:
+    rate = read_rate()
     image, runner = engine.image, engine.decode_runner
     assert image.decode is not None and runner is not None
     shape = read_decode(parse_graph(image.decode.graphs[-1][1]))
@@ -109,16 +109,17 @@ def _run(options: argparse.Namespace) -> None:
     lines = [_line("graph of kernels", seconds, floor, "")]
     print(f"{options.model}: reads {rate * 1e-12:.3f} TB/s, floor {floor * 1e6:.1f} µs", flush=True)
     tilings = [Tiling(**_fields(text)) for text in options.tiling or [""]]
-    texts = [persistent_source(shape, tiling) for tiling in tilings]
-    texts.append(persistent_source(shape, tilings[0], timed=True))
+    names = options.tiling or ["default"]
+    # The first one's times come second, lest they be cut off with the last ones.
+    kinds = [(0, False), (0, True), *((i, False) for i in range(1, len(tilings)))]
+    texts = [persistent_source(shape, tilings[index], timed) for index, timed in kinds]
     begun = time.perf_counter()
     binaries = compile_persistent(texts, 90)
     print(f"compiled in {time.perf_counter() - begun:.0f} s", flush=True)
-    for index, (source, binary) in enumerate(zip(texts, binaries, strict=True)):
-        timed = index == len(tilings)
-        tiling = tilings[0 if timed else index]
+    for (index, timed), source, binary in zip(kinds, texts, binaries, strict=True):
+        tiling = tilings[index]
         own = {name: tensor.clone() for name, tensor in caches.items()}
-        launch = on_device(source, binary, torch.device("cuda"))
+        launch = on_device(source, binary, torch.device(DEVICE))
         ours = PersistentDecode(shape, tiling, weights, own, inputs, launch, timed)
         said = _compare(ours, inputs, steps, options.length)
         if timed:
@@ -127,7 +128,7 @@ def _run(options: argparse.Namespace) -> None:
         seconds = _seconds(ours.run)
         ours.check()
         used = f"{binary.resources.registers} registers, {binary.resources.spills} B spilled"
-        name = options.tiling[index] if options.tiling else "default"
+        name = names[index]
         lines.append(_line(name, seconds, floor, f"{said}; {used}"))
         record = {"model": options.model, "tiling": name, "us": seconds * 1e6}
         report({**record, "floor_us": floor * 1e6, "checked": said}, lines[-1], options.output)
@@ -162,16 +163,16 @@ def _fields(text: str) -> dict[str, int]:
 def _inputs(length: int) -> Tensors:
     pages = (length + 2 * STEPS) // PAGE + 1
     return {
-        "token_ids": torch.full((1,), 17, device="cuda"),
-        "positions": torch.zeros(1, dtype=torch.int64, device="cuda"),
-        "seq_lens": torch.zeros(1, dtype=torch.int32, device="cuda"),
-        "slot_mapping": torch.zeros(1, dtype=torch.int64, device="cuda"),
-        "block_tables": torch.arange(1, pages + 1, dtype=torch.int32, device="cuda")[None],
-        "temperature": torch.zeros(1, device="cuda"),
-        "top_k": torch.zeros(1, dtype=torch.int32, device="cuda"),
-        "top_p": torch.ones(1, device="cuda"),
-        "min_p": torch.zeros(1, device="cuda"),
-        "uniform": torch.zeros(1, device="cuda"),
+        "token_ids": torch.full((1,), 17, device=DEVICE),
+        "positions": torch.zeros(1, dtype=torch.int64, device=DEVICE),
+        "seq_lens": torch.zeros(1, dtype=torch.int32, device=DEVICE),
+        "slot_mapping": torch.zeros(1, dtype=torch.int64, device=DEVICE),
+        "block_tables": torch.arange(1, pages + 1, dtype=torch.int32, device=DEVICE)[None],
+        "temperature": torch.zeros(1, device=DEVICE),
+        "top_k": torch.zeros(1, dtype=torch.int32, device=DEVICE),
+        "top_p": torch.ones(1, device=DEVICE),
+        "min_p": torch.zeros(1, device=DEVICE),
+        "uniform": torch.zeros(1, device=DEVICE),
     }
 
 
@@ -261,17 +262,16 @@ def _breakdown(ours: PersistentDecode, shape: Shape) -> str:
     times = ours.timeline.double().cpu() * 1e-3
     met, begun, done = (times[:, :, MARKS.index(name)] for name in MARKS)
     ends = done.max(0).values
-    lines = [
-        "call                                     n   whole   waits (least, mean)   works (mean, most)"
-    ]
+    lines = [f"{'call':<38} {'n':>4}   whole   waits (least, mean)   works (mean, most)"]
     for index, form in enumerate(shape.forms):
         at = [i for i, step in enumerate(shape.calls) if step.form == index and i > 1]
         if not at:
             continue
         whole = statistics.mean(float(ends[i] - ends[i - 1]) for i in at)
         wait, work = (begun - met)[:, at], (done - begun)[:, at]
+        least = float(wait.min(0).values.mean())
         lines.append(
-            f"{str(form)[:38]:<38} {len(at):4d} {whole:7.2f} {float(wait.min(0).values.mean()):9.2f}"
+            f"{str(form)[:38]:<38} {len(at):4d} {whole:7.2f} {least:9.2f}"
             f" {float(wait.mean()):7.2f} {float(work.mean()):12.2f}"
             f" {float(work.max(0).values.mean()):7.2f}"
         )

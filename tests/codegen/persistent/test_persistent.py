@@ -1,0 +1,157 @@
+"""One launch for all layers: what it computes, what stops it, who gets which tiles, and its end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from persistent_forms import Model, by_interpreter, step_inputs
+from tilewright.codegen.persistent.decode import PersistentDecode, in_interpreter
+from tilewright.codegen.persistent.generate import Tiling
+from tilewright.codegen.persistent.reading import Attention, Begin, Product, read_decode
+from tilewright.codegen.persistent.source import compile_persistent, persistent_source
+from tilewright.codegen.persistent.table import make_tables, num_items, num_tiles
+from tilewright.errors import KernelError, UnsupportedError, UsageError
+from tilewright.ir.parser import parse_graph
+
+MODEL = Model()
+GRAPH = MODEL.graph()
+SHAPE = read_decode(GRAPH)
+ALONE = Tiling(rows=4, num_warps=1, ahead=1, splits=4, block_n=16, programs=1)
+PAGES = [3, 1, 2, 5, 7, 9, 11, 4, 6, 8, 10, 12, 13, 14, 15, 0]
+
+
+def decoder(tensors: dict[str, torch.Tensor], inputs, limit: int = 10) -> PersistentDecode:
+    source = persistent_source(SHAPE, ALONE, device=False)
+    launch = in_interpreter(source)
+    return PersistentDecode(SHAPE, ALONE, tensors, tensors, inputs, launch, limit=limit)
+
+
+def put(ours: PersistentDecode, inputs: dict[str, torch.Tensor]) -> None:
+    for name, tensor in inputs.items():
+        ours.memory[name].copy_(tensor)
+
+
+def test_it_computes_what_the_graph_says() -> None:
+    tensors = MODEL.tensors(1, len(PAGES))
+    ours = decoder(tensors, step_inputs(PAGES, 1, 0, MODEL.page))
+    # The first token, one that fills a page, one behind it, and one that fills all splits.
+    for length, token in ((1, 3), (20, 5), (21, 7), (64, 2)):
+        inputs = step_inputs(PAGES, length, token, MODEL.page)
+        expected = by_interpreter(GRAPH, tensors, inputs)
+        put(ours, inputs)
+        ours.run()
+        ours.check()
+        logits = expected["logits"][0].float()
+        torch.testing.assert_close(ours.logits.float(), logits, rtol=0.05, atol=0.06)
+        assert ours.tokens == ours.logits.float().argmax()
+        for layer in range(MODEL.layers):
+            for name in (f"k_cache_{layer}", f"v_cache_{layer}"):
+                torch.testing.assert_close(tensors[name], expected[name], rtol=0.02, atol=0.04)
+
+
+def test_logits_that_are_not_finite_have_no_token() -> None:
+    tensors = MODEL.tensors(2, len(PAGES))
+    tensors["norm"][5] = torch.nan
+    ours = decoder(tensors, step_inputs(PAGES, 3, 1, MODEL.page))
+    ours.run()
+    assert ours.tokens == -1
+
+
+def test_a_wait_in_vain_ends_and_says_what_for() -> None:
+    tensors = MODEL.tensors(3, len(PAGES))
+    ours = decoder(tensors, step_inputs(PAGES, 3, 1, MODEL.page))
+    ours.memory["counters"][32 * 4] -= 1  # of the third call: someone never arrived
+    ours.run()
+    found = ours.diagnosis()
+    assert found is not None
+    assert (found.waits, found.call, found.program) == (1, 3, 0)
+    assert found.expected - found.found == 1
+    with pytest.raises(KernelError, match=r"call 3 of 12 .*Product of o_0.*expected 2 arrivals"):
+        ours.check()
+    ours.reset()
+    ours.run()
+    ours.check()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("causal=True, scale=0.25)", "causal=True, scale=0.25, window=8)", "paged_attention"),
+        ('layout="half"', 'layout="interleaved"', "append_kv"),
+        ('activation="silu"', 'activation="gelu"', "rms_norm . linear . gated"),
+        ("mul(reshape_0, b)", "add(reshape_0, b)", "add . cos . cast . sin . cast"),
+        ("add(a, linear_0)", "mul(a, linear_0)", "linear . mul"),
+    ],
+)
+def test_what_it_does_not_know_stops_it_by_name(old: str, new: str, named: str) -> None:
+    text = str(GRAPH)
+    assert old in text
+    names = {"mul(reshape_0, b)": ("mul_0", "add_0"), "add(a, linear_0)": ("add_0", "mul_0")}
+    before, after = names.get(old, ("", ""))
+    lines = text.replace(old, new)
+    if before:
+        lines = lines.replace(f" {before}: ", f" {after}: ")
+        for user in ("cos(", "sin(", '"out0": '):
+            lines = lines.replace(f"{user}{before}", f"{user}{after}")
+    with pytest.raises(UnsupportedError, match=f"one launch for all layers: {named}"):
+        read_decode(parse_graph(lines))
+
+
+def test_memory_that_is_missing_or_lies_elsewhere_is_refused() -> None:
+    tensors = MODEL.tensors(4, len(PAGES))
+    inputs = step_inputs(PAGES, 3, 1, MODEL.page)
+    missing = {name: tensor for name, tensor in tensors.items() if name != "qkv_1"}
+    with pytest.raises(UsageError, match="qkv_1"):
+        decoder(missing, inputs)
+    with pytest.raises(UsageError, match="down_0"):
+        decoder({**tensors, "down_0": tensors["down_0"].T.contiguous().T}, inputs)
+
+
+@given(
+    rows=st.sampled_from([2, 4, 8]),
+    num_warps=st.sampled_from([1, 2]),
+    programs=st.integers(1, 9),
+    ahead=st.integers(0, 3),
+)
+@settings(max_examples=12)
+def test_each_weight_is_read_once_by_whoever_has_its_tile(
+    rows: int, num_warps: int, programs: int, ahead: int
+) -> None:
+    tiling = Tiling(rows, num_warps, ahead, 4, 16, programs)
+    model = replace(MODEL, ffn=1040, vocab=100)  # chunks, and tiles, that do not come out even
+    shape = read_decode(model.graph())
+    names = {name for s in shape.calls for name in (s.weight, s.norm, s.x, s.out, *s.caches)}
+    where = {name: (index + 1) << 32 for index, name in enumerate(sorted(names | {"inv_freq"}))}
+    tables = make_tables(shape, tiling, where)
+    assert tables.items.shape == (programs, num_items(shape, tiling), 4)
+    at = [0] * programs
+    for step, row in zip(shape.calls, tables.calls.tolist(), strict=True):
+        form = shape.form(step)
+        assert row[:2] == [step.form, num_tiles(form, tiling)]
+        if not isinstance(form, Product):
+            assert isinstance(form, Attention | Begin)
+            continue
+        read = torch.zeros(form.n, form.k, dtype=torch.int64)
+        for program in range(programs):
+            for _ in range((program - row[2]) % programs, row[1], programs):
+                for _ in range(2 * -(-form.k // tiling.columns)):
+                    address, step_8, left, _ = tables.items[program, at[program]].tolist()
+                    at[program] += 1
+                    first, column = divmod((address - where[step.weight]) // 2, form.k)
+                    assert 8 * step_8 == form.k
+                    read[first : first + rows, column : column + left] += 1
+        assert read.min() == 1
+        assert (read > 1).sum() <= 2 * rows * form.k  # the last tile lies over the one before
+
+
+def test_it_compiles_for_a_gpu_without_spilling() -> None:
+    tiling = replace(ALONE, programs=132, num_warps=2)
+    source = persistent_source(SHAPE, tiling)
+    (binary,) = compile_persistent([source], 90)
+    assert binary.cooperative
+    assert binary.resources.spills == 0
