@@ -53,8 +53,8 @@ class Model:
         cache = f"bf16[N, {m.page}, {m.kv_heads}, {m.dim}]"
         caches = "".join(f", k_cache_{i}: {cache}, v_cache_{i}: {cache}" for i in range(m.layers))
         lines = [
-            f"def model(token_ids: i64[B], positions: i64[B], seq_lens: i32[B], slot_mapping: i64[B]"
-            f", block_tables: i32[B, M]{caches}, temperature: f32[B], top_k: i32[B]"
+            "def model(token_ids: i64[B], positions: i64[B], seq_lens: i32[B]"
+            f", slot_mapping: i64[B], block_tables: i32[B, M]{caches}, temperature: f32[B], top_k: i32[B]"
             ", top_p: f32[B], min_p: f32[B], uniform: f32[B]):"
         ]
         lines += _EMBED.format(v=m.vocab, d=m.width).splitlines()
@@ -66,7 +66,8 @@ class Model:
         lines += _GATED.format(n=2 * m.ffn, f=m.ffn, d=m.width).splitlines()
         body = [
             f'embed: bf16[{m.vocab}, {m.width}] = param("embed")',
-            f'h: bf16[B, {m.width}] = fused(embed, token_ids, body=embedding_1, kind="elementwise")',
+            f"h: bf16[B, {m.width}] = "
+            'fused(embed, token_ids, body=embedding_1, kind="elementwise")',
             'cast_1: f32[B] = fused(positions, body=cast_body, kind="elementwise")',
             f'inv_freq: f32[{m.dim // 2}] = param("inv_freq")',
             f"turn: (bf16[B, {m.dim // 2}], bf16[B, {m.dim // 2}],) = "

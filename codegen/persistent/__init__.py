@@ -22,9 +22,9 @@ grow: their targets are multiples of the number of the launch, which the last pr
 up, and wrap with them. Nothing is zeroed between launches, and a captured graph replays.
 
 **Watchdog.** All programs are resident (cooperative launch), so no wait is for one that cannot run.
-Should one be in vain all the same, it ends after a number of polls: the first to give up notes call,
-program, target and count, nobody of that program waits any more, all arrive where they should, and
-the launch ends in about a second, with numbers that `PersistentDecode.check` refuses.
+Should one be in vain all the same, it ends after a number of polls: the first to give up notes
+call, program, target and count, nobody of that program waits any more, all arrive where they
+should, and the launch ends in about a second, with numbers that `PersistentDecode.check` refuses.
 
 **Without a GPU** the text runs in Triton's interpreter as one program: it meets the calls in order,
 so that each wait is over at once, and there are neither prefetches nor times.

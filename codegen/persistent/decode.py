@@ -92,14 +92,15 @@ class PersistentDecode:
         self.memory = memory
         self.tokens, self.timeline = memory["tokens"], memory["timeline"]
         names = [name for name in PARAMETERS if name != "timeline" or timed]
-        self._arguments = [*(memory[name] for name in names), limit]
+        self._arguments: list[torch.Tensor | int] = [memory[name] for name in names]
+        self._arguments.append(limit)
 
     def run(self) -> None:
         """Queues a step."""
         self._launch(self._arguments)
 
     def diagnosis(self) -> Diagnosis | None:
-        """What the launches so far were given up for, None if they were not. Waits for the device."""
+        """What launches so far were given up for, None if none was. Waits for the device."""
         waits, *first = self.memory["diagnosis"][:5].tolist()
         return Diagnosis(waits, *first) if waits else None
 

@@ -198,11 +198,12 @@ class _Reading:
         weight, x = outer[problem.weight], outer[problem.x.source]
         eps, norm = 0.0, ""
         if problem.norm is not None:
-            eps, scale = problem.norm.attr("eps"), problem.norm.args[1]
+            scale = problem.norm.args[1]
             known = {"eps", "stepwise"} >= {name for name, _ in problem.norm.attrs}
-            _insist(known and scale is not None and outer[scale].op == "param", node)
+            if scale is None or not known or outer[scale].op != "param":
+                raise _stopped(node)
             _insist(outer[scale].dtype is DType.BF16, node)
-            norm = param_name(outer[scale])
+            eps, norm = float(problem.norm.attr("eps")), param_name(outer[scale])  # type: ignore[arg-type]
         _insist(weight.op == "param" and problem.x.offset == 0 and problem.k % 8 == 0, node)
         gated, stepwise, residual = _epilogue(problem, node)
         form = Product(
@@ -227,7 +228,8 @@ class _Reading:
         q, cos, sin, q_norm, k_norm = node.args[5:]
         plain = {name for name, _ in node.attrs} <= {"layout", "stepwise"} and q_norm is k_norm
         _insist(plain and q_norm is None and node.attr("layout") == "half", node)
-        _insist(q is not None and cos is not None and sin is not None, node)
+        if q is None or cos is None or sin is None:
+            raise _stopped(node)
         for index, item in enumerate((cos, sin)):
             _insist(item.op == "item" and item.attr("index") == index, node)
             _insist(item.operands[0] is self.rope, node)
@@ -331,8 +333,10 @@ def _epilogue(problem: Problem, node: Node) -> tuple[bool, bool, Node | None]:
         _insist(member.attr("activation") == "silu", node)
         return True, bool(member.attr("stepwise")), None
     _insist(member.op == "add" and problem.parts == 1, node)
-    (other,) = [arg for arg in member.operands if arg is not problem.linear] or [None]
-    _insist(other is not None and other.op == "input" and other.shape == member.shape, node)
+    others = [arg for arg in member.operands if arg is not problem.linear]
+    _insist(len(others) == 1 and others[0].op == "input", node)
+    (other,) = others
+    _insist(other.shape == member.shape, node)
     return False, False, other
 
 
