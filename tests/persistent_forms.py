@@ -54,7 +54,8 @@ class Model:
         caches = "".join(f", k_cache_{i}: {cache}, v_cache_{i}: {cache}" for i in range(m.layers))
         lines = [
             "def model(token_ids: i64[B], positions: i64[B], seq_lens: i32[B]"
-            f", slot_mapping: i64[B], block_tables: i32[B, M]{caches}, temperature: f32[B], top_k: i32[B]"
+            f", slot_mapping: i64[B], block_tables: i32[B, M]{caches}, temperature: f32[B]"
+            ", top_k: i32[B]"
             ", top_p: f32[B], min_p: f32[B], uniform: f32[B]):"
         ]
         lines += _EMBED.format(v=m.vocab, d=m.width).splitlines()

@@ -21,7 +21,7 @@ from tilewright.ir.parser import parse_graph
 MODEL = Model()
 GRAPH = MODEL.graph()
 SHORT = read_decode(replace(MODEL, layers=1).graph())
-ALONE = Tiling(rows=4, num_warps=1, ahead=1, splits=4, block_n=16, programs=1)
+ALONE = Tiling(rows=8, num_warps=1, ahead=1, splits=4, block_n=16, programs=1)
 PAGES = [3, 1, 2, 5, 7, 9, 11, 4, 6, 8, 10, 12, 13, 14, 15, 0]
 
 
