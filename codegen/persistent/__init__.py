@@ -29,5 +29,8 @@ should, and the launch ends in about a second, with numbers that `PersistentDeco
 **Without a GPU** the text runs in Triton's interpreter as one program: it meets the calls in order,
 so that each wait is over at once, and there are neither prefetches nor times.
 
+**Not chosen yet.** No engine runs it: `benchmarks/bench_persistent.py` compares it with an engine's
+decode graph, step by step, and times both. It serves one sequence, and greedy tokens.
+
 Sums are in float32 and rounded where the separate kernels round, in another order.
 """

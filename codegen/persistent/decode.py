@@ -119,7 +119,7 @@ class PersistentDecode:
             f"({type(self.shape.form(step)).__name__} of {step.weight or step.x})",
             expected=f"{found.expected} arrivals of the call before",
             found=f"{found.found} in program {found.program}; {found.waits} waits were given up",
-            remedy="Report it; without option the decode graph has a launch for each call.",
+            remedy="Report it, then call reset(); the decode graph has a launch for each call.",
         )
 
     def reset(self) -> None:
