@@ -18,6 +18,7 @@ from ...ir.ops.control import body_of
 from ..eager.backend import is_call
 from ..triton.kernels.linear_tiles import Problem
 from ..triton.layout import VIEWS, Layout, located
+from .rope import frequencies_of, is_cast_of_positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +171,8 @@ class _Reading:
             self._attention(node)
         elif node.op == "sample":
             self._sample(node)
-        elif ops == ("cast",) and node.operands[0].op == "input":
-            _insist(input_name(node.operands[0]) == "positions", node)
-        else:
-            self._rope(node, ops)
+        elif not is_cast_of_positions(node):
+            self._rope(node)
 
     def shape(self) -> Shape:
         first = self.calls[0] if self.calls else None
@@ -274,12 +273,11 @@ class _Reading:
             start += count * dim
         return base
 
-    def _rope(self, node: Node, ops: tuple[str, ...]) -> None:
-        _insist(ops == ("reshape", "mul", "cos", "cast", "sin", "cast"), node)
-        positions, frequencies = node.operands
-        _insist(self.rope is None and _ops(positions) == ("cast",), node)
-        _insist(frequencies.op == "param" and frequencies.dtype is DType.F32, node)
-        _insist(all(type_.dtype is DType.BF16 for type_ in node.types), node)
+    def _rope(self, node: Node) -> None:
+        frequencies = frequencies_of(node)
+        if frequencies is None:
+            raise _stopped(node)
+        _insist(self.rope is None, node)
         self.rope, self.inv_freq = node, param_name(frequencies)
 
     def _sample(self, node: Node) -> None:

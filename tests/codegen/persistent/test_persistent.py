@@ -83,6 +83,8 @@ def test_a_wait_in_vain_ends_and_says_what_for() -> None:
         ('layout="half"', 'layout="interleaved"', "append_kv"),
         ('activation="silu"', 'activation="gelu"', "rms_norm . linear . gated"),
         ("mul(reshape_0, b)", "add(reshape_0, b)", "add . cos . cast . sin . cast"),
+        ("sin(mul_0)", "cos(mul_0)", "mul . cos . cast"),
+        ("fused(positions,", "fused(slot_mapping,", "cast"),
         ("add(a, linear_0)", "mul(a, linear_0)", "linear . mul"),
     ],
 )
@@ -98,6 +100,32 @@ def test_what_it_does_not_know_stops_it_by_name(old: str, new: str, named: str) 
             lines = lines.replace(f"{user}{before}", f"{user}{after}")
     with pytest.raises(UnsupportedError, match=f"one launch for all layers: {named}"):
         read_decode(parse_graph(lines))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        # transformers before 5.20 multiplies frequencies with positions
+        (
+            ("x: f32[B], b: f32[8]", "b: f32[8], x: f32[B]"),
+            ("mul(reshape_0, b)", "mul(b, reshape_0)"),
+            ("fused(fused_2, inv_freq, body=rope", "fused(inv_freq, fused_2, body=rope"),
+        ),
+        # casts within the group
+        (
+            ("x: f32[B], b: f32[8]", "y: i64[B], b: f32[8]"),
+            ("    reshape_0: f32", "    x: f32[B] = cast(y, dtype=f32)\n        reshape_0: f32"),
+            ("fused(fused_2, inv_freq, body=rope", "fused(positions, inv_freq, body=rope"),
+        ),
+    ],
+)
+def test_rope_is_read_however_it_is_spelled(changes: tuple[tuple[str, str], ...]) -> None:
+    text = str(GRAPH)
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    assert text != str(GRAPH)
+    assert read_decode(parse_graph(text)) == read_decode(GRAPH)
 
 
 def test_memory_that_is_missing_or_lies_elsewhere_is_refused() -> None:
