@@ -31,10 +31,10 @@ from ..runtime.structure import flatten
 from ..targets import Target
 from .capture import DynamicShapes, Examples, capture_module
 from .capture_types import Captured
-from .changes import changed_graphs, costs_of, make_changes
+from .changes import changed_graphs, costs_of, lowered_graphs, make_changes
 from .compile_checks import Checks
 from .compile_report import make_report
-from .graphs import CacheKind, LoweredGraphs, Passed, lower_graphs
+from .graphs import CacheKind, LoweredGraphs, Passed
 from .hf_model import capture_causal_lm, meta_causal_lm
 from .lowering import lower, output_structure
 from .lowering.symbols import Sizes
@@ -93,6 +93,7 @@ def compile(
     deterministic: bool = False,
     memory_fraction: float = 0.9,
     tune: str | TuneConfig = "cached",
+    decode: str = "kernels",
     progress: Progress | None = None,
 ) -> Engine:
     """Compiles a model into an engine.
@@ -126,6 +127,9 @@ def compile(
             max_batch_size sequences of full length, or for what fits.
         tune: "cached" uses what is known of kernels, "none" does not; "quick", "full" or a
             TuneConfig (trials a problem, seconds in all) measure first what is not known, here.
+        decode: how a decode step runs on Triton: "kernels", a graph of one kernel a call, or
+            "persistent", experimental: where a step has one sequence, one launch for all layers
+            (dense decoders in bfloat16), and kernels for more.
         progress: called as phases begin.
 
     Returns:
@@ -152,6 +156,7 @@ def compile(
         deterministic=deterministic,
         memory_fraction=memory_fraction,
         tune=tune,
+        decode=decode,
     )
     return _started(model, Inputs(example_inputs, dynamic_shapes), options, Phases(progress))
 
@@ -314,15 +319,7 @@ def _finish(
     lowered = phases.run(
         "codegen",
         0.75,
-        lambda: lower_graphs(
-            passed,
-            backend,
-            options.target,
-            limit,
-            options.deterministic,
-            options.max_batch_size,
-            options.records,
-        ),
+        lambda: lowered_graphs(passed, backend, options, limit),
     )
     phases.run("check", 0.85, lambda: checks.of_programs(passed, lowered, samples))
     quality, fewer = phases.run(

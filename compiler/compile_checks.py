@@ -17,8 +17,8 @@ from ..passes.heads import HeadPlan
 from ..passes.quantize import Recipe
 from ..runtime.runner import ProgramRunner
 from ..targets import Target
-from .changes import changed_graphs
-from .graphs import LoweredGraphs, Passed, lower_graphs
+from .changes import changed_graphs, lowered_graphs
+from .graphs import LoweredGraphs, Passed
 from .hf_model import capture_causal_lm
 from .lowering import lower
 from .options import CompileOptions
@@ -84,16 +84,7 @@ class Checks:
             )
 
         passed = passed_at("structure")
-        most = self.options.max_batch_size
-        lowered = lower_graphs(
-            passed,
-            self.backend,
-            self.options.target,
-            self.limit,
-            self.options.deterministic,
-            most,
-            self.options.records,
-        )
+        lowered = lowered_graphs(passed, self.backend, self.options, self.limit)
         # Maps of heads are in memory: no key stands for them.
         key = None if self.heads else check_key(passed.graphs, lowered, cut.weights)
         error = remembered(key)

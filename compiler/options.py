@@ -23,6 +23,7 @@ from ..targets import Target
 
 VERIFY_LEVELS = ("off", "structure", "sample", "full")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DECODE_FORMS = ("kernels", "persistent")
 CACHE_KINDS = ("auto", "paged", "static")
 CACHE_CODES = {"auto": None, "fp8": DType.F8E4M3, "int8": DType.I8}
 DEFAULT_CONTEXT = 8192
@@ -105,6 +106,7 @@ class CompileOptions:
         prefix_caching: whether pages of prompts outlive their requests.
         swap_space: GiB of the host's memory for cached pages that make room.
         window: what a sequence keeps; None for all of it.
+        decode: how a decode step runs: "kernels", or "persistent" for one launch.
     """
 
     target: Target
@@ -128,6 +130,7 @@ class CompileOptions:
     prefix_caching: bool = True
     swap_space: float = 0.0
     window: Window | None = None
+    decode: str = "kernels"
 
     @property
     def records(self) -> Store | None:
@@ -153,6 +156,7 @@ def resolve_options(
     tune: str | TuneConfig = "cached",
     quantize: str | QuantConfig | None = None,
     attention: str | GQA | None = None,
+    decode: str = "kernels",
 ) -> CompileOptions:
     """Checks the options that a user gave, and fills in what "auto" means here.
 
@@ -180,6 +184,8 @@ def resolve_options(
             found=f"{name}, whose libraries choose another order of sums for other batches",
             remedy="Use backend='triton', or leave deterministic out.",
         )
+    if decode not in DECODE_FORMS:
+        raise wrong_option("decode", decode, DECODE_FORMS)
     config = _cache_config(kv_cache)
     return CompileOptions(
         device,
@@ -204,6 +210,7 @@ def resolve_options(
         config is None or config.prefix_caching,
         0.0 if config is None else float(config.swap_space),
         None if config is None else _window(config, name, deterministic),
+        decode,
     )
 
 

@@ -144,20 +144,21 @@ def by_interpreter(
     graph: Graph, tensors: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Outputs of a step by the ops' references; ``tensors`` are left as they are."""
-    greedy = {
-        "temperature": torch.zeros(1),
-        "top_k": torch.zeros(1, dtype=torch.int32),
-        "top_p": torch.ones(1),
-        "min_p": torch.zeros(1),
-        "uniform": torch.zeros(1),
-    }
     own = {name: tensor.clone() for name, tensor in tensors.items()}
-    given = {**own, **inputs, **greedy}
+    given = {**own, **inputs, **GREEDY}
     weights = {param_name(node): own[param_name(node)] for node in graph.params}
     found = interpret(graph, [given[input_name(node)] for node in graph.inputs], weights)
     return dict(zip(graph.output_names, found, strict=True))
 
 
+GREEDY = {
+    "temperature": torch.zeros(1),
+    "top_k": torch.zeros(1, dtype=torch.int32),
+    "top_p": torch.ones(1),
+    "min_p": torch.zeros(1),
+    "uniform": torch.zeros(1),
+}
+"""What the sampling of one sequence is told."""
 _EMBED = """def embedding_1(weight: bf16[{v}, {d}], ids: i64[B]):
     embedding_0: bf16[B, {d}] = embedding(weight, ids)
     return {{"out0": embedding_0}}"""
@@ -188,4 +189,4 @@ _GATED = """def gated_body(x: bf16[B, {d}], weight: bf16[{d}], weight_1: bf16[{n
     gated_0: bf16[B, {f}] = gated(slice_0, slice_1, activation="silu", stepwise=True)
     return {{"out0": gated_0}}"""
 
-__all__ = ["Model", "by_interpreter", "replace", "step_inputs"]
+__all__ = ["GREEDY", "Model", "by_interpreter", "replace", "step_inputs"]

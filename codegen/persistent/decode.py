@@ -12,7 +12,7 @@ from ..triton.package import Binary
 from ..triton.source import KernelSource
 from .generate import PARAMETERS, Tiling
 from .reading import Attention, Shape
-from .table import make_tables
+from .table import make_calls, make_items
 
 LIMIT = 1 << 20
 """Polls of a wait until the launch is given up: about a second on an H100."""
@@ -47,18 +47,19 @@ class PersistentDecode:
 
     Args:
         shape, tiling: what was compiled.
-        weights: by name, contiguous and 16-byte aligned, on the device; likewise ``caches``
-            [N, P, G, D] and ``inputs`` (`INPUTS`), whose memory is the same in every step.
+        weights: by name, contiguous and 16-byte aligned, on the device.
         launch: launches the kernel over its arguments (`on_device`, `in_interpreter`).
+        device: where all of it lies.
         timed: whether the kernel notes times.
+        limit: polls of a wait until a launch is given up.
 
     Attributes:
-        logits: bf16[V] of the last step.
+        logits: bf16[1, V] of the last step; NaN after a launch that was given up.
         tokens: i64[1], its likeliest token, -1 where logits are not finite.
         timeline: i64[programs, calls, 3] in ns (`MARKS`) of the last step; empty without times.
 
     Raises:
-        UsageError: a weight, cache or input that is missing or lies elsewhere.
+        UsageError: a weight that is missing or lies elsewhere.
     """
 
     def __init__(
@@ -66,38 +67,64 @@ class PersistentDecode:
         shape: Shape,
         tiling: Tiling,
         weights: Mapping[str, torch.Tensor],
-        caches: Mapping[str, torch.Tensor],
-        inputs: Mapping[str, torch.Tensor],
         launch: Launcher,
+        device: torch.device,
         timed: bool = False,
         limit: int = LIMIT,
     ) -> None:
-        self.shape, self.tiling, self._launch = shape, tiling, launch
-        device = inputs["token_ids"].device
-        given = {**weights, **caches}
+        self.shape, self.tiling, self.limit = shape, tiling, limit
+        self.device, self._launch = device, launch
         results = {
             name: torch.zeros(size, dtype=torch.bfloat16, device=device)
             for name, size in shape.results.items()
         }
-        self._kept = (given, results)  # the tables hold their addresses
-        self.logits = results[shape.calls[-1].out]
-        for name in _names(shape):
-            _check(name, given.get(name))
-        where = {name: tensor.data_ptr() for name, tensor in {**given, **results}.items()}
-        tables = make_tables(shape, tiling, where)
-        memory = {**_memory(shape, tiling, timed), **{name: inputs[name] for name in INPUTS}}
-        memory = {name: tensor.to(device) for name, tensor in memory.items()}
-        memory |= {"calls": tables.calls.to(device), "items": tables.items.to(device)}
-        memory |= {"inv_freq": weights[shape.inv_freq]}
+        self._kept = (dict(weights), results)  # the tables hold their addresses
+        self.logits = results[shape.calls[-1].out][None]
+        for name in weight_names(shape):
+            _check(name, weights.get(name))
+        self._where = {name: tensor.data_ptr() for name, tensor in {**weights, **results}.items()}
+        memory = {n: t.to(device) for n, t in _memory(shape, tiling, timed).items()}
+        memory["items"] = make_items(shape, tiling, self._where).to(device)
+        memory["inv_freq"] = weights[shape.inv_freq]
         self.memory = memory
         self.tokens, self.timeline = memory["tokens"], memory["timeline"]
-        names = [name for name in PARAMETERS if name != "timeline" or timed]
-        self._arguments: list[torch.Tensor | int] = [memory[name] for name in names]
-        self._arguments.append(limit)
+        self._names = [name for name in PARAMETERS if name != "timeline" or timed]
+        self._calls: dict[tuple[int, ...], torch.Tensor] = {}  # by the caches' addresses
 
-    def run(self) -> None:
-        """Queues a step."""
-        self._launch(self._arguments)
+    def run(self, inputs: Mapping[str, torch.Tensor], caches: Mapping[str, torch.Tensor]) -> None:
+        """Queues a step.
+
+        Args:
+            inputs: `INPUTS` by name, of one sequence, on the device.
+            caches: bf16[N, P, G, D] by name; keys and values are written there.
+
+        Raises:
+            UsageError: a cache that is missing or not dense.
+            KernelError: caches at addresses that are new, while a CUDA graph is captured: their
+                table has to be copied to the device before.
+        """
+        given = {**self.memory, **inputs, "calls": self._table(caches)}
+        self._launch([*(given[name] for name in self._names), self.limit])
+
+    def _table(self, caches: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        names = [name for step in self.shape.calls for name in step.caches if name]
+        for name in names:
+            _check(name, caches.get(name))
+        key = tuple(caches[name].data_ptr() for name in names)
+        found = self._calls.get(key)
+        if found is not None:
+            return found
+        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise KernelError(
+                "a step of one launch in a CUDA graph",
+                expected="caches that a step has run with before the capture",
+                found="others",
+                remedy="Run a step with these caches first.",
+            )
+        where = {**self._where, **dict(zip(names, key, strict=True))}
+        found = make_calls(self.shape, self.tiling, where).to(self.device)
+        self._calls[key] = found
+        return found
 
     def diagnosis(self) -> Diagnosis | None:
         """What launches so far were given up for, None if none was. Waits for the device."""
@@ -188,11 +215,10 @@ def _memory(shape: Shape, tiling: Tiling, timed: bool) -> dict[str, torch.Tensor
 _EMPTY = torch.zeros(0, dtype=torch.int64)
 
 
-def _names(shape: Shape) -> set[str]:
-    names = {shape.inv_freq}
-    for step in shape.calls:
-        names |= {step.weight, step.norm, *step.caches}
-    return names - {""}
+def weight_names(shape: Shape) -> list[str]:
+    """The weights that a model's kernel reads, each once, in order."""
+    names = [shape.inv_freq, *(n for step in shape.calls for n in (step.weight, step.norm))]
+    return [name for name in dict.fromkeys(names) if name]
 
 
 def _check(name: str, tensor: torch.Tensor | None) -> None:

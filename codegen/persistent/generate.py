@@ -17,7 +17,18 @@ FIELDS = 16
 
 _FUNCTIONS = (
     *("_entry", "_chunk", "_ask", "_times", "_both", "_x", "_bf16", "_rounded", "_time", "_wait"),
-    *("_arrive", "_begin", "_step", "_turned", "_attend", "_merge", "_better", "_most", "_choose"),
+    *(
+        "_arrive",
+        "_begin",
+        "_step",
+        "_turned",
+        "_attend",
+        "_merge",
+        "_better",
+        "_most",
+        "_choose",
+        "_spoil",
+    ),
 )
 PARAMETERS = {
     "calls": "i64",
@@ -82,7 +93,7 @@ def kernel_text(shape: Shape, tiling: Tiling, timed: bool = False) -> str:
         else:
             lines = _begin_lines(shape)
         branches += [f"            {line}" for line in lines]
-    body = "\n".join((_head(shape, tiling, timed), *branches, _TAIL))
+    body = "\n".join((_head(shape, tiling, timed), *branches, _TAIL.format(FIELDS=FIELDS)))
     if not timed:
         body = "".join(line for line in body.splitlines(True) if "_time(" not in line)
     return "".join((HEADER, jit_text(kernel, _FUNCTIONS), body))
@@ -145,6 +156,7 @@ _TAIL = """        _time(timeline, call, 2, CALLS, DEVICE)
     done = tl.atomic_add(counters + 1, 1, sem="acq_rel", scope="gpu")
     if done + 1 == (generation + 1) * G:
         _choose(bests, indices, tokens, G, G_BLOCK)
+        _spoil(diagnosis, _bf16(tl.load(calls + (CALLS - 1) * {FIELDS} + 7)))
         tl.store(counters, generation + 1)
 """
 

@@ -315,3 +315,10 @@ def _choose(bests, indices, tokens, PROGRAMS: tl.constexpr, BLOCK: tl.constexpr)
     top, first = _most(best, index)
     finite = tl.abs(top) < float("inf")
     tl.store(tokens, tl.where(finite, first, -1).to(tl.int64))
+
+
+@triton.jit
+def _spoil(diagnosis, logits):
+    """Makes a logit NaN where a launch was given up, lest numbers that are not right be used."""
+    given_up = tl.load(diagnosis, volatile=True) != 0
+    tl.store(logits, float("nan"), mask=given_up)

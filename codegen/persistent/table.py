@@ -6,8 +6,7 @@ that had one more tile of one call have one less of the next.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -18,39 +17,41 @@ _CELLS = 4  # of an entry of the stream
 _BYTES = 2  # of an element
 
 
-@dataclass(frozen=True, slots=True)
-class Tables:
-    """What the kernel is given.
-
-    Attributes:
-        calls: i64 [calls, 16], a row each (generate.py).
-        items: i64 [programs, entries, 4], a program's weights in order (kernel.py).
+def make_calls(shape: Shape, tiling: Tiling, addresses: Mapping[str, int]) -> torch.Tensor:
+    """i64 [calls, 16]: a row a call (generate.py), of a model whose memory lies at ``addresses``,
+    by the names of its steps.
     """
-
-    calls: torch.Tensor
-    items: torch.Tensor
-
-
-def make_tables(shape: Shape, tiling: Tiling, addresses: Mapping[str, int]) -> Tables:
-    """The tables of a model whose memory lies at ``addresses``, by the names of its steps."""
     where = {"": 0, "token_ids": 0, **addresses}
-    programs = tiling.programs
     calls = torch.zeros(len(shape.calls), FIELDS, dtype=torch.int64)
-    streams: list[tuple[torch.Tensor, torch.Tensor]] = []
-    shift = arrivals = 0
-    for row, step in zip(calls, shape.calls, strict=True):
+    arrivals = 0
+    for row, step, (tiles, shift) in zip(calls, shape.calls, _shares(shape, tiling), strict=True):
         form = shape.form(step)
-        tiles = num_tiles(form, tiling)
         row[:4] = torch.tensor([step.form, tiles, shift, arrivals])
-        weight = step.weight if isinstance(form, Begin) else step.x
-        names = (weight, step.norm, step.residual, step.out, *step.caches)
+        first = step.weight if isinstance(form, Begin) else step.x
+        names = (first, step.norm, step.residual, step.out, *step.caches)
         row[4:10] = torch.tensor([where[name] for name in names])
+        arrivals = form.kv_heads if isinstance(form, Attention) else min(tiles, tiling.programs)
+    return calls
+
+
+def make_items(shape: Shape, tiling: Tiling, addresses: Mapping[str, int]) -> torch.Tensor:
+    """i64 [programs, entries, 4]: each program's weights in order (kernel.py)."""
+    streams = []
+    for step, (tiles, shift) in zip(shape.calls, _shares(shape, tiling), strict=True):
+        form = shape.form(step)
         if isinstance(form, Product):
-            owner = (torch.arange(tiles) + shift) % programs
-            streams.append((owner, _entries(form, tiling, where[step.weight])))
-        arrivals = form.kv_heads if isinstance(form, Attention) else min(tiles, programs)
-        shift = (shift + tiles) % programs
-    return Tables(calls, _items(streams, programs, _ahead(tiling)))
+            owner = (torch.arange(tiles) + shift) % tiling.programs
+            streams.append((owner, _entries(form, tiling, addresses[step.weight])))
+    return _items(streams, tiling.programs, _ahead(tiling))
+
+
+def _shares(shape: Shape, tiling: Tiling) -> Iterator[tuple[int, int]]:
+    """Of each call its tiles, and the program that takes the first of them."""
+    shift = 0
+    for step in shape.calls:
+        tiles = num_tiles(shape.form(step), tiling)
+        yield tiles, shift
+        shift = (shift + tiles) % tiling.programs
 
 
 def num_tiles(form: Begin | Product | Attention, tiling: Tiling) -> int:
@@ -65,14 +66,11 @@ def num_tiles(form: Begin | Product | Attention, tiling: Tiling) -> int:
 def num_items(shape: Shape, tiling: Tiling) -> int:
     """Entries of a program's stream, those behind its end included."""
     count = torch.zeros(tiling.programs, dtype=torch.int64)
-    shift = 0
-    for step in shape.calls:
+    for step, (tiles, shift) in zip(shape.calls, _shares(shape, tiling), strict=True):
         form = shape.form(step)
-        tiles = num_tiles(form, tiling)
         if isinstance(form, Product):
             owner = (torch.arange(tiles) + shift) % tiling.programs
             count += torch.bincount(owner, minlength=tiling.programs) * _chunks(form, tiling)
-        shift = (shift + tiles) % tiling.programs
     return int(count.max()) + _ahead(tiling)
 
 

@@ -14,7 +14,7 @@ from tilewright.codegen.persistent.decode import PersistentDecode, in_interprete
 from tilewright.codegen.persistent.generate import Tiling
 from tilewright.codegen.persistent.reading import Attention, Begin, Product, Shape, read_decode
 from tilewright.codegen.persistent.source import compile_persistent, persistent_source
-from tilewright.codegen.persistent.table import make_tables, num_items, num_tiles
+from tilewright.codegen.persistent.table import make_calls, make_items, num_items, num_tiles
 from tilewright.errors import KernelError, UnsupportedError, UsageError
 from tilewright.ir.parser import parse_graph
 
@@ -23,28 +23,23 @@ GRAPH = MODEL.graph()
 SHORT = read_decode(replace(MODEL, layers=1).graph())
 ALONE = Tiling(rows=8, num_warps=1, ahead=1, splits=4, block_n=16, programs=1)
 PAGES = [3, 1, 2, 5, 7, 9, 11, 4, 6, 8, 10, 12, 13, 14, 15, 0]
+STEP = step_inputs(PAGES, 3, 1, MODEL.page)
 
 
-def decoder(tensors: dict[str, torch.Tensor], inputs, shape: Shape = SHORT) -> PersistentDecode:
+def decoder(tensors: dict[str, torch.Tensor], shape: Shape = SHORT) -> PersistentDecode:
     launch = in_interpreter(persistent_source(shape, ALONE, device=False))
-    return PersistentDecode(shape, ALONE, tensors, tensors, inputs, launch, limit=10)
-
-
-def put(ours: PersistentDecode, inputs: dict[str, torch.Tensor]) -> None:
-    for name, tensor in inputs.items():
-        ours.memory[name].copy_(tensor)
+    return PersistentDecode(shape, ALONE, tensors, launch, torch.device("cpu"), limit=10)
 
 
 def test_it_computes_what_the_graph_says() -> None:
     tensors = MODEL.tensors(1, len(PAGES))
-    ours = decoder(tensors, step_inputs(PAGES, 1, 0, MODEL.page), read_decode(GRAPH))
+    ours = decoder(tensors, read_decode(GRAPH))
     for length, token in ((1, 3), (21, 7), (64, 2)):  # alone, one behind a page, all splits full
         inputs = step_inputs(PAGES, length, token, MODEL.page)
         expected = by_interpreter(GRAPH, tensors, inputs)
-        put(ours, inputs)
-        ours.run()
+        ours.run(inputs, tensors)
         ours.check()
-        logits = expected["logits"][0].float()
+        logits = expected["logits"].float()
         torch.testing.assert_close(ours.logits.float(), logits, rtol=0.05, atol=0.06)
         assert ours.tokens == ours.logits.float().argmax()
         for layer in range(MODEL.layers):
@@ -55,24 +50,25 @@ def test_it_computes_what_the_graph_says() -> None:
 def test_logits_that_are_not_finite_have_no_token() -> None:
     tensors = MODEL.tensors(2, len(PAGES))
     tensors["norm"][5] = torch.nan
-    ours = decoder(tensors, step_inputs(PAGES, 3, 1, MODEL.page))
-    ours.run()
+    ours = decoder(tensors)
+    ours.run(STEP, tensors)
     assert ours.tokens == -1
 
 
 def test_a_wait_in_vain_ends_and_says_what_for() -> None:
     tensors = MODEL.tensors(3, len(PAGES))
-    ours = decoder(tensors, step_inputs(PAGES, 3, 1, MODEL.page))
+    ours = decoder(tensors)
     ours.memory["counters"][32 * 4] -= 1  # of the third call: someone never arrived
-    ours.run()
+    ours.run(STEP, tensors)
     found = ours.diagnosis()
     assert found is not None
     assert (found.waits, found.call, found.program) == (1, 3, 0)
     assert found.expected - found.found == 1
+    assert ours.logits.isnan().any()
     with pytest.raises(KernelError, match=r"call 3 of 7 .*Product of o_0.*expected 2 arrivals"):
         ours.check()
     ours.reset()
-    ours.run()
+    ours.run(STEP, tensors)
     ours.check()
 
 
@@ -130,12 +126,11 @@ def test_rope_is_read_however_it_is_spelled(changes: tuple[tuple[str, str], ...]
 
 def test_memory_that_is_missing_or_lies_elsewhere_is_refused() -> None:
     tensors = MODEL.tensors(4, len(PAGES))
-    inputs = step_inputs(PAGES, 3, 1, MODEL.page)
     missing = {name: tensor for name, tensor in tensors.items() if name != "qkv_0"}
     with pytest.raises(UsageError, match="qkv_0"):
-        decoder(missing, inputs)
+        decoder(missing)
     with pytest.raises(UsageError, match="down_0"):
-        decoder({**tensors, "down_0": tensors["down_0"].T.contiguous().T}, inputs)
+        decoder({**tensors, "down_0": tensors["down_0"].T.contiguous().T})
 
 
 @given(
@@ -153,10 +148,10 @@ def test_each_weight_is_read_once_by_whoever_has_its_tile(
     shape = read_decode(model.graph())
     names = {name for s in shape.calls for name in (s.weight, s.norm, s.x, s.out, *s.caches)}
     where = {name: (index + 1) << 32 for index, name in enumerate(sorted(names | {"inv_freq"}))}
-    tables = make_tables(shape, tiling, where)
-    assert tables.items.shape == (programs, num_items(shape, tiling), 4)
+    calls, items = make_calls(shape, tiling, where), make_items(shape, tiling, where)
+    assert items.shape == (programs, num_items(shape, tiling), 4)
     at = [0] * programs
-    for step, row in zip(shape.calls, tables.calls.tolist(), strict=True):
+    for step, row in zip(shape.calls, calls.tolist(), strict=True):
         form = shape.form(step)
         assert row[:2] == [step.form, num_tiles(form, tiling)]
         if not isinstance(form, Product):
@@ -166,7 +161,7 @@ def test_each_weight_is_read_once_by_whoever_has_its_tile(
         for program in range(programs):
             for _ in range((program - row[2]) % programs, row[1], programs):
                 for _ in range(2 * -(-form.k // tiling.columns)):
-                    address, step_8, left, _ = tables.items[program, at[program]].tolist()
+                    address, step_8, left, _ = items[program, at[program]].tolist()
                     at[program] += 1
                     first, column = divmod((address - where[step.weight]) // 2, form.k)
                     assert 8 * step_8 == form.k
