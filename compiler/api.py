@@ -110,26 +110,22 @@ def compile(
         kv_cache: "auto", "paged", "static", or a KVCacheConfig, which may keep 8 bits; None
             compiles a causal LM as a plain module. A plain nn.Module becomes a causal LM too if its
             only example input is token ids i64[1, S], dynamic_shapes is None, and it gives logits
-            [1, S, V] over their vocabulary, tokens mixing in causal attention only. Where "auto"
-            finds otherwise the report's notes say why; for a form that was named it is an error.
+            [1, S, V], tokens mixing in causal attention only; else "auto" notes why not.
         dtype: "auto" (a module's own, float32 for files), "float32", "bfloat16" or "float16".
-        max_model_len: longest sequence in tokens, prompt and completion together; by default the
-            model's own limit, at most 8192.
+        max_model_len: longest sequence in tokens; by default the model's own limit, at most 8192.
         max_batch_size: most sequences at once, by default 8.
         dynamic_shapes: of a plain module's inputs, as torch.export takes it.
         verify: "off", "structure", "sample" (numbers of one layer of each kind) or "full".
         trust_remote_code: whether a model folder may bring Python code of its own.
-        random_weights: a seed: the weights of a model folder are random (norms are ones), the same
-            in every process; to measure shapes without their checkpoint.
+        random_weights: a seed: a folder's weights are drawn (norms are ones), alike everywhere.
         deterministic: whether a sequence gives the same bits alone and in any batch. Needs the
             Triton backend, whose kernels then have one cut for all sizes: slower.
         memory_fraction: of a GPU's memory for weights, KV cache and steps; the cache has room for
             max_batch_size sequences of full length, or for what fits.
         tune: "cached" uses what is known of kernels, "none" does not; "quick", "full" or a
             TuneConfig (trials a problem, seconds in all) measure first what is not known, here.
-        decode: how a decode step runs on Triton: "kernels", a graph of one kernel a call, or
-            "persistent", experimental: where a step has one sequence, one launch for all layers
-            (dense decoders in bfloat16), and kernels for more.
+        decode: "kernels", or "persistent": on Triton a step of one sequence is one launch for all
+            layers. Experimental: dense decoders in bfloat16.
         progress: called as phases begin.
 
     Returns:
@@ -137,8 +133,7 @@ def compile(
         another device than this machine's an `Engine` that can only be saved.
 
     Raises:
-        UsageError, CheckpointError, CaptureError, UnsupportedError: what is wrong with the model
-            or an option.
+        UsageError, CheckpointError, CaptureError, UnsupportedError: a wrong model or option.
         VerificationError: a pass that changed what the model computes.
     """
     options = resolve_options(

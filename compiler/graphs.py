@@ -138,10 +138,12 @@ class LoweredGraphs:
 
     Attributes:
         general, decode: their Programs, with files and notes.
+        kernels: the decode Program without its one launch; None where it has none.
     """
 
     general: Lowered
     decode: Lowered | None
+    kernels: Lowered | None = None
 
     @property
     def files(self) -> Mapping[str, bytes]:
@@ -199,7 +201,8 @@ def lower_graphs(
     if one_launch:
         from ..codegen.persistent.lowering import with_one_launch  # brings Triton's templates
 
-        decode = with_one_launch(decode, passed.decode, target)
+        one = with_one_launch(decode, passed.decode, target)
+        return LoweredGraphs(general, one, decode)
     return LoweredGraphs(general, None if obstacles(decode.program) else decode)
 
 

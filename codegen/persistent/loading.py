@@ -7,7 +7,7 @@ from dataclasses import fields
 
 import torch
 
-from ...errors import EngineError, GraphError, UnsupportedError
+from ...errors import EngineError, GraphError
 from ...ir.graph import Graph, input_name, param_name
 from ...ir.parser import parse_graph
 from ..base import ReadFile
@@ -58,8 +58,11 @@ def load_persistent(
             with fewer multiprocessors than the launch has programs.
     """
     graph, tiling = _described(call)
-    _check_types(call, program, graph, weights)
     shape = read_decode(graph)
+    _check_types(call, program, graph, weights)
+    caches = cache_names(shape)
+    if call.operands != (*INPUTS, *caches) or len(call.results) != 1 + len(caches):
+        raise _other(call, f"operands {call.operands}")
     source = persistent_source(shape, tiling, device=device.type == "cuda")
     id = call.kernel.rpartition("/")[2]
     if kernel_id(source) != id:
@@ -92,7 +95,7 @@ def _described(call: Call) -> tuple[Graph, Tiling]:
         raise _other(call, f"attributes {', '.join(call.attrs)}")
     try:
         return parse_graph(text), Tiling(*(int(str(value)) for value in values))
-    except (GraphError, UnsupportedError) as error:
+    except GraphError as error:
         raise _other(call, str(error)) from error
 
 
@@ -102,7 +105,7 @@ def _check_types(
     """EngineError where a buffer or weight is not what the graph says that it is."""
     types = {input_name(node): node.type for node in graph.inputs}
     for name in call.operands:
-        if name is None or program.buffers[name] != types.get(name):
+        if name is None or program.buffers.get(name) != types.get(name):
             raise _other(call, f"buffer {name}")
     for node in graph.params:
         weight = weights.get(param_name(node))
