@@ -1,11 +1,18 @@
 """One launch for all layers: a decode step of one sequence, beside the graph of separate kernels.
 
-    python benchmarks/bench_persistent.py 1b --tiling rows=8,ahead=4 --tiling rows=4,num_warps=8
+    python benchmarks/bench_persistent.py 1b --output results.jsonl
+    python benchmarks/bench_persistent.py 8b --tiling ahead=8 --tiling num_warps=4,ctas=2
 
-The weights are random, of a model's shape. Both paths compute the same steps first, each with its
-own caches: the logits are compared, and tokens may only differ where the graph's best two logits
-are as near as the two paths' logits are. Times are of CUDA events over many steps in a row; the
-floor is the time in which a plain sum of 2 GiB reads as many bytes as the products' weights have.
+Weights are random, of a model's shape. First both paths compute the same steps, each with its own
+caches: logits are compared, and tokens may only differ where the graph's best two logits are as
+near as the two paths' logits are. Then each is timed as a CUDA graph, by events over many replays;
+the floor is the time in which a plain sum of 2 GiB reads as many bytes as the products' weights
+have. The tiling named ``default``, or the first, also tells where its time goes, and runs as a
+Program of the engine, the sampling behind it.
+
+A tiling whose result stands in the output file is not run again, nor is one that ended the process:
+so the same command goes on where it was cut off. A launch that gets stuck ends by its watchdog, in
+a second or two, and is reported with what it waited for.
 """
 
 from __future__ import annotations
@@ -13,271 +20,295 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import statistics
-import tempfile
+import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from graph_timing import read_rate, report
+from graph_timing import read_rate
+from persistent_steps import (
+    CONFIGS,
+    DEVICE,
+    Paths,
+    Tensors,
+    breakdown,
+    compared,
+    engine_of,
+    graph_path,
+    replay_seconds,
+    step_caches,
+    step_inputs,
+    steps_of,
+)
 
-import tilewright as tw
-from tilewright.codegen.persistent.decode import MARKS, PersistentDecode, on_device
+from tilewright.codegen.base import Lowered
+from tilewright.codegen.persistent.decode import PersistentDecode, on_device
 from tilewright.codegen.persistent.generate import Tiling
+from tilewright.codegen.persistent.lowering import tiling_for, with_one_launch
 from tilewright.codegen.persistent.reading import Shape, read_decode
 from tilewright.codegen.persistent.source import compile_persistent, persistent_source
+from tilewright.codegen.triton.package import Binary
+from tilewright.codegen.triton.source import KernelSource
+from tilewright.errors import TilewrightError
 from tilewright.ir.parser import parse_graph
-from tilewright.runtime.engine import CausalLMEngine
+from tilewright.runtime.runner import ProgramRunner
+from tilewright.targets import Target
 
-PAGE, STEPS, TIMED, DEVICE = 16, 24, 40, "cuda"
-_LLAMA = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 128256,
-    "num_key_value_heads": 8,
-    "num_attention_heads": 32,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "hidden_act": "silu",
-}
-CONFIGS: dict[str, dict[str, object]] = {
-    "1b": {
-        **_LLAMA,
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "head_dim": 64,
-        "tie_word_embeddings": True,
-    },
-    "8b": {
-        **_LLAMA,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "head_dim": 128,
-        "tie_word_embeddings": False,
-    },
-    "135m": {
-        **_LLAMA,
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "head_dim": 64,
-        "vocab_size": 49152,
-        "tie_word_embeddings": True,
-    },
-}
-Tensors = dict[str, torch.Tensor]
+SWEEP = (
+    "default",
+    "rows=4",
+    "ahead=0",
+    "ahead=8",
+    "num_warps=4,ctas=2",
+    "rows=4,num_warps=4,ctas=2",
+    "rows=4,num_warps=16,ahead=2",
+    "rows=16,num_warps=4",
+    "splits=8,block_n=32",
+)
+"""What is tried where no tiling is named."""
+
+
+@dataclass(slots=True)
+class Output:
+    """Lines of JSON, those of earlier runs included.
+
+    Attributes:
+        file: where they stand; None for nowhere.
+        model: whose lines count.
+    """
+
+    file: Path | None
+    model: str
+
+    def done(self) -> dict[str, dict[str, object]]:
+        """The last line of each tiling."""
+        if self.file is None or not self.file.exists():
+            return {}
+        lines = map(json.loads, self.file.read_text(encoding="utf-8").splitlines())
+        return {line["tiling"]: line for line in lines if line["model"] == self.model}
+
+    def add(self, tiling: str, **facts: object) -> None:
+        """Appends a line at once: what comes after may end the process."""
+        if self.file is None:
+            return
+        line = {"device": torch.cuda.get_device_name(), "model": self.model, "tiling": tiling}
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**line, **facts}) + "\n")
+
+
+@dataclass(slots=True)
+class Bench:
+    """A model's engine, its graph path's steps, and what the one launch is given.
+
+    Attributes:
+        shape: what the kernel depends on; ``graph`` and ``lowered`` are where it comes from.
+        weights, caches, inputs: by name, on the device.
+        paths: logits and tokens of the graph path's steps.
+        floor: seconds in which the weights can be read.
+        output: of results.
+    """
+
+    shape: Shape
+    lowered: Lowered
+    graph: str
+    weights: Tensors
+    caches: Tensors
+    inputs: Tensors
+    paths: Paths
+    floor: float
+    output: Output
+
+    def decoder(
+        self, tiling: Tiling, source: KernelSource, binary: Binary, timed: bool
+    ) -> PersistentDecode:
+        """The launch of a tiling."""
+        device = torch.device(DEVICE)
+        launch = on_device(source, binary, device)
+        return PersistentDecode(self.shape, tiling, self.weights, launch, device, timed)
+
+    def line(self, name: str, seconds: float, more: str) -> str:
+        """A row of the table."""
+        share = f"{self.floor / seconds:6.3f} of the floor"
+        return f"{name:<32} {seconds * 1e6:8.1f} µs {1 / seconds:7.1f} tok/s {share}  {more}"
 
 
 def main() -> None:
-    """Compares, times and prints a table."""
+    """Compares, times and prints; exit code 1 where a tiling computes something else."""
     parser = argparse.ArgumentParser()
     parser.add_argument("model", choices=CONFIGS)
-    parser.add_argument("--tiling", action="append", default=[], help="fields of a tiling")
-    parser.add_argument("--length", type=int, default=256, help="tokens before the first step")
+    parser.add_argument("--tiling", action="append", default=[], help="fields, ctas=2, or default")
+    parser.add_argument("--length", type=int, default=512, help="tokens before the first step")
+    parser.add_argument("--layers", type=int, help="fewer layers than the model has")
+    parser.add_argument("--soak", type=int, default=0, help="replays of the default at the end")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    engine = _engine(options.model, options.length)
+    output = Output(options.output, options.model)
+    done = output.done()
+    names = [name for name in options.tiling or SWEEP if name not in done]
+    for name, line in done.items():
+        print(f"known: {name}: {line.get('line', 'ended the process')}")
+    engine = engine_of(options.model, options.length, options.layers)
     with torch.inference_mode():  # the engine's caches are written to
-        _run(options, engine)
+        bench = _prepared(engine, options.length, output, "graph of kernels" not in done)
+        wrong = _sweep(bench, names, options.soak)
+    sys.exit(1 if wrong else 0)
 
 
-def _run(options: argparse.Namespace, engine: CausalLMEngine) -> None:
+def _prepared(engine: object, length: int, output: Output, report: bool) -> Bench:
     rate = read_rate()
-    image, runner = engine.image, engine.decode_runner
-    assert image.decode is not None and runner is not None
-    shape = read_decode(parse_graph(image.decode.graphs[-1][1]))
-    floor = shape.weight_bytes / rate
+    image, runner = engine.image, engine.decode_runner  # type: ignore[attr-defined]
+    text = image.decode.graphs[-1][1]
+    shape = read_decode(parse_graph(text))
     weights = {
-        runner.program.weights[b]: t
-        for b, t in runner.constants.items()
-        if b in runner.program.weights
+        runner.program.weights[buffer]: tensor
+        for buffer, tensor in runner.constants.items()
+        if buffer in runner.program.weights
     }
-    inputs = _inputs(options.length)
-    pages = inputs["block_tables"].shape[1] + 1
-    caches = {
-        name: t[:pages].clone().normal_() for name, t in engine.executor.caches.tensors.items()
-    }
-    theirs = _graph_path(runner, {name: t.clone() for name, t in caches.items()}, inputs)
-    steps = _steps(theirs, inputs, options.length)
-    seconds = _seconds(theirs[0])
-    lines = [_line("graph of kernels", seconds, floor, "")]
-    print(f"{options.model}: reads {rate * 1e-12:.3f} TB/s, floor {floor * 1e6:.1f} µs", flush=True)
-    tilings = [Tiling(**_fields(text)) for text in options.tiling or [""]]
-    names = options.tiling or ["default"]
-    # The first one's times come second, lest they be cut off with the last ones.
-    kinds = [(0, False), (0, True), *((i, False) for i in range(1, len(tilings)))]
-    texts = [persistent_source(shape, tilings[index], timed) for index, timed in kinds]
+    inputs = step_inputs(length)
+    caches = step_caches(engine.executor.caches.tensors, inputs)  # type: ignore[attr-defined]
+    own = {name: tensor.clone() for name, tensor in caches.items()}
+    replay, found = graph_path(runner, own, inputs)
+    paths = Paths(length, steps_of(replay, found, inputs, length))
+    floor = shape.weight_bytes / rate
+    lowered = Lowered(runner.program, image.files)
+    bench = Bench(shape, lowered, text, weights, caches, inputs, paths, floor, output)
+    print(f"reads {rate * 1e-12:.3f} TB/s, {shape.weight_bytes / 1e9:.3f} GB: {floor * 1e6:.1f} µs")
+    if report:
+        seconds = replay_seconds(replay)
+        line = bench.line("graph of kernels", seconds, "with its sampling")
+        print(line, flush=True)
+        output.add("graph of kernels", us=seconds * 1e6, floor_us=floor * 1e6, line=line)
+    return bench
+
+
+def _sweep(bench: Bench, names: list[str], soak: int) -> bool:
+    """Runs the tilings; whether one of them is wrong."""
+    tilings = [_tiling(name) for name in names]
+    main = names.index("default") if "default" in names else 0
+    kinds = [(index, False) for index in range(len(names))]
+    kinds = [*kinds[: main + 1], (main, True), *kinds[main + 1 :]] if names else []
+    sources = [persistent_source(bench.shape, tilings[index], timed) for index, timed in kinds]
     begun = time.perf_counter()
-    binaries = compile_persistent(texts, 90)
-    print(f"compiled in {time.perf_counter() - begun:.0f} s", flush=True)
-    for (index, timed), source, binary in zip(kinds, texts, binaries, strict=True):
-        tiling = tilings[index]
-        own = {name: tensor.clone() for name, tensor in caches.items()}
-        launch = on_device(source, binary, torch.device(DEVICE))
-        ours = PersistentDecode(shape, tiling, weights, own, inputs, launch, timed)
-        said = _compare(ours, inputs, steps, options.length)
-        if timed:
-            print(_breakdown(ours, shape), flush=True)
-            continue
-        seconds = _seconds(ours.run)
-        ours.check()
-        used = f"{binary.resources.registers} registers, {binary.resources.spills} B spilled"
+    with ThreadPoolExecutor(max(1, len(sources))) as pool:  # each compiles in its own process
+        found = list(pool.map(_compiled, sources))
+    print(f"compiled {len(sources)} in {time.perf_counter() - begun:.0f} s", flush=True)
+    wrong = False
+    for (index, timed), source, binary in zip(kinds, sources, found, strict=True):
         name = names[index]
-        lines.append(_line(name, seconds, floor, f"{said}; {used}"))
-        record = {"model": options.model, "tiling": name, "us": seconds * 1e6}
-        report({**record, "floor_us": floor * 1e6, "checked": said}, lines[-1], options.output)
-        del ours, own
+        if isinstance(binary, TilewrightError):
+            bench.output.add(name, line=f"not compiled: {binary}")
+            print(f"{name}: not compiled: {binary}", flush=True)
+            continue
+        bench.output.add(name if not timed else f"{name} timed")  # lest a crash be repeated
+        try:
+            _one(bench, name, tilings[index], source, binary, timed)
+            if timed:
+                _as_program(bench, name, tilings[index])
+                _soaked(bench, tilings[index], sources[index], found[index], soak)
+        except (TilewrightError, RuntimeError) as error:
+            wrong = True
+            bench.output.add(name, line=f"wrong: {error}")
+            print(f"{name}: {error}", flush=True)
         gc.collect()
-    print("\n".join(lines))
+    return wrong
 
 
-def _engine(model: str, length: int) -> CausalLMEngine:
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(CONFIGS[model]))
-        begun = time.perf_counter()
-        engine = tw.compile(
-            folder,
-            random_weights=0,
-            dtype="bfloat16",
-            max_model_len=length + 4 * PAGE,
-            max_batch_size=1,
-            memory_fraction=0.5,
-            verify="off",
-        )
-    print(f"engine ready in {time.perf_counter() - begun:.0f} s", flush=True)
-    assert isinstance(engine, CausalLMEngine)
-    return engine
+def _one(
+    bench: Bench, name: str, tiling: Tiling, source: KernelSource, binary: Binary, timed: bool
+) -> None:
+    """Compares a tiling and times it, or tells where its time goes."""
+    ours = bench.decoder(tiling, source, binary, timed)
+    caches = {name: tensor.clone() for name, tensor in bench.caches.items()}
+
+    def step() -> tuple[torch.Tensor, torch.Tensor]:
+        ours.run(bench.inputs, caches)
+        ours.check()
+        return ours.logits[0], ours.tokens
+
+    said = compared(step, bench.inputs, bench.paths)
+    if timed:
+        for _ in range(3):
+            ours.run(bench.inputs, caches)
+        ours.check()
+        text, rows = breakdown(ours.timeline, bench.shape)
+        print(text, flush=True)
+        bench.output.add(f"{name} timed", line=text, rows=rows)
+        return
+    seconds = _replays(lambda: ours.run(bench.inputs, caches))
+    ours.check()
+    used = binary.resources
+    more = f"{said}; {used.registers} registers, {used.spills} B spilled, {used.shared} B shared"
+    line = bench.line(name, seconds, more)
+    print(line, flush=True)
+    facts = {"us": seconds * 1e6, "floor_us": bench.floor * 1e6, "checked": said}
+    bench.output.add(name, line=line, registers=used.registers, spills=used.spills, **facts)
 
 
-def _fields(text: str) -> dict[str, int]:
-    pairs = (part.split("=") for part in text.split(",") if part)
-    return {name: int(value) for name, value in pairs}
+def _as_program(bench: Bench, name: str, tiling: Tiling) -> None:
+    """The launch within the engine's Program, the sampling behind it."""
+    graph = parse_graph(bench.graph)
+    lowered = with_one_launch(bench.lowered, graph, Target.detect(), tiling)
+    read = lowered.files.__getitem__
+    runner = ProgramRunner(lowered.program, bench.weights, read, device=torch.device(DEVICE))
+    given = {**bench.inputs, **{n: tensor.clone() for n, tensor in bench.caches.items()}}
+
+    def step() -> tuple[torch.Tensor, torch.Tensor]:
+        found = runner.run(given)
+        return found["logits"][0], found["tokens"]
+
+    said = compared(step, bench.inputs, bench.paths)
+    seconds = _replays(lambda: runner.run(given))
+    line = bench.line(f"{name}, as a Program", seconds, f"{said}; with its sampling")
+    print(line, flush=True)
+    bench.output.add(f"{name}, as a Program", us=seconds * 1e6, line=line)
 
 
-def _inputs(length: int) -> Tensors:
-    pages = (length + 2 * STEPS) // PAGE + 1
-    return {
-        "token_ids": torch.full((1,), 17, device=DEVICE),
-        "positions": torch.zeros(1, dtype=torch.int64, device=DEVICE),
-        "seq_lens": torch.zeros(1, dtype=torch.int32, device=DEVICE),
-        "slot_mapping": torch.zeros(1, dtype=torch.int64, device=DEVICE),
-        "block_tables": torch.arange(1, pages + 1, dtype=torch.int32, device=DEVICE)[None],
-        "temperature": torch.zeros(1, device=DEVICE),
-        "top_k": torch.zeros(1, dtype=torch.int32, device=DEVICE),
-        "top_p": torch.ones(1, device=DEVICE),
-        "min_p": torch.zeros(1, device=DEVICE),
-        "uniform": torch.zeros(1, device=DEVICE),
-    }
+def _soaked(
+    bench: Bench, tiling: Tiling, source: KernelSource, binary: object, replays: int
+) -> None:
+    """Many replays of a step, which must all end and give the same bits."""
+    if not replays or not isinstance(binary, Binary):
+        return
+    ours = bench.decoder(tiling, source, binary, False)
+    ours.run(bench.inputs, bench.caches)
+    logits = ours.logits.clone()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        ours.run(bench.inputs, bench.caches)
+    for index in range(replays):
+        graph.replay()
+        if index % 1000 == 999:
+            ours.check()
+    ours.check()
+    print(f"{replays} replays, logits {'equal' if torch.equal(ours.logits, logits) else 'DIFFER'}")
 
 
-def _place(inputs: Tensors, length: int) -> None:
-    """Makes the inputs those of the step that follows ``length`` tokens."""
-    inputs["positions"].fill_(length)
-    inputs["seq_lens"].fill_(length + 1)
-    inputs["slot_mapping"].fill_(PAGE + length)  # pages come in order, from 1 on
-
-
-def _graph_path(
-    runner: object, caches: Tensors, inputs: Tensors
-) -> tuple[Callable[[], None], Tensors]:
-    """A replay of the decode graph, and its results."""
-    given = {**inputs, **caches}
-    _place(inputs, 64)
-    found = runner.run(given)  # type: ignore[attr-defined]
+def _replays(run: Callable[[], object]) -> float:
+    run()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = runner.run(given)  # type: ignore[attr-defined]
-    return graph.replay, {"logits": found["logits"], "tokens": found["tokens"]}
+        run()
+    return replay_seconds(graph.replay)
 
 
-def _steps(
-    theirs: tuple[Callable[[], None], Tensors], inputs: Tensors, length: int
-) -> list[tuple[int, torch.Tensor]]:
-    """Token in and logits out of some steps in a row."""
-    replay, found = theirs
-    token, steps = 17, []
-    for step in range(STEPS):
-        _place(inputs, length + step)
-        inputs["token_ids"].fill_(token)
-        replay()
-        logits = found["logits"][0].float().clone()
-        steps.append((token, logits))
-        token = int(found["tokens"])
-    return steps
+def _compiled(source: KernelSource) -> Binary | TilewrightError:
+    try:
+        return compile_persistent([source], Target.detect().arch)[0]
+    except TilewrightError as error:
+        return error
 
 
-def _compare(
-    ours: PersistentDecode, inputs: Tensors, steps: list[tuple[int, torch.Tensor]], length: int
-) -> str:
-    """How many tokens are equal, and how far the logits are off, for steps of the same tokens."""
-    equal, worst, ties = 0, 0.0, 0
-    for step, (token, logits) in enumerate(steps):
-        _place(inputs, length + step)
-        inputs["token_ids"].fill_(token)
-        ours.run()
-        ours.check()
-        off = float((ours.logits.float() - logits).abs().max())
-        worst = max(worst, off / float(logits.std()))
-        chosen, best = int(ours.tokens), int(logits.argmax())
-        equal += chosen == best
-        ties += chosen != best and float(logits[best] - logits[chosen]) <= 2 * off
-    if equal + ties < len(steps) or worst > 0.1:
-        raise SystemExit(f"wrong: {equal} of {len(steps)} tokens, logits off by {worst:.3f} std")
-    return f"{equal}/{len(steps)} tokens equal, {ties} within rounding, logits off {worst:.4f} std"
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    """Median of several rounds: seconds of a step among many."""
-    times = []
-    for _ in range(6):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(TIMED):
-            run()
-        stop.record()
-        stop.synchronize()
-        times.append(start.elapsed_time(stop) * 1e-3 / TIMED)
-    return statistics.median(times[1:])
-
-
-def _line(name: str, seconds: float, floor: float, more: str) -> str:
-    share = f"{seconds * 1e6:8.1f} µs {1 / seconds:7.1f} tok/s {floor / seconds:6.3f} of the floor"
-    return f"{name:<36} {share}  {more}"
-
-
-def _breakdown(ours: PersistentDecode, shape: Shape) -> str:
-    """Mean times of each form's calls, in µs: between the ends of the last programs, waiting,
-    working.
-    """
-    for _ in range(3):
-        ours.run()
-    ours.check()
-    times = ours.timeline.double().cpu() * 1e-3
-    met, begun, done = (times[:, :, MARKS.index(name)] for name in MARKS)
-    ends = done.max(0).values
-    lines = [f"{'call':<38} {'n':>4}   whole   waits (least, mean)   works (mean, most)"]
-    for index, form in enumerate(shape.forms):
-        at = [i for i, step in enumerate(shape.calls) if step.form == index and i > 1]
-        if not at:
-            continue
-        whole = statistics.mean(float(ends[i] - ends[i - 1]) for i in at)
-        wait, work = (begun - met)[:, at], (done - begun)[:, at]
-        least = float(wait.min(0).values.mean())
-        lines.append(
-            f"{str(form)[:38]:<38} {len(at):4d} {whole:7.2f} {least:9.2f}"
-            f" {float(wait.mean()):7.2f} {float(work.mean()):12.2f}"
-            f" {float(work.max(0).values.mean()):7.2f}"
-        )
-    return "\n".join(
-        (*lines, f"from the first to the last mark: {float(ends.max() - met.min()):.1f}")
-    )
+def _tiling(text: str) -> Tiling:
+    """A tiling by its fields; ``ctas`` is programs a multiprocessor."""
+    default = tiling_for(Target.detect())
+    pairs = dict(part.split("=") for part in text.split(",") if "=" in part)
+    ctas = int(pairs.pop("ctas", "1"))
+    values = {name: int(value) for name, value in pairs.items()}
+    return replace(default, programs=default.programs * ctas, **values)
 
 
 if __name__ == "__main__":
