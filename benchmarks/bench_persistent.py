@@ -64,9 +64,8 @@ SWEEP = (
     "ahead=8",
     "num_warps=4,ctas=2",
     "rows=4,num_warps=4,ctas=2",
-    "rows=4,num_warps=16,ahead=2",
-    "rows=16,num_warps=4",
-    "splits=8,block_n=32",
+    "rows=4,ahead=12",
+    "splits=8",
 )
 """What is tried where no tiling is named."""
 

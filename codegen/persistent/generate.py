@@ -141,6 +141,8 @@ def decode({names}, {constants}):
         row = calls + call * {FIELDS}
         kind = tl.load(row)
         tiles = tl.load(row + 1).to(tl.int32)
+        x_at, norm_at, residual_at = tl.load(row + 4), tl.load(row + 5), tl.load(row + 6)
+        out_at, keys_at, values_at = tl.load(row + 7), tl.load(row + 8), tl.load(row + 9)
         first = cta - tl.load(row + 2).to(tl.int32)
         first = tl.where(first < 0, first + G, first)
         before = counters + 32 + 32 * call
@@ -174,7 +176,7 @@ def _begin_lines(shape: Shape) -> list[str]:
     block_half = 1 << (half - 1).bit_length()
     return [
         "for tile in range(first, tiles, G):",
-        "    _begin(tile, token_ids, positions, tl.load(row + 4), inv_freq, tl.load(row + 7),"
+        "    _begin(tile, token_ids, positions, x_at, inv_freq, out_at,"
         f" cos, sin, {shape.width}, {half}, {block}, {block_half})",
         *_ARRIVE,
     ]
@@ -190,8 +192,8 @@ def _attention_lines(form: Attention, shape: Shape) -> list[str]:
         "length = tl.load(seq_lens)",
         "slot = tl.load(slot_mapping)",
         "for tile in range(first, tiles, G):",
-        "    _attend(tile, _bf16(tl.load(row + 4)), _bf16(tl.load(row + 8)),"
-        " _bf16(tl.load(row + 9)), cos, sin, block_tables, slot, length, partial_acc,"
+        "    _attend(tile, _bf16(x_at), _bf16(keys_at),"
+        " _bf16(values_at), cos, sin, block_tables, slot, length, partial_acc,"
         f" partial_max, partial_sum, {sizes}, {form.page_size}, {form.factor!r},"
         f" {form.stepwise}, SPLITS, {block_m}, BLOCK_N)",
         "    tl.debug_barrier()",
@@ -199,32 +201,61 @@ def _attention_lines(form: Attention, shape: Shape) -> list[str]:
         "    met = tl.atomic_add(counters + 32 * (CALLS + 1)"
         f' + call * {form.kv_heads} + kv_head + 32, 1, sem="acq_rel", scope="gpu")',
         "    if met + 1 == (generation + 1) * SPLITS:",
-        "        _merge(kv_head, length, _bf16(tl.load(row + 7)), partial_acc, partial_max,"
+        "        _merge(kv_head, length, _bf16(out_at), partial_acc, partial_max,"
         f" partial_sum, {sizes}, SPLITS, {block_c}, BLOCK_N)",
         "        _arrive(before + 32)",
     ]
 
 
+_HELD = 2  # chunks of x that stay in registers; more are read again for each tile, from the L1
+
+
 def _product_lines(form: Product, shape: Shape, tiling: Tiling) -> list[str]:
-    chunks = range(-(-form.k // tiling.columns))
+    count = -(-form.k // tiling.columns)
+    chunks = range(count) if count <= _HELD else range(0)
     sizes = f"{form.k}, BLOCK_K"
     lines = []
     if form.norm:
-        lines += [f"n_{i} = _x(tl.load(row + 5), {i} * BLOCK_K, {sizes})" for i in chunks]
+        lines += [f"n_{i} = _x(norm_at, {i} * BLOCK_K, {sizes})" for i in chunks]
     lines += _WAIT
-    lines += [f"x_{i} = _x(tl.load(row + 4), {i} * BLOCK_K, {sizes})" for i in chunks]
+    lines += [f"x_{i} = _x(x_at, {i} * BLOCK_K, {sizes})" for i in chunks]
     if form.norm:
         lines += [f"x_{i} = x_{i}.to(tl.float32)" for i in chunks]
         squares = " + ".join(f"x_{i} * x_{i}" for i in chunks)
-        lines += [f"squares = {squares}"]
+        lines += [f"squares = {squares}"] if chunks else _squares_lines(count, sizes)
         lines += [f"x_{i} = x_{i} * n_{i}.to(tl.float32)" for i in chunks]
         lines += [f"scale = tl.rsqrt(tl.sum(squares, 0) / {form.k} + {form.eps!r})"]
     lines += ["for tile in range(first, tiles, G):"]
-    lines += [f"    {line}" for line in _tile_lines(form, len(chunks), tiling)]
+    lines += [f"    {line}" for line in _tile_lines(form, count, tiling)]
     return [*lines, *_ARRIVE]
 
 
-def _tile_lines(form: Product, chunks: int, tiling: Tiling) -> list[str]:
+def _squares_lines(count: int, sizes: str) -> list[str]:
+    """The squares of an x that is not held."""
+    return [
+        "squares = tl.zeros([BLOCK_K], tl.float32)",
+        f"for chunk in tl.range({count}, num_stages=1):",
+        f"    x = _x(x_at, chunk * BLOCK_K, {sizes}).to(tl.float32)",
+        "    squares += x * x",
+    ]
+
+
+def _chunk_lines(x: str) -> list[str]:
+    """A chunk of either group with x; each place is filled again at once."""
+    lines = []
+    for g in "ab":
+        lines += [
+            f"acc_{g} = _times(acc_{g}, w_{g}, {x}, R, BLOCK_K)",
+            f"w_{g} = _chunk({g}_base, {g}_step, {g}_left, R, BLOCK_K, MASKED)",
+            f"{g}_base, {g}_step, {g}_left = _entry(items, item + {4 + (g == 'b')})",
+            "if DEVICE:",
+            "    if AHEAD > 0:",
+            f"        _ask(items, item + {2 + (g == 'b')} + AHEAD, R, BLOCK_K, MASKED)",
+        ]
+    return [*lines, "item += 2"]
+
+
+def _tile_lines(form: Product, count: int, tiling: Tiling) -> list[str]:
     """One tile: every chunk of its two groups of rows, then what is made of the sums."""
     lines = [
         f"start = tl.minimum(tile * {form.tile_rows(tiling.rows)},"
@@ -232,20 +263,20 @@ def _tile_lines(form: Product, chunks: int, tiling: Tiling) -> list[str]:
         "column = start + tl.arange(0, R)",
     ]
     if form.residual:
-        lines += ["r_a = tl.load(_bf16(tl.load(row + 6)) + column).to(tl.float32)"]
-        lines += ["r_b = tl.load(_bf16(tl.load(row + 6)) + column + R).to(tl.float32)"]
+        lines += ["r_a = tl.load(_bf16(residual_at) + column).to(tl.float32)"]
+        lines += ["r_b = tl.load(_bf16(residual_at) + column + R).to(tl.float32)"]
     lines += [f"acc_{g} = tl.zeros([R, BLOCK_K // 8], tl.float32)" for g in "ab"]
-    for i in range(chunks):
-        for g in "ab":
-            lines += [
-                f"acc_{g} = _times(acc_{g}, w_{g}, x_{i}.to(tl.float32), R, BLOCK_K)",
-                f"w_{g} = _chunk({g}_base, {g}_step, {g}_left, R, BLOCK_K, MASKED)",
-                f"{g}_base, {g}_step, {g}_left = _entry(items, item + {4 + (g == 'b')})",
-                "if DEVICE:",
-                "    if AHEAD > 0:",
-                f"        _ask(items, item + {2 + (g == 'b')} + AHEAD, R, BLOCK_K, MASKED)",
-            ]
-        lines += ["item += 2"]
+    if count <= _HELD:
+        for i in range(count):
+            lines += _chunk_lines(f"x_{i}.to(tl.float32)")
+    else:
+        sizes = f"{form.k}, BLOCK_K"
+        lines += [f"for chunk in tl.range({count}, num_stages=1):"]
+        lines += [f"    x = _x(x_at, chunk * BLOCK_K, {sizes}).to(tl.float32)"]
+        if form.norm:
+            norm = f"_x(norm_at, chunk * BLOCK_K, {sizes}).to(tl.float32)"
+            lines += [f"    x = x * {norm}"]
+        lines += [f"    {line}" for line in _chunk_lines("x")]
     lines += ["sum_a, sum_b = _both(acc_a, acc_b)"]
     scale = " * scale" if form.norm else ""
     lines += [f"out_{g} = _rounded(sum_{g}{scale})" for g in "ab"]
@@ -254,7 +285,7 @@ def _tile_lines(form: Product, chunks: int, tiling: Tiling) -> list[str]:
         lines += [f"out_a = {f'_rounded({silu})' if form.stepwise else silu} * out_b"]
     if form.residual:
         lines += [f"out_{g} = r_{g} + out_{g}" for g in "ab"]
-    lines += ["out = _bf16(tl.load(row + 7)) + column"]
+    lines += ["out = _bf16(out_at) + column"]
     lines += ["tl.store(out, out_a.to(tl.bfloat16))"]
     if not form.gated:
         lines += ["tl.store(out + R, out_b.to(tl.bfloat16))"]

@@ -47,6 +47,16 @@ def test_it_computes_what_the_graph_says() -> None:
                 torch.testing.assert_close(tensors[name], expected[name], rtol=0.02, atol=0.04)
 
 
+def test_more_of_x_than_registers_hold_is_read_again_for_each_tile() -> None:
+    model = Model(layers=1, width=520, vocab=40)  # three chunks, the last one short
+    tensors, graph = model.tensors(6, 4), model.graph()
+    ours = decoder(tensors, read_decode(graph))
+    inputs = step_inputs([2, 1, 3], 6, 5, model.page)
+    ours.run(inputs, tensors)
+    logits = by_interpreter(graph, tensors, inputs)["logits"].float()
+    torch.testing.assert_close(ours.logits.float(), logits, rtol=0.05, atol=0.06)
+
+
 def test_logits_that_are_not_finite_have_no_token() -> None:
     tensors = MODEL.tensors(2, len(PAGES))
     tensors["norm"][5] = torch.nan
