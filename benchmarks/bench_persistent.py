@@ -57,7 +57,7 @@ from tilewright.ir.parser import parse_graph
 from tilewright.runtime.runner import ProgramRunner
 from tilewright.targets import Target
 
-SWEEP = (
+_WIDE = (
     "default",
     "rows=4",
     "ahead=0",
@@ -67,6 +67,17 @@ SWEEP = (
     "rows=4,ahead=12",
     "splits=8",
 )
+_NARROW = (
+    "default",
+    "rows=8,num_warps=8",
+    "rows=2",
+    "rows=2,ctas=2",
+    "ctas=2",
+    "ahead=0",
+    "splits=4",
+    "rows=2,num_warps=2,ctas=2",
+)
+SWEEPS = {"1b": _WIDE, "8b": _WIDE, "smollm2": _NARROW}
 """What is tried where no tiling is named."""
 
 
@@ -146,7 +157,7 @@ def main() -> None:
     options = parser.parse_args()
     output = Output(options.output, options.model)
     done = output.done()
-    names = [name for name in options.tiling or SWEEP if name not in done]
+    names = [name for name in options.tiling or SWEEPS[options.model] if name not in done]
     for name, line in done.items():
         print(f"known: {name}: {line.get('line', 'ended the process')}")
     engine = engine_of(options.model, options.length, options.layers)
@@ -185,7 +196,7 @@ def _prepared(engine: object, length: int, output: Output, report: bool) -> Benc
 
 def _sweep(bench: Bench, names: list[str], soak: int) -> bool:
     """Runs the tilings; whether one of them is wrong."""
-    tilings = [_tiling(name) for name in names]
+    tilings = [_tiling(name, bench.shape) for name in names]
     main = names.index("default") if "default" in names else 0
     kinds = [(index, False) for index in range(len(names))]
     kinds = [*kinds[: main + 1], (main, True), *kinds[main + 1 :]] if names else []
@@ -301,9 +312,9 @@ def _compiled(source: KernelSource) -> Binary | TilewrightError:
         return error
 
 
-def _tiling(text: str) -> Tiling:
+def _tiling(text: str, shape: Shape) -> Tiling:
     """A tiling by its fields; ``ctas`` is programs a multiprocessor."""
-    default = tiling_for(Target.detect())
+    default = tiling_for(Target.detect(), shape)
     pairs = dict(part.split("=") for part in text.split(",") if "=" in part)
     ctas = int(pairs.pop("ctas", "1"))
     values = {name: int(value) for name, value in pairs.items()}

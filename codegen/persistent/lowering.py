@@ -18,6 +18,7 @@ from .generate import Tiling
 from .reading import Shape, read_decode
 from .source import compile_persistent, persistent_source
 
+_NARROW = 2048  # columns of a weight
 _CPU = Tiling(rows=8, num_warps=1, ahead=1, splits=4, block_n=16, programs=1)
 
 
@@ -37,7 +38,7 @@ def with_one_launch(
             Triton does not compile.
     """
     shape = read_decode(graph)
-    tiling = tiling or tiling_for(target)
+    tiling = tiling or tiling_for(target, shape)
     source = persistent_source(shape, tiling, device=not target.is_cpu)
     package = _package(source, target)
     program = lowered.program
@@ -48,9 +49,17 @@ def with_one_launch(
     return replace(lowered, program=replace(program, calls=calls), files=files, notes=notes)
 
 
-def tiling_for(target: Target) -> Tiling:
-    """The default cut: a program a multiprocessor, all of them resident."""
-    return _CPU if target.is_cpu else Tiling(programs=target.sms)
+def tiling_for(target: Target, shape: Shape) -> Tiling:
+    """The default cut: a program a multiprocessor, all of them resident; not measured yet.
+
+    Rows of a narrow model leave most threads of a wide chunk idle, and tiles of 16 rows most
+    multiprocessors.
+    """
+    if target.is_cpu:
+        return _CPU
+    if max(form.k for form in shape.products) <= _NARROW:
+        return Tiling(rows=4, num_warps=4, programs=target.sms)
+    return Tiling(programs=target.sms)
 
 
 def _package(source: KernelSource, target: Target) -> KernelPackage:
