@@ -24,13 +24,17 @@ up, and wrap with them. Nothing is zeroed between launches, and a captured graph
 **Watchdog.** All programs are resident (cooperative launch), so no wait is for one that cannot run.
 Should one be in vain all the same, it ends after a number of polls: the first to give up notes
 call, program, target and count, nobody of that program waits any more, all arrive where they
-should, and the launch ends in about a second, with numbers that `PersistentDecode.check` refuses.
+should, and the launch ends in about a second, with NaN among the logits, which no token is chosen
+of, and what was noted in `PersistentDecode.check`.
 
 **Without a GPU** the text runs in Triton's interpreter as one program: it meets the calls in order,
 so that each wait is over at once, and there are neither prefetches nor times.
 
-**Not chosen yet.** No engine runs it: `benchmarks/bench_persistent.py` compares it with an engine's
-decode graph, step by step, and times both. It serves one sequence, and greedy tokens.
+**In an engine** it is the first of two ways that a decode Program has (lowering.py): a step of one
+sequence is this launch with the sampling behind it, a step of more the calls of the graph. It is
+made where `compile(decode="persistent")` says so; nothing chooses it unasked, since it has not been
+measured yet (`benchmarks/bench_persistent.py` does). The call holds its graph; loading makes the
+text anew of that, and refuses another one (loading.py).
 
 Sums are in float32 and rounded where the separate kernels round, in another order.
 """
