@@ -31,10 +31,10 @@ from ..runtime.structure import flatten
 from ..targets import Target
 from .capture import DynamicShapes, Examples, capture_module
 from .capture_types import Captured
-from .changes import changed_graphs, costs_of, make_changes
+from .changes import changed_graphs, costs_of, lowered_graphs, make_changes
 from .compile_checks import Checks
 from .compile_report import make_report
-from .graphs import CacheKind, LoweredGraphs, Passed, lower_graphs
+from .graphs import CacheKind, LoweredGraphs, Passed
 from .hf_model import capture_causal_lm, meta_causal_lm
 from .lowering import lower, output_structure
 from .lowering.symbols import Sizes
@@ -94,6 +94,7 @@ def compile(
     memory_fraction: float = 0.9,
     tune: str | TuneConfig = "cached",
     strict: bool = False,
+    decode: str = "kernels",
     progress: Progress | None = None,
 ) -> Engine:
     """Compiles a model into an engine.
@@ -108,24 +109,22 @@ def compile(
             None does, and "expanded" makes numbers of them.
         attention: "mqa", "gqa:GROUPS" or a GQA: KV heads become fewer before that.
         kv_cache: "auto", "paged", "static", or a KVCacheConfig, which may keep 8 bits; None
-            compiles a causal LM as a plain module. A plain nn.Module becomes a causal LM too if its
-            only example input is token ids i64[1, S], dynamic_shapes is None, and it gives logits
-            [1, S, V] over their vocabulary, tokens mixing in causal attention only. Where "auto"
-            finds otherwise the report's notes say why; for a form that was named it is an error.
+            compiles a causal LM as a plain module. A plain nn.Module becomes one too if its example
+            is token ids i64[1, S] alone, dynamic_shapes is None, and it gives logits [1, S, V],
+            tokens mixing in causal attention only; else "auto" notes why not.
         dtype: "auto" (a module's own, float32 for files), "float32", "bfloat16" or "float16".
-        max_model_len: longest sequence in tokens, prompt and completion together; by default the
-            model's own limit, at most 8192.
+        max_model_len: longest sequence in tokens; by default the model's own limit, at most 8192.
         max_batch_size: most sequences at once, by default 8.
         dynamic_shapes: of a plain module's inputs, as torch.export takes it.
         verify: "off", "structure", "sample" (numbers of one layer of each kind) or "full".
         trust_remote_code: whether a model folder may bring Python code of its own.
         random_weights: a seed of a model folder's weights (norms are ones), to measure shapes.
-        deterministic: whether a sequence gives the same bits alone and in any batch. Needs the
-            Triton backend, whose kernels then have one cut for all sizes: slower.
+        deterministic: whether a sequence has the same bits alone and in any batch: Triton, slower.
         memory_fraction: of a GPU's memory, for weights, steps and max_batch_size whole sequences.
         tune: "cached" uses what is known of kernels, "none" does not; "quick", "full" or a
             TuneConfig (trials a problem, seconds in all) measure first what is not known, here.
         strict: whether what the backend leaves to torch, or to parts, is an error, not a note.
+        decode: "kernels", or "persistent" (experimental): one launch a step of one sequence.
         progress: called as phases begin.
 
     Returns:
@@ -152,6 +151,7 @@ def compile(
         memory_fraction=memory_fraction,
         tune=tune,
         strict=strict,
+        decode=decode,
     )
     return _started(model, Inputs(example_inputs, dynamic_shapes), options, Phases(progress))
 
@@ -314,15 +314,7 @@ def _finish(
     lowered = phases.run(
         "codegen",
         0.75,
-        lambda: lower_graphs(
-            passed,
-            backend,
-            options.target,
-            limit,
-            options.deterministic,
-            options.max_batch_size,
-            options.records,
-        ),
+        lambda: lowered_graphs(passed, backend, options, limit),
     )
     checks.strictly(lowered)
     phases.run("check", 0.85, lambda: checks.of_programs(passed, lowered, samples))

@@ -23,6 +23,7 @@ from ..targets import Target
 
 VERIFY_LEVELS = ("off", "structure", "sample", "full")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DECODE_FORMS = ("kernels", "persistent")
 CACHE_KINDS = ("auto", "paged", "static")
 CACHE_CODES = {"auto": None, "fp8": DType.F8E4M3, "int8": DType.I8}
 DEFAULT_CONTEXT = 8192
@@ -106,6 +107,7 @@ class CompileOptions:
         swap_space: GiB of the host's memory for cached pages that make room.
         window: what a sequence keeps; None for all of it.
         strict: whether what the backend leaves to torch, or to parts, is an error.
+        decode: how a decode step runs: "kernels", or "persistent" for one launch.
     """
 
     target: Target
@@ -130,6 +132,7 @@ class CompileOptions:
     swap_space: float = 0.0
     window: Window | None = None
     strict: bool = False
+    decode: str = "kernels"
 
     @property
     def records(self) -> Store | None:
@@ -156,6 +159,7 @@ def resolve_options(
     quantize: str | QuantConfig | None = None,
     attention: str | GQA | None = None,
     strict: bool = False,
+    decode: str = "kernels",
 ) -> CompileOptions:
     """Checks the options that a user gave, and fills in what "auto" means here.
 
@@ -183,6 +187,8 @@ def resolve_options(
             found=f"{name}, whose libraries choose another order of sums for other batches",
             remedy="Use backend='triton', or leave deterministic out.",
         )
+    if decode not in DECODE_FORMS:
+        raise wrong_option("decode", decode, DECODE_FORMS)
     config = _cache_config(kv_cache)
     return CompileOptions(
         device,
@@ -208,6 +214,7 @@ def resolve_options(
         0.0 if config is None else float(config.swap_space),
         None if config is None else _window(config, name, deterministic),
         strict,
+        decode,
     )
 
 
