@@ -14,7 +14,6 @@ from ..autotune.effort import TuneConfig, effort_of
 from ..codegen.base import Backend, get_backend
 from ..codegen.triton.workers import kept_workers
 from ..errors import CaptureError, UnsupportedError, UsageError
-from ..formats.weights import Weight, apply_weight
 from ..ir.dims import is_name
 from ..ir.graph import Graph
 from ..passes.driver import PassRecord
@@ -34,14 +33,15 @@ from .changes import changed_graphs, costs_of, make_changes
 from .compile_checks import Checks
 from .compile_report import make_report
 from .graphs import CacheKind, LoweredGraphs, Passed, lower_graphs
-from .hf_model import capture_causal_lm, meta_causal_lm
+from .hf_model import capture_causal_lm
 from .lowering import lower, output_structure
 from .lowering.symbols import Sizes
 from .module_lm import capture_module_lm, example_ids, lower_module_lm
+from .open_model import open_model
 from .options import DEFAULT_CONTEXT, CompileOptions, KVCacheConfig, context_of, resolve_options
 from .phases import Phases, Progress
-from .quantizing import check_stored, computed_codes, keeps_codes
-from .sources import Source, open_source, source_tokenizer
+from .quantizing import check_stored
+from .sources import Source, source_tokenizer
 
 
 def compile(
@@ -174,6 +174,22 @@ def _compiled(
             raise
         note = f"compiled as a plain module, not as a causal LM: {error}"
     return _compile_module(source, inputs, options, phases, (note,))
+
+
+def backend_rivals(model: object, options: CompileOptions, phases: Phases) -> Rivals | None:
+    """The backends that a causal LM may have; None where there is no choice (the options name one)
+    or the model is none. Errors as `compile` has them.
+    """
+    source = phases.run("open", 0.0, lambda: open_model(model, options))
+    check_stored(source, options)
+    if not options.rivals or not source.is_causal_lm or options.cache is None:
+        return None
+    _, graph, limit = _lowered_lm(source, Inputs(None, None), options, phases)
+
+    def make(other: CompileOptions) -> EngineImage:
+        return compile_image(model, None, None, other, Phases())
+
+    return Rivals.of(source.name, graph, options, limit, make)
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,45 +382,6 @@ def _tune(
     tune_graphs(passed.decode, passed.final, options, limit)
 
 
-def open_model(model: object, options: CompileOptions) -> Source:
-    """The model that a user named, its weights in the type that it computes in."""
-    wanted = options.dtype
-    if not isinstance(model, nn.Module):
-        if isinstance(model, str | Path) and str(model).lower().endswith(".onnx") and wanted:
-            raise UsageError(
-                "option dtype",
-                expected="'auto' for an ONNX file, whose types are part of its graph",
-                found=str(wanted),
-                remedy="Leave it out.",
-            )
-        # On a CPU bfloat16 checkpoints are computed in float32: faster there, and closer to the
-        # truth.
-        return open_source(
-            model,
-            dtype=wanted or torch.float32,
-            trust_remote_code=options.trust_remote_code,
-            random_weights=options.random_weights,
-            computes=computed_codes(options.target),
-            codes=keeps_codes(options),
-        )
-    source = open_source(model, random_weights=options.random_weights)
-    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), wanted)
-    if wanted is None or wanted == own:
-        return source
-    if source.config is None:
-        raise UsageError(
-            "option dtype",
-            expected=f"'auto' or {own} for a module that is in memory",
-            found=str(wanted),
-            remedy=f"Convert the module first: module.to({wanted}).",
-        )
-    weights: dict[str, Weight] = {
-        name: apply_weight("cast", (weight,), dtype=wanted) if weight.dtype == own else weight
-        for name, weight in source.weights.items()
-    }
-    return replace(source, module=meta_causal_lm(source.config, wanted), weights=weights)
-
-
 def _capture_lm(source: Source, inputs: Inputs) -> Captured:
     if source.is_causal_lm:
         return capture_causal_lm(source.module)
@@ -483,4 +460,12 @@ def identifier(name: str) -> str:
     return text if is_name(text) else f"model_{text}"
 
 
-__all__ = ["CausalLMEngine", "Engine", "ModuleEngine", "compile", "compile_image"]
+__all__ = [
+    "CausalLMEngine",
+    "Engine",
+    "ModuleEngine",
+    "Phases",
+    "Progress",
+    "compile",
+    "compile_image",
+]

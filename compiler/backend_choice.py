@@ -144,7 +144,7 @@ def tune_backend(
     """Measures which backend is the fastest, unless the store knows, and records it.
 
     Ctrl-C and the deadline decide on what is known until then; the record says so, for the next run
-    to measure it again.
+    to measure it again. While candidates are compiled Ctrl-C just ends it: nothing is known yet.
 
     Args:
         tunable: the choice.
@@ -167,8 +167,8 @@ def tune_backend(
         return TunedProblem(tunable, found.record, None)
     if effort.measures:
         store.check_writable()
+        tunable.prepare(tunable.pinned)  # before the search's clock begins to run
     spent = effort_for_backends(effort)
-    ends = time.monotonic() + spent.seconds if deadline is None else deadline
     with nullcontext(pool) if pool is not None else Pool(LIMITS) as workers:
         tuned = tune(
             tunable,
@@ -181,7 +181,7 @@ def tune_backend(
             deadline=deadline,
             progress=progress,
         )
-    over = tuned.interrupted or time.monotonic() >= ends
+    over = tuned.interrupted or (deadline is not None and time.monotonic() >= deadline)
     record = record_of(tunable, conditions, tuned, effort, seed, cut_short=over)
     if record is not None:
         store.add(record)

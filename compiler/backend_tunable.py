@@ -20,15 +20,16 @@ from ..autotune.ast_hash import normalised_ast_hash
 from ..autotune.key import Key, Problem
 from ..autotune.space import Choice, Config, Space
 from ..autotune.tunable import Prepared, Ready, Refused, RunnerSpec
-from ..codegen.base import backend_names
+from ..codegen.base import backend_names, get_backend
 from ..errors import UsageError
 from ..formats.weights import weight_leaves
 from ..ir.dtypes import DType
 from ..ir.graph import Graph, param_name
+from ..passes.expressions import expressions
 from ..runtime.folder import save_engine
 from ..runtime.image import EngineImage
 from ..settings import current
-from ..targets import available_cores, cpu_isa_flags
+from ..targets import Target, available_cores, cpu_isa_flags
 from ..targets.detect import cpu_name
 from . import backend_runner
 from .backend_runner import Work
@@ -104,6 +105,16 @@ class Rivals:
         """What is taken without measuring."""
         return config_of(next(iter(self.options)))
 
+    @property
+    def target(self) -> Target:
+        """The device."""
+        return next(iter(self.options.values())).target
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether the default's kernels are ours, and have configs to tune."""
+        return get_backend(backend_of(self.default)).own_kernels
+
 
 @dataclass(frozen=True)
 class BackendTunable:
@@ -113,11 +124,13 @@ class BackendTunable:
         rivals: what there is to choose from.
         folder: where the engines of candidates are kept; whoever made it takes it away.
         images: what was compiled, by backend.
+        prepared: what came of it: nothing is compiled twice.
     """
 
     rivals: Rivals
     folder: Path
     images: dict[str, EngineImage] = field(default_factory=dict)
+    prepared: dict[Config, Prepared] = field(default_factory=dict)
 
     @property
     def key(self) -> Key:
@@ -165,20 +178,23 @@ class BackendTunable:
 
     def prepare(self, configs: Sequence[Config]) -> Mapping[Config, Prepared]:
         """Compiles each, and the reference, into the folder."""
-        if reason := self._reference():
-            return {config: Refused(reason) for config in configs}
-        return {config: self._prepared(backend_of(config)) for config in configs}
+        missing = [config for config in configs if config not in self.prepared]
+        if missing and (reason := self._reference()):
+            self.prepared.update((config, Refused(reason)) for config in missing)
+        for config in missing:
+            if config not in self.prepared:
+                self.prepared[config] = self._compiled(backend_of(config))
+        return {config: self.prepared[config] for config in configs}
 
-    def _prepared(self, backend: str) -> Prepared:
+    def _compiled(self, backend: str) -> Prepared:
         rivals = self.rivals
         if backend not in rivals.options:
             return Refused(rivals.refused.get(backend, "there is no such backend here"))
         try:
-            image = self.images.get(backend) or rivals.make(rivals.options[backend])
+            image = rivals.make(rivals.options[backend])
             if image.lm is None:
                 return Refused("what it compiles does not generate")
-            if backend not in self.images:
-                _save(image, self.folder / backend)
+            _save(image, self.folder / backend)
         except Exception as error:  # of libraries too: whatever it is, the candidate is out
             return Refused(f"{type(error).__name__}: {error}")
         self.images[backend] = image
@@ -194,7 +210,7 @@ class BackendTunable:
         if (self.folder / self._reference_name).exists():
             return ""
         if self.rivals.exact:
-            found = self._prepared(REFERENCE)
+            found = self.prepared[config_of(REFERENCE)] = self._compiled(REFERENCE)
             return f"{_NO_REFERENCE}: {found.reason}" if isinstance(found, Refused) else ""
         own = self.rivals.options.get(REFERENCE)
         if own is None:
@@ -274,8 +290,8 @@ def _stored(graph: Graph) -> str:
     """How many tensors of which type the checkpoint holds: backends read codes, or expand them."""
     counts = Counter(
         stored_type(leaf) or str(leaf.dtype).removeprefix("torch.")
-        for node in graph.params
-        for leaf in weight_leaves(graph.weights[param_name(node)])
+        for weight in expressions(graph, map(param_name, graph.params)).values()
+        for leaf in weight_leaves(weight)
     )
     return " ".join(f"{kind}:{count}" for kind, count in sorted(counts.items()))
 

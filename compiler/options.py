@@ -244,7 +244,7 @@ def _rival(name: str, options: CompileOptions, config: KVCacheConfig | None) -> 
         cache, codes = _cache(config, name), _codes(config, name, device)
         window = _window(config, name, options.deterministic)
     except TilewrightError as error:
-        return Rival(name, refused=f"{error.culprit}: {error.found}")
+        return Rival(name, refused=f"expected {error.expected}, found {error.found}")
     except ImportError as error:
         return Rival(name, refused=f"it is not installed: {error}")
     return Rival(name, replace(options, backend=name, cache=cache, codes=codes, window=window))
