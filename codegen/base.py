@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import Literal, Protocol, TypeAlias, cast
 
 import torch
@@ -117,10 +118,26 @@ _BACKENDS = {
     "triton": ".triton.backend",
 }
 
+_LIBRARIES = {
+    "eager": ("torch",),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+}
+"""What is installed for a backend; by default a distribution of its name."""
+
 
 def backend_names() -> tuple[str, ...]:
     """Every backend's name."""
     return tuple(_BACKENDS)
+
+
+def library_versions() -> str:
+    """What the backends run on, where it is installed: "onnxruntime 1.26.0, torch 2.13.0"."""
+    names = {name for one in _BACKENDS for name in _LIBRARIES.get(one, (one,))}
+    found = []
+    for name in sorted(names):
+        with suppress(metadata.PackageNotFoundError):
+            found.append(f"{name} {metadata.version(name)}")
+    return ", ".join(found)
 
 
 def get_backend(name: str) -> Backend:

@@ -14,12 +14,12 @@ from ..ir.node import Node
 from ..passes.driver import VerifyLevel
 from ..passes.heads import HeadPlan
 from ..passes.quantize import Recipe
-from .api import open_model
 from .changes import changed_graphs
 from .graphs import Passed
 from .hf_model import capture_causal_lm
 from .inspect.layers import layer_numbers
 from .lowering import lower
+from .open_model import open_model
 from .options import CompileOptions
 from .quantizing import check_stored
 from .sources import Source

@@ -11,7 +11,7 @@ import torch
 from ..autotune.effort import TuneConfig, effort_of
 from ..autotune.store import Store
 from ..codegen.base import KVCacheKind, backend_names, get_backend
-from ..errors import UnsupportedError, UsageError
+from ..errors import TilewrightError, UnsupportedError, UsageError
 from ..ir.dtypes import DType
 from ..passes.driver import VerifyLevel
 from ..passes.heads import GQA, resolve_heads
@@ -108,6 +108,9 @@ class CompileOptions:
         window: what a sequence keeps; None for all of it.
         strict: whether what the backend leaves to torch, or to parts, is an error.
         decode: how a decode step runs: "kernels", or "persistent" for one launch.
+        asked_cache: the form that the user asked for: "auto", "paged", "static", or "none".
+        rivals: the other backends, where the choice is ours; none where the user names one, or
+            wants what only one can give.
     """
 
     target: Target
@@ -133,6 +136,8 @@ class CompileOptions:
     window: Window | None = None
     strict: bool = False
     decode: str = "kernels"
+    asked_cache: str = "auto"
+    rivals: tuple[Rival, ...] = ()
 
     @property
     def records(self) -> Store | None:
@@ -140,6 +145,21 @@ class CompileOptions:
         from .tuning import tuning_store
 
         return None if self.tune == "none" or self.deterministic else tuning_store()
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """A backend that might do better than the one that is taken without measuring.
+
+    Attributes:
+        backend: its name.
+        options: the same options for it; None where it cannot have them.
+        refused: why not, in words.
+    """
+
+    backend: str
+    options: CompileOptions | None = None
+    refused: str = ""
 
 
 def resolve_options(
@@ -190,7 +210,7 @@ def resolve_options(
     if decode not in DECODE_FORMS:
         raise wrong_option("decode", decode, DECODE_FORMS)
     config = _cache_config(kv_cache)
-    return CompileOptions(
+    options = CompileOptions(
         device,
         name,
         None if config is None else _cache(config, name),
@@ -206,7 +226,7 @@ def resolve_options(
         random_weights,
         deterministic,
         float(memory_fraction),
-        _tune(tune, device, name, deterministic),
+        _tune(tune, device, backend, name, deterministic),
         scheme,
         stored,
         resolve_heads(attention),
@@ -215,7 +235,30 @@ def resolve_options(
         None if config is None else _window(config, name, deterministic),
         strict,
         decode,
+        "none" if config is None else config.kind,
     )
+    if backend != "auto" or deterministic or decode != "kernels":
+        return options
+    others = (other for other in backend_names() if other != name)
+    return replace(options, rivals=tuple(_rival(other, options, config) for other in others))
+
+
+def _rival(name: str, options: CompileOptions, config: KVCacheConfig | None) -> Rival:
+    """The same options for another backend, or why it cannot have them here."""
+    device = options.target
+    try:
+        able = get_backend(_backend(name, device))
+        if able.own_kernels and device.is_cpu:
+            return Rival(name, refused="its kernels are for GPUs: on a CPU they are only tried")
+        if config is None:
+            return Rival(name, replace(options, backend=name))
+        cache, codes = _cache(config, name), _codes(config, name, device)
+        window = _window(config, name, options.deterministic)
+    except TilewrightError as error:
+        return Rival(name, refused=f"expected {error.expected}, found {error.found}")
+    except ImportError as error:
+        return Rival(name, refused=f"it is not installed: {error}")
+    return Rival(name, replace(options, backend=name, cache=cache, codes=codes, window=window))
 
 
 def _quantize(
@@ -241,16 +284,20 @@ def _quantize(
 
 
 def _tune(
-    tune: str | TuneConfig, target: Target, backend: str, deterministic: bool
+    tune: str | TuneConfig, target: Target, asked: str, backend: str, deterministic: bool
 ) -> str | TuneConfig:
-    """The option, where it can be had."""
+    """The option, where it can be had: kernels of ours are measured on their GPU, backends that the
+    user leaves to us on any device that is here.
+    """
     if not effort_of(tune).measures:
         return tune
-    here = backend == "triton" and not target.is_cpu and Target.detect().arch == target.arch
-    if not here or deterministic:
+    here = target.is_cpu or Target.detect().arch == target.arch
+    able = asked == "auto" or (get_backend(backend).own_kernels and not target.is_cpu)
+    if not (here and able) or deterministic:
         raise UnsupportedError(
             f"tune={tune if isinstance(tune, str) else 'TuneConfig(…)'} for {target.name}",
-            expected=f"the Triton backend, not deterministic, and a GPU of {target.sm} here",
+            expected="backend='auto' or the Triton backend on a GPU, not deterministic, and a "
+            f"device of {target.sm} here",
             found=f"backend {backend!r} on {Target.detect().name}",
             remedy="Use tune='cached'; tune on such a machine, and merge its records here.",
         )
