@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module, metadata
-from typing import Literal, Protocol, TypeAlias, cast
+from typing import Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 import torch
 
@@ -43,6 +43,15 @@ class Kernel(Protocol):
     def __call__(
         self, operands: Sequence[torch.Tensor | None], sizes: Mapping[str, int]
     ) -> Sequence[torch.Tensor]: ...
+
+
+@runtime_checkable
+class Keeps(Protocol):
+    """A kernel that learns while it runs what a later start of the engine need not find again."""
+
+    def artifacts(self) -> Mapping[str, bytes]:
+        """That, as files of the engine folder by path."""
+        ...
 
 
 ReadFile: TypeAlias = Callable[[str], bytes]

@@ -8,18 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from ..errors import UnsupportedError, UsageError
 from ..formats.atomic import atomic_folder
 from ..ir.graph import Graph
+from ..passes.driver import VerifyLevel
 from ..passes.heads import GQA
 from ..passes.schemes import QuantConfig
 from ..targets import Target
 from .api import Phases, Progress, identifier, sample_ids
 from .changes import make_changes
-from .emit_source import captured, layer_names, open_causal_lm, slot_graphs
+from .emit_network import network_error
+from .emit_source import Changes, captured, layer_names, open_causal_lm, slot_graphs
+from .graphs import Passed
 from .options import CompileOptions, context_of, resolve_options
+from .sample_model import sample_source
 from .sources import Source, source_tokenizer
 
 if TYPE_CHECKING:
@@ -49,6 +54,8 @@ class EmittedEngine:
         in_place: the caches, by output, that are one memory with their input; none where the
             engine does not say.
         notes: what a user may want to know of the engine.
+        largest_error: relative, of the network that it was built from, run by the reference of its
+            layers beside the interpreter; None where numbers were not compared.
     """
 
     path: Path
@@ -61,6 +68,7 @@ class EmittedEngine:
     kernels: dict[str, int]
     in_place: tuple[str, ...]
     notes: tuple[str, ...]
+    largest_error: float | None = None
 
 
 def export_tensorrt(
@@ -84,8 +92,8 @@ def export_tensorrt(
     where the model has one, ``tokenizer.json``. codegen/tensorrt/decoder.py says what goes in and
     out. TensorRT for RTX builds it on a machine without a GPU.
 
-    The passes are checked as `verify` says; the engine itself runs on a GPU alone, so that what
-    TensorRT makes of the network is not compared here.
+    The passes and the network are checked as `verify` says; the engine itself runs on a GPU alone,
+    so that what TensorRT makes of the network is not compared here.
 
     Args:
         model: a Hugging Face model, a model folder or a .gguf file.
@@ -104,7 +112,7 @@ def export_tensorrt(
         UsageError, CheckpointError, CaptureError: what is wrong with the model or an option.
         UnsupportedError: no TensorRT is installed, it does not build for a target, or an op or
             scheme has no form in it; nothing is written.
-        VerificationError: a pass computes something else.
+        VerificationError: a pass or the network computes something else.
     """
     from ..codegen.tensorrt.flavor import find_flavor
 
@@ -174,8 +182,17 @@ class _Export:
         source = run("open", 0.0, lambda: open_causal_lm(model, self.options))
         graph = run("capture", 0.05, lambda: captured(source, identifier(source.name)))
         limit = context_of(source.max_position_embeddings, self.options)
-        final = run("passes", 0.15, lambda: self._final(graph, source, limit))
+        changes = run("calibrate", 0.15, lambda: make_changes(graph, source, self.options, limit))
+        stands, error = run("verify", 0.2, lambda: self._check_sample(source, limit, changes))
+        level = "structure" if stands else self.options.verify
+        samples = (sample_ids(graph, limit),)
+        passed = run("passes", 0.3, lambda: self._passed(graph, changes, level, samples))
+        final = passed.final
         lowered = run("convert", 0.4, lambda: self._lowered(final, limit))
+        if level in ("sample", "full"):
+            error = run(
+                "check", 0.45, lambda: network_error(lowered, final, passed.inputs(samples))
+            )
         archs = self.archs or self.flavor.suits(lowered.network.dtypes)
         profiles = decoder_profiles(self.options.max_batch_size, limit)
         with atomic_folder(path) as folder:
@@ -198,12 +215,32 @@ class _Export:
             dict(plan.kernels),
             tuple(c.present for c in lowered.caches if c.present in plan.in_place),
             built.notes,
+            error,
         )
 
-    def _final(self, graph: Graph, source: Source, limit: int) -> Graph:
-        changes = make_changes(graph, source, self.options, limit)
+    def _passed(
+        self,
+        graph: Graph,
+        changes: Changes,
+        level: VerifyLevel,
+        samples: Sequence[torch.Tensor],
+    ) -> Passed:
+        return slot_graphs(graph, changes, level, samples, self.options)
+
+    def _check_sample(
+        self, source: Source, limit: int, changes: Changes
+    ) -> tuple[bool, float | None]:
+        """Compares numbers of the model cut to one layer of each kind: whether that stands for the
+        whole one, and its error.
+        """
+        cut = sample_source(source) if self.options.verify == "sample" else None
+        if cut is None:
+            return False, None
+        graph = captured(cut, "sample")
         samples = (sample_ids(graph, limit),)
-        return slot_graphs(graph, changes, self.options.verify, samples, self.options).final
+        passed = self._passed(graph, changes, "full", samples)
+        lowered = self._lowered(passed.final, limit)
+        return True, network_error(lowered, passed.final, passed.inputs(samples))
 
     def _lowered(self, graph: Graph, limit: int) -> Lowered:
         from ..codegen.tensorrt.decoder import lower_decoder

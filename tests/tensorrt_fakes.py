@@ -48,6 +48,7 @@ class Device:
         self.runs: list[tuple[int, tuple[int, ...]]] = []
         self.api = fake_tensorrt("SM75", "SM80", "SM89", "SM120")
         self.api.ILogger = _Logger
+        self.api.IRuntimeCache = _Cache
         self.api.Runtime = lambda logger: _Runtime(self, logger)
         monkeypatch.setattr(flavor, "find_spec", lambda name: name == "tensorrt_rtx" or None)
         monkeypatch.setattr(flavor, "import_module", lambda name: self.api)
@@ -102,15 +103,44 @@ class _Engine:
     def get_tensor_profile_shape(self, name: str, profile: int):
         return self.profiles[profile].shapes(self.inputs[name])
 
-    def create_execution_context(self) -> _Context:
-        return _Context(self)
+    def create_runtime_config(self) -> _Config:
+        return _Config()
+
+    def create_execution_context(self, config: _Config | None = None) -> _Context:
+        return _Context(self, config)
+
+
+class _Cache:
+    """Of kernels: how often any ran, as text."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def serialize(self) -> bytes:
+        return b"ran %d" % self.runs
+
+    def deserialize(self, data: bytes) -> bool:
+        word, _, count = data.partition(b" ")
+        self.runs = int(count) if word == b"ran" else 0
+        return word == b"ran"
+
+
+class _Config:
+    cache: _Cache
+
+    def create_runtime_cache(self) -> _Cache:
+        return _Cache()
+
+    def set_runtime_cache(self, cache: _Cache) -> bool:
+        self.cache = cache
+        return True
 
 
 class _Context:
     """Reads and writes the memory that it is given the addresses of."""
 
-    def __init__(self, engine: _Engine) -> None:
-        self.engine, self.profile = engine, 0
+    def __init__(self, engine: _Engine, config: _Config | None) -> None:
+        self.engine, self.profile, self.config = engine, 0, config
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
 
@@ -133,6 +163,8 @@ class _Context:
             name: _at(self.addresses[name], tensor.dtype.torch, self.shapes[name])
             for name, tensor in engine.inputs.items()
         }
+        if self.config is not None:
+            self.config.cache.runs += 1
         if "input_ids" in given:
             engine.device.runs.append((self.profile, tuple(given["input_ids"].shape)))
         for name, value in evaluate(engine.network, given).items():

@@ -17,6 +17,8 @@ _UNARY = {
     "sin": "sin",
     "cos": "cos",
     "erf": "erf",
+    "floor": "floor",
+    "ceil": "ceil",
     "logical_not": "not",
 }
 _ACTIVATIONS = {"tanh": "tanh", "sigmoid": "sigmoid", "relu": "relu"}

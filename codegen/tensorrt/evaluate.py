@@ -26,6 +26,8 @@ _UNARY: dict[str, Op] = {
     "sin": torch.sin,
     "cos": torch.cos,
     "erf": torch.erf,
+    "floor": torch.floor,
+    "ceil": torch.ceil,
     "not": torch.logical_not,
 }
 _ACTIVATIONS: dict[str, Op] = {

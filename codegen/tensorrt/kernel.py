@@ -50,7 +50,19 @@ def load_run(call: Call, read: ReadFile, device: torch.device) -> Run:
         return Reference(engine.network)
     from .session import Session  # looks for TensorRT
 
-    return Session(path, engine, call, device)
+    return Session(path, engine, call, device, _learnt(path, read))
+
+
+def compiled_path(path: str) -> str:
+    """Where an engine's kernels lie, once they are compiled for a GPU."""
+    return path.removesuffix(".engine") + ".cache"
+
+
+def _learnt(path: str, read: ReadFile) -> bytes | None:
+    try:
+        return read(compiled_path(path))
+    except KeyError:
+        return None
 
 
 class Reference:
@@ -108,6 +120,13 @@ class RegionKernel:
                 remedy="Compile the model again.",
             )
         self.lock = Lock()  # an execution context holds the operands of one run
+
+    def artifacts(self) -> Mapping[str, bytes]:
+        """The kernels that TensorRT compiled, by path; nothing where it keeps none."""
+        learnt = getattr(self.run, "learnt", None)
+        found = None if learnt is None else learnt()
+        path = compiled_path(self.call.kernel.split("/", 1)[1])
+        return {path: found} if found else {}
 
     def __call__(
         self, operands: Sequence[torch.Tensor | None], sizes: Mapping[str, int]

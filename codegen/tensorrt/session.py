@@ -21,12 +21,21 @@ class Session:
         engine: its bytes.
         call: that it computes: names its inputs, results, and the TensorRT that built it.
         device: the GPU.
+        learnt: kernels that an earlier start compiled; of another GPU or version it does not take
+            them, and compiles its own.
 
     Raises:
         EngineError: that TensorRT is missing, or does not open the engine here.
     """
 
-    def __init__(self, path: str, engine: bytes, call: Call, device: torch.device) -> None:
+    def __init__(
+        self,
+        path: str,
+        engine: bytes,
+        call: Call,
+        device: torch.device,
+        learnt: bytes | None = None,
+    ) -> None:
         self.path, self.device = path, device
         self.errors: list[str] = []
         self.wanted = f"{call.attrs['flavor']} {call.attrs['version']}"
@@ -36,10 +45,26 @@ class Session:
         self.runtime = api.Runtime(self.logger)
         self.engine = self._made(self.runtime.deserialize_cuda_engine(engine))
         self._check_names(call)
-        self.context = self._made(self.engine.create_execution_context())
+        self.context = self._context(learnt)
         self.profiles = self._profiles(call)
         self.profile: int | None = None
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def learnt(self) -> bytes | None:
+        """The kernels compiled so far; None where this TensorRT compiled them with the engine."""
+        return None if self.cache is None else bytes(self.cache.serialize())
+
+    def _context(self, learnt: bytes | None) -> Any:
+        """Memory for steps. TensorRT for RTX compiles kernels on the GPU, and can keep them."""
+        self.cache: Any = None
+        if not hasattr(self.flavor.api, "IRuntimeCache"):
+            return self._made(self.engine.create_execution_context())
+        config = self.engine.create_runtime_config()
+        self.cache = config.create_runtime_cache()
+        if learnt is not None:
+            self.cache.deserialize(learnt)  # False where they are of another GPU or version
+        config.set_runtime_cache(self.cache)
+        return self._made(self.engine.create_execution_context(config))
 
     def __call__(self, given: dict[str, torch.Tensor], results: dict[str, torch.Tensor]) -> None:
         """Queues the engine behind what the current stream holds."""

@@ -132,9 +132,12 @@ def emit_engine(model: str, output: Path, options: Mapping[str, Any], as_json: b
     for line in emitted.notes:
         note(line)
     attention = "fused" if emitted.fused else "in parts"
+    checked = "numbers not compared"
+    if emitted.largest_error is not None:
+        checked = f"largest error of its network {emitted.largest_error:.1e}"
     out().print(
         f"TensorRT engine written to {output}: {emitted.layers} layers, "
         f"{emitted.engine_bytes / 1e6:.1f} MB for {', '.join(emitted.targets)}, attention "
-        f"{attention}, built by {emitted.flavor} in {emitted.seconds:.1f} s",
+        f"{attention}, built by {emitted.flavor} in {emitted.seconds:.1f} s, {checked}",
         markup=False,
     )

@@ -11,12 +11,12 @@ from torch import nn
 
 import tilewright as tw
 from tensorrt_fakes import fake_tensorrt
-from tilewright.codegen.tensorrt import builder, flavor
+from tilewright.codegen.tensorrt import builder, flavor, regions
 from tilewright.codegen.tensorrt.builder import Built
 from tilewright.codegen.tensorrt.flavor import Flavor
 from tilewright.compiler import emit_source
 from tilewright.compiler.hf_model import capture_causal_lm
-from tilewright.errors import UnsupportedError, UsageError
+from tilewright.errors import UnsupportedError, UsageError, VerificationError
 from tiny_models import tiny_model
 
 ROOM = 32
@@ -118,6 +118,13 @@ def test_schemes_and_models_that_it_has_not(llama, tmp_path: Path) -> None:
     match = r"quantize='fp8' for TensorRT: op quantize_rows.*Quantize by fp8-tensor"
     refuse(UnsupportedError, match, llama, tmp_path, quantize=config)
     refuse(UnsupportedError, "found a plain module", nn.Linear(2, 2), tmp_path)
+
+
+def test_a_wrong_network_is_not_built(llama, tmp_path: Path, asked, monkeypatch) -> None:
+    monkeypatch.setenv("TILEWRIGHT_VERIFY", "sample")
+    monkeypatch.setitem(regions.CONVERTERS, "gated", lambda w, node: w.value(node.operands[0]))
+    refuse(VerificationError, "the network for TensorRT", llama, tmp_path, targets="l4")
+    assert not asked
 
 
 def test_a_failing_build_keeps_the_old_folder(llama, tmp_path: Path, asked, monkeypatch) -> None:

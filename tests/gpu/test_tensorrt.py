@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import tilewright as tw
 from tensorrt_running import ROOM, lowered
 from tilewright.codegen.tensorrt.builder import build_engine
 from tilewright.codegen.tensorrt.evaluate import evaluate
 from tilewright.codegen.tensorrt.flavor import RTX, find_flavor
 from tilewright.codegen.tensorrt.profiles import decoder_profiles
 from tilewright.targets import Target
+from tiny_models import PROMPTS, tiny_model
 
 pytestmark = pytest.mark.gpu
 trt = pytest.importorskip(RTX, reason="needs pip install tilewright[tensorrt], 96 MB")
@@ -52,3 +54,28 @@ def test_prefill_and_decode_are_the_references(tmp_path: Path) -> None:
         assert context.execute_async_v3(stream.cuda_stream)
         torch.cuda.synchronize()
         torch.testing.assert_close(logits.cpu(), wanted, atol=0.1, rtol=0.05)
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_an_engine_folder_generates_hugging_faces_tokens(family: str, tmp_path: Path) -> None:
+    """Through the executor, slots and profiles; the kernels that were compiled are kept."""
+    flavor, target = find_flavor([RTX]), Target.detect()
+    if target.arch not in flavor.archs:
+        pytest.skip(f"{flavor.name} builds for {flavor.archs}, not {target.sm}")
+    model = tiny_model(family).bfloat16()
+    options = {"max_model_len": 64, "max_batch_size": 3}
+    tw.compile(model, backend="tensorrt", **options).save(tmp_path / "e")
+    engine = tw.load(tmp_path / "e")
+    prompts = [list(prompt) for prompt in PROMPTS]
+    params = tw.SamplingParams(max_new_tokens=8, ignore_eos=True)
+    found = [c.token_ids for c in engine.generate(prompts, params)]
+    judge = tw.compile(model, backend="eager", target="cpu", **options)
+    close = 0
+    for prompt, tokens in zip(prompts, found, strict=True):
+        logits = judge(torch.tensor(prompt + tokens[:-1]))[len(prompt) - 1 :]
+        best = logits.max(-1).values - logits.gather(-1, torch.tensor(tokens)[:, None])[:, 0]
+        close += int((best < 0.1).sum())
+    assert close == 24  # each the best token, or within bfloat16 of it
+    engine.save(tmp_path / "warm")
+    warm = tw.load(tmp_path / "warm")
+    assert [c.token_ids for c in warm.generate(prompts, params)] == found

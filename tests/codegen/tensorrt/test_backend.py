@@ -12,8 +12,14 @@ import torch
 
 import tilewright as tw
 from tensorrt_fakes import Device
+from tensorrt_running import graph_of
+from tilewright.codegen.base import get_backend
 from tilewright.codegen.tensorrt import flavor, regions
 from tilewright.errors import EngineError, UnsupportedError, UsageError, VerificationError
+from tilewright.runtime.engine import start
+from tilewright.runtime.folder import save_engine
+from tilewright.runtime.image import EngineImage
+from tilewright.targets import TARGETS
 from tiny_models import PROMPTS, tiny_model
 
 ROOM, STEPS = 64, 8
@@ -21,9 +27,33 @@ PARAMS = tw.SamplingParams(max_new_tokens=STEPS, ignore_eos=True)
 OPTIONS = {"backend": "tensorrt", "target": "l4", "max_model_len": ROOM, "max_batch_size": 3}
 
 
+@pytest.fixture(scope="module")
+def compiled() -> tuple[dict[str, EngineImage], list]:
+    """The engines of a dense model and of one with experts, and what they were built from."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TILEWRIGHT_VERIFY", "structure")
+        device = Device(patch)
+        models = {family: tiny_model(family) for family in ("llama", "mixtral")}
+        images = {name: tw.compile(model, **OPTIONS).image for name, model in models.items()}
+        return images, device.networks
+
+
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Device:
-    return Device(monkeypatch)
+def device(monkeypatch: pytest.MonkeyPatch, compiled) -> Device:
+    device = Device(monkeypatch)
+    device.networks = list(compiled[1])
+    return device
+
+
+@pytest.fixture
+def saved(compiled, tmp_path: Path):
+    """Writes one of them."""
+
+    def save(family: str) -> Path:
+        save_engine(compiled[0][family], tmp_path / "e")
+        return tmp_path / "e"
+
+    return save
 
 
 def hugging_face(family: str) -> list[list[int]]:
@@ -37,13 +67,8 @@ def hugging_face(family: str) -> list[list[int]]:
     return found
 
 
-def saved(family: str, path: Path, **options) -> Path:
-    tw.compile(tiny_model(family), **{**OPTIONS, **options}).save(path)
-    return path
-
-
-def test_tokens_are_hugging_faces(device: Device, tmp_path: Path) -> None:
-    folder = saved("llama", tmp_path / "e")
+def test_tokens_are_hugging_faces(device: Device, saved) -> None:
+    folder = saved("llama")
     assert "= attention(" in (folder / "tensorrt" / "region_0.txt").read_text()
     with pytest.raises(EngineError, match="a sm_89 device.*found cpu"):
         tw.load(folder)
@@ -62,8 +87,30 @@ def test_tokens_are_hugging_faces(device: Device, tmp_path: Path) -> None:
     assert all(cache[:3].isfinite().all() for cache in engine.executor.caches.tensors.values())
 
 
-def test_experts_are_left_to_torch(device: Device, tmp_path: Path) -> None:
-    folder = saved("mixtral", tmp_path / "e")
+def test_compiled_kernels_are_kept(device: Device, saved, tmp_path: Path) -> None:
+    folder = saved("llama")
+    device.plug_in()
+    engine = tw.load(folder)
+    engine.generate([[5, 6]], PARAMS)
+    engine.save(tmp_path / "warm")
+    kept = tmp_path / "warm" / "tensorrt" / "region_0.cache"
+    assert kept.read_bytes() == b"ran %d" % STEPS
+    warm = tw.load(tmp_path / "warm")
+    warm.generate([[5, 6]], PARAMS)
+    (found,) = warm.runner.artifacts().values()
+    assert found == b"ran %d" % (2 * STEPS)
+    kept.write_bytes(b"of another GPU")
+    with pytest.raises(EngineError, match="region_0.cache: expected sha256"):
+        tw.load(tmp_path / "warm")
+    warm.image.files["tensorrt/region_0.cache"] = b"of another GPU"  # it compiles its own
+    assert start(warm.image).runner.artifacts()
+    # A TensorRT that compiles kernels with the engine has nothing to keep.
+    del device.api.IRuntimeCache
+    assert not tw.load(folder).runner.artifacts()
+
+
+def test_experts_are_left_to_torch(device: Device, saved) -> None:
+    folder = saved("mixtral")
     device.plug_in()
     engine = tw.load(folder)
     report = engine.report()
@@ -77,9 +124,10 @@ def test_strict_refuses_what_is_left(device: Device) -> None:
     match = r"option strict with backend 'tensorrt'.*moe_experts.*no layer computes it"
     with pytest.raises(UnsupportedError, match=match):
         tw.compile(tiny_model("mixtral"), **OPTIONS, strict=True)
+    # What TensorRT computes by parts is among what strict refuses.
     device.notes = ("attention is computed by parts",)
-    with pytest.raises(UnsupportedError, match="by parts"):
-        tw.compile(tiny_model("llama"), **OPTIONS, strict=True)
+    graph = graph_of("llama", "float32")
+    assert get_backend("tensorrt").lower(graph, TARGETS["l4"], ROOM).notes == device.notes
 
 
 def test_a_wrong_network_is_found(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,8 +157,8 @@ def test_targets(monkeypatch: pytest.MonkeyPatch) -> None:
         tw.compile(model, backend="tensorrt", target="l4")
 
 
-def test_engines_that_do_not_open(device: Device, tmp_path: Path, monkeypatch) -> None:
-    folder = saved("llama", tmp_path / "e", verify="off")
+def test_engines_that_do_not_open(device: Device, saved, monkeypatch) -> None:
+    folder = saved("llama")
     device.plug_in()
     part = folder / "tensorrt" / "region_0.engine"
     whole = part.read_bytes()
@@ -139,8 +187,8 @@ class _Refusing:
         self.logger.log(1, "tag")
 
 
-def test_another_engine_of_another_model(device: Device, tmp_path: Path) -> None:
-    folder = saved("llama", tmp_path / "e", verify="off")
+def test_another_engine_of_another_model(device: Device, saved) -> None:
+    folder = saved("llama")
     device.plug_in()
     network, profiles = device.networks[0]
     device.networks[0] = (type(network)(network.inputs[1:], {}, (), network.outputs), profiles)

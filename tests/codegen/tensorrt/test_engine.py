@@ -12,6 +12,8 @@ import pytest
 
 import tilewright as tw
 from tensorrt_running import ROOM, graph_of, lowered
+from tilewright.codegen.base import get_backend
+from tilewright.codegen.tensorrt import builder
 from tilewright.codegen.tensorrt.builder import Built, build_engine
 from tilewright.codegen.tensorrt.decoder import lower_decoder
 from tilewright.codegen.tensorrt.flavor import Flavor, find_flavor
@@ -20,6 +22,7 @@ from tilewright.codegen.tensorrt.plan import read_plan
 from tilewright.codegen.tensorrt.profiles import decoder_profiles
 from tilewright.errors import UnsupportedError
 from tilewright.formats.atomic import atomic_file
+from tilewright.targets import TARGETS
 
 pytest.importorskip("tensorrt_rtx", reason="needs pip install tilewright[tensorrt], 96 MB")
 ALL = (80, 89, 120)
@@ -107,6 +110,32 @@ def test_a_network_that_it_refuses(flavor: Flavor, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="one that tensorrt_rtx .* builds"):
         built(wrong, flavor, tmp_path / "e", (89,))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.nightly
+def test_refit_needs_a_gpu(flavor: Flavor, tmp_path: Path, monkeypatch) -> None:
+    """Why there is no refit: once this builds, offer it."""
+    configure = builder._Build._config
+
+    def refittable(build, made):
+        config = configure(build, made)
+        config.set_flag(flavor.api.BuilderFlag.REFIT)
+        return config
+
+    monkeypatch.setattr(builder._Build, "_config", refittable)
+    network = lower_decoder(graph_of("SmolLM2", "bfloat16"), {}, ROOM).network
+    with pytest.raises(UnsupportedError, match="CUDA_SUCCESS"):
+        built(network, flavor, tmp_path / "e", (89,))
+
+
+@pytest.mark.nightly
+def test_regions_around_experts(flavor: Flavor) -> None:
+    """What an engine folder of a model with experts holds."""
+    backend = get_backend("tensorrt")
+    lowered = backend.lower(graph_of("mixtral", "bfloat16"), TARGETS["l4"], ROOM, False, 4)
+    kernels = [call.kernel for call in lowered.program.calls if call.loader == "tensorrt"]
+    assert kernels == [f"tensorrt/tensorrt/region_{i}.engine" for i in range(3)]
+    assert all(len(lowered.files[kernel.split("/", 1)[1]]) > 10_000 for kernel in kernels)
 
 
 @pytest.mark.nightly

@@ -55,7 +55,10 @@ X, Y = tokens("x", 4, 6), tokens("y", 4, 6)
 
 @pytest.mark.parametrize(
     "op",
-    ["neg", "abs", "exp", "sin", "cos", "erf", "tanh", "sigmoid", "relu", "silu", "reciprocal"],
+    [
+        *("neg", "abs", "exp", "sin", "cos", "erf", "floor", "ceil"),
+        *("tanh", "sigmoid", "relu", "silu", "reciprocal"),
+    ],
 )
 def test_of_one_operand(op: str) -> None:
     agrees(make(op, X), X)
