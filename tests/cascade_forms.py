@@ -44,9 +44,7 @@ def cascade_call(shape: Shape, sizes: Mapping[str, Size] | None = None, **attrs)
 def cascade_operands_of(
     shape: Shape, groups: Sequence[Group], seed: int
 ) -> tuple[list[torch.Tensor | None], dict[str, int]]:
-    """Buffers of the kernel's operands, and the value of each symbol. Rows are shuffled, and only
-    the first member of a group has its shared pages in its table.
-    """
+    """Buffers of the kernel's operands, and the value of each symbol; rows are shuffled."""
     random = torch.Generator().manual_seed(seed)
     P, G, H = shape.page, shape.kv_heads, shape.heads
     members = [(g, group.pages, tail) for g, group in enumerate(groups) for tail in group.tails]
@@ -69,17 +67,17 @@ def cascade_operands_of(
     tables = torch.full((B, M), OUTSIDE, dtype=torch.int32)
     lens = torch.zeros(B, dtype=torch.int32)
     arrays = torch.zeros(3, B, dtype=torch.int32)  # group_rows, group_ids, shared_pages
-    known: dict[int, int] = {}
+    known: dict[int, tuple[int, list[int]]] = {}
     order = sorted(range(B), key=lambda i: members[i][1] == 0)  # those of no group come last
     for place, i in enumerate(order):
         (g, pages, tail), row = members[i], rows[i]
         arrays[0, place] = row
         if pages:
             if g not in known:
-                known[g] = len(known) + 1
-                tables[row, :pages] = torch.tensor(filled(pages, pages * P), dtype=torch.int32)
-            arrays[1, place], arrays[2, row] = known[g], pages
-        tables[row, pages : pages + own[i]] = torch.tensor(filled(own[i], tail)).int()
+                known[g] = len(known) + 1, filled(pages, pages * P)
+            arrays[1, place], arrays[2, row] = known[g][0], pages
+            tables[row, :pages] = torch.tensor(known[g][1])
+        tables[row, pages : pages + own[i]] = torch.tensor(filled(own[i], tail))
         lens[row] = pages * P + tail
     wide = (B, shape.head_dim, H + 3) if shape.strided else (B, H, shape.head_dim)
     dtype = shape.dtype.torch
