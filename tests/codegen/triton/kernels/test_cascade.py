@@ -83,7 +83,9 @@ def check(
 
 
 GROUPS = st.lists(
-    st.builds(Group, st.integers(0, 5), st.lists(st.sampled_from([1, 5, 16, 40]), min_size=1, max_size=3)),
+    st.builds(
+        Group, st.integers(0, 5), st.lists(st.sampled_from([1, 5, 16, 40]), min_size=1, max_size=3)
+    ),
     min_size=1,
     max_size=3,
 )
@@ -99,7 +101,9 @@ SHAPES = st.builds(
     strided=st.booleans(),
     dtype=st.sampled_from([DType.F32, DType.F32, DType.BF16]),
 )
-CUTS = st.builds(Tiles, st.sampled_from([16, 32]), st.sampled_from([16, 32]), st.just(4), st.just(1))
+CUTS = st.builds(
+    Tiles, st.sampled_from([16, 32]), st.sampled_from([16, 32]), st.just(4), st.just(1)
+)
 
 
 @settings(max_examples=3)

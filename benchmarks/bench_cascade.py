@@ -1,0 +1,209 @@
+"""Cascade attention on a GPU: sequences that share a prefix, with it and without.
+
+    python benchmarks/bench_cascade.py layer -o cascade.jsonl
+    python benchmarks/bench_cascade.py engine MODEL
+
+"layer": one layer's attention, 32 query and 8 KV heads of 128 in bfloat16, for several groups and
+cuts; calls go over several caches in turn, larger than L2 together, in one CUDA graph. Rows are held
+against the op's reference in float64 before anything is timed.
+
+"engine": the decode step of an engine with random weights (MODEL is a folder with a config.json),
+64 sequences that share 8192 tokens, by replays of the step's graph; the tokens of both ways, which
+may part where two logits are near, are counted first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from graph_timing import report, seconds_of
+
+from tilewright.codegen.triton.aot import compile_sources
+from tilewright.codegen.triton.kernels.cascade import (
+    Tiles,
+    cascade_source,
+    default_tiles,
+    fits,
+)
+from tilewright.codegen.triton.kernels.paged_attention_tiles import Problem
+from tilewright.codegen.triton.kernels.paged_decode import emit_paged_decode
+from tilewright.codegen.triton.layout import located
+from tilewright.codegen.triton.package import KernelPackage
+from tilewright.ir.build import input_node, make
+from tilewright.ir.dims import Size, symbol
+from tilewright.ir.dtypes import DType
+from tilewright.ir.node import Node
+from tilewright.ir.schema import schema
+from tilewright.ir.types import TensorType
+from tilewright.targets import Target
+
+HEADS, KV_HEADS, DIM, PAGE = 32, 8, 128, 16
+COPIES = 4
+# (sequences of each group, tokens that a group shares, tokens behind)
+CASES = (
+    ((64,), 8192, 128),
+    ((32, 32), 8192, 128),
+    ((16,), 8192, 128),
+    ((4,), 8192, 128),
+    ((64,), 1024, 128),
+    ((64,), 256, 128),
+    ((8,), 512, 128),
+    ((2,), 1024, 128),
+)
+CUTS = (
+    Tiles(128, 64, 8, 2),
+    Tiles(128, 64, 8, 3),
+    Tiles(128, 64, 8, 3, waves=2),
+    Tiles(64, 64, 4, 2, waves=2),
+    Tiles(64, 64, 4, 3, waves=2),
+    Tiles(128, 32, 8, 3),
+    Tiles(64, 32, 4, 3, waves=2),
+    Tiles(32, 64, 4, 3),
+)
+
+
+def attention(shares: bool) -> Node:
+    """The call, over symbols B, M and N; with groups or without."""
+    B, M, N = map(symbol, "BMN")
+
+    def tensor(name: str, *shape: Size, dtype: DType = DType.BF16) -> Node:
+        return input_node(name, TensorType(dtype, shape))
+
+    tables = tensor("tables", B, M, dtype=DType.I32)
+    if shares:
+        names = ("group_rows", "group_ids", "shared_pages")
+        groups = [tensor(name, B, dtype=DType.I32) for name in names]
+        tables = make("share_pages", tables, *groups)
+    q = tensor("q", B, HEADS, DIM)
+    caches = [tensor(name, N, PAGE, KV_HEADS, DIM) for name in "kv"]
+    lens = tensor("lens", B, dtype=DType.I32)
+    return make("paged_attention", q, *caches, tables, lens, scale=DIM**-0.5)
+
+
+def packages(target: Target) -> dict[str, KernelPackage]:
+    """By name: the plain kernel, and cascade kernels of all cuts that fit."""
+    plain, node = attention(shares=False), attention(shares=True)
+    layouts = tuple(None if arg is None else located(arg)[1] for arg in node.args)
+    problem = Problem.of(node, layouts)
+    assert problem is not None
+    default = default_tiles(problem, target)
+    cuts = [t for t in dict.fromkeys((default, *CUTS)) if t is not None]
+    sources = {"plain": emit_paged_decode(plain, layouts, target)}
+    for t in cuts:
+        name = f"m{t.block_m} n{t.block_n} w{t.num_warps} s{t.num_stages} x{t.waves}"
+        name += " default" * (t == default)
+        sources[name] = cascade_source(problem, t, target) if fits(problem, t, target) else None
+    kept = {name: source for name, source in sources.items() if source is not None}
+    return dict(zip(kept, compile_sources(list(kept.values()), target.arch), strict=True))
+
+
+@dataclass
+class Case:
+    """Operands of a step: a table for each of the caches, which share a pool."""
+
+    groups: Sequence[int]
+    shared: int
+    own: int
+
+    def __post_init__(self) -> None:
+        cuda = {"device": "cuda", "dtype": torch.int32}
+        self.count, pages, own = sum(self.groups), self.shared // PAGE, self.own // PAGE
+        self.width = pages + own + 8
+        needed = COPIES * (len(self.groups) * pages + self.count * own)
+        free = torch.randperm(needed, device="cuda", dtype=torch.int32)
+        self.pools = [
+            torch.randn(needed, PAGE, KV_HEADS, DIM, device="cuda", dtype=torch.bfloat16)
+            for _ in "kv"
+        ]
+        self.tables, taken = [], 0
+        for _ in range(COPIES):
+            table = torch.zeros(self.count, self.width, **cuda)
+            first = 0
+            for members in self.groups:
+                table[first : first + members, :pages] = free[taken : taken + pages]
+                taken, first = taken + pages, first + members
+            some = free[taken : taken + self.count * own]
+            table[:, pages : pages + own] = some.view(self.count, own)
+            taken += self.count * own
+            self.tables.append(table)
+        self.q = torch.randn(self.count, HEADS, DIM, device="cuda", dtype=torch.bfloat16)
+        self.lens = torch.full((self.count,), self.shared + self.own - 3, **cuda)
+        ids = [i + 1 for i, members in enumerate(self.groups) for _ in range(members)]
+        self.arrays = [
+            torch.arange(self.count, **cuda),
+            torch.tensor(ids, **cuda),
+            torch.full((self.count,), pages, **cuda),
+        ]
+        self.sizes = {"B": self.count, "M": self.width, "N": needed}
+
+    def operands(self, copy: int, shares: bool) -> list[torch.Tensor | None]:
+        """Of a call on one of the caches."""
+        head = [self.q, *self.pools, self.tables[copy % COPIES], self.lens, None]
+        return [*head, *self.arrays] if shares else [*head, None, None, None]
+
+    def error(self, found: torch.Tensor) -> float:
+        """The largest error of some rows of the first cache over what the op's tolerance allows."""
+        op, rows = schema("paged_attention"), [0, self.count // 2, self.count - 1]
+        table = self.tables[0][rows]
+        ids = table.flatten().long()
+        caches = [pool[ids].double() for pool in self.pools]
+        own = torch.arange(table.numel(), device="cuda").view_as(table)
+        wanted = op.reference(
+            self.q[rows].double(), *caches, own, self.lens[rows], None, scale=DIM**-0.5
+        )
+        assert isinstance(wanted, torch.Tensor)
+        relative, absolute = op.tolerance[DType.BF16]
+        off = (found[rows].double() - wanted).abs() / (absolute + relative * wanted.abs())
+        return float(off.nan_to_num(torch.inf).max())
+
+
+def layer(output: Path | None) -> int:
+    """Every case with every cut; 1 if one is wrong."""
+    from tilewright.codegen.triton.launch import LaunchedKernel
+
+    kernels = {
+        name: LaunchedKernel(package, attention(False).types, (), torch.device("cuda", 0))
+        for name, package in packages(Target.detect()).items()
+    }
+    wrong = 0
+    for groups, shared, own in CASES:
+        case, times = Case(groups, shared, own), {}
+        for name, kernel in kernels.items():
+            shares = name != "plain"
+            calls = [case.operands(copy, shares) for copy in range(COPIES)]
+            error = case.error(kernel(calls[0], case.sizes)[0])
+            wrong += not error <= 1.0
+            seconds = float("nan")
+            if error <= 1.0:
+
+                def run(index: int, kernel=kernel, calls=calls, case=case) -> None:  # noqa: ANN001
+                    kernel(calls[index % COPIES], case.sizes)
+
+                seconds = seconds_of(run, 5 * COPIES)
+            times[name] = seconds
+            facts = {"groups": list(groups), "shared": shared, "own": own, "variant": name}
+            record = {**facts, "microseconds": seconds * 1e6, "error": error}
+            text = f"{'+'.join(map(str, groups)):8} share {shared:5}, own {own:4}  {name:28}"
+            text += f" {seconds * 1e6:8.1f} us {times['plain'] / seconds:6.2f}x error {error:.2f}"
+            report(record, text, output)
+    return 1 if wrong else 0
+
+
+def main() -> int:
+    """Runs a part; exit code 1 for a wrong result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=["layer"])
+    parser.add_argument("-o", "--output", type=Path)
+    options = parser.parse_args()
+    return layer(options.output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
