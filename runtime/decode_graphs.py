@@ -4,12 +4,17 @@ A bucket is captured when it is first met. All graphs share one memory pool, sin
 once, and one buffer of metadata, which a single copy fills before each replay. A Program that has
 an output "tokens" samples in the graph, which ends by writing the tokens to where the next step
 reads its token ids: that step can be queued before the host has seen them.
+
+Steps some of whose sequences share pages (prefix_groups.py) have graphs of their own, in which
+attention reads such pages once. They are captured when they are first met, and not before: most
+loads have none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -22,7 +27,7 @@ from .graph_pool import GraphPool
 from .masked_sampling import Masks, choose_masked, kind_of
 from .runner import ProgramRunner
 from .step import Step
-from .step_buffer import FEED, FIELDS, SAMPLING, StepShape
+from .step_buffer import FEED, FIELDS, GROUPS, SAMPLING, StepShape
 
 _DENSE_UP_TO, _STRIDE = 8, 8  # buckets: 1, 2, 4, 8, 16, 24, 32, …
 TOKENS = "tokens"  # the output of a Program that samples
@@ -70,6 +75,7 @@ class DecodeGraphs:
 
     Attributes:
         captured: by bucket.
+        shared: by bucket, of steps whose sequences share pages.
         samples: whether the Program does; `launch` needs it.
         padding: what steps have computed to fill their buckets.
     """
@@ -84,6 +90,7 @@ class DecodeGraphs:
         self.runner, self.caches = runner, caches
         self.max_sequences, self.max_pages = max_sequences, max_pages
         self.captured: dict[int, _Captured] = {}
+        self.shared: dict[int, _Captured] = {}
         self.samples = samples(runner.program)
         self.padding = Padding()
         self.queue = self._queue()
@@ -92,7 +99,8 @@ class DecodeGraphs:
         self._open: _Open | None = None
         largest = bucket_of(max_sequences)
         shape = StepShape(largest, largest, max_pages, largest)
-        self._names = [n for n in runner.program.inputs if n in FIELDS or n in SAMPLING]
+        known = {**FIELDS, **SAMPLING, **GROUPS}
+        self._names = [n for n in runner.program.inputs if n in known]
         self.metadata = DecodeBuffer(shape, self._names, runner.device, self.queue)
 
     @property
@@ -182,7 +190,7 @@ class DecodeGraphs:
         return self._last is launched
 
     def _start(self, turn: Turn, shape: StepShape, batch: DecodeBatch) -> Launched:
-        captured = self._graph(shape)
+        captured = self._graph(shape) if batch.groups is None else self._shared(shape)
         assert captured.tokens is not None
         launched = Launched(turn, len(batch.positions), captured.tokens)
         self.queue.replay(captured.graph)
@@ -213,19 +221,27 @@ class DecodeGraphs:
             captured = self.captured[shape.sequences] = self._capture(shape)
         return captured
 
+    def _shared(self, shape: StepShape) -> _Captured:
+        """`_graph` of a step whose sequences share pages."""
+        captured = self.shared.get(shape.sequences)
+        if captured is None:
+            captured = self.shared[shape.sequences] = self._capture(shape, shared=True)
+        return captured
+
     def _inputs(self) -> dict[str, torch.Tensor]:
         views = self.metadata.views
         return {name: views[name] for name in self._names} | dict(self.caches)
 
-    def _capture(self, shape: StepShape) -> _Captured:
+    def _capture(self, shape: StepShape, *, shared: bool = False) -> _Captured:
         """Runs the step whose metadata is in place once, for libraries to set themselves up, then
         records it.
         """
         inputs = self._inputs()
-        self.runner.run(inputs)
+        run = partial(self.runner.run, inputs, **({"shared": True} if shared else {}))
+        run()
 
         def step() -> tuple[torch.Tensor, torch.Tensor | None]:
-            found = self.runner.run(inputs)
+            found = run()
             logits, tokens = found["logits"], found.get(TOKENS)
             _feed(tokens, inputs)
             return logits, tokens
@@ -243,19 +259,28 @@ class EagerDecode(DecodeGraphs):
     def _graph(self, shape: StepShape) -> _Captured:
         return _Run(self.runner, self._inputs(), shape).captured
 
+    def _shared(self, shape: StepShape) -> _Captured:
+        return _Run(self.runner, self._inputs(), shape, shared=True).captured
+
 
 class _Run:
     """Stands for a captured graph: runs the Program and writes to the same tokens every time."""
 
     def __init__(
-        self, runner: ProgramRunner, inputs: Mapping[str, torch.Tensor], shape: StepShape
+        self,
+        runner: ProgramRunner,
+        inputs: Mapping[str, torch.Tensor],
+        shape: StepShape,
+        *,
+        shared: bool = False,
     ) -> None:
-        self.runner, self.inputs = runner, inputs
+        self.inputs = inputs
+        self.run = partial(runner.run, inputs, **({"shared": True} if shared else {}))
         tokens = torch.zeros(shape.rows, dtype=torch.int64)
         self.captured = _Captured(self, torch.empty(0), tokens if samples(runner.program) else None)
 
     def replay(self) -> None:
-        found = self.runner.run(self.inputs)
+        found = self.run()
         self.captured.logits = found["logits"]
         if self.captured.tokens is not None:
             self.captured.tokens.copy_(found[TOKENS])

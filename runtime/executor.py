@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
+from ..codegen.program import SHARED
 from ..errors import CapacityError
-from ..ir.dims import evaluate
+from ..ir.dims import evaluate, symbols_of
 from ..ir.types import TensorType
 from .batch import DecodeBatch
 from .bucketing import Padding
@@ -25,6 +26,9 @@ from .step_graphs import StepGraphs
 # Sequences that the decode Program takes: its products are cut for few rows, and beyond these the
 # libraries' are quicker (1.6 times at 256).
 MOST_DECODED = 128
+# KV bytes of a layer that groups of sequences have to save by reading shared pages once, for it to
+# pay for the launches and parts that it adds (benchmarks/bench_cascade.py).
+SHARED_BYTES = 16 << 20
 CACHE_PREFIXES = ("k_cache_", "v_cache_", "k_scale_", "v_scale_")
 
 
@@ -133,12 +137,23 @@ class PagedExecutor:
             shares=True,
             max_slots=None,
             samples=min(max_sequences, MOST_DECODED) if able else 0,
+            shared_tokens=self._shared_tokens() if able else None,
         )
 
     @property
     def bytes_per_token(self) -> int:
         """KV bytes of one token over all layers."""
         return self.caches.bytes_per_token
+
+    def _shared_tokens(self) -> int | None:
+        """`Capabilities.shared_tokens`: of a Program with attention by groups."""
+        assert self._decode is not None
+        program = self._decode.program
+        told = any({str(SHARED)} & symbols_of(s) for call in program.calls for s in call.guard)
+        if not told:
+            return None
+        layers = sum(name.startswith("k_cache_") for name in self.caches.types)
+        return -(-SHARED_BYTES * layers // self.bytes_per_token)
 
     def allocate(self, num_pages: int, page_size: int, host_pages: int = 0) -> None:
         """(Re)creates the KV buffers, and forgets the graphs that hold their addresses."""

@@ -110,7 +110,7 @@ class Launcher:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._executor, self._scheduler, self._clock = executor, scheduler, clock
-        self._batches = DecodeBatches(pool)
+        self._batches = DecodeBatches(pool, executor.capabilities.shared_tokens)
         self._most = executor.capabilities.samples
 
     def takes(self, plan: Plan) -> bool:
