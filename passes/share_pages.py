@@ -64,9 +64,9 @@ def _may_share(node: Node) -> bool:
 
 def with_groups(before: Graph, after: Graph, inputs: Tensors) -> tuple[torch.Tensor, ...]:
     """The inputs, and the pages that all sequences of the step share as one group."""
-    given = {input_name(node): tensor for node, tensor in zip(before.inputs, inputs, strict=True)}
     if len(after.inputs) == len(before.inputs):
         return tuple(inputs)
+    given = {input_name(node): tensor for node, tensor in zip(before.inputs, inputs, strict=True)}
     tables = given["block_tables"]
     count = len(tables)
     same = (tables == tables[:1]).all(0).int().cumprod(0).sum()
