@@ -17,14 +17,15 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from graph_timing import report, seconds_of
 
+import tilewright as tw
 from tilewright.codegen.triton.aot import compile_sources
 from tilewright.codegen.triton.kernels.cascade import (
     Tiles,
@@ -42,6 +43,10 @@ from tilewright.ir.dtypes import DType
 from tilewright.ir.node import Node
 from tilewright.ir.schema import schema
 from tilewright.ir.types import TensorType
+from tilewright.runtime.batch import DecodeBatch
+from tilewright.runtime.decode_graphs import DecodeGraphs
+from tilewright.runtime.engine import CausalLMEngine
+from tilewright.runtime.prefix_groups import find_groups
 from tilewright.targets import Target
 
 HEADS, KV_HEADS, DIM, PAGE = 32, 8, 128, 16
@@ -196,13 +201,76 @@ def layer(output: Path | None) -> int:
     return 1 if wrong else 0
 
 
+def engine(model: str, output: Path | None, count: int, shared: int, own: int) -> int:
+    """The decode step of an engine; 1 where the two ways disagree on more than near ties."""
+    made = tw.compile(
+        model,
+        random_weights=0,
+        dtype="bfloat16",
+        max_model_len=shared + own + 256,
+        max_batch_size=count,
+        verify="off",
+    )
+    assert isinstance(made, CausalLMEngine)
+    graphs, least = made.executor.graphs, made.executor.capabilities.shared_tokens
+    assert isinstance(graphs, DecodeGraphs) and least is not None
+    for tensor in made.executor.caches.tensors.values():
+        tensor.normal_()
+    size = made.pool.page_size
+    first, behind = shared // size, -(-(own + 64) // size)
+    tables = np.zeros((count, first + behind), np.int32)
+    tables[:, :first] = np.arange(1, first + 1)
+    tables[:, first:] = first + 1 + np.arange(count * behind).reshape(count, behind)
+    positions = [shared + own - 3] * count
+    slots = [int(table[p // size]) * size + p % size for table, p in zip(tables, positions)]
+    ids = np.random.default_rng(0).integers(made.config.vocab_size, size=count).tolist()
+    groups = find_groups(tables, positions, size, least)
+    assert groups is not None
+    greedy = [tw.SamplingParams()] * count
+    tokens, times = {}, {}
+    for name, found in (("plain", None), ("cascade", groups)):
+        batch = DecodeBatch(
+            tuple(range(count)), ids, None, positions, slots, greedy, None, tables, 1, groups=found
+        )
+        tokens[name] = graphs.launch(batch, None).tokens()
+        times[name] = _replayed(graphs, name == "cascade")
+    same = sum(a == b for a, b in zip(tokens["plain"], tokens["cascade"], strict=True))
+    ratio = times["plain"] / times["cascade"]
+    record = {"sequences": count, "shared": shared, "own": own, "same": same, **times}
+    text = f"{count} sequences, {shared} shared + {own}: plain {times['plain'] * 1e3:.2f} ms, "
+    text += f"cascade {times['cascade'] * 1e3:.2f} ms, {ratio:.2f}x; {same} tokens are the same"
+    report(record, text, output)
+    return 0 if same >= 0.9 * count else 1
+
+
+def _replayed(graphs: DecodeGraphs, shared: bool) -> float:
+    """Median seconds of a replay of the one graph that there is."""
+    ((_, captured),) = (graphs.shared if shared else graphs.captured).items()
+    times = []
+    for _ in range(20):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        captured.graph.replay()
+        stop.record()
+        stop.synchronize()
+        times.append(start.elapsed_time(stop) * 1e-3)
+    return statistics.median(times)
+
+
 def main() -> int:
     """Runs a part; exit code 1 for a wrong result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=["layer"])
+    parser.add_argument("part", choices=["layer", "engine"])
+    parser.add_argument("model", nargs="?", help="of engine: a folder with a config.json")
+    parser.add_argument("--sequences", type=int, default=64)
+    parser.add_argument("--shared", type=int, default=8192, help="tokens that all have in common")
+    parser.add_argument("--own", type=int, default=128, help="tokens behind, of each")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
-    return layer(options.output)
+    if options.part == "layer":
+        return layer(options.output)
+    sizes = (options.sequences, options.shared, options.own)
+    return engine(options.model, options.output, *sizes)
 
 
 if __name__ == "__main__":
