@@ -1,22 +1,24 @@
 """Cascade attention on a GPU: sequences that share a prefix, with it and without.
 
     python benchmarks/bench_cascade.py layer -o cascade.jsonl
-    python benchmarks/bench_cascade.py engine MODEL
+    python benchmarks/bench_cascade.py engine [MODEL]
 
 "layer": one layer's attention, 32 query and 8 KV heads of 128 in bfloat16, for several groups and
-cuts; calls go over several caches in turn, larger than L2 together, in one CUDA graph. Rows are held
-against the op's reference in float64 before anything is timed.
+cuts; calls go over several caches in turn, larger than L2 together, in one CUDA graph. Rows are
+held against the op's reference in float64 before anything is timed.
 
-"engine": the decode step of an engine with random weights (MODEL is a folder with a config.json),
-64 sequences that share 8192 tokens, by replays of the step's graph; the tokens of both ways, which
+"engine": the decode step of an engine with random weights (MODEL is a folder with a config.json,
+by default of an 8B shape), 64 sequences that share 8192 tokens, by replays of the step's graph; the tokens of both ways, which
 may part where two logits are near, are counted first.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,13 +46,29 @@ from tilewright.ir.node import Node
 from tilewright.ir.schema import schema
 from tilewright.ir.types import TensorType
 from tilewright.runtime.batch import DecodeBatch
-from tilewright.runtime.decode_graphs import DecodeGraphs
+from tilewright.runtime.decode_graphs import DecodeGraphs, bucket_of
 from tilewright.runtime.engine import CausalLMEngine
 from tilewright.runtime.prefix_groups import find_groups
 from tilewright.targets import Target
 
 HEADS, KV_HEADS, DIM, PAGE = 32, 8, 128, 16
 COPIES = 4
+SHAPE_8B = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": KV_HEADS,
+    "head_dim": DIM,
+    "max_position_embeddings": 131072,
+    "rope_theta": 500000.0,
+    "rms_norm_eps": 1e-05,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
 # (sequences of each group, tokens that a group shares, tokens behind)
 CASES = (
     ((64,), 8192, 128),
@@ -201,7 +219,7 @@ def layer(output: Path | None) -> int:
     return 1 if wrong else 0
 
 
-def engine(model: str, output: Path | None, count: int, shared: int, own: int) -> int:
+def engine(model: Path, output: Path | None, count: int, shared: int, own: int) -> int:
     """The decode step of an engine; 1 where the two ways disagree on more than near ties."""
     made = tw.compile(
         model,
@@ -222,7 +240,9 @@ def engine(model: str, output: Path | None, count: int, shared: int, own: int) -
     tables[:, :first] = np.arange(1, first + 1)
     tables[:, first:] = first + 1 + np.arange(count * behind).reshape(count, behind)
     positions = [shared + own - 3] * count
-    slots = [int(table[p // size]) * size + p % size for table, p in zip(tables, positions)]
+    slots = [
+        int(table[p // size]) * size + p % size for table, p in zip(tables, positions, strict=True)
+    ]
     ids = np.random.default_rng(0).integers(made.config.vocab_size, size=count).tolist()
     groups = find_groups(tables, positions, size, least)
     assert groups is not None
@@ -233,7 +253,7 @@ def engine(model: str, output: Path | None, count: int, shared: int, own: int) -
             tuple(range(count)), ids, None, positions, slots, greedy, None, tables, 1, groups=found
         )
         tokens[name] = graphs.launch(batch, None).tokens()
-        times[name] = _replayed(graphs, name == "cascade")
+        times[name] = _replayed(graphs, count, name == "cascade")
     same = sum(a == b for a, b in zip(tokens["plain"], tokens["cascade"], strict=True))
     ratio = times["plain"] / times["cascade"]
     record = {"sequences": count, "shared": shared, "own": own, "same": same, **times}
@@ -243,9 +263,9 @@ def engine(model: str, output: Path | None, count: int, shared: int, own: int) -
     return 0 if same >= 0.9 * count else 1
 
 
-def _replayed(graphs: DecodeGraphs, shared: bool) -> float:
-    """Median seconds of a replay of the one graph that there is."""
-    ((_, captured),) = (graphs.shared if shared else graphs.captured).items()
+def _replayed(graphs: DecodeGraphs, count: int, shared: bool) -> float:
+    """Median seconds of a replay of the graph of the step before."""
+    captured = (graphs.shared if shared else graphs.captured)[bucket_of(count)]
     times = []
     for _ in range(20):
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -261,7 +281,7 @@ def main() -> int:
     """Runs a part; exit code 1 for a wrong result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=["layer", "engine"])
-    parser.add_argument("model", nargs="?", help="of engine: a folder with a config.json")
+    parser.add_argument("model", type=Path, nargs="?", help="a folder with a config.json")
     parser.add_argument("--sequences", type=int, default=64)
     parser.add_argument("--shared", type=int, default=8192, help="tokens that all have in common")
     parser.add_argument("--own", type=int, default=128, help="tokens behind, of each")
@@ -270,7 +290,11 @@ def main() -> int:
     if options.part == "layer":
         return layer(options.output)
     sizes = (options.sequences, options.shared, options.own)
-    return engine(options.model, options.output, *sizes)
+    if options.model is not None:
+        return engine(options.model, options.output, *sizes)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(SHAPE_8B), "utf-8")
+        return engine(Path(folder), options.output, *sizes)
 
 
 if __name__ == "__main__":
