@@ -7,9 +7,9 @@
 cuts; calls go over several caches in turn, larger than L2 together, in one CUDA graph. Rows are
 held against the op's reference in float64 before anything is timed.
 
-"engine": the decode step of an engine with random weights (MODEL is a folder with a config.json,
-by default of an 8B shape), 64 sequences that share 8192 tokens, by replays of the step's graph; the tokens of both ways, which
-may part where two logits are near, are counted first.
+"engine": the decode step of an engine with random weights (MODEL is a folder with a config.json, by
+default of an 8B shape), 64 sequences that share 8192 tokens, by replays of the step's graph; the
+tokens of both ways, which may part where two logits are near, are counted first.
 """
 
 from __future__ import annotations
