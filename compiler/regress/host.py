@@ -188,7 +188,7 @@ class _Executor(PagedExecutor):
 class _Graphs(DecodeGraphs):
     replayed: Any = None
 
-    def _capture(self, shape: Any) -> Any:
+    def _capture(self, shape: Any, *, shared: bool = False) -> Any:
         tokens = torch.arange(shape.rows) if self.samples else None
         return SimpleNamespace(
             graph=SimpleNamespace(replay=self.replayed),

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import torch
 
-from ..dims import Size
-from ..node import Node
 from ..schema import OpSchema, Sample, ill_typed, register
 from ..types import TensorType
 
@@ -51,10 +49,6 @@ def _share_pages(
     return tables
 
 
-def _moved(node: Node) -> Size:
-    return 0
-
-
 def _samples(generator: torch.Generator) -> list[Sample]:
     tables = torch.tensor([[3, 1, 0], [5, 0, 0], [3, 1, 4]], dtype=torch.int32)
     rows = torch.tensor([0, 2, 1], dtype=torch.int32)
@@ -69,6 +63,5 @@ SHARE_PAGES = register(
         _type,
         _share_pages,
         samples=_samples,
-        moved=_moved,
     )
 )
