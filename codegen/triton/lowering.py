@@ -27,7 +27,7 @@ from .candidates import INVARIANT, kernels_for
 from .cuts import Cuts
 from .fresh import Fresh
 from .hand_on import find_links
-from .kernels.cascade import cascade_operands, cascades, emit_cascade
+from .kernels.cascade import cascade_operands, emit_cascade
 from .kernels.linear import emit_linear, linear_source
 from .kernels.linear_hands import Hands
 from .kernels.linear_tiles import ANY, Cutting
@@ -147,8 +147,6 @@ class _Lowering:
         """
         source = None if self.deterministic else emit_cascade(node, layouts, self.target)
         if source is None:
-            if node.op in _OVER_PAGES and node.args[5] is None and not cascades(node):
-                self.notes.append(f"{node.op}: pages that sequences share are read by each of them")
             return ()
         operands = cascade_operands(node)
         bases = tuple(
@@ -265,7 +263,6 @@ class _Lowering:
             self.notes.append(f"{what}: runs in torch, no kernel takes {types}")
 
 
-_OVER_PAGES = frozenset({"paged_attention", "scaled_paged_attention"})
 _FREE = frozenset({"const", "iota", "dim_value"})
 _SUMS = frozenset(
     {"linear", "matmul", "conv", "attention", "paged_attention", "moe_experts", "fused", "cumsum"}
