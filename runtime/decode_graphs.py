@@ -6,15 +6,13 @@ an output "tokens" samples in the graph, which ends by writing the tokens to whe
 reads its token ids: that step can be queued before the host has seen them.
 
 Steps some of whose sequences share pages (prefix_groups.py) have graphs of their own, in which
-attention reads such pages once. They are captured when they are first met, and not before: most
-loads have none.
+attention reads such pages once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
@@ -24,22 +22,13 @@ from .bucketing import Padding
 from .decode_buffer import DecodeBuffer, Launched, Turn
 from .device_queue import CudaQueue, DeviceQueue, ImmediateQueue, Replayable
 from .graph_pool import GraphPool
-from .masked_sampling import Masks, choose_masked, kind_of
 from .runner import ProgramRunner
-from .step import Step
+from .step import Step, padding_step
 from .step_buffer import FEED, FIELDS, GROUPS, SAMPLING, StepShape
+from .token_choice import TOKENS, Masks, TokenChooser
 
 _DENSE_UP_TO, _STRIDE = 8, 8  # buckets: 1, 2, 4, 8, 16, 24, 32, …
-TOKENS = "tokens"  # the output of a Program that samples
-_PADDING = Step(
-    token_ids=torch.zeros(1, dtype=torch.int64),
-    positions=torch.zeros(1, dtype=torch.int64),
-    query_start=torch.tensor([0, 1], dtype=torch.int32),
-    seq_lens=torch.ones(1, dtype=torch.int32),
-    slot_mapping=torch.zeros(1, dtype=torch.int64),
-    block_tables=torch.zeros(1, 1, dtype=torch.int32),
-    logits_indices=torch.zeros(1, dtype=torch.int64),
-)
+_PADDING = padding_step([1], 1)
 # Ops whose torch functions wait for the device, or copy from the host: no graph can hold them.
 _SYNCHRONISE = frozenset(
     {"moe_experts", "cond", "aten", "fused", "dim_value"}
@@ -77,6 +66,7 @@ class DecodeGraphs:
         captured: by bucket.
         shared: by bucket, of steps whose sequences share pages.
         samples: whether the Program does; `launch` needs it.
+        chooser: of tokens from other logits.
         padding: what steps have computed to fill their buckets.
     """
 
@@ -92,6 +82,7 @@ class DecodeGraphs:
         self.captured: dict[int, _Captured] = {}
         self.shared: dict[int, _Captured] = {}
         self.samples = samples(runner.program)
+        self.chooser = TokenChooser(runner)
         self.padding = Padding()
         self.queue = self._queue()
         self._graphs = GraphPool(runner.device)
@@ -123,9 +114,12 @@ class DecodeGraphs:
         turn.event, turn.busy = self.queue.record(turn.event), False
         return captured.logits[:count].float()
 
-    def warm_up(self) -> None:
+    def warm_up(self, fewest_sharing: int | None = None) -> None:
         """Captures every bucket, so that no request waits for that. The steps for it are of padding
         alone, which writes to page 0.
+
+        Args:
+            fewest_sharing: sequences of a step that may share pages at least; None if none do.
         """
         self._last = self._open = None
         buckets = {bucket_of(count) for count in range(1, self.max_sequences + 1)}
@@ -134,6 +128,8 @@ class DecodeGraphs:
             shape = self._shape(bucket, self.max_pages)
             turn = self.metadata.write(_PADDING, shape)
             self._graph(shape)
+            if fewest_sharing is not None and bucket >= fewest_sharing:
+                self._graph(shape, shared=True)
             turn.event, turn.busy = self.queue.record(turn.event), False
 
     def launch(self, batch: DecodeBatch, after: Launched | None) -> Launched:
@@ -173,11 +169,11 @@ class DecodeGraphs:
         self._last = self._open = None
         self.queue.join()
         captured, views = found.captured, dict(self.metadata.views)
-        kind = kind_of(found.batch.params)
+        params = found.batch.params
 
         def sample() -> None:
             assert captured.tokens is not None
-            choose_masked(captured.logits, captured.tokens, masks, views, kind=kind)
+            self.chooser.choose_masked(captured.logits, captured.tokens, masks, views, params)
             _feed(captured.tokens, views)
 
         with self.runner.mode():  # a capture's tensors may be written in no other
@@ -189,8 +185,12 @@ class DecodeGraphs:
         """Whether the tokens of a launched step still are on the device."""
         return self._last is launched
 
+    def hand_on(self, launched: Launched) -> None:
+        """A step of another kind is the last now: the next one goes on with its tokens."""
+        self._last, self._open = launched, None
+
     def _start(self, turn: Turn, shape: StepShape, batch: DecodeBatch) -> Launched:
-        captured = self._graph(shape) if batch.groups is None else self._shared(shape)
+        captured = self._graph(shape, shared=batch.groups is not None)
         assert captured.tokens is not None
         launched = Launched(turn, len(batch.positions), captured.tokens)
         self.queue.replay(captured.graph)
@@ -215,33 +215,27 @@ class DecodeGraphs:
         bucket = bucket_of(count)
         return StepShape(bucket, bucket, self.max_pages, bucket)
 
-    def _graph(self, shape: StepShape) -> _Captured:
-        captured = self.captured.get(shape.sequences)
+    def _graph(self, shape: StepShape, *, shared: bool = False) -> _Captured:
+        """Of a step of this shape; ``shared`` if it is told of sequences that share pages."""
+        known = self.shared if shared else self.captured
+        captured = known.get(shape.sequences)
         if captured is None:
-            captured = self.captured[shape.sequences] = self._capture(shape)
-        return captured
-
-    def _shared(self, shape: StepShape) -> _Captured:
-        """`_graph` of a step whose sequences share pages."""
-        captured = self.shared.get(shape.sequences)
-        if captured is None:
-            captured = self.shared[shape.sequences] = self._capture(shape, shared=True)
+            captured = known[shape.sequences] = self._capture(shape, shared)
         return captured
 
     def _inputs(self) -> dict[str, torch.Tensor]:
         views = self.metadata.views
         return {name: views[name] for name in self._names} | dict(self.caches)
 
-    def _capture(self, shape: StepShape, *, shared: bool = False) -> _Captured:
+    def _capture(self, shape: StepShape, shared: bool) -> _Captured:
         """Runs the step whose metadata is in place once, for libraries to set themselves up, then
         records it.
         """
         inputs = self._inputs()
-        run = partial(self.runner.run, inputs, **({"shared": True} if shared else {}))
-        run()
+        self.runner.run(inputs, shared=shared)
 
         def step() -> tuple[torch.Tensor, torch.Tensor | None]:
-            found = run()
+            found = self.runner.run(inputs, shared=shared)
             logits, tokens = found["logits"], found.get(TOKENS)
             _feed(tokens, inputs)
             return logits, tokens
@@ -256,11 +250,8 @@ class EagerDecode(DecodeGraphs):
     def _shape(self, count: int, pages: int) -> StepShape:
         return StepShape(count, count, pages, count)
 
-    def _graph(self, shape: StepShape) -> _Captured:
-        return _Run(self.runner, self._inputs(), shape).captured
-
-    def _shared(self, shape: StepShape) -> _Captured:
-        return _Run(self.runner, self._inputs(), shape, shared=True).captured
+    def _graph(self, shape: StepShape, *, shared: bool = False) -> _Captured:
+        return _Run(self.runner, self._inputs(), shape, shared).captured
 
 
 class _Run:
@@ -271,16 +262,14 @@ class _Run:
         runner: ProgramRunner,
         inputs: Mapping[str, torch.Tensor],
         shape: StepShape,
-        *,
-        shared: bool = False,
+        shared: bool,
     ) -> None:
-        self.inputs = inputs
-        self.run = partial(runner.run, inputs, **({"shared": True} if shared else {}))
+        self.runner, self.inputs, self.shared = runner, inputs, shared
         tokens = torch.zeros(shape.rows, dtype=torch.int64)
         self.captured = _Captured(self, torch.empty(0), tokens if samples(runner.program) else None)
 
     def replay(self) -> None:
-        found = self.run()
+        found = self.runner.run(self.inputs, shared=self.shared)
         self.captured.logits = found["logits"]
         if self.captured.tokens is not None:
             self.captured.tokens.copy_(found[TOKENS])

@@ -31,6 +31,7 @@ Prompts: TypeAlias = "Sequence[tuple[list[int], SamplingParams]]"
 """Prompts, and how each is sampled."""
 
 _CLIENT_GONE = 499  # nginx's: nobody reads it
+_SMALL = 4096  # bytes of a body: reading it takes less than a thread costs that has to wait for us
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,7 @@ class Service:
     async def ask(
         self, http: Request, read: Callable[[], tuple[Prompts, Reply]], *, streams: bool
     ) -> Response:
-        """Lets a request in, reads it on another thread, and answers it.
+        """Lets a request in, reads it, on another thread unless it is small, and answers it.
 
         Raises:
             Refused: it is not let in.
@@ -152,7 +153,7 @@ class Service:
         """
         lease = self.enter(http)
         try:
-            prompts, reply = await asyncio.to_thread(read)
+            prompts, reply = read() if _is_small(http) else await asyncio.to_thread(read)
             return await self.answer(http, lease, prompts, reply, streams=streams)
         except BaseException:
             lease.close()
@@ -207,13 +208,12 @@ class Service:
     async def _events(self, streams: Sequence[Stream], reply: Reply) -> AsyncIterator[bytes]:
         try:
             async for place, deltas in _merged(streams):
-                for delta in deltas:
-                    for piece in reply.pieces(place, delta):
-                        yield reply.frame(piece)
-            for piece in reply.closing([one for s in streams for one in s.completions]):
-                yield reply.frame(piece)
-            if reply.done:
-                yield reply.done
+                pieces = [piece for delta in deltas for piece in reply.pieces(place, delta)]
+                if pieces:
+                    yield b"".join(map(reply.frame, pieces))
+            ends = reply.closing([one for s in streams for one in s.completions])
+            if last := b"".join(map(reply.frame, ends)) + reply.done:
+                yield last
         except TilewrightError as error:  # the status has been sent
             yield reply.frame(reply.broken(status_of(error), str(error)))
         except Exception as error:
@@ -243,6 +243,11 @@ class _Events(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._ended()
+
+
+def _is_small(http: Request) -> bool:
+    length = http.headers.get("content-length", "")
+    return length.isdigit() and int(length) <= _SMALL
 
 
 async def _completions(streams: Sequence[Stream]) -> list[Completion]:

@@ -47,7 +47,7 @@ class GeneralRunner(_Runner):
     def __init__(self):
         super().__init__(FIELDS, ("logits",))
 
-    def run(self, inputs, fresh=False):
+    def run(self, inputs, fresh=False, shared=False):
         self.runs += 1
         inputs[CACHE].view(-1)[inputs["slot_mapping"]] = inputs["token_ids"]
         rows = []
@@ -65,7 +65,7 @@ class DecodeRunner(_Runner):
     def __init__(self):
         super().__init__([*_ONE_TOKEN, *SAMPLING], ("logits", "tokens"))
 
-    def run(self, inputs, fresh=False):
+    def run(self, inputs, fresh=False, shared=False):
         self.runs += 1
         ids, lens = inputs["token_ids"].tolist(), inputs["seq_lens"].tolist()
         assert all(0 <= token < VOCAB for token in ids), "an id outside of the embedding"
@@ -159,10 +159,11 @@ class _LazyDecode(EagerDecode):
     def _queue(self):
         return LazyQueue()
 
-    def _graph(self, shape):
-        if shape.sequences not in self.captured:
-            self.captured[shape.sequences] = super()._graph(shape)
-        return self.captured[shape.sequences]
+    def _graph(self, shape, *, shared=False):
+        known = self.shared if shared else self.captured
+        if shape.sequences not in known:
+            known[shape.sequences] = super()._graph(shape, shared=shared)
+        return known[shape.sequences]
 
     def run(self, step):
         found = super().run(step)

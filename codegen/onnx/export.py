@@ -32,7 +32,7 @@ from ...ir.printer import value_names
 from ...ir.types import TensorType
 from .attention import iota
 from .constants import closed_graph, is_constant
-from .emitter import ELEMENT_TYPES, Converter, Emitter, Refusal
+from .emitter import ELEMENT_TYPES, STORED_TYPES, Converter, Emitter, Refusal, Shared
 from .model import OPSET, Model, assemble_model
 
 if TYPE_CHECKING:
@@ -94,7 +94,9 @@ def export_decoder(
         UnsupportedError: a node has no ONNX form; it is named.
     """
     caches = _caches(graph)
-    e = Emitter(graph, _names(graph, layers, caches), graph.nodes, converters.get, max_model_len)
+    names = _names(graph, layers, caches)
+    shared = Shared(types=STORED_TYPES)
+    e = Emitter(graph, names, graph.nodes, converters.get, max_model_len, shared)
     e.shared.taken.update(("logits", *(name for c in caches for name in (c.past, c.present))))
     _read_inputs(e, graph)
     for node in graph.nodes:

@@ -81,12 +81,12 @@ def compile_model(
 ) -> None:
     """Compile MODEL into an engine folder, or with --emit into a model for other runtimes."""
     of_engines: dict[str, Any] = {"target": target, "backend": backend, "kv_cache": kv_cache}
-    of_engines |= {"kv_cache_dtype": kv_cache_dtype, "dtype": dtype, "tune": tune}
+    of_engines |= {"kv_cache_dtype": kv_cache_dtype, "tune": tune}
     of_engines |= {"max_batch_size": max_batch_size, "deterministic": deterministic}
     of_engines |= {"memory_fraction": memory_fraction, "window": window, "sinks": sinks}
     of_both: dict[str, Any] = {"quantize": quantize, "attention": attention, "verify": verify}
     of_both |= {"max_model_len": max_model_len, "random_weights": random_weights}
-    of_both["trust_remote_code"] = trust_remote_code
+    of_both |= {"trust_remote_code": trust_remote_code, "dtype": dtype}
     if emit is not None or flavor is not None:
         check_emission(emit, output, {**of_engines, "weights": weights})
         emit_model(model, output, flavor or "standard", of_both, as_json)

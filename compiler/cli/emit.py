@@ -16,7 +16,6 @@ _UNREAD: Mapping[str, tuple[object, ...]] = {
     "backend": ("auto", "onnxruntime"),
     "kv_cache": ("auto", "static"),
     "kv_cache_dtype": ("auto",),
-    "dtype": ("auto", "float32"),
     "max_batch_size": (None,),
     "weights": ("embed",),
     "deterministic": (False,),
@@ -65,8 +64,8 @@ def check_emission(form: str | None, output: Path, given: Mapping[str, object]) 
         if value not in _UNREAD[name]:
             raise UsageError(
                 f"option --{name.replace('_', '-')}",
-                expected=f"nothing beside --emit {form}, which has float32 or codes, caches of a "
-                "length that the caller picks, and no kernels",
+                expected=f"nothing beside --emit {form}, which has caches of a length that the "
+                "caller picks, and no kernels",
                 found=str(value),
                 remedy="Leave it out.",
             )

@@ -163,17 +163,17 @@ def test_an_engine_that_decodes_by_groups_gives_the_tokens_of_each(
 def shared_steps(engine: tw.Engine, monkeypatch: pytest.MonkeyPatch, gpt: GPT) -> list[int]:
     """Sequences of each step by groups, of two prompts whose tokens are right."""
     seen: list[int] = []
-    shared = EagerDecode._shared
+    graph = EagerDecode._graph
 
-    def watched(self, shape):
-        seen.append(shape.sequences)
-        return shared(self, shape)
+    def watched(self, shape, *, shared=False):
+        seen.extend([shape.sequences] * shared)
+        return graph(self, shape, shared=shared)
 
-    monkeypatch.setattr(EagerDecode, "_shared", watched)
+    monkeypatch.setattr(EagerDecode, "_graph", watched)
     common = [(7 * i) % VOCAB for i in range(9)]
     prompts = [[*common, 5], [*common, 7, 8]]
     engine.generate([common], tw.SamplingParams(max_new_tokens=1))
     found = [completion.token_ids for completion in engine.generate(prompts, PARAMS)]
     assert found == [greedy_without_cache(gpt, prompt, 2) for prompt in prompts]
-    monkeypatch.setattr(EagerDecode, "_shared", shared)
+    monkeypatch.setattr(EagerDecode, "_graph", graph)
     return seen

@@ -82,7 +82,7 @@ def test_an_emitted_folder_is_replaced(folder: Path, emitted: Path) -> None:
         (["--flavor", "standard"], ["--emit onnx", "no --emit"]),
         (["--emit", "onnx", "--backend", "triton"], ["option --backend", "Leave it out"]),
         (["--emit", "onnx", "--kv-cache", "paged"], ["option --kv-cache", "paged"]),
-        (["--emit", "onnx", "--dtype", "bfloat16"], ["option --dtype", "float32"]),
+        (["--emit", "onnx", "--dtype", "float64"], ["option dtype", "float32, float16, bfloat16"]),
         (["--emit", "onnx", "--weights", "reference"], ["option --weights"]),
         (["--emit", "onnx", "--deterministic"], ["option --deterministic"]),
     ],
