@@ -45,7 +45,7 @@ def _share_pages(
         if group > 0:
             rows = group_rows[group_ids == group].long()
             count = int(shared_pages[rows[0]])
-            tables[rows, :count] = tables[rows[0], :count]
+            tables[rows, :count] = block_tables[rows[0], :count]  # no alias of what is written
     return tables
 
 
@@ -53,7 +53,9 @@ def _samples(generator: torch.Generator) -> list[Sample]:
     tables = torch.tensor([[3, 1, 0], [5, 0, 0], [3, 1, 4]], dtype=torch.int32)
     rows = torch.tensor([0, 2, 1], dtype=torch.int32)
     ids = torch.tensor([1, 1, 0], dtype=torch.int32)
-    return [Sample((tables, rows, ids, torch.tensor([2, 0, 2], dtype=torch.int32)))]
+    pages = torch.tensor([2, 0, 2], dtype=torch.int32)
+    alone = Sample((tables[:1], rows[:1], ids[:1], pages[:1]))
+    return [Sample((tables, rows, ids, pages)), alone]
 
 
 SHARE_PAGES = register(

@@ -7,6 +7,7 @@ import torch
 
 from rewriting import parse
 from tilewright.ir.interpreter import interpret
+from tilewright.ir.schema import schema
 from tilewright.ir.verifier import verify
 from tilewright.passes.share_pages import share_pages, with_groups
 
@@ -75,3 +76,19 @@ def test_groups_change_no_number_and_wrong_ones_do() -> None:
         assert int(told[-1][0]) == (2 if len(tables) == 3 else 0)
     wrong = [*told[:-2], torch.ones_like(told[-2]), torch.full_like(told[-1], 2)]
     assert not torch.allclose(interpret(after, wrong)[0], wanted[0])
+
+
+def test_the_first_of_a_group_gives_its_pages_to_the_others() -> None:
+    """A sequence alone gives them to itself, which torch refuses to do in place."""
+    share = schema("share_pages").reference
+    tables = torch.tensor([[3, 1, 0], [5, 6, 0], [7, 2, 4]], dtype=torch.int32)
+    rows = torch.tensor([2, 0, 1], dtype=torch.int32)
+    for ids, pages, wanted in (
+        ([1, 1, 0], [2, 0, 2], [[7, 2, 0], [5, 6, 0], [7, 2, 4]]),
+        ([1, 0, 0], [0, 0, 2], tables.tolist()),
+        ([1, 1, 2], [1, 2, 1], [[7, 1, 0], [5, 6, 0], [7, 2, 4]]),
+    ):
+        groups = (rows, *(torch.tensor(x, dtype=torch.int32) for x in (ids, pages)))
+        assert share(tables, *groups).tolist() == wanted
+    one = torch.ones(1, dtype=torch.int32)
+    assert share(tables[:1], one - 1, one, one).tolist() == [[3, 1, 0]]
