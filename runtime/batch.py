@@ -201,8 +201,16 @@ class DecodeBatches:
             self._version,
             self._held,
             self._gaps,
-            self._groups,
+            self._sharing(positions),
         )
+
+    def _sharing(self, positions: list[int]) -> PrefixGroups | None:
+        """The groups, for as long as they pay: less and less, as sequences grow apart."""
+        groups, least = self._groups, self._least
+        if groups is None or least is None or groups.pay(sum(positions), least):
+            return groups
+        self._groups = None
+        return None
 
     def _note(self, plan: Plan) -> None:
         self._params = [chunk.seq.sampling.params for chunk in plan.chunks]

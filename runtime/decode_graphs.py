@@ -119,7 +119,7 @@ class DecodeGraphs:
         alone, which writes to page 0.
 
         Args:
-            fewest_sharing: sequences of a step that may share pages at least; None if none do.
+            fewest_sharing: sequences of a step that may share pages; None if no step's do.
         """
         self._last = self._open = None
         buckets = {bucket_of(count) for count in range(1, self.max_sequences + 1)}

@@ -18,6 +18,7 @@ from .decode_buffer import Launched
 from .decode_graphs import DecodeGraphs, EagerDecode, obstacles, samples
 from .host_pages import HostPages
 from .params import SamplingParams
+from .prefix_groups import fewest_sharing
 from .row_sampling import RowSampler
 from .runner import ProgramRunner
 from .slot_batch import slot_batches
@@ -29,9 +30,10 @@ from .token_choice import Masks
 # Sequences that the decode Program takes: its products are cut for few rows, and beyond these the
 # libraries' are quicker (1.6 times at 256).
 MOST_DECODED = 128
-# KV bytes of a layer that groups of sequences have to save by reading shared pages once, for it to
-# pay for the launches and parts that it adds (benchmarks/bench_cascade.py).
-SHARED_BYTES = 16 << 20
+# What attention by groups costs a layer, as KV bytes out of the L2 cache: its launches and parts
+# took up to 20 µs (64 sequences of 32 heads of 128, H200), in which the plain kernel reads shared
+# pages at 8.4 TB/s (benchmarks/NOTES.md; `prefix_groups.py` has what it is held against).
+SHARED_BYTES = 160 << 20
 _REHEARSED = 1024  # tokens: from there on prompts alone are a library's (codegen/triton/fresh.py)
 _CUT = SamplingParams(temperature=1, top_k=50, top_p=0.9, min_p=0.1)
 CACHE_PREFIXES = ("k_cache_", "v_cache_", "k_scale_", "v_scale_")
@@ -212,7 +214,9 @@ class PagedExecutor:
             return
         try:
             if self.graphs is not None:
-                self.graphs.warm_up()
+                least = self.capabilities.shared_tokens
+                fewest = None if least is None else fewest_sharing(self.max_model_len, least)
+                self.graphs.warm_up(fewest)
             self._rehearse()
         except torch.OutOfMemoryError as error:
             raise self._too_large(self.max_sequences, error) from error

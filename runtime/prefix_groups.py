@@ -6,25 +6,32 @@ groups hold from step to step, as long as the sequences are the same and no page
 they are found anew: a sort of the B tables, and B comparisons of neighbours, no more than the
 gather of these tables takes.
 
-Sorted, sequences that share stand together, and neighbours tell how many pages a run has in common.
-Of the ways to cut the order into runs, a cut at the least common neighbours or none, recursively,
-the one is taken that saves the most reads (a Cartesian tree of the common lengths). So sequences
-that share a system prompt, and some of them a document behind it, are grouped by what is worth
-more; a sequence is in one group at most.
+Sorted, sequences that share stand together, and what neighbours have in common makes a tree: a node
+has those that begin with its pages. A group is of a node, and of the sequences behind it that are
+in no group of a longer beginning. Of all ways to choose the nodes that have one, that is taken
+which saves the most reads. So where sequences share a system prompt, and some of them a document
+behind it, the document's have a group of their own if that is worth more.
+
+When it pays. Without groups, the T tokens of all sequences come out of the L2 cache and the U
+different ones of them out of memory, both at once: a step's attention takes max(T / l, U / m) with
+l and m the rates of the two. With groups it takes U / m, and c for a second kernel, more parts and
+their join. L2 is about twice as quick as memory (l = 2 m), so groups pay if T - 2 U is at least
+c l. As U is T less what is saved, that is 2 saved - T: sequences in pairs never pay, and what they
+have of their own counts against it. benchmarks/NOTES.md has the measurements.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 
 import numpy as np
 
-_GROUP_COST = 256
-"""Tokens whose reads a group of its own costs: rows of a tile that idle, and one part more of each
-member to be joined."""
+_GROUP_SHARE = 8
+"""The part of all that groups cost which one more of them does: 2.2 of 20 µs were measured."""
 
-_Run = tuple[int, int, int]  # first, last, pages
+_Group = tuple[tuple[int, ...], int]  # places in the order, pages
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,7 +42,7 @@ class PrefixGroups:
         rows: i32[B], the sequences, members of a group together, those of no group last.
         ids: i32[B], the group of each of these, from 1 on, 0 for none.
         pages: i32[B], pages that each sequence shares, 0 for none.
-        saved: tokens whose keys and values are read once instead of by every member.
+        saved: tokens that members need not read, as another member does.
     """
 
     rows: np.ndarray
@@ -43,60 +50,118 @@ class PrefixGroups:
     pages: np.ndarray
     saved: int
 
+    def pay(self, num_tokens: int, least: int) -> bool:
+        """Whether attention by groups is the quicker one.
+
+        Args:
+            num_tokens: of all sequences together.
+            least: tokens that are read out of the cache in the time that groups cost.
+        """
+        return 2 * self.saved - num_tokens >= least
+
+
+def fewest_sharing(longest: int, least: int) -> int:
+    """Sequences of up to ``longest`` tokens whose groups can `pay`: so many at least."""
+    return 2 + max(0, -(-least // longest))
+
 
 def find_groups(
     tables: np.ndarray, positions: Sequence[int], page_size: int, least: int
 ) -> PrefixGroups | None:
-    """The groups of a step that save the most.
+    """The groups of a step that save the most; the longer it goes on, the less they `pay`.
 
     Args:
         tables: i32[B, M], page ids.
         positions: of each sequence's token, so many are before it.
         page_size: tokens of a page.
-        least: tokens that all groups together have to save, for attention by groups to pay.
+        least: as `PrefixGroups.pay` has it.
 
     Returns:
-        None where they save less.
+        None where there are none, or none that pay.
     """
     count = len(positions)
-    if count < 2 or max(positions) < page_size:
+    # All but the longest may be beginnings of it: no search where even that would be too little.
+    if count < 2 or sum(positions) - 2 * max(positions) < least:
         return None
-    order = sorted(range(count), key=[row.tobytes() for row in tables].__getitem__)
-    ordered = tables[order]
+    full = [position // page_size for position in positions]
+    pages = [row[:stop].tobytes() for row, stop in zip(tables, full, strict=True)]
+    order = sorted(range(count), key=pages.__getitem__)
+    ordered, known = tables[order], np.array(full)[order]
     differ = ordered[1:] != ordered[:-1]
     common = np.where(differ.any(axis=1), differ.argmax(axis=1), tables.shape[1])
-    full = np.asarray(positions)[order] // page_size
-    shared = np.minimum(common, np.minimum(full[1:], full[:-1])).tolist()
-    _, runs = _best(shared, 0, count - 1, page_size)
-    saved = sum((last - first) * pages * page_size for first, last, pages in runs)
-    return _arrays(order, runs, saved) if saved >= max(least, 1) else None
+    shared = np.minimum(common, np.minimum(known[1:], known[:-1])).tolist()
+    cost = max(least, 0) // _GROUP_SHARE // page_size
+    chosen = _choose(_tree(shared, 0, count - 1), 0, cost, {})
+    found = _arrays(order, chosen.groups, page_size)
+    return found if chosen.groups and found.pay(sum(positions), least) else None
 
 
-def _best(shared: list[int], first: int, last: int, page_size: int) -> tuple[int, list[_Run]]:
-    """What the best groups among neighbours save, in tokens less costs, and the groups."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Node:
+    """Sequences that begin with the same ``pages``; a leaf is one of them, at its place."""
+
+    pages: int
+    children: tuple[_Node, ...] = ()
+    place: int = -1
+
+
+def _tree(shared: list[int], first: int, last: int) -> _Node:
+    """Of the places from first to last; ``shared`` pages have each and the next in common."""
     if first == last:
-        return 0, []
+        return _Node(0, place=first)
     pages = min(shared[first:last])
-    at = shared.index(pages, first, last)
-    whole = (last - first) * pages * page_size - _GROUP_COST
-    left, left_runs = _best(shared, first, at, page_size)
-    right, right_runs = _best(shared, at + 1, last, page_size)
-    if whole > 0 and whole >= left + right:
-        return whole, [(first, last, pages)]
-    return left + right, left_runs + right_runs
+    ends = [place for place in range(first, last) if shared[place] == pages]
+    parts = pairwise([first - 1, *ends, last])
+    return _Node(pages, tuple(_tree(shared, before + 1, end) for before, end in parts))
 
 
-def _arrays(order: list[int], runs: list[_Run], saved: int) -> PrefixGroups:
-    runs = sorted(runs, key=lambda run: run[0] - run[1])  # the largest first: they fill tiles
-    count = len(order)
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """Groups below a node: pages that they save less costs, and the places in none of them."""
+
+    saved: int
+    alone: tuple[int, ...]
+    groups: tuple[_Group, ...] = ()
+
+
+def _choose(node: _Node, above: int, cost: int, known: dict[tuple[_Node, int], _Choice]) -> _Choice:
+    """The best groups below a node.
+
+    Args:
+        node: of the tree.
+        above: pages that each sequence in none of them saves in a group further up.
+        cost: pages that a group costs.
+        known: what has been chosen before.
+    """
+    if not node.children:
+        return _Choice(above, (node.place,))
+    if (node, above) not in known:
+        without = _joined([_choose(child, above, cost, known) for child in node.children])
+        inner = _joined([_choose(child, node.pages, cost, known) for child in node.children])
+        saved = inner.saved - node.pages - cost  # one of its members reads them
+        if saved > without.saved:
+            without = _Choice(saved, (), (*inner.groups, (inner.alone, node.pages)))
+        known[node, above] = without
+    return known[node, above]
+
+
+def _joined(choices: list[_Choice]) -> _Choice:
+    alone = chain.from_iterable(choice.alone for choice in choices)
+    groups = chain.from_iterable(choice.groups for choice in choices)
+    return _Choice(sum(choice.saved for choice in choices), tuple(alone), tuple(groups))
+
+
+def _arrays(order: list[int], groups: Sequence[_Group], page_size: int) -> PrefixGroups:
+    groups = sorted(groups, key=lambda group: -len(group[0]))  # the largest first: they fill tiles
+    count, place = len(order), 0
     rows, ids = np.zeros(count, np.int32), np.zeros(count, np.int32)
     pages = np.zeros(count, np.int32)
-    place = 0
-    for number, (first, last, shared) in enumerate(runs, 1):
-        members = order[first : last + 1]
+    for number, (places, shared) in enumerate(groups, 1):
+        members = [order[one] for one in places]
         rows[place : place + len(members)] = members
         ids[place : place + len(members)] = number
         pages[members] = shared
         place += len(members)
     rows[place:] = np.flatnonzero(pages == 0)
-    return PrefixGroups(rows, ids, pages, saved)
+    saved = sum((len(places) - 1) * shared for places, shared in groups)
+    return PrefixGroups(rows, ids, pages, saved * page_size)

@@ -69,8 +69,9 @@ class Capabilities:
         pages: reads K and V through block tables of many pages. Else a sequence is one slot.
         shares: lets several block tables hold the same page.
         max_slots: the most sequences in one step, None for no limit.
-        shared_tokens: tokens whose reads groups of sequences that share pages have to save in a
-            decode step for attention by groups to pay; None if it reads each by itself.
+        shared_tokens: what attention by groups of sequences that share pages costs in a decode
+            step, as tokens that are read in that time (`PrefixGroups.pay`); None if each sequence
+            is read by itself.
         prefills: the most sequences whose whole prompts one step takes, for executors that do not
             mix.
         samples: the most sequences in a decode step that samples on the device, so that the next

@@ -113,8 +113,7 @@ def test_an_engine_gives_the_same_tokens_with_and_without(monkeypatch: pytest.Mo
     params = tw.SamplingParams(max_new_tokens=20, ignore_eos=True)
     plain = tw.compile(model, backend="triton", max_batch_size=8)
     wanted = [completion.token_ids for completion in plain.generate(prompts, params)]
-    monkeypatch.setattr(executor, "SHARED_BYTES", 0)
-    monkeypatch.setattr("tilewright.runtime.prefix_groups._GROUP_COST", 0)
+    monkeypatch.setattr(executor, "SHARED_BYTES", -(1 << 40))
     ours = tw.compile(model, backend="triton", max_batch_size=8)
     ours.generate([common], tw.SamplingParams(max_new_tokens=1))
     found = [completion.token_ids for completion in ours.generate(prompts, params)]
