@@ -97,12 +97,8 @@ def _check_groups(inputs):
     assert sorted(rows.tolist()) == list(range(count)) and not inputs["group_ids"][count:].any()
     last = int(ids.max())
     inside = [rows[ids == group].long() for group in range(1, last + 1)]
-    assert (
-        last
-        and torch.cat(inside).tolist()
-        == rows[ids > 0].tolist()
-        == rows[: len(ids[ids > 0])].tolist()
-    )
+    known = torch.cat(inside)
+    assert last and known.tolist() == rows[: len(known)].tolist() == rows[ids > 0].tolist()
     assert not pages[rows[ids == 0].long()].any() and not pages[count:].any()
     for members in inside:
         shared = int(pages[members[0]])

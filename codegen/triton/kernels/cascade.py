@@ -90,8 +90,8 @@ class Tiles:
 
 DEFAULTS: Mapping[bool, tuple[tuple[int, Tiles], ...]] = {
     False: (
+        (128, Tiles(64, 64, 4, 2, waves=2)),  # of nine cuts the quickest or nearly, in eight cases
         (128, Tiles(128, 64, 8, 3)),
-        (128, Tiles(64, 64, 4, 2)),
         (256, Tiles(64, 32, 8, 2)),
         (256, Tiles(32, 32, 4, 2)),
     ),
