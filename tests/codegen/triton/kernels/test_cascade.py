@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from cascade_forms import Group, cascade_call, cascade_operands_of, cascade_truth
 from paged_forms import OP, Shape, decode_call, layouts_of
+from tilewright.codegen.program import Call
 from tilewright.codegen.triton.kernels import paged_decode_tiles
 from tilewright.codegen.triton.kernels.cascade import (
     DEFAULTS,
@@ -25,9 +26,11 @@ from tilewright.codegen.triton.kernels.cascade import (
     num_splits,
 )
 from tilewright.codegen.triton.kernels.paged_attention_tiles import Problem
+from tilewright.codegen.triton.lowering import lower_graph
 from tilewright.codegen.triton.source import KernelSource
 from tilewright.ir.dims import evaluate
 from tilewright.ir.dtypes import DType
+from tilewright.ir.graph import Graph
 from tilewright.ir.node import Node
 from tilewright.targets import TARGETS
 from triton_running import compile_for, run_interpreted
@@ -162,6 +165,28 @@ def test_what_sees_less_or_knows_of_no_groups_is_not_taken() -> None:
     assert cascades(plain) and emit_cascade(plain, layouts_of(plain), H100) is None
     wide = cascade_call(Shape(group=200, kv_heads=1))
     assert emit_cascade(wide, layouts_of(wide), H100) is None  # no tile holds its heads
+
+
+def test_steps_by_groups_are_a_call_of_their_own_and_never_where_sums_must_not_vary() -> None:
+    """The order of a row's sums would depend on its group."""
+    graph = Graph("g", *_told())
+    calls = lower_graph(graph, H100)[0].calls
+    assert [_name(call) for call in calls if call.runs_at({"shared": 1})] == ["cascade"]
+    assert [_name(call) for call in calls if call.runs_at({})] == ["paged_decode"]
+    alone = lower_graph(graph, H100, deterministic=True)[0].calls
+    assert [_name(call) for call in alone] == ["paged_decode"] and not alone[0].guard
+
+
+def _told() -> tuple[tuple[Node, ...], tuple[Node, ...]]:
+    """Inputs and outputs of a graph of one attention that may read shared pages once."""
+    node = cascade_call(Shape(kv_heads=1, page=16, head_dim=16, value_dim=16))
+    tables = node.operands[3]
+    inputs = (*node.operands[:3], *tables.operands, *node.operands[4:])
+    return inputs, (node,)
+
+
+def _name(call: Call) -> str:
+    return call.kernel.rsplit("/", 1)[1].rsplit("-", 1)[0]
 
 
 def test_tiles_fit_and_splits_fill_the_target() -> None:
