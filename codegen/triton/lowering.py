@@ -155,9 +155,10 @@ class _Lowering:
 
     def _cascade(self, node: Node, layouts: tuple[Layout | None, ...]) -> tuple[Size, ...]:
         """Appends the call of attention in steps whose sequences share pages, if there is one; the
-        guard of the other call. Sums of a row would depend on its group: not if deterministic.
+        guard of the other call. A deterministic Program, as the sums of a row would depend on its
+        group, has no decode attention at all.
         """
-        source = None if self.deterministic else emit_cascade(node, layouts, self.target)
+        source = emit_cascade(node, layouts, self.target)
         if source is None:
             return ()
         operands = cascade_operands(node)
