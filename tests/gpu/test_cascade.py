@@ -4,7 +4,10 @@ engine whose sequences share a prefix.
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from dataclasses import replace
+from functools import lru_cache
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ import tilewright as tw
 from cascade_forms import Group, cascade_call, cascade_operands_of, cascade_truth
 from gpu_kernels import PHASES, examples, here, poisoned_kernels
 from paged_forms import OP, Shape, layouts_of
+from random_schedules import HAPPEN, MAX_LEN, MOST, PAGE, Schedule
 from tilewright.codegen.triton.kernels.cascade import (
     SPACE,
     Tiles,
@@ -106,17 +110,61 @@ def test_groups_may_change_between_replays_of_a_graph() -> None:
         torch.testing.assert_close(found.cpu().double(), wanted, rtol=3e-2, atol=3e-2)
 
 
-def test_an_engine_gives_the_same_tokens_with_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are told of shared pages wherever there are any."""
+    monkeypatch.setattr(executor, "SHARED_BYTES", -(1 << 40))
+
+
+def test_an_engine_gives_the_same_tokens_with_and_without(always) -> None:
     model = tiny_model("llama")
     common = [*PROMPTS[2], *PROMPTS[1]]
     prompts = [[*common, 3 + i, 5 * i] for i in range(6)]
     params = tw.SamplingParams(max_new_tokens=20, ignore_eos=True)
-    plain = tw.compile(model, backend="triton", max_batch_size=8)
-    wanted = [completion.token_ids for completion in plain.generate(prompts, params)]
-    monkeypatch.setattr(executor, "SHARED_BYTES", -(1 << 40))
-    ours = tw.compile(model, backend="triton", max_batch_size=8)
-    ours.generate([common], tw.SamplingParams(max_new_tokens=1))
-    found = [completion.token_ids for completion in ours.generate(prompts, params)]
-    assert found == wanted
-    assert isinstance(ours.executor.graphs, DecodeGraphs) and ours.executor.graphs.shared
-    assert isinstance(plain.executor.graphs, DecodeGraphs) and not plain.executor.graphs.shared
+    engine = tw.compile(model, backend="triton", max_batch_size=8)
+    engine.generate([common], tw.SamplingParams(max_new_tokens=1))
+    wanted = [engine.generate([prompt], params)[0].token_ids for prompt in prompts]
+    graphs = engine.executor.graphs
+    assert isinstance(graphs, DecodeGraphs) and not graphs.shared
+    found = [completion.token_ids for completion in engine.generate(prompts, params)]
+    assert found == wanted and graphs.shared
+
+
+def test_a_warm_engine_captures_nothing_more_for_steps_by_groups(always) -> None:
+    engine = tw.compile(tiny_model("llama"), backend="triton", max_batch_size=8)
+    engine.warm_up()
+    graphs = engine.executor.graphs
+    assert isinstance(graphs, DecodeGraphs)
+    before = dict(graphs.captured), dict(graphs.shared)
+    assert [sorted(each) for each in before] == [[1, 2, 4, 8], [2, 4, 8]]
+    common = [*PROMPTS[2], *PROMPTS[1]]
+    params = tw.SamplingParams(max_new_tokens=8, ignore_eos=True)
+    for count in (1, 3, 8):
+        engine.generate([[*common, 3 + i] for i in range(count)], params)
+    assert (graphs.captured, graphs.shared) == before
+
+
+def test_random_schedules_give_the_tokens_of_each_request_alone(always) -> None:
+    """In float32, in which no two logits of this model are nearer than sums differ."""
+    engine = tw.compile(
+        tiny_model("llama"),
+        backend="triton",
+        dtype="float32",
+        kv_cache=tw.KVCacheConfig(page_size=PAGE, swap_space=0.25),
+        max_model_len=MAX_LEN,
+        max_batch_size=4,
+    )
+    params = tw.SamplingParams(max_new_tokens=MOST, ignore_eos=True)
+
+    @lru_cache(maxsize=4096)
+    def alone(prompt: tuple[int, ...]) -> list[int]:
+        engine.reset_prefix_cache()
+        return engine.generate([list(prompt)], params)[0].token_ids
+
+    happened: Counter[str] = Counter()
+    for seed in range(40):
+        schedule = Schedule(engine, alone, random.Random(seed), happened)
+        schedule.run(12)
+        graphs = schedule.loop.executor.graphs
+        happened["steps by groups"] += len(graphs.shared)
+    assert all(happened[one] for one in (*HAPPEN, "steps by groups")), happened
