@@ -23,6 +23,11 @@ FRESH = symbol("fresh")
 """1 in a step of one sequence alone, all of whose keys are of tokens that the step computes; 0 in
 others. No input's shape has it: who runs a Program says so, and where nobody does it is 0.
 """
+SHARED = symbol("shared")
+"""1 in a step some of whose sequences are told to share pages (``share_pages``), 0 in others; said
+as ``FRESH`` is.
+"""
+_SAID = {str(FRESH): 0, str(SHARED): 0}
 
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
 
@@ -62,7 +67,7 @@ class Call:
         """Whether its guard holds."""
         if not self.guard:
             return True
-        known = sizes if str(FRESH) in sizes else {**sizes, str(FRESH): 0}
+        known = {**_SAID, **sizes}
         return all(evaluate(size, known) >= 0 for size in self.guard)
 
     @property

@@ -18,7 +18,7 @@ from ..passes.engine_error import engine_error
 from ..runtime.executor import CACHE_PREFIXES
 from ..runtime.image import EngineImage
 from ..runtime.runner import ProgramRunner
-from ..runtime.step_buffer import SAMPLING
+from ..runtime.step_buffer import GROUPS, SAMPLING
 from ..runtime.token_choice import TOKENS
 from .inspect.facts import Setting, bindings, final_graph, graph_texts
 
@@ -180,6 +180,7 @@ def _each_by_itself(step: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
             name: torch.full((count,), int(name == "top_p"), dtype=dtype)
             for name, dtype in SAMPLING.items()
         },
+        **{name: torch.zeros(count, dtype=dtype) for name, dtype in GROUPS.items()},
     }
 
 

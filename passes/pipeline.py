@@ -24,6 +24,7 @@ from .recognize_gated import RECOGNIZE_GATED
 from .recognize_norm import RECOGNIZE_NORM
 from .recognize_rope import RECOGNIZE_ROPE
 from .sample_tokens import SAMPLE_TOKENS
+from .share_pages import SHARE_PAGES
 from .sinks import Window, window_pass
 from .smooth import smooth_pass
 
@@ -112,6 +113,7 @@ def decode_pipeline(page_size: int | None) -> tuple[Pass, ...]:
     """
     return (
         one_token_pass(page_size),
+        SHARE_PAGES,
         FUSE_LINEARS,
         OPEN_ROWS,
         FUSE,

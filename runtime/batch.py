@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from .params import SamplingParams
 from .pool import KVPool
+from .prefix_groups import PrefixGroups, find_groups
 from .scheduler import Chunk, Plan
 from .step import Step
 
@@ -88,6 +89,7 @@ class DecodeBatch:
         tables_version: another one whenever the tables are others, never used again.
         held: whether a sequence has a form, so that its row waits for a mask.
         gaps: of each sequence the tokens that its table leaves out; None if no table does.
+        groups: which of them share pages; None if that is not worth to be known.
     """
 
     key: tuple[int, ...]
@@ -101,6 +103,7 @@ class DecodeBatch:
     tables_version: int
     held: bool = False
     gaps: list[int] | None = None
+    groups: PrefixGroups | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +145,17 @@ def build_mixed(plan: Plan, pool: KVPool, after: DecodeBatch | MixedBatch | None
 
 
 class DecodeBatches:
-    """Builds decode batches, and remembers what seldom changes from one to the next."""
+    """Builds decode batches, and remembers what seldom changes from one to the next.
 
-    def __init__(self, pool: KVPool) -> None:
+    Args:
+        pool: of the sequences.
+        shared_tokens: as in `Capabilities`.
+    """
+
+    def __init__(self, pool: KVPool, shared_tokens: int | None = None) -> None:
         self._pool = pool
+        self._least = None if pool.slides else shared_tokens
+        self._groups: PrefixGroups | None = None
         self._key: tuple[int, ...] | None = None
         self._version = 0
         self._params: list[SamplingParams] = []
@@ -171,10 +181,13 @@ class DecodeBatches:
             self._note(plan)
         # A page is new where its first place is taken; only then are others let go of.
         size = self._pool.page_size
-        if key != self._key or plan.copies or any([not start % size for start in positions]):
+        others = key != self._key or bool(plan.copies)
+        if others or any([not start % size for start in positions]):
             self._key, self._version = None, self._version + 1
             self._tables = self._pool.block_tables(key).numpy()
             self._gaps = [self._pool.gap(seq) for seq in key] if self._pool.slides else None
+            if others and self._least is not None:
+                self._groups = find_groups(self._tables, positions, size, self._least)
             self._key = key
         return DecodeBatch(
             key,
@@ -188,7 +201,16 @@ class DecodeBatches:
             self._version,
             self._held,
             self._gaps,
+            self._sharing(positions),
         )
+
+    def _sharing(self, positions: list[int]) -> PrefixGroups | None:
+        """The groups, for as long as they pay: less and less, as sequences grow apart."""
+        groups, least = self._groups, self._least
+        if groups is None or least is None or groups.pay(sum(positions), least):
+            return groups
+        self._groups = None
+        return None
 
     def _note(self, plan: Plan) -> None:
         self._params = [chunk.seq.sampling.params for chunk in plan.chunks]

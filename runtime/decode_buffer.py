@@ -15,6 +15,7 @@ import torch
 from .batch import DecodeBatch
 from .device_queue import DeviceQueue, Event
 from .params import SamplingParams
+from .prefix_groups import PrefixGroups
 from .step import Step
 from .step_buffer import FEED, Layout, StepShape, write_step
 
@@ -61,6 +62,7 @@ class Turn:
         self.launched: Launched | None = None
         self.key: tuple[int, ...] | None = None  # whose parameters it holds
         self.tables = -1  # which block tables it holds
+        self.groups: PrefixGroups | None = None  # those that it holds
         self.whole: dict[str, np.ndarray] = {}  # its fields, padding and all
         self.fields: dict[str, np.ndarray] = {}  # those of the sequences
         self._shape: StepShape | None = None
@@ -80,7 +82,7 @@ class Turn:
         """Makes the views of `count` sequences, and clears the padding, if these are new."""
         if (self._shape, self._count) == (shape, count):
             return
-        self._shape, self.key, self.tables = None, None, -1
+        self._shape, self.key, self.tables, self.groups = None, None, -1, None
         self.memory.zero_()
         self.whole = {name: view.numpy() for name, view in layout.views(self.memory).items()}
         self.fields = {name: view[:count] for name, view in self.whole.items()}
@@ -124,6 +126,12 @@ class DecodeBuffer:
             fields["block_tables"][:, :width] = batch.tables
             fields["block_tables"][:, width:] = 0
             turn.tables = batch.tables_version
+        if batch.groups is not None and turn.groups is not batch.groups:
+            turn.groups, groups = None, batch.groups
+            fields["group_rows"][:] = groups.rows
+            fields["group_ids"][:] = groups.ids
+            fields["shared_pages"][:] = groups.pages
+            turn.groups = groups
         fields["positions"][:] = batch.positions
         np.add(fields["positions"], 1, out=fields["seq_lens"], casting="unsafe")
         if batch.gaps is not None:

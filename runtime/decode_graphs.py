@@ -4,6 +4,9 @@ A bucket is captured when it is first met. All graphs share one memory pool, sin
 once, and one buffer of metadata, which a single copy fills before each replay. A Program that has
 an output "tokens" samples in the graph, which ends by writing the tokens to where the next step
 reads its token ids: that step can be queued before the host has seen them.
+
+Steps some of whose sequences share pages (prefix_groups.py) have graphs of their own, in which
+attention reads such pages once.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from .device_queue import CudaQueue, DeviceQueue, ImmediateQueue, Replayable
 from .graph_pool import GraphPool
 from .runner import ProgramRunner
 from .step import Step, padding_step
-from .step_buffer import FEED, FIELDS, SAMPLING, StepShape
+from .step_buffer import FEED, FIELDS, GROUPS, SAMPLING, StepShape
 from .token_choice import TOKENS, Masks, TokenChooser
 
 _DENSE_UP_TO, _STRIDE = 8, 8  # buckets: 1, 2, 4, 8, 16, 24, 32, …
@@ -61,6 +64,7 @@ class DecodeGraphs:
 
     Attributes:
         captured: by bucket.
+        shared: by bucket, of steps whose sequences share pages.
         samples: whether the Program does; `launch` needs it.
         chooser: of tokens from other logits.
         padding: what steps have computed to fill their buckets.
@@ -76,6 +80,7 @@ class DecodeGraphs:
         self.runner, self.caches = runner, caches
         self.max_sequences, self.max_pages = max_sequences, max_pages
         self.captured: dict[int, _Captured] = {}
+        self.shared: dict[int, _Captured] = {}
         self.samples = samples(runner.program)
         self.chooser = TokenChooser(runner)
         self.padding = Padding()
@@ -85,7 +90,8 @@ class DecodeGraphs:
         self._open: _Open | None = None
         largest = bucket_of(max_sequences)
         shape = StepShape(largest, largest, max_pages, largest)
-        self._names = [n for n in runner.program.inputs if n in FIELDS or n in SAMPLING]
+        known = {**FIELDS, **SAMPLING, **GROUPS}
+        self._names = [n for n in runner.program.inputs if n in known]
         self.metadata = DecodeBuffer(shape, self._names, runner.device, self.queue)
 
     @property
@@ -108,9 +114,12 @@ class DecodeGraphs:
         turn.event, turn.busy = self.queue.record(turn.event), False
         return captured.logits[:count].float()
 
-    def warm_up(self) -> None:
+    def warm_up(self, fewest_sharing: int | None = None) -> None:
         """Captures every bucket, so that no request waits for that. The steps for it are of padding
         alone, which writes to page 0.
+
+        Args:
+            fewest_sharing: sequences of a step that may share pages; None if no step's do.
         """
         self._last = self._open = None
         buckets = {bucket_of(count) for count in range(1, self.max_sequences + 1)}
@@ -119,6 +128,8 @@ class DecodeGraphs:
             shape = self._shape(bucket, self.max_pages)
             turn = self.metadata.write(_PADDING, shape)
             self._graph(shape)
+            if fewest_sharing is not None and bucket >= fewest_sharing:
+                self._graph(shape, shared=True)
             turn.event, turn.busy = self.queue.record(turn.event), False
 
     def launch(self, batch: DecodeBatch, after: Launched | None) -> Launched:
@@ -179,7 +190,7 @@ class DecodeGraphs:
         self._last, self._open = launched, None
 
     def _start(self, turn: Turn, shape: StepShape, batch: DecodeBatch) -> Launched:
-        captured = self._graph(shape)
+        captured = self._graph(shape, shared=batch.groups is not None)
         assert captured.tokens is not None
         launched = Launched(turn, len(batch.positions), captured.tokens)
         self.queue.replay(captured.graph)
@@ -204,25 +215,27 @@ class DecodeGraphs:
         bucket = bucket_of(count)
         return StepShape(bucket, bucket, self.max_pages, bucket)
 
-    def _graph(self, shape: StepShape) -> _Captured:
-        captured = self.captured.get(shape.sequences)
+    def _graph(self, shape: StepShape, *, shared: bool = False) -> _Captured:
+        """Of a step of this shape; ``shared`` if it is told of sequences that share pages."""
+        known = self.shared if shared else self.captured
+        captured = known.get(shape.sequences)
         if captured is None:
-            captured = self.captured[shape.sequences] = self._capture(shape)
+            captured = known[shape.sequences] = self._capture(shape, shared)
         return captured
 
     def _inputs(self) -> dict[str, torch.Tensor]:
         views = self.metadata.views
         return {name: views[name] for name in self._names} | dict(self.caches)
 
-    def _capture(self, shape: StepShape) -> _Captured:
+    def _capture(self, shape: StepShape, shared: bool) -> _Captured:
         """Runs the step whose metadata is in place once, for libraries to set themselves up, then
         records it.
         """
         inputs = self._inputs()
-        self.runner.run(inputs)
+        self.runner.run(inputs, shared=shared)
 
         def step() -> tuple[torch.Tensor, torch.Tensor | None]:
-            found = self.runner.run(inputs)
+            found = self.runner.run(inputs, shared=shared)
             logits, tokens = found["logits"], found.get(TOKENS)
             _feed(tokens, inputs)
             return logits, tokens
@@ -237,22 +250,26 @@ class EagerDecode(DecodeGraphs):
     def _shape(self, count: int, pages: int) -> StepShape:
         return StepShape(count, count, pages, count)
 
-    def _graph(self, shape: StepShape) -> _Captured:
-        return _Run(self.runner, self._inputs(), shape).captured
+    def _graph(self, shape: StepShape, *, shared: bool = False) -> _Captured:
+        return _Run(self.runner, self._inputs(), shape, shared).captured
 
 
 class _Run:
     """Stands for a captured graph: runs the Program and writes to the same tokens every time."""
 
     def __init__(
-        self, runner: ProgramRunner, inputs: Mapping[str, torch.Tensor], shape: StepShape
+        self,
+        runner: ProgramRunner,
+        inputs: Mapping[str, torch.Tensor],
+        shape: StepShape,
+        shared: bool,
     ) -> None:
-        self.runner, self.inputs = runner, inputs
+        self.runner, self.inputs, self.shared = runner, inputs, shared
         tokens = torch.zeros(shape.rows, dtype=torch.int64)
         self.captured = _Captured(self, torch.empty(0), tokens if samples(runner.program) else None)
 
     def replay(self) -> None:
-        found = self.runner.run(self.inputs)
+        found = self.runner.run(self.inputs, shared=self.shared)
         self.captured.logits = found["logits"]
         if self.captured.tokens is not None:
             self.captured.tokens.copy_(found[TOKENS])

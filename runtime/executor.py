@@ -9,8 +9,9 @@ from functools import partial
 import torch
 
 from ..codegen.base import get_backend
+from ..codegen.program import SHARED
 from ..errors import CapacityError
-from ..ir.dims import evaluate
+from ..ir.dims import evaluate, symbols_of
 from ..ir.types import TensorType
 from .batch import DecodeBatch, MixedBatch
 from .bucketing import Padding
@@ -18,6 +19,7 @@ from .decode_buffer import Launched
 from .decode_graphs import DecodeGraphs, EagerDecode, obstacles, samples
 from .host_pages import HostPages
 from .params import SamplingParams
+from .prefix_groups import fewest_sharing
 from .row_sampling import RowSampler
 from .runner import ProgramRunner
 from .slot_batch import slot_batches
@@ -29,6 +31,10 @@ from .token_choice import Masks
 # Sequences that the decode Program takes: its products are cut for few rows, and beyond these the
 # libraries' are quicker (1.6 times at 256).
 MOST_DECODED = 128
+# What attention by groups costs a layer, as KV bytes out of the L2 cache: its launches and parts
+# took up to 20 µs (64 sequences of 32 heads of 128, H200), in which the plain kernel reads shared
+# pages at 8.4 TB/s (benchmarks/NOTES.md; `prefix_groups.py` has what it is held against).
+SHARED_BYTES = 160 << 20
 _REHEARSED = 1024  # tokens: from there on prompts alone are a library's (codegen/triton/fresh.py)
 _CUT = SamplingParams(temperature=1, top_k=50, top_p=0.9, min_p=0.1)
 CACHE_PREFIXES = ("k_cache_", "v_cache_", "k_scale_", "v_scale_")
@@ -141,6 +147,7 @@ class PagedExecutor:
             shares=True,
             max_slots=None,
             samples=min(max_sequences, MOST_DECODED) if able else 0,
+            shared_tokens=self._shared_tokens() if able else None,
             samples_mixed=max_sequences if able else 0,
         )
 
@@ -148,6 +155,16 @@ class PagedExecutor:
     def bytes_per_token(self) -> int:
         """KV bytes of one token over all layers."""
         return self.caches.bytes_per_token
+
+    def _shared_tokens(self) -> int | None:
+        """`Capabilities.shared_tokens`: of a Program with attention by groups."""
+        assert self._decode is not None
+        program = self._decode.program
+        told = any({str(SHARED)} & symbols_of(s) for call in program.calls for s in call.guard)
+        if not told:
+            return None
+        layers = sum(name.startswith("k_cache_") for name in self.caches.types)
+        return -(-SHARED_BYTES * layers // self.bytes_per_token)
 
     def allocate(self, num_pages: int, page_size: int, host_pages: int = 0) -> None:
         """(Re)creates the KV buffers, and forgets the graphs that hold their addresses."""
@@ -198,7 +215,9 @@ class PagedExecutor:
             return
         try:
             if self.graphs is not None:
-                self.graphs.warm_up()
+                least = self.capabilities.shared_tokens
+                fewest = None if least is None else fewest_sharing(self.max_model_len, least)
+                self.graphs.warm_up(fewest)
             self._rehearse()
         except torch.OutOfMemoryError as error:
             raise self._too_large(self.max_sequences, error) from error

@@ -161,7 +161,8 @@ class Launcher:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._executor, self._scheduler, self._clock = executor, scheduler, clock
-        self._pool, self._batches = pool, DecodeBatches(pool)
+        self._pool = pool
+        self._batches = DecodeBatches(pool, executor.capabilities.shared_tokens)
         self._capabilities = executor.capabilities
 
     def takes(self, plan: Plan) -> bool:

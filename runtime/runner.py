@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..codegen.base import Keeps, Kernel, ReadFile, get_backend
-from ..codegen.program import FRESH, Call, Program
+from ..codegen.program import FRESH, SHARED, Call, Program
 from ..errors import UsageError
 from ..ir.dims import Dim, Size, evaluate, name_of, symbols_of
 from ..ir.types import TensorType
@@ -69,7 +69,7 @@ class ProgramRunner:
                 self.steps.append((call, kernel))
 
     def run(
-        self, inputs: Mapping[str, torch.Tensor], fresh: bool = False
+        self, inputs: Mapping[str, torch.Tensor], fresh: bool = False, shared: bool = False
     ) -> dict[str, torch.Tensor]:
         """Runs the Program.
 
@@ -77,6 +77,7 @@ class ProgramRunner:
             inputs: one tensor an input, by name. State is written in place.
             fresh: whether the inputs are a step of one sequence alone, all of whose keys are of
                 tokens that it computes (``FRESH``).
+            shared: whether the inputs tell of sequences that share pages (``SHARED``).
 
         Returns:
             The outputs by name.
@@ -84,7 +85,7 @@ class ProgramRunner:
         Raises:
             UsageError: an input that is missing, or whose shape or element type does not fit.
         """
-        bound = self._sizes(inputs, fresh)
+        bound = self._sizes(inputs, fresh, shared)
         sizes = bound.values
         values: dict[str, torch.Tensor] = {**self.constants, **self._brought(inputs)}
         with self.mode(), self._scope():
@@ -115,22 +116,19 @@ class ProgramRunner:
             return {name: tensor.contiguous() for name, tensor in inputs.items()}
         return {name: _aligned(tensor.to(self.device)) for name, tensor in inputs.items()}
 
-    def _sizes(self, inputs: Mapping[str, torch.Tensor], fresh: bool) -> _Sizes:
+    def _sizes(self, inputs: Mapping[str, torch.Tensor], fresh: bool, shared: bool) -> _Sizes:
         """``bind_sizes``, remembered for the last shapes: most decode steps have those of the one
         before.
         """
         given = [inputs.get(name) for name in self.program.inputs]
         shapes: list[object] = [None if t is None else (t.dtype, t.shape) for t in given]
-        shapes.append(fresh)
+        shapes += [fresh, shared]
         bound = self._bound  # read once: another thread may set it
         if shapes != bound[0]:
-            sizes = _with_fresh(bind_sizes(self.program, inputs), fresh)
+            sizes = bind_sizes(self.program, inputs)
+            sizes |= {str(name): 1 for name, said in ((FRESH, fresh), (SHARED, shared)) if said}
             bound = self._bound = (shapes, _Sizes(sizes))
         return bound[1]
-
-
-def _with_fresh(sizes: dict[str, int], fresh: bool) -> dict[str, int]:
-    return {**sizes, str(FRESH): 1} if fresh else sizes
 
 
 def bind_sizes(program: Program, inputs: Mapping[str, torch.Tensor]) -> dict[str, int]:

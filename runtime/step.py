@@ -69,6 +69,9 @@ class Capabilities:
         pages: reads K and V through block tables of many pages. Else a sequence is one slot.
         shares: lets several block tables hold the same page.
         max_slots: the most sequences in one step, None for no limit.
+        shared_tokens: what attention by groups of sequences that share pages costs in a decode
+            step, as tokens that are read in that time (`PrefixGroups.pay`); None if each sequence
+            is read by itself.
         prefills: the most sequences whose whole prompts one step takes, for executors that do not
             mix.
         samples: the most sequences in a decode step that samples on the device, so that the next
@@ -83,6 +86,7 @@ class Capabilities:
     samples: int = 0
     samples_mixed: int = 0
     prefills: int = 1
+    shared_tokens: int | None = None
 
 
 class StepExecutor(Protocol):

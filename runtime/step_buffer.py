@@ -29,11 +29,17 @@ SAMPLING: Mapping[str, torch.dtype] = {
     "uniform": torch.float32,
 }
 """What a Program that samples is told beside, one number a sequence."""
+GROUPS: Mapping[str, torch.dtype] = {
+    "group_rows": torch.int32,
+    "group_ids": torch.int32,
+    "shared_pages": torch.int32,
+}
+"""Which sequences share pages, as ``share_pages`` takes it; zeros for none."""
 FEED = {"feed_rows": torch.int64}
 """No input of a Program: the row of the step before that holds each sequence's token."""
 # What is copied without its first or its last field stays one piece: token_ids may be on the device
 # already, block_tables are large and seldom change.
-_ORDER = {"token_ids": torch.int64, **FEED, **SAMPLING, **FIELDS}
+_ORDER = {"token_ids": torch.int64, **FEED, **SAMPLING, **FIELDS, **GROUPS}
 _ORDER["block_tables"] = _ORDER.pop("block_tables")
 
 

@@ -15,7 +15,7 @@ from tilewright.runtime.executor import PagedExecutor
 from tilewright.runtime.filters import draw
 from tilewright.runtime.runner import ProgramRunner
 from tilewright.runtime.sampling import filtered_logits
-from tilewright.runtime.step_buffer import FIELDS, SAMPLING
+from tilewright.runtime.step_buffer import FIELDS, GROUPS, SAMPLING
 
 CACHE = "k_cache_0"
 _ONE_TOKEN = [name for name in FIELDS if name not in ("query_start", "logits_indices")]
@@ -47,7 +47,7 @@ class GeneralRunner(_Runner):
     def __init__(self):
         super().__init__(FIELDS, ("logits",))
 
-    def run(self, inputs, fresh=False):
+    def run(self, inputs, fresh=False, shared=False):
         self.runs += 1
         inputs[CACHE].view(-1)[inputs["slot_mapping"]] = inputs["token_ids"]
         rows = []
@@ -60,15 +60,21 @@ class GeneralRunner(_Runner):
 
 
 class DecodeRunner(_Runner):
-    """One token a sequence, to logits and tokens; rows of padding give NaN and -1."""
+    """One token a sequence, to logits and tokens; rows of padding give NaN and -1. What it is told
+    of shared pages has to hold.
+    """
 
     def __init__(self):
-        super().__init__([*_ONE_TOKEN, *SAMPLING], ("logits", "tokens"))
+        super().__init__([*_ONE_TOKEN, *SAMPLING, *GROUPS], ("logits", "tokens"))
+        self.shared_runs = 0
 
-    def run(self, inputs, fresh=False):
+    def run(self, inputs, fresh=False, shared=False):
         self.runs += 1
         ids, lens = inputs["token_ids"].tolist(), inputs["seq_lens"].tolist()
         assert all(0 <= token < VOCAB for token in ids), "an id outside of the embedding"
+        if shared:
+            self.shared_runs += 1
+            _check_groups(inputs)
         inputs[CACHE].view(-1)[inputs["slot_mapping"]] = inputs["token_ids"]
         logits = torch.full((len(ids), VOCAB), torch.nan)
         tokens = torch.full((len(ids),), -1)
@@ -81,6 +87,25 @@ class DecodeRunner(_Runner):
             logits[row] = self.logits(inputs, row, length, position)
             tokens[row] = _sampled(logits[row], {name: inputs[name][row] for name in SAMPLING})
         return {"logits": logits, "tokens": tokens}
+
+
+def _check_groups(inputs):
+    """Members of a group stand together, and hold the same pages, written before this step."""
+    tables, pages = inputs["block_tables"], inputs["shared_pages"]
+    size, count = inputs[CACHE].shape[1], int((inputs["seq_lens"] > 0).sum())
+    rows, ids = inputs["group_rows"][:count], inputs["group_ids"][:count]
+    assert sorted(rows.tolist()) == list(range(count)) and not inputs["group_ids"][count:].any()
+    last = int(ids.max())
+    inside = [rows[ids == group].long() for group in range(1, last + 1)]
+    known = torch.cat(inside)
+    assert last and known.tolist() == rows[: len(known)].tolist() == rows[ids > 0].tolist()
+    assert not pages[rows[ids == 0].long()].any() and not pages[count:].any()
+    for members in inside:
+        shared = int(pages[members[0]])
+        assert len(members) > 1 and shared and (pages[members] == shared).all()
+        assert (tables[members, :shared] == tables[members[0], :shared]).all()
+        assert (inputs["positions"][members] >= shared * size).all()
+        assert not (inputs["slot_mapping"][:, None] // size == tables[members[0], :shared]).any()
 
 
 def _sampled(row, given):
@@ -159,10 +184,11 @@ class _LazyDecode(EagerDecode):
     def _queue(self):
         return LazyQueue()
 
-    def _graph(self, shape):
-        if shape.sequences not in self.captured:
-            self.captured[shape.sequences] = super()._graph(shape)
-        return self.captured[shape.sequences]
+    def _graph(self, shape, *, shared=False):
+        known = self.shared if shared else self.captured
+        if shape.sequences not in known:
+            known[shape.sequences] = super()._graph(shape, shared=shared)
+        return known[shape.sequences]
 
     def run(self, step):
         found = super().run(step)
@@ -174,7 +200,9 @@ class _LazyDecode(EagerDecode):
 
 
 class LazyExecutor(PagedExecutor):
-    """A paged executor whose decode steps sample on the device that waits to be waited for."""
+    """A paged executor whose decode steps sample on the device that waits to be waited for. Steps
+    are told of shared pages wherever there are any.
+    """
 
     def __init__(self, max_sequences=8, max_model_len=48, slides=None):
         self.general, self.decoding = GeneralRunner(), DecodeRunner()
@@ -190,3 +218,6 @@ class LazyExecutor(PagedExecutor):
 
     def _join(self):
         self.graphs.queue.flush()
+
+    def _shared_tokens(self):
+        return -(1 << 40)

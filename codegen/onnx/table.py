@@ -32,5 +32,5 @@ CONVERTERS: dict[str, Converter] = {
 # dequantized within products, or once.
 WITHOUT = frozenset(
     {"aten", "append_kv", "dequantize", "kv_write", "paged_attention", "sample"}
-    | {"scaled_append_kv", "scaled_paged_attention"}
+    | {"scaled_append_kv", "scaled_paged_attention", "share_pages"}
 )

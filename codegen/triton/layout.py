@@ -106,6 +106,7 @@ VIEWED: Mapping[str, Callable[[Node, Layout], Layout | None]] = {
     "permute": _permute,
     "expand": _expand,
     "reshape": _reshape,
+    "share_pages": lambda node, layout: layout,  # a promise that the runtime keeps
 }
 """By op: from where its operand lies to where its result does; None where it has to copy."""
 VIEWS = frozenset(VIEWED)

@@ -22,11 +22,12 @@ from ...ir.schema import schema
 from ...targets import Target
 from ..eager.backend import eager_call, is_call
 from ..lowering import Buffers, assemble
-from ..program import Call, Program
+from ..program import SHARED, Call, Program
 from .candidates import INVARIANT, kernels_for
 from .cuts import Cuts
 from .fresh import Fresh
 from .hand_on import find_links
+from .kernels.cascade import cascade_operands, emit_cascade
 from .kernels.linear import emit_linear, linear_source
 from .kernels.linear_hands import Hands
 from .kernels.linear_tiles import ANY, Cutting
@@ -118,7 +119,7 @@ class _Lowering:
         if source is None and self.deterministic and node.op in _SUMS:
             raise _varies(node)
         if source is not None:
-            otherwise = self._fresh(node)
+            otherwise = (*self._fresh(node), *self._cascade(node, layouts))
             self.calls.append(self._kernel_call(node, source, bases, guard=otherwise))
         elif takes(node):
             attrs: dict[str, Attr] = {**dict(node.attrs), "views": views_of(node.args)}
@@ -151,6 +152,22 @@ class _Lowering:
             )
         )
         return fresh.otherwise
+
+    def _cascade(self, node: Node, layouts: tuple[Layout | None, ...]) -> tuple[Size, ...]:
+        """Appends the call of attention in steps whose sequences share pages, if there is one; the
+        guard of the other call. A deterministic Program, as the sums of a row would depend on its
+        group, has no decode attention at all.
+        """
+        source = emit_cascade(node, layouts, self.target)
+        if source is None:
+            return ()
+        operands = cascade_operands(node)
+        bases = tuple(
+            None if arg is None else self.buffers.one(self._base(arg)[0]) for arg in operands
+        )
+        call = self._kernel_call(node, self._once(source), bases, False, (SHARED - 1,))
+        self.calls.append(call)
+        return (0 - SHARED,)
 
     def _wide_call(self, wide: Wide) -> Call:
         """The call of the kernel that computes a product and its gate."""

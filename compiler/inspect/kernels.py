@@ -22,7 +22,7 @@ from .call_nodes import nodes_of_calls, owners_of_calls
 from .facts import FREE, Setting, as_run, bindings, compute_dtype, final_graph
 from .layers import split_layers
 
-VIEWS = FREE | {"const", "permute", "slice", "expand", "dim_value"}
+VIEWS = FREE | {"const", "permute", "slice", "expand", "dim_value", "share_pages"}
 """Ops that torch answers without a kernel."""
 
 

@@ -202,7 +202,7 @@ class _Chooser(TokenChooser):
 class _Graphs(DecodeGraphs):
     replayed: Any = None
 
-    def _capture(self, shape: Any) -> Any:
+    def _capture(self, shape: Any, shared: bool) -> Any:
         tokens = torch.arange(shape.rows) if self.samples else None
         return SimpleNamespace(
             graph=SimpleNamespace(replay=self.replayed),

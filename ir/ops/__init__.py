@@ -15,6 +15,7 @@ from . import (
     sample,
     scaled_cache,
     shape,
+    share_pages,
 )
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "sample",
     "scaled_cache",
     "shape",
+    "share_pages",
 ]

@@ -219,6 +219,7 @@ class Schedules(RuleBasedStateMachine):
         self.happened["hits"] += counters.hit_tokens
         self.happened["copies"] += loop.counters.copied_pages
         self.happened["drops"] += pool.num_dropped if pool.slides else 0
+        self.happened["groups"] += loop.executor.decoding.shared_runs if self.lazy else 0
         pool.clear_cache()
         assert pool.num_free == pool.num_pages - 1 and not any(pool._pages.references)
 
@@ -253,4 +254,5 @@ def test_tokens_are_those_of_each_request_alone(machine, share):
         ),
     )
     wanted = HAPPEN if machine.slides is None else SLIDE
+    wanted += ("groups",) if machine is LaunchedAhead else ()
     assert all(machine.happened[one] for one in wanted), machine.happened

@@ -17,10 +17,12 @@ def problem_graph(node: Node) -> Graph:
         base, _ = located(operand)
         if base not in bases:
             bases[base] = input_node(f"operand_{len(bases)}", base.type)
+        if operand.op == "share_pages":  # what pages are shared changes no problem
+            bases[operand] = bases[base]
     built = _rebuilt(node, dict(bases))
     count = len(built.types)
     results = (built,) if count == 1 else tuple(item(built, index) for index in range(count))
-    return Graph("problem", tuple(bases.values()), results)
+    return Graph("problem", tuple(dict.fromkeys(bases.values())), results)
 
 
 def call_of(graph: Graph) -> Node:

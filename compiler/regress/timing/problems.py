@@ -15,7 +15,7 @@ from ....runtime.engine import CausalLMEngine
 from ....runtime.executor import CACHE_PREFIXES
 from ....runtime.image import LMConfig
 from ....runtime.runner import ProgramRunner
-from ....runtime.step_buffer import SAMPLING, StepBuffer, StepShape
+from ....runtime.step_buffer import GROUPS, SAMPLING, StepBuffer, StepShape
 from ...inspect.kernels import VIEWS, kernel_name
 from ..snapshot import plain_name
 from .package import Package
@@ -126,7 +126,7 @@ def _greedy(setting: StepSetting, device: torch.device) -> dict[str, torch.Tenso
     """What a step that samples is told beside: to take the likeliest tokens."""
     return {
         name: torch.full((setting.sequences,), int(name == "top_p"), dtype=dtype, device=device)
-        for name, dtype in SAMPLING.items()
+        for name, dtype in {**SAMPLING, **GROUPS}.items()
     }
 
 

@@ -76,6 +76,7 @@ def test_every_op_is_converted_or_refused() -> None:
         "kv_write",
         "paged_attention",
         "sample",
+        "share_pages",
     }
     assert names - set(CONVERTERS) == WITHOUT | LEAVES
 

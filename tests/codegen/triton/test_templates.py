@@ -14,7 +14,7 @@ from house.tree import ROOT
 
 KERNELS = Path("codegen/triton/kernels")
 NAMED = (
-    *("append_kv", "experts", "linear", "paged_attention", "paged_decode"),
+    *("append_kv", "cascade", "experts", "linear", "paged_attention", "paged_decode"),
     *("packed_linear", "quant_linear", "sample", "scaled_linear"),
 )
 LIKE_LINEAR = frozenset({"packed_linear", "quant_linear", "scaled_linear"})

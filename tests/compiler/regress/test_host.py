@@ -90,7 +90,7 @@ def test_plans_that_are_not_remembered_are_found(monkeypatch, regressions):
 
 
 def test_sizes_that_are_bound_anew_are_found(monkeypatch, regressions):
-    def run(self, inputs, fresh=False):
+    def run(self, inputs, fresh=False, shared=False):
         self._bound = ([object()], {})
         return real(self, inputs)
 
