@@ -355,7 +355,8 @@ class Scheduler:
             return False
         slots, copies = found
         plan.chunks += [
-            Chunk(seq, seq.num_computed, [slot]) for seq, slot in zip(seqs, slots, strict=True)
+            Chunk(seq, seq.num_computed, [slot])
+            for seq, slot in zip(seqs, slots.tolist(), strict=True)
         ]
         plan.copies += copies
         return True

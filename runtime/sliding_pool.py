@@ -91,7 +91,7 @@ class SlidingPool(PagedPool):
 
     def length(self, seq: int) -> int:
         """Tokens that `seq` has had."""
-        return self._lengths[seq] + self.gap(seq)
+        return super().length(seq) + self.gap(seq)
 
     def gap(self, seq: int) -> int:
         """Tokens of `seq` that its block table leaves out."""
@@ -145,7 +145,7 @@ class SlidingPool(PagedPool):
         first, held = self._sliding.sink_pages, self._held[seq]
         del held[first : first + len(behind)]
         tokens = len(behind) * self.page_size
-        self._lengths[seq] -= tokens
+        self._tables.set_length(seq, super().length(seq) - tokens)
         self._gaps[seq] = self.gap(seq) + tokens
         self._tables.rewrite(seq, first, held[first:])
         self.num_dropped += len(behind)
