@@ -64,9 +64,15 @@ class BlockTables:
 
     def write(self, seq: int, start: int, pages: list[int]) -> None:
         """Puts pages into a sequence's row, from place `start` on."""
-        while start + len(pages) > self.data.shape[1]:
-            self.data = np.concatenate([self.data, np.zeros_like(self.data)], axis=1)
+        self._widen(start + len(pages))
         self.data[self.rows[seq], start : start + len(pages)] = pages
+
+    def write_each(
+        self, rows: NDArray[np.int64], columns: NDArray[np.int64], pages: list[int]
+    ) -> None:
+        """Puts one page into each of these rows, at a place i64[B] of its own."""
+        self._widen(int(columns.max()) + 1)
+        self.data[rows, columns] = pages
 
     def rewrite(self, seq: int, start: int, pages: list[int]) -> None:
         """As `write`, and nothing behind them."""
@@ -76,6 +82,10 @@ class BlockTables:
     def gather(self, seqs: Sequence[int], width: int) -> Tensor:
         """i32[B, width]: the rows of sequences."""
         return torch.from_numpy(self.data[:, :width][self.places(seqs)])
+
+    def _widen(self, width: int) -> None:
+        while width > self.data.shape[1]:
+            self.data = np.concatenate([self.data, np.zeros_like(self.data)], axis=1)
 
     def _grow_lengths(self, known: array[int], count: int) -> None:
         # An array of Python's, which NumPy looks into: numbers of it are taken thrice as quickly.

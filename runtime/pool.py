@@ -325,16 +325,42 @@ class PagedPool:
         offsets = lengths % size
         pages = tables.data[rows, (lengths - 1) // size]  # where the last token is, if there is one
         slots = np.multiply(pages, size, dtype=np.int64) + offsets
-        needs = (offsets == 0) | (self._pages.shared[pages] > 1)
-        rest: list[int] = needs.nonzero()[0].tolist()
-        if rest and sum([self.pages_needed(seqs[row], 1) for row in rest]) > self.num_available:
+        opens = offsets == 0
+        shares = (self._pages.shared[pages] > 1) & ~opens
+        opening = [seqs[row] for row in opens.nonzero()[0].tolist()]
+        sharing: list[int] = shares.nonzero()[0].tolist()
+        needed = self._pages_to_go_on(opening) + len(sharing)
+        if needed > self.num_available:
             return None
-        tables.lengths[rows] += ~needs
+        tables.lengths[rows] += ~(opens | shares)
         copies: list[PageCopy] = []
-        for row in rest:
+        if opening:
+            copies += self._go_on(opening)
+            slots[opens] = [self._held[seq][-1] * size for seq in opening]
+        for row in sharing:
             (slots[row],), made = self.append(seqs[row], 1)
             copies += made
         return slots, copies
+
+    def _pages_to_go_on(self, seqs: list[int]) -> int:
+        """Available pages that `_go_on` would take."""
+        return len(seqs)
+
+    def _go_on(self, seqs: list[int]) -> list[PageCopy]:
+        """`append` of one token to each of these, whose pages are full: the copies to make."""
+        tables = self._tables
+        copies = self._make_room(len(seqs))
+        pages = [self._pages.take() for _ in seqs]
+        for seq, page in zip(seqs, pages, strict=True):
+            self._held[seq].append(page)
+        rows = tables.places(seqs)
+        lengths = tables.lengths[rows]
+        tables.write_each(rows, lengths // self.page_size, pages)
+        tables.lengths[rows] = lengths + 1
+        return copies
+
+    def _append_each(self, seqs: list[int]) -> list[PageCopy]:
+        return [copy for seq in seqs for copy in self.append(seq, 1)[1]]
 
     def _unshare_last(self, seq: int) -> PageCopy:
         held = self._held[seq]
@@ -433,6 +459,8 @@ class SlotPool(PagedPool):
                 remedy="Compile with a larger max_model_len.",
             )
         return super().append(seq, num_tokens)
+
+    _go_on = PagedPool._append_each
 
     def fork_pages_needed(self, seq: int) -> int:
         """Free slots that `fork(seq, …)` would take."""

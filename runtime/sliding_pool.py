@@ -122,6 +122,11 @@ class SlidingPool(PagedPool):
             self._drop_behind(seq)
         return super().append(seq, num_tokens)
 
+    def _pages_to_go_on(self, seqs: list[int]) -> int:
+        return sum([self.pages_needed(seq, 1) for seq in seqs])
+
+    _go_on = PagedPool._append_each
+
     def fork(self, seq: int, new: int) -> list[PageCopy]:
         """Opens `new` on the very pages of `seq`; no copies are needed until one of them writes."""
         copies = super().fork(seq, new)
