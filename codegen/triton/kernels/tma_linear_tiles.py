@@ -1,0 +1,80 @@
+"""How linears of many tokens are cut, and which of them the kernel takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ....ir.dtypes import DType
+from ....targets import Target
+from .linear_tiles import Problem, are_taken
+
+TMA = 90  # the first architecture with a copy engine
+_ALIGNED = 16  # bytes, of which rows' starts and strides are multiples
+_REGISTERS = 65536  # of a multiprocessor, which one block has to itself
+
+
+@dataclass(frozen=True, slots=True)
+class TmaTiles:
+    """How the kernel for many tokens is cut.
+
+    Attributes:
+        block_m: tokens of a tile; ``block_n``: its columns; ``block_k``: of a step.
+        group: blocks of tokens that are gone down before the next columns.
+        num_warps, num_stages: as Triton takes them.
+        strips: 1 or 2, in which a tile is rounded and stored: two need half the registers.
+        flat: whether the first steps of the next tile are brought while one is stored.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    group: int
+    num_warps: int
+    num_stages: int
+    strips: int = 1
+    flat: bool = True
+
+
+def takes_tma(problem: Problem, target: Target) -> bool:
+    """Whether the kernel takes a problem on a target: 16-bit floats, rows that start at multiples
+    of 16 bytes, ops behind that kernels have, and a device that has tensor descriptors (the
+    interpreter, which stands for CPUs, has them too).
+    """
+    x, dtype = problem.x, problem.linear.dtype
+    if dtype not in (DType.F16, DType.BF16) or not (target.is_cpu or target.arch >= TMA):
+        return False
+    strides = [problem.k] if problem.norm is not None else [problem.k, x.row, x.offset]
+    aligned = all(isinstance(s, int) and s * dtype.bytes % _ALIGNED == 0 for s in strides)
+    return aligned and are_taken(problem, ())
+
+
+def tma_shared_bytes(problem: Problem, tiles: TmaTiles) -> int:
+    """Shared memory of a block, an upper bound: what is in flight, and a strip of the result on its
+    way into the order of the store.
+    """
+    rows = tiles.block_n * problem.parts
+    in_flight = tiles.num_stages * tiles.block_k * (rows + tiles.block_m)
+    strip = 4 * tiles.block_n * tiles.block_m // tiles.strips
+    return in_flight * problem.linear.dtype.bytes + strip + (1 << 10)
+
+
+def tma_fits(problem: Problem, tiles: TmaTiles, target: Target) -> bool:
+    """Whether a block has the shared memory, and its threads registers for the sums."""
+    sums = tiles.block_m * tiles.block_n * problem.parts
+    shared = tma_shared_bytes(problem, tiles) <= target.shared_memory_per_block
+    return shared and 32 * tiles.num_warps <= sums and 2 * sums <= _REGISTERS
+
+
+def default_tma(problem: Problem, target: Target) -> TmaTiles | None:
+    """Tiles of 128 x 256 sums, the largest that a block's registers hold; None where the kernel
+    takes no such problem, or the target's blocks hold no tile.
+    """
+    if not takes_tma(problem, target):
+        return None
+    half = 2 // problem.parts
+    wanted = (
+        TmaTiles(256, 64 * half, 64, 8, 8, 3, 2),
+        TmaTiles(128, 64 * half, 64, 8, 8, 3, 2),
+        TmaTiles(64, 32 * half, 64, 8, 4, 2, 2),
+    )
+    return next((tiles for tiles in wanted if tma_fits(problem, tiles, target)), None)
