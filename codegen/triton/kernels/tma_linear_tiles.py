@@ -10,6 +10,7 @@ from .linear_tiles import Problem, are_taken
 
 TMA = 90  # the first architecture with a copy engine
 _ALIGNED = 16  # bytes, of which rows' starts and strides are multiples
+_MOVED = 8 << 10  # bytes; the most of ptxas over the cuts of benchmarks/bench_tma_linear.py
 _REGISTERS = 65536  # of a multiprocessor, which one block has to itself
 
 
@@ -49,13 +50,15 @@ def takes_tma(problem: Problem, target: Target) -> bool:
 
 
 def tma_shared_bytes(problem: Problem, tiles: TmaTiles) -> int:
-    """Shared memory of a block, an upper bound: what is in flight, and a strip of the result on its
-    way into the order of the store.
+    """Shared memory of a block, an upper bound: what is in flight, and what of the sums changes
+    places among threads before the store: little at a time, but for strips of two halves, which are
+    not where a warp's own sums are.
     """
     rows = tiles.block_n * problem.parts
     in_flight = tiles.num_stages * tiles.block_k * (rows + tiles.block_m)
-    strip = 4 * tiles.block_n * tiles.block_m // tiles.strips
-    return in_flight * problem.linear.dtype.bytes + strip + (1 << 10)
+    strips = problem.parts == 2 and tiles.strips == 2
+    moved = 2 * rows * tiles.block_m if strips else _MOVED
+    return in_flight * problem.linear.dtype.bytes + moved + (1 << 10)
 
 
 def tma_fits(problem: Problem, tiles: TmaTiles, target: Target) -> bool:
@@ -73,8 +76,8 @@ def default_tma(problem: Problem, target: Target) -> TmaTiles | None:
         return None
     half = 2 // problem.parts
     wanted = (
-        TmaTiles(256, 64 * half, 64, 8, 8, 3, 2),
-        TmaTiles(128, 64 * half, 64, 8, 8, 3, 2),
-        TmaTiles(64, 32 * half, 64, 8, 4, 2, 2),
+        TmaTiles(128, 128 * half, 64, 8, 8, 4),
+        TmaTiles(128, 64 * half, 64, 8, 8, 3),
+        TmaTiles(64, 32 * half, 64, 8, 4, 2),
     )
     return next((tiles for tiles in wanted if tma_fits(problem, tiles, target)), None)

@@ -78,4 +78,4 @@ def test_the_default_compiles_without_spilling(form: Form) -> None:
     source = tma_linear_source(problem, H100, tiles)
     assert source is not None
     for resources in compile_for(source, 90):
-        assert resources.spilled_bytes == 0 and resources.registers <= 255
+        assert resources.spills == 0 and resources.registers <= 255
