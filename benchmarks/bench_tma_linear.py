@@ -2,7 +2,7 @@
 product alone, and beside cuBLAS with what is around it as generated kernels.
 
     python benchmarks/bench_tma_linear.py [--tokens 512,2048,8192] [--shapes qkv,o,gate_up,down]
-        [--compile-only] [-o lines.jsonl]
+        [--special] [--compile-only] [-o lines.jsonl]
 
 Random data. Every cut is held against float64 before it is timed: calls in a CUDA graph, between
 events, over copies of the weights that together are several times the L2. The table at the end has
@@ -33,7 +33,7 @@ from tilewright.codegen.triton.unfused import unfused
 from tilewright.ir.node import Node
 
 ERROR = 2e-2  # of the largest magnitude: bfloat16, rounded a few times
-CUTS = (  # tokens, rows of weights, columns of a step, group, warps, stages, strips, flat
+CUTS = (  # tokens, rows of weights, columns of a step, group, warps, stages, strips, flat, special
     (256, 128, 64, 8, 8, 4, 1, True),
     (256, 128, 64, 8, 8, 3, 1, True),
     (256, 128, 64, 8, 8, 4, 1, False),
@@ -45,11 +45,18 @@ CUTS = (  # tokens, rows of weights, columns of a step, group, warps, stages, st
     (128, 128, 64, 8, 8, 5, 1, True),
     (128, 128, 128, 8, 8, 3, 1, True),
 )
+SPECIAL = (  # with warps that only load: apart, for a kernel that hangs ends the run
+    (128, 256, 64, 8, 4, 3, 1, False, True),
+    (128, 256, 64, 8, 4, 3, 2, False, True),
+    (128, 256, 64, 8, 4, 4, 1, False, True),
+    (256, 128, 64, 8, 4, 3, 2, False, True),
+    (128, 128, 64, 8, 4, 4, 1, False, True),
+)
 
 
-def cuts(shape: Shape) -> Iterator[tuple[str, KernelSource]]:
+def cuts(shape: Shape, special: bool) -> Iterator[tuple[str, KernelSource]]:
     """Labelled sources of the cuts that fit."""
-    for block_m, rows, *rest in CUTS:
+    for block_m, rows, *rest in SPECIAL if special else CUTS:
         tiles = TmaTiles(block_m, rows // shape.parts, *rest)  # type: ignore[arg-type]
         source = tma_linear_source(problem_of(shape), TARGET, tiles)
         if source is not None:
@@ -129,11 +136,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tokens", default="512,2048,8192")
     parser.add_argument("--shapes", default="qkv,o,gate_up,down")
+    parser.add_argument("--special", action="store_true", help="Cuts with warps that only load.")
     parser.add_argument("--compile-only", action="store_true")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args(arguments)
     names = options.shapes.split(",")
-    labelled = {name: list(cuts(SHAPES[name])) for name in names}
+    labelled = {name: list(cuts(SHAPES[name], options.special)) for name in names}
     sources = [source for found in labelled.values() for _, source in found]
     packages = iter(compile_sources(sources, TARGET.arch))
     if options.compile_only:

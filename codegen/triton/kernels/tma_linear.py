@@ -27,7 +27,7 @@ from .linear_hands import Hands
 from .linear_tiles import Problem
 from .tma_linear_tiles import TmaTiles, default_tma, takes_tma, tma_fits
 
-_CONSTANTS = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP", "FLAT", PDL)
+_CONSTANTS = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP", "FLAT", "SPECIAL", PDL)
 
 
 def emit_tma_linear(
@@ -76,7 +76,8 @@ class _TmaEntries(_Entries):
         names = [argument.name for argument in arguments]
         lines = self._many_lines(x.text[0], tiles)
         self.texts[name] = kernel_text(name, str(p.body), names, lines, _CONSTANTS)
-        sizes = (tiles.block_m, tiles.block_n, tiles.block_k, tiles.group, tiles.flat, self.pdl)
+        sizes = (tiles.block_m, tiles.block_n, tiles.block_k, tiles.group)
+        sizes += (tiles.flat, tiles.special, self.pdl)
         constants = dict(zip(_CONSTANTS, sizes, strict=True))
         grid = (programs, 1, 1)
         launch = Launch(name, arguments, grid, constants, tiles.num_warps, tiles.num_stages)
@@ -99,7 +100,8 @@ class _TmaEntries(_Entries):
             f"weight_tiles = tl.make_tensor_descriptor({weight}, [{p.n * p.parts}, {p.k}], "
             f"[{p.k}, 1], [BLOCK_N, BLOCK_K])",
             f"tiles = tl.cdiv(tokens, BLOCK_M) * (({p.n} + BLOCK_N - 1) // BLOCK_N)",
-            "for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLAT):",
+            "for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLAT, "
+            "warp_specialize=SPECIAL):",
             *(f"    {line}" for line in (self._place(), product, *self._stores(tiles))),
         ]
 

@@ -11,6 +11,8 @@ from .linear_tiles import Problem, are_taken
 TMA = 90  # the first architecture with a copy engine
 _ALIGNED = 16  # bytes, of which rows' starts and strides are multiples
 _MOVED = 8 << 10  # bytes; the most of ptxas over the cuts of benchmarks/bench_tma_linear.py
+_SUMS = 128  # a thread, beside which others find room in its 255 registers
+_HALVED = 128  # rows of weights, of which each of two groups of warps takes one instruction's 64
 _REGISTERS = 65536  # of a multiprocessor, which one block has to itself
 
 
@@ -24,6 +26,8 @@ class TmaTiles:
         num_warps, num_stages: as Triton takes them.
         strips: 1 or 2, in which a tile is rounded and stored: two need half the registers.
         flat: whether the first steps of the next tile are brought while one is stored.
+        special: whether warps of their own bring tiles, and two groups of four (``num_warps`` must
+            be 4) multiply halves of one: Triton makes them of a loop that is not flat.
     """
 
     block_m: int
@@ -34,6 +38,7 @@ class TmaTiles:
     num_stages: int
     strips: int = 1
     flat: bool = True
+    special: bool = False
 
 
 def takes_tma(problem: Problem, target: Target) -> bool:
@@ -62,10 +67,15 @@ def tma_shared_bytes(problem: Problem, tiles: TmaTiles) -> int:
 
 
 def tma_fits(problem: Problem, tiles: TmaTiles, target: Target) -> bool:
-    """Whether a block has the shared memory, and its threads registers for the sums."""
+    """Whether a block has the shared memory, its threads registers for the sums, and special warps
+    the loop that they are made of.
+    """
     sums = tiles.block_m * tiles.block_n * problem.parts
-    shared = tma_shared_bytes(problem, tiles) <= target.shared_memory_per_block
-    return shared and 32 * tiles.num_warps <= sums and 2 * sums <= _REGISTERS
+    warps = 8 if tiles.special else tiles.num_warps
+    fits = tma_shared_bytes(problem, tiles) <= target.shared_memory_per_block
+    fits &= 32 * warps <= sums <= min(_REGISTERS // 2, _SUMS * 32 * warps)
+    halves = not tiles.flat and tiles.num_warps == 4 and tiles.block_n % _HALVED == 0
+    return fits and (halves or not tiles.special)
 
 
 def default_tma(problem: Problem, target: Target) -> TmaTiles | None:

@@ -72,6 +72,11 @@ def test_what_is_taken_and_what_is_declined() -> None:
     tiles = default_tma(problem, H100)
     assert tiles is not None and not tma_fits(problem, replace(tiles, num_stages=9), H100)
     assert tma_linear_source(problem, H100, replace(tiles, block_m=512)) is None
+    special = replace(tiles, num_warps=4, flat=False, special=True)
+    assert tma_fits(problem, special, H100)
+    assert not tma_fits(problem, replace(special, flat=True), H100)
+    assert not tma_fits(problem, replace(special, block_m=64, block_n=64), H100)
+    assert not tma_fits(problem, replace(tiles, num_warps=4), H100)  # 256 sums a thread
 
 
 def test_the_default_compiles_without_spilling_into_what_is_said_of_it() -> None:
