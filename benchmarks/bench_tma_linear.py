@@ -28,8 +28,10 @@ from tilewright.codegen.triton.kernels.tma_linear import tma_linear_source
 from tilewright.codegen.triton.kernels.tma_linear_tiles import TmaTiles
 from tilewright.codegen.triton.launch import LaunchedKernel
 from tilewright.codegen.triton.layout import located
+from tilewright.codegen.triton.package import KernelPackage
 from tilewright.codegen.triton.source import KernelSource
 from tilewright.codegen.triton.unfused import unfused
+from tilewright.errors import UnsupportedError
 from tilewright.ir.node import Node
 
 ERROR = 2e-2  # of the largest magnitude: bfloat16, rounded a few times
@@ -95,8 +97,22 @@ def separate(contest: Contest) -> Callable[[int], torch.Tensor]:
     return run
 
 
+def compiled(
+    name: str, found: Sequence[tuple[str, KernelSource]]
+) -> list[tuple[str, KernelPackage]]:
+    """The cuts that the installed Triton compiles; others are named."""
+    try:
+        packages = compile_sources([source for _, source in found], TARGET.arch)
+        return [(label, package) for (label, _), package in zip(found, packages, strict=True)]
+    except UnsupportedError as error:
+        if len(found) == 1:
+            print(f"{name} {found[0][0]}: {error}"[:300], flush=True)
+            return []
+        return [one for pair in found for one in compiled(name, [pair])]
+
+
 def contend(
-    name: str, tokens: int, kernels: Sequence[tuple[str, object]], output: Path | None
+    name: str, tokens: int, kernels: Sequence[tuple[str, KernelPackage]], output: Path | None
 ) -> str:
     """Times a shape by everything; the line of the table."""
     contest = Contest(SHAPES[name], tokens)
@@ -107,7 +123,7 @@ def contend(
     best, chosen = float("inf"), "none"
     for label, package in kernels:
         try:
-            run = contest.kernel(package)  # type: ignore[arg-type]
+            run = contest.kernel(package)
             error = contest.error(run(0))
             if error > ERROR:
                 print(f"{name} T={tokens} {label}: WRONG, error {error:.1e}", flush=True)
@@ -142,15 +158,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     names = options.shapes.split(",")
     labelled = {name: list(cuts(SHAPES[name], options.special)) for name in names}
-    sources = [source for found in labelled.values() for _, source in found]
-    packages = iter(compile_sources(sources, TARGET.arch))
+    kernels = {name: compiled(name, found) for name, found in labelled.items()}
     if options.compile_only:
-        print(f"{len(sources)} cuts compiled")
+        print(f"{sum(map(len, kernels.values()))} cuts compiled")
         return
     print(torch.cuda.get_device_name(), flush=True)
-    kernels = {
-        name: [(label, next(packages)) for label, _ in found] for name, found in labelled.items()
-    }
     lines = [
         contend(name, int(tokens), kernels[name], options.output)
         for name in names
