@@ -76,8 +76,8 @@ class _TmaEntries(_Entries):
         names = [argument.name for argument in arguments]
         lines = self._many_lines(x.text[0], tiles)
         self.texts[name] = kernel_text(name, str(p.body), names, lines, _CONSTANTS)
-        sizes = (tiles.block_m, tiles.block_n, tiles.block_k, tiles.group)
-        sizes += (tiles.flat, tiles.special, self.pdl)
+        cut = (tiles.block_m, tiles.block_n, tiles.block_k, tiles.group)
+        sizes = (*cut, tiles.flat, tiles.special, self.pdl)
         constants = dict(zip(_CONSTANTS, sizes, strict=True))
         grid = (programs, 1, 1)
         launch = Launch(name, arguments, grid, constants, tiles.num_warps, tiles.num_stages)
