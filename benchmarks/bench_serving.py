@@ -6,9 +6,11 @@ Parts, each of one engine with random weights:
 
 loads: serving_loads.py's, which benchmarks/gpu/vllm_serving.py gives to vLLM too; and what the host
     spends on a decode step of 128 sequences beside waiting for the device.
+cold: Poisson loads alone, of which the first finds an engine that has only warmed up.
 host: where that time goes.
 chunks: 16 sequences decode while a prompt of 32k tokens arrives, with and without chunks.
 forms: 32 sequences decode freely, and with a JSON schema (the folder needs a tokenizer).
+prefix: 64 prompts of 1024 tokens, nine tenths of them shared, with and without the prefix cache.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import statistics
 import time
 from itertools import product
@@ -60,12 +63,13 @@ def main() -> None:
         options.out.write_text(json.dumps(found, indent=1))
 
 
-def loads(options: argparse.Namespace) -> dict[str, object]:
+def loads(options: argparse.Namespace, *, bursts: bool = True) -> dict[str, object]:
     """Tokens a second, TTFT and ITL under each load; the host's microseconds a decode step."""
     engine = _engine(options, 1280, 128)
     results = []
     scheduler = engine.loop.scheduler
-    for budget, load in product(map(int, options.budgets.split(",")), chosen(options.rates)):
+    asked = [load for load in chosen(options.rates) if bursts or load.rate < math.inf]
+    for budget, load in product(map(int, options.budgets.split(",")), asked):
         scheduler.max_tokens_per_step = budget
         talks, arrivals = load.draw(engine.config.vocab_size)
         engine.reset_prefix_cache()
@@ -80,6 +84,11 @@ def loads(options: argparse.Namespace) -> dict[str, object]:
         results.append(result)
         print(line(result), flush=True)
     return {"loads": results}
+
+
+def cold(options: argparse.Namespace) -> dict[str, object]:
+    """`loads`, but for bursts, which would warm the engine up."""
+    return loads(options, bursts=False)
 
 
 class _HostTime:
@@ -257,6 +266,35 @@ def forms(options: argparse.Namespace) -> dict[str, object]:
     return {"itl_ms": result, "ratios": ratios}
 
 
+def prefix(options: argparse.Namespace) -> dict[str, object]:
+    """TTFT and requests a second of prompts that share a prefix, in turns; the prefix is known."""
+    engine = _engine(options, 1280, 128)
+    rng, loop = np.random.default_rng(6), engine.loop
+    vocab, params = engine.config.vocab_size, tw.SamplingParams(max_new_tokens=32, ignore_eos=True)
+    taken: dict[str, list[dict[str, float]]] = {"without": [], "with": []}
+    for _ in range(TURNS // 2):
+        shared = rng.integers(vocab, size=922).tolist()
+        prompts = [shared + rng.integers(vocab, size=102).tolist() for _ in range(64)]
+        for name, results in taken.items():
+            engine.reset_prefix_cache()
+            loop.scheduler.reuses = name == "with"
+            engine.generate([shared], tw.SamplingParams(max_new_tokens=1))
+            started = loop.clock()
+            completions = engine.generate(prompts, params)
+            seconds = loop.clock() - started
+            ttft = statistics.median(one.timings.ttft for one in completions)
+            cached = statistics.mean(one.usage.cached_tokens for one in completions)
+            results.append({"ttft": ttft, "rate": 64 / seconds, "cached": cached})
+    loop.scheduler.reuses = True
+    pairs = list(zip(taken["without"], taken["with"], strict=True))[1:]
+    result = {
+        "ttft_ratio": statistics.median(b["ttft"] / a["ttft"] for a, b in pairs),
+        "throughput_ratio": statistics.median(b["rate"] / a["rate"] for a, b in pairs),
+    }
+    print("prefix: " + json.dumps(result | pairs[-1][1]), flush=True)
+    return {"ratios": result, "turns": taken}
+
+
 def _engine(options: argparse.Namespace, length: int, sequences: int) -> CausalLMEngine:
     """The last one, if it will do: two have no room."""
     if (length, sequences) in _MADE:
@@ -281,7 +319,14 @@ def _engine(options: argparse.Namespace, length: int, sequences: int) -> CausalL
     return engine
 
 
-PARTS = {"loads": loads, "host": host, "chunks": chunks, "forms": forms}
+PARTS = {
+    "loads": loads,
+    "cold": cold,
+    "host": host,
+    "chunks": chunks,
+    "forms": forms,
+    "prefix": prefix,
+}
 
 if __name__ == "__main__":
     main()

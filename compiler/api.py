@@ -98,8 +98,8 @@ def compile(
     """Compiles a model into an engine.
 
     Args:
-        model: an nn.Module, a Hugging Face model, or a path: a Hugging Face folder or a .gguf file.
-        example_inputs: a tuple or dict of tensors; needed for a plain nn.Module only.
+        model: an nn.Module, a Hugging Face model, or a path: a folder, a .gguf or an .onnx file.
+        example_inputs: a tuple or dict of tensors; for a plain nn.Module, or an ONNX graph.
         target: "auto" (this machine), a name of `tilewright targets`, or a Target.
         backend: "auto", "triton", "onnxruntime" or "eager".
         quantize: of the linears: "int8-weight", "int8", "fp8", "fp8-tensor", "fp8-block",
@@ -188,7 +188,7 @@ def _compiled(
 ) -> EngineImage:
     source = phases.run("open", 0.0, lambda: open_model(model, options))
     check_stored(source, options)
-    inputs = Inputs(example_inputs, dynamic_shapes)
+    inputs = _inputs(source, example_inputs, dynamic_shapes)
     if source.is_causal_lm and options.cache is not None and example_inputs is None:
         return _compile_lm(source, inputs, options, phases)
     if not _may_generate(source, inputs, options):
@@ -208,6 +208,17 @@ class Inputs:
 
     examples: Examples | None
     dynamic_shapes: DynamicShapes
+
+
+def _inputs(source: Source, examples: Examples | None, dynamic_shapes: DynamicShapes) -> Inputs:
+    """What the user gave; of an ONNX file with fixed sizes, or a decoder, what the file says."""
+    if source.kind != "onnx" or examples is not None:
+        return Inputs(examples, dynamic_shapes)
+    if source.examples is None:
+        from .onnx_import import missing_profile  # brings onnx
+
+        raise missing_profile(source)
+    return Inputs(source.examples, dynamic_shapes)
 
 
 def _may_generate(source: Source, inputs: Inputs, options: CompileOptions) -> bool:
@@ -241,9 +252,10 @@ def _compile_lm(
     if source.is_causal_lm:
         graph = phases.run("lower", 0.4, lambda: lower(captured, name, source.weights))
     else:
-        graph, longest = phases.run(
+        graph, found = phases.run(
             "lower", 0.4, lambda: lower_module_lm(captured, name, source.weights)
         )
+        longest = min((n for n in (found, longest) if n is not None), default=None)
     limit = context_of(longest, options)
     ids = sample_ids(graph, limit)
     image, final = _finish(source, captured, graph, options, phases, (ids,), limit)
@@ -370,6 +382,13 @@ def open_model(model: object, options: CompileOptions) -> Source:
     """The model that a user named, its weights in the type that it computes in."""
     wanted = options.dtype
     if not isinstance(model, nn.Module):
+        if isinstance(model, str | Path) and str(model).lower().endswith(".onnx") and wanted:
+            raise UsageError(
+                "option dtype",
+                expected="'auto' for an ONNX file, whose types are part of its graph",
+                found=str(wanted),
+                remedy="Leave it out.",
+            )
         # On a CPU bfloat16 checkpoints are computed in float32: faster there, and closer to the
         # truth.
         return open_source(

@@ -4,40 +4,43 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import torch
 
-from ..codegen.base import get_backend
 from ..errors import UnsupportedError
 from ..formats.atomic import atomic_folder
+from ..ir.dtypes import DType
 from ..ir.graph import Graph
-from ..ir.node import Node
 from ..passes.driver import VerifyLevel
-from ..passes.heads import GQA, HeadPlan
-from ..passes.quantize import Recipe
+from ..passes.expert_codes import expert_codes
+from ..passes.heads import GQA
+from ..passes.keep_codes import expanded_weights
 from ..passes.schemes import QuantConfig
-from .api import Phases, Progress, identifier, open_model, sample_ids
-from .changes import changed_graphs, make_changes
-from .emit_files import MODEL, largest_error, save_model
+from ..version import __version__
+from .api import Phases, Progress, identifier, sample_ids
+from .changes import make_changes
+from .emit_files import MODEL, largest_error, runs_on_cpu, save_model
+from .emit_source import Changes, captured, layer_names, open_causal_lm, slot_graphs
 from .graphs import Passed
-from .hf_model import capture_causal_lm
-from .inspect.layers import layer_numbers
-from .lowering import lower
 from .options import CompileOptions, context_of, resolve_options, wrong_option
-from .quantizing import check_stored
 from .sample_model import sample_source
 from .sources import Source, source_tokenizer
 
 if TYPE_CHECKING:
     from ..codegen.onnx.export import Exported
 
-Changes: TypeAlias = "tuple[HeadPlan | None, Recipe | None]"
 FLAVORS = ("standard", "onnxruntime")
 GENERATION = "generation.json"
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+EXPANDED = "{} weights of the checkpoint's codes become numbers, such as {}: no op here reads them"
+UNRUN = (
+    "a bfloat16 model is checked, and not run: onnxruntime has kernels that compute in it for GPUs "
+    "alone"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,7 @@ def export_onnx(
     flavor: str = "standard",
     quantize: str | QuantConfig | None = None,
     attention: str | GQA | None = None,
+    dtype: str = "auto",
     max_model_len: int | None = None,
     verify: str = "sample",
     trust_remote_code: bool = False,
@@ -76,7 +80,7 @@ def export_onnx(
     progress: Progress | None = None,
 ) -> Emitted:
     """Writes a causal LM, after the passes, as a folder for ONNX runtimes: ``model.onnx`` of opset
-    24 with its weights in ``model.onnx.data`` (float32, or codes), ``generation.json`` and, where
+    24 with its weights in ``model.onnx.data`` (floats, or codes), ``generation.json`` and, where
     the model has one, ``tokenizer.json``. codegen/onnx/export.py says what goes in and out.
 
     Args:
@@ -86,6 +90,9 @@ def export_onnx(
             too, where they are faster.
         quantize: as `compile` takes it; None expands what a checkpoint has in codes.
         attention: as `compile` takes it.
+        dtype: of weights, activations and caches: "float32", "float16" or "bfloat16"; "auto" is
+            float32, which every runtime computes in. Nothing runs a model of bfloat16 here: see
+            `Emitted.notes`.
         max_model_len: longest sequence in tokens, as `compile` takes it.
         verify: as `compile` takes it; ONNX Runtime runs the emitted model of one layer of each kind
             ("sample") or all of it ("full"), beside the interpreter.
@@ -99,11 +106,13 @@ def export_onnx(
     """
     if flavor not in FLAVORS:
         raise wrong_option("flavor", flavor, FLAVORS)
+    if dtype not in DTYPES:
+        raise wrong_option("dtype", dtype, DTYPES)
     options = resolve_options(
         target="cpu",
         backend="onnxruntime",
         kv_cache="static",
-        dtype="float32",
+        dtype="float32" if dtype == "auto" else dtype,
         max_model_len=max_model_len,
         max_batch_size=None,
         verify=verify,
@@ -126,18 +135,18 @@ class _Export:
 
     def write(self, model: object, path: Path) -> Emitted:
         run = self.phases.run
-        source = run("open", 0.0, lambda: _open(model, self.options))
-        graph = run("capture", 0.05, lambda: _captured(source, identifier(source.name)))
+        source = run("open", 0.0, lambda: open_causal_lm(model, self.options))
+        graph = run("capture", 0.05, lambda: captured(source, identifier(source.name)))
         limit = context_of(source.max_position_embeddings, self.options)
         changes = run("calibrate", 0.2, lambda: make_changes(graph, source, self.options, limit))
-        error = run("verify", 0.25, lambda: self._check_sample(source, limit, changes))
-        level = self.options.verify if error is None else "structure"
+        stands, error = run("verify", 0.25, lambda: self._check_sample(source, limit, changes))
+        level = "structure" if stands else self.options.verify
         samples = (sample_ids(graph, limit),)
         passed = run("passes", 0.4, lambda: self._passed(graph, changes, level, samples))
         exported = run("convert", 0.6, lambda: self._exported(passed.final, limit))
         with atomic_folder(path) as folder:
             run("write", 0.7, lambda: save_model(exported, folder))
-            if level in ("sample", "full"):
+            if level in ("sample", "full") and runs_on_cpu(exported):
                 error = run("check", 0.9, lambda: largest_error(exported, passed, samples, folder))
             tokenizer = source_tokenizer(source)
             if tokenizer is not None:
@@ -146,7 +155,8 @@ class _Export:
             (folder / GENERATION).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         model_graph = exported.model.graph
         size = sum(value.const_value.nbytes for value in model_graph.initializers.values())
-        return Emitted(path, self.flavor, len(model_graph), size, error, exported.notes)
+        notes = (*exported.notes, *(() if runs_on_cpu(exported) else (UNRUN,)))
+        return Emitted(path, self.flavor, len(model_graph), size, error, notes)
 
     def _passed(
         self,
@@ -155,27 +165,23 @@ class _Export:
         level: VerifyLevel,
         samples: Sequence[torch.Tensor],
     ) -> Passed:
-        backend = get_backend(self.options.backend)
-        heads, recipe = changes
-        try:
-            return changed_graphs(
-                graph, "slot", backend, level, samples, self.options, recipe, heads
-            )
-        except UnsupportedError as error:
-            raise UnsupportedError(
-                error.culprit,
-                expected=error.expected,
-                found=error.found,
-                remedy="Only a causal LM with a KV cache is emitted; tilewright.compile makes an "
-                "engine of other models, with kv_cache=None.",
-            ) from error
+        return slot_graphs(graph, changes, level, samples, self.options)
 
     def _exported(self, graph: Graph, limit: int) -> Exported:
         from ..codegen.onnx.export import export_decoder
         from ..codegen.onnx.standard import CONVERTERS_OF
 
+        keeps = self.options.stored in ("float", "int8")
+        if keeps and self.flavor == "onnxruntime":
+            graph = expert_codes(graph, DType.I8 if self.options.stored == "int8" else None)
         try:
-            return export_decoder(graph, CONVERTERS_OF[self.flavor], _layer_names(graph), limit)
+            table = CONVERTERS_OF[self.flavor]
+            exported = export_decoder(graph, table, layer_names(graph), limit)
+            expanded = expanded_weights(graph) if keeps else []
+            notes = (EXPANDED.format(len(expanded), expanded[0]),) if expanded else ()
+            told = {"tilewright.version": __version__, "tilewright.flavor": self.flavor}
+            exported.model.metadata_props.update(told)
+            return replace(exported, notes=(*exported.notes, *notes))
         except UnsupportedError as error:
             scheme = self.options.quantize.scheme if self.options.quantize else self.options.stored
             if scheme in (None, "expanded"):
@@ -184,23 +190,27 @@ class _Export:
                 f"quantize={scheme!r} in flavor {self.flavor!r}: {error.culprit}",
                 expected=error.expected,
                 found=error.found,
-                remedy="Quantize by int8-weight, or by int4 with groups that divide the columns.",
+                remedy="Quantize by fp8 or int8-weight, or int4 with groups that divide columns.",
             ) from error
 
-    def _check_sample(self, source: Source, limit: int, changes: Changes) -> float | None:
-        """Exports and runs the model cut to one layer of each kind; None where that does not stand
-        for the whole one.
+    def _check_sample(
+        self, source: Source, limit: int, changes: Changes
+    ) -> tuple[bool, float | None]:
+        """Exports and runs the model cut to one layer of each kind: whether that stands for the
+        whole one, and its error.
         """
         cut = sample_source(source) if self.options.verify == "sample" else None
         if cut is None:
-            return None
-        graph = _captured(cut, "sample")
+            return False, None
+        graph = captured(cut, "sample")
         samples = (sample_ids(graph, limit),)
         passed = self._passed(graph, changes, "full", samples)
         exported = self._exported(passed.final, limit)
         with TemporaryDirectory(prefix="tilewright-") as folder:
             save_model(exported, Path(folder))
-            return largest_error(exported, passed, samples, Path(folder))
+            if not runs_on_cpu(exported):
+                return True, None
+            return True, largest_error(exported, passed, samples, Path(folder))
 
     def _facts(
         self, exported: Exported, graph: Graph, source: Source, limit: int
@@ -222,25 +232,3 @@ class _Export:
                 for cache in exported.caches
             ],
         }
-
-
-def _open(model: object, options: CompileOptions) -> Source:
-    source = open_model(model, options)
-    check_stored(source, options)
-    if source.is_causal_lm:
-        return source
-    raise UnsupportedError(
-        source.name,
-        expected="a causal LM: a Hugging Face model, a model folder or a .gguf file",
-        found="a plain module",
-        remedy="Compile it to an engine with tilewright.compile(module, inputs).",
-    )
-
-
-def _captured(source: Source, name: str) -> Graph:
-    return lower(capture_causal_lm(source.module), name, source.weights)
-
-
-def _layer_names(graph: Graph) -> dict[Node, str]:
-    numbers, count = layer_numbers(graph)
-    return {node: f"layers.{number}" for node, number in numbers.items() if 0 <= number < count}

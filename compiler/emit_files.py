@@ -48,6 +48,17 @@ def save_model(exported: Exported, folder: Path) -> None:
         ) from error
 
 
+def runs_on_cpu(exported: Exported) -> bool:
+    """Whether ONNX Runtime's CPU has kernels for the model's element type: it has none that compute
+    in bfloat16.
+    """
+    import onnx_ir
+
+    return all(
+        value.dtype is not onnx_ir.DataType.BFLOAT16 for value in exported.model.graph.outputs
+    )
+
+
 def largest_error(
     exported: Exported, passed: Passed, samples: Sequence[torch.Tensor], folder: Path
 ) -> float:

@@ -15,11 +15,11 @@ from ..ir.parser import parse_graph
 from ..ir.types import TensorType
 from ..ir.verifier import verify
 from ..passes.engine_error import engine_error
-from ..runtime.decode_graphs import TOKENS
 from ..runtime.executor import CACHE_PREFIXES
 from ..runtime.image import EngineImage
 from ..runtime.runner import ProgramRunner
 from ..runtime.step_buffer import SAMPLING
+from ..runtime.token_choice import TOKENS
 from .inspect.facts import Setting, bindings, final_graph, graph_texts
 
 PROMPT, CONTEXT = 8, 16

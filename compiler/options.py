@@ -292,19 +292,26 @@ def _target(target: str | Target, backend: str) -> Target:
 
 
 def _backend(backend: str, target: Target) -> str:
-    """The backend to use: onnxruntime on CPUs, Triton on GPUs; eager runs on every device."""
+    """The backend to use: onnxruntime on CPUs, Triton on GPUs; eager runs on every device, and
+    onnxruntime on GPUs where it is asked for and has a provider.
+    """
     if backend == "auto":
         if target.is_cpu:
             return "onnxruntime"
         return "triton" if find_spec("triton") is not None else "eager"
     get_backend(backend)
     if backend == "onnxruntime" and not target.is_cpu:
-        raise UnsupportedError(
-            f"backend {backend!r} for target {target.name}",
-            expected="a backend that runs on that device: triton or eager",
-            found=f"{backend}, which runs on CPUs",
-            remedy="Use backend='triton', or target='cpu'.",
-        )
+        from ..codegen.onnx.providers import CUDA, INSTALL, cuda_missing
+
+        missing = cuda_missing()
+        if missing:
+            raise UnsupportedError(
+                f"backend {backend!r} for target {target.name}",
+                expected="a backend that runs on that device: triton, eager, or onnxruntime with "
+                f"{CUDA}",
+                found=missing,
+                remedy=f"Use backend='triton' or target='cpu', or {INSTALL}.",
+            )
     return backend
 
 

@@ -1,4 +1,4 @@
-"""What `compile()` can take, as one Source: module, Hugging Face model, folder, GGUF file."""
+"""What `compile()` takes, as one Source: module, Hugging Face model, folder, GGUF or ONNX file."""
 
 from __future__ import annotations
 
@@ -42,9 +42,12 @@ class Source:
         quantized_by: the ``quant_method`` of a checkpoint in codes, or "gguf"; None for one in
             numbers.
         notes: what is done otherwise than the checkpoint says.
+        examples: what an ONNX file is captured with where the user gives no example inputs; None
+            where its sizes are open.
+        inputs: of an ONNX file, for messages: ``x[batch, 4]``.
     """
 
-    kind: Literal["module", "model", "folder", "gguf"]
+    kind: Literal["module", "model", "folder", "gguf", "onnx"]
     name: str
     module: nn.Module
     weights: Mapping[str, Weight]
@@ -55,6 +58,8 @@ class Source:
     random_weights: int | None = None
     quantized_by: str | None = None
     notes: tuple[str, ...] = ()
+    examples: Mapping[str, object] | None = None
+    inputs: tuple[str, ...] = ()
 
     @property
     def is_causal_lm(self) -> bool:
@@ -74,8 +79,10 @@ def open_source(
     """Opens what the user gave; no weight is read.
 
     Args:
-        model: an nn.Module, a Hugging Face model, or a path to an HF folder or a .gguf file.
+        model: an nn.Module, a Hugging Face model, or a path to an HF folder, a .gguf or an .onnx
+            file.
         dtype: of the parameters of a folder or file; None takes the folder's own, float32 for GGUF.
+            An ONNX file keeps its own.
         trust_remote_code: whether a folder may bring Python code of its own.
         random_weights: a seed to draw a folder's weights from, instead of reading them.
         computes: the types of codes that the device has products of; activations that a quantized
@@ -101,7 +108,8 @@ def open_source(
     if not isinstance(model, str | Path):
         raise UsageError(
             "model",
-            expected="an nn.Module, a Hugging Face model, or a path to a folder or a .gguf file",
+            expected="an nn.Module, a Hugging Face model, or a path to a folder, a .gguf or "
+            "an .onnx file",
             found=type(model).__name__,
             remedy="Pass one of these.",
         )
@@ -111,14 +119,18 @@ def open_source(
     if not path.exists():
         raise CheckpointError(
             str(path),
-            expected="a model folder or a .gguf file",
+            expected="a model folder, a .gguf or an .onnx file",
             found="nothing there",
             remedy="Check the path; models are not downloaded.",
         )
+    if path.suffix.lower() == ".onnx":
+        from .onnx_import import open_onnx
+
+        return open_onnx(path)
     if path.suffix.lower() != ".gguf":
         raise UsageError(
             str(path),
-            expected="a folder with config.json, or a .gguf file",
+            expected="a folder with config.json, a .gguf or an .onnx file",
             found=f"a file that ends in {path.suffix or 'nothing'}",
             remedy="Pass the folder that holds it.",
         )
@@ -176,7 +188,12 @@ def _ids(value: object) -> tuple[int, ...]:
     return (value,) if isinstance(value, int) else tuple(int(part) for part in value)  # type: ignore[attr-defined]
 
 
-def _read_json(path: Path, required: bool) -> dict[str, object]:
+def read_json(path: Path, required: bool) -> dict[str, object]:
+    """An object of a checkpoint's folder; an empty one where a file is not there, nor required.
+
+    Raises:
+        CheckpointError: no file that is required, or no JSON.
+    """
     if not path.exists() and not required:
         return {}
     try:
@@ -213,12 +230,12 @@ def _from_folder(
     from .hf_config import folder_config
     from .hf_model import meta_causal_lm
 
-    raw = _read_json(folder / "config.json", required=True)
+    raw = read_json(folder / "config.json", required=True)
     config = folder_config(folder, raw, trust_remote_code)
     checkpoint = _checkpoint(folder) if seed is None else None
     own = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     model = meta_causal_lm(config, dtype or own, trust_remote_code=trust_remote_code)
-    generation = _read_json(folder / "generation_config.json", required=False)
+    generation = read_json(folder / "generation_config.json", required=False)
     settings, method = raw.get("quantization_config"), None
     notes: tuple[str, ...] = ()
     if checkpoint is None:

@@ -66,7 +66,7 @@ def keep_codes(graph: Graph, compute: DType | None = None) -> Graph:
     parts_of: dict[Node, tuple[str, StoredCodes, Nodes]] = {}
     for name, (stored, nodes) in kept_linears(graph).items():
         value = _value(name, stored, nodes[0], parts_of, compute)
-        swaps[name] = Swap(_parts(stored), value, frozenset(nodes))
+        swaps[name] = Swap(parts_in_codes(stored), value, frozenset(nodes))
     if not swaps and not coded_tables(graph):
         return graph
     result = replace_params(graph, swaps)
@@ -99,12 +99,28 @@ def _has_op(stored: StoredCodes) -> bool:
     return stored.group != 1 and rounds
 
 
-def _parts(stored: StoredCodes) -> Parts:
+def parts_in_codes(stored: StoredCodes) -> Parts:
+    """What `decoded` reads, by name: 4-bit codes two a byte."""
     codes = stored.codes
     if codes.dtype == torch.uint8:
         codes = apply_weight("pack_codes", (codes,), group=stored.group)
     parts = {"codes": codes, "scale": stored.scale}
     return parts if stored.zero is None else {**parts, "zero": stored.zero}
+
+
+def decoded(stored: StoredCodes, parts: Nodes, dtype: DType, compute: DType | None) -> Node:
+    """The weight's numbers [N, K] from its parts."""
+    return make(
+        "dequantize",
+        parts["codes"],
+        parts["scale"],
+        parts.get("zero"),
+        dtype=dtype,
+        rows=stored.rows,
+        group=stored.group,
+        width=stored.codes.shape[1] if stored.codes.dtype == torch.uint8 else None,
+        compute=compute if stored.codes.dtype in (torch.uint8, torch.int8) else None,
+    )
 
 
 def _value(
@@ -115,17 +131,7 @@ def _value(
     compute: DType | None,
 ) -> Callable[[Nodes], Node]:
     def value(parts: Nodes) -> Node:
-        made = make(
-            "dequantize",
-            parts["codes"],
-            parts["scale"],
-            parts.get("zero"),
-            dtype=node.operands[1].dtype,
-            rows=stored.rows,
-            group=stored.group,
-            width=stored.codes.shape[1] if stored.codes.dtype == torch.uint8 else None,
-            compute=compute if stored.codes.dtype in (torch.uint8, torch.int8) else None,
-        )
+        made = decoded(stored, parts, node.operands[1].dtype, compute)
         parts_of[made] = (name, stored, parts)
         return made
 

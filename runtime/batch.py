@@ -1,4 +1,5 @@
-"""From the scheduler's plan to what an executor takes: a step's tensors, or a batch of decodes."""
+"""From the scheduler's plan to what an executor takes: a step's tensors, or a batch of decodes, or
+of anything, that samples its next tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from .step import Step
 
 def build_step(plan: Plan, pool: KVPool) -> Step:
     """The tensors of a plan with at least one chunk. A few microseconds a tensor at decode; what a
-    long prompt brings is arrays already (4096 numbers of a list cost 0.3 ms)."""
+    long prompt brings is arrays already (4096 numbers of a list cost 0.3 ms). A token that is in
+    flight is 0."""
     query_start, seq_lens, logits_indices = [0], [], []
     slides = pool.slides
     for chunk in plan.chunks:
@@ -29,7 +31,7 @@ def build_step(plan: Plan, pool: KVPool) -> Step:
         if chunk.completes:
             logits_indices.append(query_start[-1] - 1)
     return Step(
-        token_ids=_joined(plan, lambda chunk: chunk.seq.tokens[chunk.start], _token_ids),
+        token_ids=_joined(plan, _token_id, _token_ids),
         positions=_joined(plan, lambda chunk: chunk.start, _positions),
         query_start=torch.tensor(query_start, dtype=torch.int32),
         seq_lens=torch.tensor(seq_lens, dtype=torch.int32),
@@ -53,6 +55,11 @@ def _joined(
             ones = []
     arrays = [np.asarray(piece, dtype=np.int64) for piece in (*pieces, ones)]
     return torch.from_numpy(np.concatenate(arrays))
+
+
+def _token_id(chunk: Chunk) -> int:
+    tokens = chunk.seq.tokens
+    return tokens[chunk.start] if chunk.start < len(tokens) else 0
 
 
 def _token_ids(chunk: Chunk) -> ArrayLike:
@@ -96,6 +103,44 @@ class DecodeBatch:
     gaps: list[int] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class MixedBatch:
+    """A step of any kind, and how to sample its next tokens.
+
+    Attributes:
+        key: the ids of the sequences whose next tokens it samples, as the rows of its logits are.
+        step: its tensors. The token ids that the step before samples are 0 there; they come first.
+        feed_rows: where in the step before each of these is.
+        params: of each row's request.
+        uniform: the next number of each row's stream, 0 for greedy ones.
+    """
+
+    key: tuple[int, ...]
+    step: Step
+    feed_rows: list[int]
+    params: list[SamplingParams]
+    uniform: list[float]
+
+
+def build_mixed(plan: Plan, pool: KVPool, after: DecodeBatch | MixedBatch | None) -> MixedBatch:
+    """The batch of a plan in which a sequence samples its next token wherever it completes.
+
+    Args:
+        plan: the chunks of tokens in flight, one token each, come first.
+        pool: where they write.
+        after: the batch in flight that samples these tokens; None if all are known.
+    """
+    chunks = [chunk for chunk in plan.chunks if chunk.completes]
+    fed = [chunk.seq.id for chunk in plan.chunks if chunk.seq.in_flight]
+    return MixedBatch(
+        tuple([chunk.seq.id for chunk in chunks]),
+        build_step(plan, pool),
+        [] if after is None else _places(tuple(fed), after.key),
+        [chunk.seq.sampling.params for chunk in chunks],
+        _uniform(chunks),
+    )
+
+
 class DecodeBatches:
     """Builds decode batches, and remembers what seldom changes from one to the next."""
 
@@ -112,7 +157,7 @@ class DecodeBatches:
         """To be called whenever pages may have changed hands other than by the plans built here."""
         self._key = None
 
-    def build(self, plan: Plan, after: DecodeBatch | None) -> DecodeBatch:
+    def build(self, plan: Plan, after: DecodeBatch | MixedBatch | None) -> DecodeBatch:
         """The batch of a plan whose chunks are one token each.
 
         Args:
@@ -134,11 +179,11 @@ class DecodeBatches:
         return DecodeBatch(
             key,
             [chunk.seq.tokens[-1] for chunk in chunks] if after is None else None,
-            None if after is None else _rows(key, after.key),
+            None if after is None else _rows(key, after),
             positions,
             [chunk.slots[0] for chunk in chunks],
             self._params,
-            self._uniform(plan) if self._random else None,
+            _uniform(chunks) if self._random else None,
             self._tables,
             self._version,
             self._held,
@@ -150,16 +195,22 @@ class DecodeBatches:
         self._random = not all([params.is_greedy for params in self._params])
         self._held = any([chunk.seq.sampling.matcher is not None for chunk in plan.chunks])
 
-    def _uniform(self, plan: Plan) -> list[float]:
-        sequences = [chunk.seq for chunk in plan.chunks]
-        return [
-            0.0 if seq.sampling.params.is_greedy else seq.sampling.uniform(seq.in_flight)
-            for seq in sequences
-        ]
+
+def _uniform(chunks: list[Chunk]) -> list[float]:
+    sequences = [chunk.seq for chunk in chunks]
+    return [
+        0.0 if seq.sampling.params.is_greedy else seq.sampling.uniform(seq.in_flight)
+        for seq in sequences
+    ]
 
 
-def _rows(key: tuple[int, ...], before: tuple[int, ...]) -> list[int] | None:
-    if key == before:
+def _rows(key: tuple[int, ...], before: DecodeBatch | MixedBatch) -> list[int] | None:
+    """None if a decode step has left the tokens where the next one reads them."""
+    if key == before.key and isinstance(before, DecodeBatch):
         return None
+    return _places(key, before.key)
+
+
+def _places(key: tuple[int, ...], before: tuple[int, ...]) -> list[int]:
     rows = {one: row for row, one in enumerate(before)}
     return [rows[one] for one in key]

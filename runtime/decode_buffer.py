@@ -7,7 +7,7 @@ device has then been made, and its tokens have come back into it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -117,7 +117,7 @@ class DecodeBuffer:
         # What is half written when an exception comes is not held.
         if turn.key != batch.key:
             turn.key = None
-            _write_params(fields, batch.params)
+            write_params(fields, batch.params)
             turn.key = batch.key
         if turn.tables != batch.tables_version:
             turn.tables, width = -1, batch.tables.shape[1]
@@ -170,7 +170,8 @@ class DecodeBuffer:
         self.queue.copy(self.device[start:stop], turn.memory[start:stop])
 
 
-def _write_params(fields: dict[str, np.ndarray], params: list[SamplingParams]) -> None:
+def write_params(fields: Mapping[str, np.ndarray], params: list[SamplingParams]) -> None:
+    """Writes how each row is sampled, but for its random number (`step_buffer.SAMPLING`)."""
     fields["temperature"][:] = [min(max(p.temperature, _COLDEST), _HOTTEST) for p in params]
     fields["temperature"][[p.is_greedy for p in params]] = 0
     fields["top_k"][:] = [min(p.top_k, _MOST) for p in params]

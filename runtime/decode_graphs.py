@@ -19,22 +19,13 @@ from .bucketing import Padding
 from .decode_buffer import DecodeBuffer, Launched, Turn
 from .device_queue import CudaQueue, DeviceQueue, ImmediateQueue, Replayable
 from .graph_pool import GraphPool
-from .masked_sampling import Masks, choose_masked, kind_of
 from .runner import ProgramRunner
-from .step import Step
+from .step import Step, padding_step
 from .step_buffer import FEED, FIELDS, SAMPLING, StepShape
+from .token_choice import TOKENS, Masks, TokenChooser
 
 _DENSE_UP_TO, _STRIDE = 8, 8  # buckets: 1, 2, 4, 8, 16, 24, 32, …
-TOKENS = "tokens"  # the output of a Program that samples
-_PADDING = Step(
-    token_ids=torch.zeros(1, dtype=torch.int64),
-    positions=torch.zeros(1, dtype=torch.int64),
-    query_start=torch.tensor([0, 1], dtype=torch.int32),
-    seq_lens=torch.ones(1, dtype=torch.int32),
-    slot_mapping=torch.zeros(1, dtype=torch.int64),
-    block_tables=torch.zeros(1, 1, dtype=torch.int32),
-    logits_indices=torch.zeros(1, dtype=torch.int64),
-)
+_PADDING = padding_step([1], 1)
 # Ops whose torch functions wait for the device, or copy from the host: no graph can hold them.
 _SYNCHRONISE = frozenset(
     {"moe_experts", "cond", "aten", "fused", "dim_value"}
@@ -71,6 +62,7 @@ class DecodeGraphs:
     Attributes:
         captured: by bucket.
         samples: whether the Program does; `launch` needs it.
+        chooser: of tokens from other logits.
         padding: what steps have computed to fill their buckets.
     """
 
@@ -85,6 +77,7 @@ class DecodeGraphs:
         self.max_sequences, self.max_pages = max_sequences, max_pages
         self.captured: dict[int, _Captured] = {}
         self.samples = samples(runner.program)
+        self.chooser = TokenChooser(runner)
         self.padding = Padding()
         self.queue = self._queue()
         self._graphs = GraphPool(runner.device)
@@ -165,11 +158,11 @@ class DecodeGraphs:
         self._last = self._open = None
         self.queue.join()
         captured, views = found.captured, dict(self.metadata.views)
-        kind = kind_of(found.batch.params)
+        params = found.batch.params
 
         def sample() -> None:
             assert captured.tokens is not None
-            choose_masked(captured.logits, captured.tokens, masks, views, kind=kind)
+            self.chooser.choose_masked(captured.logits, captured.tokens, masks, views, params)
             _feed(captured.tokens, views)
 
         with self.runner.mode():  # a capture's tensors may be written in no other
@@ -180,6 +173,10 @@ class DecodeGraphs:
     def follows(self, launched: Launched) -> bool:
         """Whether the tokens of a launched step still are on the device."""
         return self._last is launched
+
+    def hand_on(self, launched: Launched) -> None:
+        """A step of another kind is the last now: the next one goes on with its tokens."""
+        self._last, self._open = launched, None
 
     def _start(self, turn: Turn, shape: StepShape, batch: DecodeBatch) -> Launched:
         captured = self._graph(shape)

@@ -83,10 +83,11 @@ class CausalLMEngine(RunningEngine):
             self.pool.clear_cache()
 
     def warm_up(self) -> None:
-        """Captures the graphs of all decode steps, so that no request waits for that.
+        """Captures the graphs of all decode steps and sets libraries up, so that no request waits
+        for that; what a GPU has no part in needs none.
 
         Raises:
-            CapacityError: the device lacks memory for the graphs.
+            CapacityError: the device lacks memory for it.
         """
         with self.loop.lock:
             self.loop.settle()

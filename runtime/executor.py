@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
 from ..errors import CapacityError
 from ..ir.dims import evaluate
 from ..ir.types import TensorType
-from .batch import DecodeBatch
+from .batch import DecodeBatch, MixedBatch
 from .bucketing import Padding
 from .decode_buffer import Launched
 from .decode_graphs import DecodeGraphs, EagerDecode, obstacles, samples
 from .host_pages import HostPages
-from .masked_sampling import Masks
+from .params import SamplingParams
+from .row_sampling import RowSampler
 from .runner import ProgramRunner
 from .slot_batch import slot_batches
-from .step import Capabilities, Step
+from .step import Capabilities, Step, padding_step
 from .step_buffer import FIELDS, StepBuffer, StepShape
 from .step_graphs import StepGraphs
+from .token_choice import Masks
 
 # Sequences that the decode Program takes: its products are cut for few rows, and beyond these the
 # libraries' are quicker (1.6 times at 256).
 MOST_DECODED = 128
+_REHEARSED = 1024  # tokens: from there on prompts alone are a library's (codegen/triton/fresh.py)
+_CUT = SamplingParams(temperature=1, top_k=50, top_p=0.9, min_p=0.1)
 CACHE_PREFIXES = ("k_cache_", "v_cache_", "k_scale_", "v_scale_")
 
 
@@ -125,6 +130,8 @@ class PagedExecutor:
         self.padding = Padding()  # of captured steps: others have none
         self.graphs: DecodeGraphs | None = None
         self.steps: StepGraphs | None = None
+        self.rows: RowSampler | None = None
+        self._pages = 0  # of the longest sequence
         self._decode = decode if decode is not None and _replays(decode) else None
         able = self._decode is not None and samples(self._decode.program)
         self.capabilities = Capabilities(
@@ -133,6 +140,7 @@ class PagedExecutor:
             shares=True,
             max_slots=None,
             samples=min(max_sequences, MOST_DECODED) if able else 0,
+            samples_mixed=max_sequences if able else 0,
         )
 
     @property
@@ -142,10 +150,10 @@ class PagedExecutor:
 
     def allocate(self, num_pages: int, page_size: int, host_pages: int = 0) -> None:
         """(Re)creates the KV buffers, and forgets the graphs that hold their addresses."""
-        self.graphs = self.steps = None
+        self.graphs = self.steps = self.rows = None
         self.caches.allocate({"N": num_pages, "P": page_size})
         self.caches.allocate_host(host_pages)
-        pages = -(-self.max_model_len // page_size)
+        pages = self._pages = -(-self.max_model_len // page_size)
         captures = self.runner.device.type == "cuda" and _replays(self.runner)
         if self._decode is not None:
             self.graphs = self._graphs(self._decode, pages)
@@ -153,6 +161,14 @@ class PagedExecutor:
             self.graphs = self._graphs(self.runner, pages)
         if self.graphs is not None:
             self.graphs.padding = self.padding
+            if self.capabilities.samples_mixed:
+                self.rows = RowSampler(
+                    self.max_sequences,
+                    self.runner.device,
+                    self.graphs.queue,
+                    self.runner.mode,
+                    self.graphs.chooser,
+                )
         if captures and self.graphs is not None and self.max_tokens:
             sizes = (self.max_sequences, pages, self.max_tokens)
             self.steps = StepGraphs(self.runner, self.caches.tensors, *sizes, self.graphs.queue)
@@ -171,16 +187,37 @@ class PagedExecutor:
         self.caches.copy_pages(sources, destinations)
 
     def warm_up(self) -> None:
-        """Makes now what decode steps would make when they first come.
+        """Makes now what steps would make when they first come: graphs of decode steps, and what
+        libraries set up for prompts (over a second).
 
         Raises:
             CapacityError: the device lacks memory for it.
         """
-        if self.graphs is not None and self.runner.device.type == "cuda":
-            try:
+        if self.runner.device.type != "cuda":
+            return
+        try:
+            if self.graphs is not None:
                 self.graphs.warm_up()
-            except torch.OutOfMemoryError as error:
-                raise self._too_large(self.max_sequences, error) from error
+            self._rehearse()
+        except torch.OutOfMemoryError as error:
+            raise self._too_large(self.max_sequences, error) from error
+
+    def _rehearse(self) -> None:
+        """Runs prompts of nothing, which write to page 0: one alone, as libraries know them, and
+        two, as a mix, with every way to sample.
+        """
+        length = min(self.max_model_len, _REHEARSED)
+        for lengths in ([length], [length // 2, length - length // 2]):
+            if len(lengths) > self.max_sequences or not all(lengths):
+                continue
+            step = padding_step(lengths, self._pages)
+            if self.rows is None:
+                self._run_mixed(step)
+                continue
+            key = tuple(range(len(step.seq_lens)))
+            for params in (SamplingParams(), SamplingParams(temperature=1), _CUT):
+                batch = MixedBatch(key, step, [], [params] * len(key), [0.5] * len(key))
+                self.rows.launch(batch, None, partial(self._run_mixed, step)).tokens()
 
     def run(self, step: Step) -> torch.Tensor:
         """Logits f32[R, V] of the step's wanted rows, on the Program's device.
@@ -208,6 +245,30 @@ class PagedExecutor:
             return self.graphs.launch(batch, after)
         except torch.OutOfMemoryError as error:
             raise self._too_large(len(batch.positions), error) from error
+
+    def launch_mixed(self, batch: MixedBatch, after: Launched | None) -> Launched:
+        """Queues a step of any kind that samples on the device, and does not wait for it.
+
+        Args:
+            batch: of at most `capabilities.samples_mixed` rows.
+            after: the step that samples the batch's first tokens, unless it holds them itself.
+
+        Raises:
+            CapacityError: the device lacks memory for the step's temporaries.
+        """
+        assert self.graphs is not None and self.rows is not None
+        assert after is None or (self.graphs.follows(after) and not after.open)
+        self.graphs.queue.join()
+
+        def run(feed: Callable[[torch.Tensor], None] | None) -> torch.Tensor:
+            return self._run_mixed(batch.step, feed)
+
+        try:
+            launched = self.rows.launch(batch, after, run)
+        except torch.OutOfMemoryError as error:
+            raise self._too_large(len(batch.step.token_ids), error) from error
+        self.graphs.hand_on(launched)
+        return launched
 
     def choose(self, launched: Launched, masks: Masks) -> None:
         """Queues the sampling of an open step under the masks of its sequences.
@@ -243,18 +304,26 @@ class PagedExecutor:
             replayed = self.graphs.run(step)
             if replayed is not None:
                 return replayed
+        self._join()
+        return self._run_mixed(step).float()
+
+    def _run_mixed(
+        self, step: Step, feed: Callable[[torch.Tensor], None] | None = None
+    ) -> torch.Tensor:
+        """Logits [R, V] in the model's type."""
         fresh = _is_fresh(step)
         if self.steps is not None:
-            replayed = self.steps.run(step, fresh)
+            replayed = self.steps.run(step, fresh, feed)
             if replayed is not None:
                 return replayed
-        self._join()
         inputs = {name: getattr(step, name) for name in FIELDS} | self.caches.tensors
         if self.runner.device.type == "cuda":
             metadata = StepBuffer(StepShape.of(step), self.runner.device)
             metadata.fill(step)
             inputs |= metadata.views
-        return self.runner.run(inputs, fresh=fresh)["logits"].float()
+        if feed is not None:
+            feed(inputs["token_ids"])
+        return self.runner.run(inputs, fresh=fresh)["logits"]
 
 
 def _is_fresh(step: Step) -> bool:

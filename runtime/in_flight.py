@@ -1,16 +1,19 @@
-"""Decode steps that sample on the device: one is in flight while the host works.
+"""Steps that sample on the device: one is in flight while the host works.
 
 The path of one step, n, when nothing keeps it from being launched ahead:
 
 1. While the device computes step n - 1, `Scheduler.schedule_ahead` plans n: one more token of each
-   sequence that goes on whatever n - 1 samples. Its places in the KV memory, positions and lengths
-   are known; its token ids are what n - 1 samples, and stay on the device.
+   sequence that goes on whatever n - 1 samples, and prompts, or chunks of them, beside. Places in
+   the KV memory, positions and lengths are known; the token ids of those that go on are what n - 1
+   samples, and stay on the device.
 2. `Launcher.launch` builds the batch, which draws the random numbers. The executor writes it into
    the pinned memory that n - 2 had, and queues: the copy to the device; a gather of the token ids,
    if the rows are not those of n - 1; the graph, which ends by sampling and feeding the tokens to
-   the next step; the copy of the tokens to the host; an event. Nothing waits.
+   the next step; the copy of the tokens to the host; an event. Nothing waits. A step with a prompt
+   in it is run by the Program that takes any, and sampled beside it (`row_sampling.py`).
 3. The loop waits for the event of n - 1, and commits its tokens. A sequence that has ended (end of
-   sequence, stop token, stop string) is dropped: its row of n is void.
+   sequence, stop token, stop string) is dropped: its row of n is void. A prompt whose logits were
+   numbers is shared.
 4. The next call of `GenerationLoop.step` launches n + 1, and then waits for n.
 
 Rows of a form need a mask, which follows from the token before: such a step is launched without
@@ -21,19 +24,20 @@ committing tokens and computing masks. A run of forced tokens makes the loop dra
 as one chunk.
 
 `schedule_ahead` declines, and the loop commits n - 1 before it plans n from what is known (it
-drains), when a request can start or is about to, a prompt is not computed yet, pages run short (so
-that somebody has to be preempted), a row needs the host's sampler (penalties, logprobs, stop tokens
-masked), or other work has taken the tokens' place on the device. Forks follow prompts, so that they
-come when nothing is in flight.
+drains), when a request waits for the place of one that ends, pages run short (so that somebody has
+to be preempted), a row needs the host's sampler (penalties, logprobs, stop tokens masked), there is
+a form or a fork beside a prompt, or other work has taken the tokens' place on the device. Forks
+follow prompts, so that they come when nothing is in flight.
 
 Why a void row does no harm. `Sequence.in_flight` counts the tokens on their way; whatever drops or
-preempts a sequence sets it to 0, and a row without it is never committed. The row's sequence
-reserved the place that it writes to, after copy-on-write: no other sequence holds that page when
-the step is launched. Once the sequence is dropped, the page may go to another, but all work is
-queued in one order, so the new owner's steps and page copies come later, and a sequence reads no
-place that it, or whoever it was forked from, has not written since it got the page. Were the page
-kept for its contents, they would be right: the void row writes K and V of the sequence's own last
-token, at that token's place. Padding rows write to slot 0, in the reserved page 0.
+preempts a sequence sets it to 0, and a row without it, or of before a preemption, is never
+committed. The row's sequence reserved the place that it writes to, after copy-on-write: no other
+sequence holds that page when the step is launched. Once the sequence is dropped, the page may go to
+another, but all work is queued in one order, so the new owner's steps and page copies come later,
+and a sequence reads no place that it, or whoever it was forked from, has not written since it got
+the page. Were the page kept for its contents, they would be right: the void row writes K and V of
+the sequence's own last token, at that token's place. Padding rows write to slot 0, in the reserved
+page 0.
 
 What is in flight when an exception comes is discarded, not committed: every running sequence starts
 anew from its committed tokens. Its random numbers are numbered by token, so it draws the same ones.
@@ -43,18 +47,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
-from .batch import DecodeBatch, DecodeBatches
+from .batch import DecodeBatch, DecodeBatches, MixedBatch, build_mixed
 from .decode_buffer import Launched
 from .failing import broken_logits, end_request
 from .grammar import prepare
-from .masked_sampling import Masks
 from .pool import KVPool
 from .sampling import Sampled
-from .scheduler import Chunk, Plan, Scheduler
+from .scheduler import Chunk, Plan, Scheduler, samples_anywhere
 from .step import StepExecutor
+from .token_choice import Masks
 
 
 class SamplingExecutor(StepExecutor, Protocol):
@@ -69,6 +72,10 @@ class SamplingExecutor(StepExecutor, Protocol):
         """
         ...
 
+    def launch_mixed(self, batch: MixedBatch, after: Launched | None) -> Launched:
+        """`launch` for a step of any kind, of at most `capabilities.samples_mixed` rows."""
+        ...
+
     def choose(self, launched: Launched, masks: Masks) -> None:
         """Queues the sampling of an open step under the masks of its sequences."""
         ...
@@ -78,18 +85,62 @@ class SamplingExecutor(StepExecutor, Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class InFlight:
-    """A step that has been launched, and whose tokens are not committed."""
+class _Share:
+    """What a step computes of one sequence.
 
-    plan: Plan
-    batch: DecodeBatch
-    launched: Launched
+    Attributes:
+        chunk: of the sequence's tokens.
+        samples: whether its next token is sampled behind them.
+    """
+
+    __slots__ = ("_preemptions", "chunk", "samples")
+
+    def __init__(self, chunk: Chunk) -> None:
+        self.chunk, self.samples = chunk, chunk.completes
+        self._preemptions = chunk.seq.timings.preemptions
 
     @property
     def is_void(self) -> bool:
-        """Whether nobody waits for its tokens any more."""
-        return not any(chunk.seq.in_flight for chunk in self.plan.chunks)
+        """Whether nobody waits for it any more."""
+        seq = self.chunk.seq
+        if seq.finish_reason is not None or seq.timings.preemptions != self._preemptions:
+            return True
+        return self.samples and not seq.in_flight
+
+    @property
+    def ends_prompt(self) -> bool:
+        """Whether the sequence's prompt is computed then, and was not before."""
+        start, length = self.chunk.start, len(self.chunk.seq.request.prompt)
+        return start < length <= start + len(self.chunk.slots)
+
+
+class InFlight:
+    """A step that has been launched, and whose tokens are not committed.
+
+    Args:
+        plan: of the step, whose sequences do not count it yet.
+        batch, launched: what has been made of it.
+    """
+
+    __slots__ = ("batch", "launched", "plan", "shares")
+
+    def __init__(self, plan: Plan, batch: DecodeBatch | MixedBatch, launched: Launched) -> None:
+        self.plan, self.batch, self.launched = plan, batch, launched
+        self.shares = [_Share(chunk) for chunk in plan.chunks]
+        for share in self.shares:
+            seq = share.chunk.seq
+            seq.num_computed += len(share.chunk.slots)
+            seq.in_flight += share.samples
+
+    @property
+    def is_void(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return all([share.is_void for share in self.shares])
+
+    @property
+    def num_tokens(self) -> int:
+        """How many it computes."""
+        return sum([len(chunk.slots) for chunk in self.plan.chunks])
 
 
 class Launcher:
@@ -110,15 +161,20 @@ class Launcher:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._executor, self._scheduler, self._clock = executor, scheduler, clock
-        self._batches = DecodeBatches(pool)
-        self._most = executor.capabilities.samples
+        self._pool, self._batches = pool, DecodeBatches(pool)
+        self._capabilities = executor.capabilities
 
     def takes(self, plan: Plan) -> bool:
-        """Whether a plan is of decodes alone that a step can sample; to be asked of all plans."""
-        takes = len(plan.chunks) <= self._most and all(map(_samples, plan.chunks))
-        if not takes:
-            self._batches.forget()
-        return takes
+        """Whether a step can sample all that a plan completes; to be asked of all plans."""
+        if self._decodes(plan):
+            return True
+        self._batches.forget()
+        takes = len(plan.chunks) <= self._capabilities.samples_mixed
+        return takes and all([samples_anywhere(chunk.seq) for chunk in plan.chunks])
+
+    def _decodes(self, plan: Plan) -> bool:
+        """Whether a plan is of decodes alone that a decode step can sample."""
+        return len(plan.chunks) <= self._capabilities.samples and all(map(_samples, plan.chunks))
 
     def forget(self) -> None:
         """To be called when pages may have changed hands other than by plans."""
@@ -138,13 +194,14 @@ class Launcher:
             after: the step in flight, if the plan was made ahead.
         """
         before = None if after is None else after.batch
-        batch = self._batches.build(plan, before)
-        launched = self._executor.launch(batch, None if after is None else after.launched)
-        for chunk in plan.chunks:
-            seq = chunk.seq
-            seq.num_computed += 1
-            seq.in_flight += 1
-        return InFlight(plan, batch, launched)
+        behind = None if after is None else after.launched
+        behind_all = after is None or all([chunk.seq.in_flight for chunk in plan.chunks])
+        if behind_all and self._decodes(plan):
+            batch = self._batches.build(plan, before)
+            return InFlight(plan, batch, self._executor.launch(batch, behind))
+        self._batches.forget()
+        mixed = build_mixed(plan, self._pool, before)
+        return InFlight(plan, mixed, self._executor.launch_mixed(mixed, behind))
 
     def choose(self, flight: InFlight) -> bool:
         """Computes the masks of an open step, while the device computes its logits, and queues the
@@ -163,34 +220,44 @@ class Launcher:
         self._executor.choose(flight.launched, masks)
         return True
 
-    def commit(self, flight: InFlight) -> list[Chunk]:
+    def commit(self, flight: InFlight) -> tuple[list[Chunk], int]:
         """Waits for a step's tokens and gives them to their sequences. A row without a finite
         largest logit, if it is not void, ends its request.
 
         Returns:
-            what of the plan was computed for somebody: the rows that are not void.
+            what of the plan was computed for somebody, and how many tokens it sampled.
         """
-        tokens = flight.launched.tokens()
-        rows = [
-            (chunk, token)
-            for chunk, token in zip(flight.plan.chunks, tokens, strict=True)
-            if chunk.seq.in_flight
+        tokens = iter(flight.launched.tokens())
+        shares = [
+            (share, next(tokens) if share.samples else None, share.is_void)
+            for share in flight.shares
         ]
-        now = self._clock()
-        for chunk, token in rows:
-            seq = chunk.seq
-            if token < 0:
-                end_request(self._scheduler, seq.request, broken_logits(seq.request))
-            if seq.finish_reason is not None:  # its sibling's row may have ended it
+        done: list[Chunk] = []
+        sampled, now = 0, self._clock()
+        for share, token, is_void in shares:
+            if is_void:
                 continue
-            seq.in_flight -= 1
-            if seq.sampling.matcher is None:
-                seq.take(token, now)
-            else:
-                seq.accept(Sampled(token), now)
-            if seq.finish_reason is not None:
-                self._scheduler.drop(seq)
-        return [chunk for chunk, _ in rows]
+            done.append(share.chunk)
+            if token is not None:
+                sampled += 1
+                self._give(share, token, now)
+        return done, sampled
+
+    def _give(self, share: _Share, token: int, now: float) -> None:
+        seq = share.chunk.seq
+        if token < 0:
+            end_request(self._scheduler, seq.request, broken_logits(seq.request))
+        if seq.finish_reason is not None:  # its sibling's row may have ended it
+            return
+        seq.in_flight -= 1
+        if seq.sampling.matcher is None:
+            seq.take(token, now)
+        else:
+            seq.accept(Sampled(token), now)
+        if seq.finish_reason is not None:
+            self._scheduler.drop(seq)
+        elif share.ends_prompt:
+            self._scheduler.share(seq)
 
 
 def _samples(chunk: Chunk) -> bool:

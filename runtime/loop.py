@@ -260,9 +260,7 @@ class GenerationLoop:
             plan = self.scheduler.schedule()
             if not plan.chunks:
                 return
-            for chunk in plan.chunks:
-                if not chunk.seq.num_reached:
-                    chunk.seq.request.begin(started)
+            _begin(plan, started)
             self._copy(plan.copies)
             if self._launcher is None or not self._launcher.takes(plan):
                 sampled = self._accept(plan, self.executor.run(build_step(plan, self.pool)))
@@ -271,13 +269,13 @@ class GenerationLoop:
             flight = self._launcher.launch(plan, None)
         assert self._launcher is not None
         if flight.launched.open and not self._launcher.choose(flight):
-            self.counters.step((), 0, 0.0, discarded=len(flight.plan.chunks))
+            self.counters.step((), 0, 0.0, discarded=flight.num_tokens)
             self._recover()
             return
         self._flight = self._ahead(self._launcher, flight)
-        done = self._launcher.commit(flight)
-        discarded = len(flight.plan.chunks) - len(done)
-        self._count(done, len(done), started, discarded)
+        done, sampled = self._launcher.commit(flight)
+        discarded = flight.num_tokens - sum([len(chunk.slots) for chunk in done])
+        self._count(done, sampled, started, discarded)
         self._drop_void()
 
     def _count(self, chunks: list[Chunk], sampled: int, started: float, discarded: int = 0) -> None:
@@ -291,13 +289,14 @@ class GenerationLoop:
         plan = launcher.plan_ahead(flight)
         if plan is None:
             return None
+        _begin(plan, self.clock())
         self._copy(plan.copies)
         return launcher.launch(plan, flight)
 
     def _drop_void(self) -> None:
         """Forgets the step in flight if nobody waits for its tokens."""
         if self._flight is not None and self._flight.is_void:
-            self.counters.step((), 0, 0.0, discarded=len(self._flight.plan.chunks))
+            self.counters.step((), 0, 0.0, discarded=self._flight.num_tokens)
             self._flight = None
 
     def forget_copies(self) -> None:
@@ -455,6 +454,13 @@ class GenerationLoop:
                 for seq in request.sequences:
                     self.scheduler.drop(seq)
             self._drop_void()
+
+
+def _begin(plan: Plan, now: float) -> None:
+    """Notes who starts with this step."""
+    for chunk in plan.chunks:
+        if not chunk.seq.num_reached:
+            chunk.seq.request.begin(now)
 
 
 def _score(request: Request, places: range, logits: Tensor) -> None:

@@ -157,30 +157,47 @@ class Scheduler:
 
     def schedule_ahead(self) -> Plan | None:
         """The step behind the one in flight, of whose tokens nothing is known: one more token of
-        each sequence that goes on whatever it samples. Takes the pages that it needs.
+        each sequence that goes on whatever it samples, first, and prompts as in any step, if the
+        executor samples in such steps. Takes the pages that it needs.
 
         Returns:
-            None where the next step has to wait for the one in flight: a sequence could start, a
-            place is about to come free for one that waits, a prompt is not computed yet, pages
-            are short, or all end.
+            None where the next step has to wait for the one in flight: a place is about to come
+            free for one that waits, a row needs the host to sample it, pages are short, or all end.
         """
         if self._timed:
             self._expire()
-        if self.waiting and (self._admits() or self._gives_way()):
+        if self.waiting and self._gives_way():
             return None
         going: list[Sequence] = []
+        rest: list[Sequence] = []
+        ends = False
         for seq in self.running:
             known = len(seq.tokens)
+            if not seq.in_flight:
+                rest.append(seq)
+                continue
             if seq.in_flight != 1 or seq.num_computed != known:
                 return None
             if not (seq.sampling.always_in_step or seq.sampling.samples_in_step):
                 return None
             if known + 1 < seq.limit:
                 going.append(seq)
-            elif self.waiting:
+            else:
+                ends = True
+        admits = bool(self.waiting) and self._admits()
+        if self.waiting and ends and not admits:
+            return None
+        mixes = admits or bool(rest)
+        if mixes:
+            beside = [*self.running, self.waiting[0]] if admits else self.running
+            if not self.capabilities.samples_mixed or not all(map(samples_anywhere, beside)):
                 return None
         plan = Plan()
-        return plan if going and self._take_each(plan, going) else None
+        if not self._take_each(plan, going + [seq for seq in rest if seq.remaining == 1]):
+            return None
+        if mixes:
+            self._plan_prompts(plan, ahead=True)
+        return plan if plan.chunks else None
 
     def fork(self, request: Request) -> list[PageCopy]:
         """Starts the unfinished siblings of a first sequence whose prompt is computed.
@@ -269,6 +286,12 @@ class Scheduler:
 
     def _plan_mixed(self, plan: Plan) -> None:
         self._plan_decode(plan)
+        self._plan_prompts(plan)
+
+    def _plan_prompts(self, plan: Plan, *, ahead: bool = False) -> None:
+        """Prompts beside the tokens that are planned, of those that run and of those that wait;
+        ahead of a step in flight only of those that may be sampled there.
+        """
         decoding = len(plan.chunks)
         large = not decoding or len(self.waiting) >= CROWD
         budget = (self.max_prefill_tokens if large else self.max_tokens_per_step) - decoding
@@ -278,6 +301,8 @@ class Scheduler:
                 self._take(plan, seq, count)
                 budget -= count
         while budget and self._admits():
+            if ahead and not samples_anywhere(self.waiting[0]):
+                return
             seq = self._admit(plan)
             count = self._chunk(seq, budget)
             self._take(plan, seq, count)
@@ -381,3 +406,9 @@ class Scheduler:
             self.pool.add(seq.id)
         insort(self.running, seq, key=_rank)
         return seq
+
+
+def samples_anywhere(seq: Sequence) -> bool:
+    """Whether a step of any kind may sample what comes behind a chunk of it on the device."""
+    request = seq.request
+    return seq.sampling.always_in_step and request.forked and not request.scoring

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from .bucketing import Padding
@@ -38,6 +39,26 @@ class Step:
     logits_indices: Tensor
 
 
+def padding_step(lengths: Sequence[int], pages: int) -> Step:
+    """New prompts of padding, which write to slot 0, in the reserved page 0.
+
+    Args:
+        lengths: tokens of each.
+        pages: that each has in its block table.
+    """
+    ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    total = int(ends[-1])
+    return Step(
+        token_ids=torch.zeros(total, dtype=torch.int64),
+        positions=torch.cat([torch.arange(length) for length in lengths]),
+        query_start=ends,
+        seq_lens=torch.tensor(lengths, dtype=torch.int32),
+        slot_mapping=torch.zeros(total, dtype=torch.int64),
+        block_tables=torch.zeros(len(lengths), pages, dtype=torch.int32),
+        logits_indices=ends[1:].long() - 1,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What an executor can take.
@@ -52,6 +73,7 @@ class Capabilities:
             mix.
         samples: the most sequences in a decode step that samples on the device, so that the next
             one can be launched before the host has seen its tokens (`in_flight.py`); 0 if none can.
+        samples_mixed: the most sequences whose next tokens any other step samples there.
     """
 
     mixes: bool
@@ -59,6 +81,7 @@ class Capabilities:
     shares: bool
     max_slots: int | None
     samples: int = 0
+    samples_mixed: int = 0
     prefills: int = 1
 
 

@@ -101,13 +101,16 @@ class StepGraphs:
         """Device memory that the captures took, beside weights and caches."""
         return self._graphs.bytes
 
-    def run(self, step: Step, fresh: bool) -> torch.Tensor | None:
-        """Logits f32[R, V] of a step, valid until the next one; None if it is too large, or wants
-        more than one row of a sequence.
+    def run(
+        self, step: Step, fresh: bool, feed: Callable[[torch.Tensor], None] | None = None
+    ) -> torch.Tensor | None:
+        """Logits [R, V] of a step in the model's type, valid until the next one; None if it is too
+        large, or wants more than one row of a sequence.
 
         Args:
             step: of any kind.
             fresh: as `ProgramRunner.run` has it.
+            feed: writes token ids that are on the device alone, given all of them i64[T] there.
         """
         shape = self._shape(step, fresh)
         if shape is None:
@@ -115,9 +118,11 @@ class StepGraphs:
         self.queue.join()
         self.padding.prefill += shape.tokens - len(step.token_ids)
         turn = self.metadata.write(step, self._padded(shape))
+        if feed is not None:
+            feed(self.metadata.views["token_ids"])
         logits = self._run(shape)
         turn.event, turn.busy = self.queue.record(turn.event), False
-        return logits[: len(step.logits_indices)].float()
+        return logits[: len(step.logits_indices)]
 
     def _run(self, shape: Shape) -> torch.Tensor:
         captured = self.captured.get(shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from ..errors import UsageError
 from ..runtime.engine import CausalLMEngine
@@ -27,14 +27,11 @@ def completion_prompts(engine: CausalLMEngine, request: CompletionRequest) -> li
         return [encoded(engine, prompts)]
     if not prompts:
         raise _no_prompt()
-    if all(isinstance(one, int) for one in prompts):
-        return [[int(str(one)) for one in prompts]]
-    return [encoded(engine, one) if isinstance(one, str) else list(_ids(one)) for one in prompts]
-
-
-def _ids(prompt: object) -> list[int]:
-    assert isinstance(prompt, list)
-    return [int(one) for one in prompt]
+    if set(map(type, prompts)) == {int}:
+        return [cast("list[int]", prompts)]
+    return [
+        encoded(engine, one) if isinstance(one, str) else cast("list[int]", one) for one in prompts
+    ]
 
 
 def chat_prompt(engine: CausalLMEngine, request: ChatRequest) -> list[int]:

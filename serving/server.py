@@ -35,6 +35,7 @@ class Server(uvicorn.Server):
             ws="none",
             log_level="warning",
             access_log=False,
+            proxy_headers=False,  # nobody asks where a client is
             timeout_keep_alive=30,
         )
         super().__init__(config)

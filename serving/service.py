@@ -11,8 +11,7 @@ from http import HTTPStatus
 from typing import TypeAlias
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import JSONResponse, Response
 
 from ..errors import TilewrightError
 from ..runtime.engine import CausalLMEngine
@@ -20,6 +19,7 @@ from ..runtime.output import Completion, Delta
 from ..runtime.params import SamplingParams
 from .access import Access, Lease, Limits
 from .catalog import Catalog
+from .event_stream import EventStream
 from .failures import RETRY_AFTER, Refused, status_of
 from .registry.manifest import Preset
 from .replies import Reply
@@ -31,6 +31,7 @@ Prompts: TypeAlias = "Sequence[tuple[list[int], SamplingParams]]"
 """Prompts, and how each is sampled."""
 
 _CLIENT_GONE = 499  # nginx's: nobody reads it
+_SMALL = 4096  # bytes of a body: reading it takes less than a thread costs that has to wait for us
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,7 @@ class Service:
     async def ask(
         self, http: Request, read: Callable[[], tuple[Prompts, Reply]], *, streams: bool
     ) -> Response:
-        """Lets a request in, reads it on another thread, and answers it.
+        """Lets a request in, reads it, on another thread unless it is small, and answers it.
 
         Raises:
             Refused: it is not let in.
@@ -152,7 +153,7 @@ class Service:
         """
         lease = self.enter(http)
         try:
-            prompts, reply = await asyncio.to_thread(read)
+            prompts, reply = read() if _is_small(http) else await asyncio.to_thread(read)
             return await self.answer(http, lease, prompts, reply, streams=streams)
         except BaseException:
             lease.close()
@@ -181,15 +182,19 @@ class Service:
             raise
         if streams:
             events = self._events(begun, reply)
-            return _Events(events, reply.media_type, lambda: self._end(begun, lease))
+            return EventStream(
+                events,
+                reply.media_type,
+                given_up=lambda: _cancel(begun),
+                ended=lambda: self._end(begun, lease),
+            )
         try:
             return await self._whole(http, begun, reply)
         finally:
             self._end(begun, lease)
 
     def _end(self, streams: Sequence[Stream], lease: Lease) -> None:
-        for stream in streams:
-            stream.cancel()
+        _cancel(streams)
         lease.close()
 
     async def _whole(self, http: Request, streams: Sequence[Stream], reply: Reply) -> Response:
@@ -207,13 +212,12 @@ class Service:
     async def _events(self, streams: Sequence[Stream], reply: Reply) -> AsyncIterator[bytes]:
         try:
             async for place, deltas in _merged(streams):
-                for delta in deltas:
-                    for piece in reply.pieces(place, delta):
-                        yield reply.frame(piece)
-            for piece in reply.closing([one for s in streams for one in s.completions]):
-                yield reply.frame(piece)
-            if reply.done:
-                yield reply.done
+                pieces = [piece for delta in deltas for piece in reply.pieces(place, delta)]
+                if pieces:
+                    yield b"".join(map(reply.frame, pieces))
+            ends = reply.closing([one for s in streams for one in s.completions])
+            if last := b"".join(map(reply.frame, ends)) + reply.done:
+                yield last
         except TilewrightError as error:  # the status has been sent
             yield reply.frame(reply.broken(status_of(error), str(error)))
         except Exception as error:
@@ -221,28 +225,14 @@ class Service:
             yield reply.frame(reply.broken(500, f"unexpected: {type(error).__name__}"))
 
 
-class _Events(StreamingResponse):
-    """A stream of objects.
+def _cancel(streams: Sequence[Stream]) -> None:
+    for stream in streams:
+        stream.cancel()
 
-    Args:
-        events: what is sent.
-        media_type: of it.
-        ended: called at the end, whatever that is. A client may go before the first event, and
-            events that nobody has asked for have no end of their own.
-    """
 
-    def __init__(
-        self, events: AsyncIterator[bytes], media_type: str, ended: Callable[[], None]
-    ) -> None:
-        super().__init__(events, media_type=media_type)
-        self._ended = ended
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends them."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._ended()
+def _is_small(http: Request) -> bool:
+    length = http.headers.get("content-length", "")
+    return length.isdigit() and int(length) <= _SMALL
 
 
 async def _completions(streams: Sequence[Stream]) -> list[Completion]:

@@ -12,6 +12,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from collections.abc import Iterator  # noqa: E402
 from importlib.util import find_spec  # noqa: E402  (the environment must be set before torch loads)
 from pathlib import Path  # noqa: E402
 
@@ -47,6 +48,26 @@ def _seeded() -> None:
 def _verified_ir(monkeypatch: pytest.MonkeyPatch) -> None:
     """Check the structure of the IR after each pass; a test may ask for more or for less."""
     monkeypatch.setenv("TILEWRIGHT_VERIFY", "structure")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kept_compilers() -> Iterator[None]:
+    """Processes that compile serve one test after the other: each takes a second or two to start.
+
+    pytest writes the name of the test into the environment, and another environment would get
+    another process.
+    """
+    from tilewright.codegen.triton import aot
+    from tilewright.codegen.triton.workers import kept_workers
+
+    found = aot.worker_environment
+
+    def nameless() -> dict[str, str]:
+        return {k: v for k, v in found().items() if k != "PYTEST_CURRENT_TEST"}
+
+    with pytest.MonkeyPatch.context() as patch, kept_workers():
+        patch.setattr(aot, "worker_environment", nameless)
+        yield
 
 
 @pytest.fixture(scope="session")

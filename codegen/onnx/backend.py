@@ -12,10 +12,10 @@ from ...ir.interpreter import interpret
 from ...ir.node import Attr, Node
 from ...targets import Target
 from ..base import Kernel, KVCacheKind, Lowered, ReadFile
+from ..constants import closed_graph, expand_fused
 from ..eager.backend import eager_call
 from ..lowering import Buffers, assemble
 from ..program import Call, Program
-from .constants import closed_graph, expand_fused
 from .emitter import Emitter, Refusal
 from .model import Model, assemble_model
 from .partition import Region, partition
@@ -25,7 +25,7 @@ from .table import CONVERTERS
 
 
 class OnnxBackend:
-    """Lowers to ONNX, and runs it with ONNX Runtime on the CPU."""
+    """Lowers to ONNX, and runs it with ONNX Runtime: on the CPU, or by its CUDA provider."""
 
     name = "onnxruntime"
     kv_cache: KVCacheKind = "slot"
@@ -82,15 +82,20 @@ class OnnxBackend:
         read: ReadFile,
         device: torch.device,
     ) -> Kernel:
-        """A session of the call's model over the engine's own weights."""
+        """A session of the call's model over the engine's own weights.
+
+        Raises:
+            EngineError: ONNX Runtime does not open it, or has no provider for the device.
+        """
         given = {
-            name: weights[source]
+            name: weights[source].cpu()
             for name, source in zip(_strings(call, "tensors"), call.constants, strict=False)
         }
         given.update(_computed(call, weights))
-        session = open_session(read(call.kernel.split("/", 1)[1]), given)
+        session = open_session(read(call.kernel.split("/", 1)[1]), given, device)
         types = [program.buffers[name] for name in call.results]
-        return RegionKernel(session, [(t.dtype.torch, t.shape) for t in types], call.aliases)
+        shapes = [(t.dtype.torch, t.shape) for t in types]
+        return RegionKernel(session, shapes, call.aliases, device)
 
 
 def _model(graph: Graph, region: Region, buffers: Buffers, max_model_len: int | None) -> Model:
@@ -140,7 +145,7 @@ def _computed(call: Call, weights: Mapping[str, torch.Tensor]) -> dict[str, torc
     body = call.attrs.get("folded")
     if not isinstance(body, Graph):
         return {}
-    inputs = [weights[name] for name in _strings(call, "folded_from")]
+    inputs = [weights[name].cpu() for name in _strings(call, "folded_from")]
     with torch.inference_mode():
         values = interpret(body, inputs)
     return dict(zip(_strings(call, "folded_tensors"), values, strict=True))

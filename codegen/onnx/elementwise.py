@@ -97,7 +97,7 @@ def _isnan(e: Emitter, node: Node, x: str) -> str:
 
 
 def _cast(e: Emitter, node: Node, x: str) -> str:
-    return e.op("Cast", x, to=ELEMENT_TYPES[node.dtype])
+    return e.op("Cast", x, to=e.shared.types[node.dtype])
 
 
 def _remainder(e: Emitter, node: Node, a: str, b: str) -> str | Refusal:

@@ -17,7 +17,7 @@ from ...ir.dtypes import DType
 from ...ir.graph import Graph
 from ...ir.node import Attr, Node
 from ...ir.types import TensorType
-from .constants import is_constant
+from ..constants import is_constant
 
 MICROSOFT = "com.microsoft"
 ELEMENT_TYPES: dict[DType, int] = {
@@ -32,7 +32,9 @@ ELEMENT_TYPES: dict[DType, int] = {
     DType.U8: TensorProto.UINT8,
     DType.BOOL: TensorProto.BOOL,
 }
-"""ONNX element type by ours; complex numbers and 8-bit floats have none here."""
+"""ONNX element type by ours, of what ONNX Runtime's CPU computes with."""
+STORED_TYPES: dict[DType, int] = {**ELEMENT_TYPES, DType.F8E4M3: TensorProto.FLOAT8E4M3FN}
+"""Those of an emitted model: codes too, which QuantizeLinear gives and DequantizeLinear takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class Shared:
         four_bits: shapes of folded bytes that hold two 4-bit codes each, by name.
         leaves: values that come from outside, by node.
         notes: what a user may want to know of the conversion, once each.
+        types: the ONNX element types that values may have.
     """
 
     taken: set[str] = field(default_factory=set)
@@ -68,6 +71,7 @@ class Shared:
     leaves: dict[Node, str] = field(default_factory=dict)
     constants: dict[tuple[object, ...], str] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
+    types: Mapping[DType, int] = field(default_factory=lambda: ELEMENT_TYPES)
 
     def unique(self, name: str) -> str:
         """``name``, or a variant of it that is not taken yet; it is taken from now on."""
@@ -162,7 +166,7 @@ class Emitter:
         converter = self.convert(node.op)
         if converter is None:
             return Refusal("no ONNX form")
-        if any(t.dtype not in ELEMENT_TYPES for n in (node, *node.operands) for t in n.types):
+        if any(t.dtype not in self.shared.types for n in (node, *node.operands) for t in n.types):
             return Refusal("element type without an ONNX form")
         outer, self.stem = self.stem, self._name(node)
         start = len(self.nodes)
@@ -357,4 +361,4 @@ def value_info(name: str, type_: TensorType) -> onnx.ValueInfoProto:
         size if isinstance(size, int) else str(size) if str(size).isidentifier() else None
         for size in type_.shape
     ]
-    return helper.make_tensor_value_info(name, ELEMENT_TYPES[type_.dtype], dims)
+    return helper.make_tensor_value_info(name, STORED_TYPES[type_.dtype], dims)

@@ -5,30 +5,36 @@ from __future__ import annotations
 from ...ir.build import make, reshape
 from ...ir.dtypes import DType
 from ...ir.node import Node
-from .constants import is_constant
+from ..constants import is_constant
 from .emitter import ELEMENT_TYPES, Converter, Emitter, Refusal
 from .norms import activate
 
 
-def _moe_experts(
+def moe_experts(
     e: Emitter,
     node: Node,
     x: str,
     expert_ids: str,
     expert_weights: str,
     *tables: str,
+    narrow: bool = False,
 ) -> str | Refusal:
+    """The sum over each token's experts; ``narrow`` takes 16-bit types too, whose results are no
+    engine's.
+    """
     weights = node.operands[3:]
-    if node.dtype not in (DType.F32, DType.F64):
+    narrow = narrow and node.dtype in (DType.F16, DType.BF16)
+    if node.dtype not in (DType.F32, DType.F64) and not narrow:
         return Refusal(f"experts in {node.dtype}")
     if not all(map(is_constant, weights)):
         return Refusal("experts whose weights are computed")
     count = node.operands[3].shape[0]
     assert isinstance(count, int)
-    weight_type = ELEMENT_TYPES[node.dtype]
-    if node.operands[2].dtype is not node.dtype:
-        expert_weights = e.op("Cast", expert_weights, to=weight_type)
-    zero = e.scalar(0.0, node.dtype)
+    # ONNX Runtime adds no 16-bit numbers up in place.
+    sums = DType.F32 if narrow else node.dtype
+    if node.operands[2].dtype is not sums:
+        expert_weights = e.op("Cast", expert_weights, to=ELEMENT_TYPES[sums])
+    zero = e.scalar(0.0, sums)
     out = e.op("Expand", zero, e.op("Shape", x))
     for expert in range(count):
         chosen = e.op("Equal", expert_ids, e.scalar(expert, node.operands[1].dtype))
@@ -38,10 +44,12 @@ def _moe_experts(
         any_ = e.op("ReduceMax", e.op("Cast", chosen, to=ELEMENT_TYPES[DType.I32]), e.ints(1))
         rows = e.op("Squeeze", e.op("NonZero", e.op("Squeeze", any_, e.ints(1))), e.ints(0))
         result = _expert(e, node, e.op("Gather", x, rows, axis=0), expert)
+        if narrow:
+            result = e.op("Cast", result, to=ELEMENT_TYPES[sums])
         scaled = e.op("Mul", result, e.op("Gather", share, rows, axis=0))
         where = e.op("Unsqueeze", rows, e.ints(1))
         out = e.op("ScatterND", out, where, scaled, reduction="add")
-    return out
+    return e.op("Cast", out, to=ELEMENT_TYPES[node.dtype]) if narrow else out
 
 
 def _expert(e: Emitter, node: Node, x: str, expert: int) -> str:
@@ -82,4 +90,4 @@ def _act(e: Emitter, node: Node, hidden: str, width: int) -> str:
     return e.op("Mul", activate(e, str(node.attr("activation")), gate), up)
 
 
-CONVERTERS: dict[str, Converter] = {"moe_experts": _moe_experts}
+CONVERTERS: dict[str, Converter] = {"moe_experts": moe_experts}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from ...ir.node import Node
-from .emitter import ELEMENT_TYPES, MICROSOFT, Emitter, value_info
+from .emitter import MICROSOFT, Emitter, value_info
 
 OPSET, IR_VERSION = 24, 11
 EXTERNAL_FILE = "weights"
@@ -63,7 +63,7 @@ def assemble_model(
 def _external(e: Emitter, name: str, node: Node) -> TensorProto:
     """A tensor declared, its bytes elsewhere: the loader hands them over in memory."""
     packed = e.shared.four_bits.get(name)
-    type_ = ELEMENT_TYPES[node.dtype] if packed is None else TensorProto.UINT4
+    type_ = e.shared.types[node.dtype] if packed is None else TensorProto.UINT4
     tensor = TensorProto(name=name, data_type=type_)
     tensor.dims.extend(packed or (int(str(size)) for size in node.shape))
     tensor.data_location = TensorProto.EXTERNAL

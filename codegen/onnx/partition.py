@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ...ir.graph import Graph
 from ...ir.node import Node
-from .constants import is_constant
+from ..constants import is_constant
 
 
 @dataclass(frozen=True, slots=True)

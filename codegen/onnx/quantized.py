@@ -10,7 +10,7 @@ from math import gcd
 from ...ir.build import cast, const, make, permute, reshape
 from ...ir.dtypes import DType
 from ...ir.node import Node
-from .constants import is_constant
+from ..constants import is_constant
 from .emitter import ELEMENT_TYPES, MICROSOFT, Converter, Emitter, Refusal
 from .reductions import or_nan
 
@@ -121,7 +121,7 @@ def blocked_linear(
     four = q.dtype is DType.U8
     parts = [x, e.fold(_packed(q, width, block)), e.fold(_by_block(scale, width, group, block))]
     if zero is not None:
-        parts.append(e.fold(_nibbles(_by_block(zero, width, group, block))))
+        parts.append(e.fold(nibbles(_by_block(zero, width, group, block))))
     elif bias:
         parts.append("")
     if bias:
@@ -186,7 +186,7 @@ def _by_block(part: Node, width: int, group: int, block: int) -> Node:
     return _resized(part, number, 0)
 
 
-def _nibbles(zero: Node) -> Node:
+def nibbles(zero: Node) -> Node:
     """Zero points u8[N, blocks], two a byte."""
     count, number = zero.shape
     assert isinstance(count, int) and isinstance(number, int)
@@ -213,14 +213,19 @@ def _quantize_rows(e: Emitter, node: Node, x: str, static: str = "") -> tuple[st
     else:
         sizes, axes = e.op("Abs", wide), e.ints(-1)
         largest = or_nan(e, sizes, axes, 1, e.op("ReduceMax", sizes, axes, keepdims=1))
-        step = e.op("Div", largest, e.scalar(127.0, DType.F32))
-        empty = e.op("Equal", step, e.scalar(0.0, DType.F32))
-        scale = divisor = e.op("Where", empty, e.scalar(1.0, DType.F32), step)
+        scale = divisor = scale_of(e, largest, 127.0)
     steps = e.op("Round", e.op("Div", wide, divisor))
     steps = e.op("Clip", steps, e.scalar(-127.0, DType.F32), e.scalar(127.0, DType.F32))
     # A NaN has no code; its row's scale tells.
     known = e.op("Where", e.op("IsNaN", steps), e.scalar(0.0, DType.F32), steps)
     return e.op("Cast", known, to=ELEMENT_TYPES[DType.I8]), scale
+
+
+def scale_of(e: Emitter, largest: str, code: float) -> str:
+    """Scales f32 by which magnitudes f32 have the largest code; 1 where all is 0."""
+    scale = e.op("Div", largest, e.scalar(code, DType.F32))
+    empty = e.op("Equal", scale, e.scalar(0.0, DType.F32))
+    return e.op("Where", empty, e.scalar(1.0, DType.F32), scale)
 
 
 def scaled_linear(

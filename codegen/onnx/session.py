@@ -14,6 +14,7 @@ from ...errors import EngineError, UsageError
 from ...ir.dims import Size, evaluate
 from ...settings import current
 from .model import EXTERNAL_FILE, names_read
+from .providers import check_taken, providers_on
 
 if TYPE_CHECKING:
     import onnx
@@ -33,17 +34,23 @@ _SHARING = frozenset(
         "SkipSimplifiedLayerNormalization",
     }
 )
+_HOST = torch.device("cpu")
 _HALVES = (torch.float16, torch.bfloat16)
 # Inputs up to this size are copied into buffers that stay bound; larger are bound where they lie.
 COPY_BYTES = 1 << 20
 _KEPT_BINDINGS = 16
 
 
-def open_session(model: bytes, weights: Mapping[str, torch.Tensor]) -> ort.InferenceSession:
-    """A session of a model whose external tensors are ``weights``, by ONNX name.
+def open_session(
+    model: bytes, weights: Mapping[str, torch.Tensor], device: torch.device = _HOST
+) -> ort.InferenceSession:
+    """A session on ``device`` of a model whose external tensors are ``weights``, by ONNX name.
 
     Those of matmuls, lookups and norms share their memory with the session, which makes copies of
-    its own of what it prepacks; the others are copied.
+    its own of what it prepacks; the others are copied. ``weights`` lie in the host's memory.
+
+    Raises:
+        EngineError: ONNX Runtime does not open it, or has no provider for the device.
     """
     import onnx
     import onnxruntime as ort
@@ -69,16 +76,17 @@ def open_session(model: bytes, weights: Mapping[str, torch.Tensor]) -> ort.Infer
         folder_option = "session.model_external_initializers_file_folder_path"
         options.add_session_config_entry(folder_option, folder)
         _write_inline(proto, {name: weights[name] for name in inline})
-        session = _open(proto.SerializeToString(), options)
+        session = _open(proto.SerializeToString(), options, device)
     session.tilewright_weights = values  # they live as long as the session
     return session
 
 
-def _open(model: bytes, options: ort.SessionOptions) -> ort.InferenceSession:
+def _open(model: bytes, options: ort.SessionOptions, device: torch.device) -> ort.InferenceSession:
     import onnxruntime as ort
 
+    providers = providers_on(device)
     try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(model, options, providers=providers)
     except Exception as error:  # its exceptions derive from nothing closer
         raise EngineError(
             "the engine's ONNX model",
@@ -86,6 +94,8 @@ def _open(model: bytes, options: ort.SessionOptions) -> ort.InferenceSession:
             found=str(error).splitlines()[0],
             remedy="Compile the model again with this version, or with backend='eager'.",
         ) from error
+    check_taken(session, device)
+    return session
 
 
 def _options() -> ort.SessionOptions:
@@ -123,6 +133,7 @@ class RegionKernel:
         session: ort.InferenceSession,
         result_types: Sequence[tuple[torch.dtype, tuple[Size, ...]]],
         aliases: Sequence[tuple[int, int]],
+        device: torch.device = _HOST,
     ) -> None:
         import onnxruntime as ort
 
@@ -131,7 +142,8 @@ class RegionKernel:
         self.in_place = frozenset(self.aliases.values())
         self.inputs = [value.name for value in session.get_inputs()]
         self.outputs = [value.name for value in session.get_outputs()]
-        self.device = ort.OrtDevice.make("cpu", 0)._get_c_device()
+        self.place = device
+        self.device = ort.OrtDevice.make(device.type, device.index or 0)._get_c_device()
         self.run_options = ort.RunOptions()
         self.run_options.log_severity_level = 4
         self.bindings: dict[tuple[object, ...], _Binding] = {}
@@ -199,8 +211,10 @@ class _Binding:
             self._bind_input(kernel.inputs[index], tensors[index])
         results = [_NONE] * len(kernel.outputs)
         for index, name, dtype, shape in self.fresh:
-            results[index] = torch.empty(shape, dtype=dtype)
+            results[index] = torch.empty(shape, dtype=dtype, device=kernel.place)
             self._bind_output(name, results[index])
+        if kernel.place.type == "cuda":  # ONNX Runtime has a stream of its own, and waits for it
+            torch.cuda.current_stream(kernel.place).synchronize()
         try:
             kernel.session._sess.run_with_iobinding(self.io, kernel.run_options)
         except RuntimeError as error:

@@ -47,7 +47,7 @@ class Rows:
     longest: str
 
 
-def _slot_attention(
+def slot_attention(
     e: Emitter,
     node: Node,
     q: str,
@@ -58,8 +58,11 @@ def _slot_attention(
     seq_lens: str,
     sinks: str = "",
     alibi: str = "",
+    *,
+    narrow: bool = False,
 ) -> tuple[str, ...] | Refusal:
-    refusal = computes(node)
+    """Output and caches; ``narrow`` takes 16-bit types too, whose results are no engine's."""
+    refusal = None if narrow and is_narrow(node) else computes(node)
     if refusal:
         return refusal
     rows = rows_of(e, node, seq_lens)
@@ -93,7 +96,8 @@ def rows_of(e: Emitter, node: Node, seq_lens: str) -> Rows:
 def _grouped_takes(node: Node) -> bool:
     q, k, v = node.operands[:3]
     sizes = (*q.shape[1:], *k.shape[1:], *v.shape[1:])
-    if node.types[0].dtype is not DType.F32 or not all(isinstance(s, int) for s in sizes):
+    single = node.types[0].dtype is DType.F32 or is_narrow(node)
+    if not single or not all(isinstance(s, int) for s in sizes):
         return False
     width = q.shape[2]
     assert isinstance(width, int)
@@ -105,6 +109,7 @@ def _grouped(
 ) -> tuple[str, ...]:
     q_node, k_node = node.operands[:2]
     heads, kv_heads, width = q_node.shape[1], k_node.shape[1], q_node.shape[2]
+    dtype = node.types[0].dtype
     assert isinstance(heads, int) and isinstance(kv_heads, int) and isinstance(width, int)
     tables = position_tables(e, node)
     fresh = _fresh(e, node, rows, qkv, tables)
@@ -115,9 +120,9 @@ def _grouped(
         operands[_COS], operands[_SIN] = tables.cos, tables.sin
         operands[_POSITIONS] = _as_rows(e, e.value(tables.positions), rows, ())
     sinks, alibi = (*node.args[6:], None, None)[:2]
-    operands[_SINK] = _float(e, given["sinks"], sinks)
+    operands[_SINK] = _as(e, given["sinks"], sinks, dtype)
     if alibi is not None:
-        operands[_BIAS] = slot_bias(e, rows, given["alibi"], alibi.dtype, DType.F32)
+        operands[_BIAS] = slot_bias(e, rows, given["alibi"], alibi.dtype, dtype)
     window = node.attr("window")
     out, *caches = e.ops(
         "GroupQueryAttention",
@@ -133,7 +138,7 @@ def _grouped(
         rotary_interleaved=int(tables is not None and tables.interleaved),
     )
     # The op leaves the rows that bring no token as it found the memory.
-    out = e.op("Where", _idle(e, rows, (1, 2)), e.scalar(0.0, DType.F32), out)
+    out = e.op("Where", _idle(e, rows, (1, 2)), e.scalar(0.0, dtype), out)
     return (e.view(out, (q_node.shape[0], heads, width)), *caches)
 
 
@@ -205,10 +210,15 @@ def _as_rows(e: Emitter, x: str, rows: Rows, widths: tuple[object, ...]) -> str:
     return e.once(("view", source, target), lambda: e.op("Reshape", source, target))
 
 
-def _float(e: Emitter, name: str, node: Node | None) -> str:
-    if node is None or node.dtype is DType.F32:
+def is_narrow(node: Node) -> bool:
+    """Whether attention is over 16-bit numbers."""
+    return node.types[0].dtype in (DType.F16, DType.BF16)
+
+
+def _as(e: Emitter, name: str, node: Node | None, dtype: DType) -> str:
+    if node is None or node.dtype is dtype:
         return name
-    return e.op("Cast", name, to=ELEMENT_TYPES[DType.F32])
+    return e.op("Cast", name, to=ELEMENT_TYPES[dtype])
 
 
 def distance_of(e: Emitter, rows: Rows) -> str:
@@ -229,21 +239,26 @@ def _keys(e: Emitter, rows: Rows) -> str:
 def slot_bias(e: Emitter, rows: Rows, alibi: str, dtype: DType, wanted: DType) -> str:
     """ALiBi of each row, [B, H, S, L]."""
     distance = distance_of(e, rows)
-    key = ("rows", rows.lengths, "alibi", alibi)
+    key = ("rows", rows.lengths, "alibi", alibi, wanted)
     return e.once(key, lambda: alibi_bias(e, alibi, dtype, distance, wanted))
 
 
 def by_parts(
     e: Emitter, node: Node, rows: Rows, qkv: tuple[str, str, str], given: dict[str, str]
 ) -> tuple[str, ...]:
-    """Output and caches by ops of the standard alone, in every form that the IR has."""
-    dtype, heads = node.types[0].dtype, node.operands[0].shape[1]
+    """Output and caches by ops of the standard alone, in every form that the IR has; 16-bit ones
+    are computed in float32, as the IR computes them.
+    """
+    own, heads = node.types[0].dtype, node.operands[0].shape[1]
+    dtype = DType.F32 if is_narrow(node) else own
     q, k, v = (
         heads_first(e, rows, name, part) for name, part in zip(qkv, node.operands[:3], strict=True)
     )
     caches = [_write(e, rows, given["k_cache"], k), _write(e, rows, given["v_cache"], v)]
     zero, axis = e.ints(0), e.ints(2)
     keys, values = (e.op("Slice", cache, zero, rows.longest, axis) for cache in caches)
+    if own is not dtype:
+        q, keys, values = (e.op("Cast", x, to=ELEMENT_TYPES[dtype]) for x in (q, keys, values))
     distance = distance_of(e, rows)
     lengths = e.op("Unsqueeze", rows.lengths, e.ints(1, 2, 3))
     written = e.op("Less", _keys(e, rows), lengths)  # [B, 1, 1, L]
@@ -265,6 +280,8 @@ def by_parts(
         how,
     )
     out = e.op("Transpose", out, perm=[0, 2, 1, 3])
+    if own is not dtype:
+        out = e.op("Cast", out, to=ELEMENT_TYPES[own])
     return (e.view(out, node.types[0].shape), *caches)
 
 
@@ -286,4 +303,4 @@ def _write(e: Emitter, rows: Rows, cache: str, new: str) -> str:
     return e.op("TensorScatter", cache, kept, start, axis=2)
 
 
-CONVERTERS: dict[str, Converter] = {"slot_attention": _slot_attention}
+CONVERTERS: dict[str, Converter] = {"slot_attention": slot_attention}

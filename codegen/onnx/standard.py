@@ -12,14 +12,25 @@ from __future__ import annotations
 import math
 from functools import partial
 
+from ...ir.dtypes import DType
 from ...ir.node import Node
+from . import float8, qmoe
 from .attention import computes, scale_of, softcap_of, visibility
 from .elementwise import CONVERTERS as ELEMENTWISE
-from .emitter import Converter, Emitter, Refusal
+from .emitter import ELEMENT_TYPES, Converter, Emitter, Refusal
+from .experts import moe_experts
 from .norms import rms_norm
 from .qdq import linear
-from .quantized import scaled_linear
-from .slots import Rows, by_parts, distance_of, heads_first, rows_of, slot_bias
+from .slots import (
+    Rows,
+    by_parts,
+    distance_of,
+    heads_first,
+    is_narrow,
+    rows_of,
+    slot_attention,
+    slot_bias,
+)
 from .table import CONVERTERS
 
 RMS_NORM = partial(rms_norm, op="RMSNormalization")
@@ -37,7 +48,7 @@ def _slot_attention(
     sinks: str = "",
     alibi: str = "",
 ) -> tuple[str, ...] | Refusal:
-    refusal = computes(node)
+    refusal = None if is_narrow(node) else computes(node)
     if refusal:
         return refusal
     rows = rows_of(e, node, seq_lens)
@@ -58,7 +69,14 @@ def _slot_attention(
     zero, axis = e.ints(0), e.ints(2)
     keys, values = (e.op("Slice", cache, zero, rows.longest, axis) for cache in caches)
     mask = _mask(e, node, rows, alibi)
-    out = e.op("Attention", q, keys, values, mask, scale=scale_of(node), softcap=softcap)
+    single = ELEMENT_TYPES[DType.F32] if is_narrow(node) else None
+    out = e.op(
+        "Attention",
+        *(q, keys, values, mask),
+        scale=scale_of(node),
+        softcap=softcap,
+        softmax_precision=single,
+    )
     out = e.op("Transpose", out, perm=[0, 2, 1, 3])
     return (e.view(out, node.types[0].shape), *caches)
 
@@ -88,7 +106,8 @@ STANDARD: dict[str, Converter] = {
     "rms_norm": RMS_NORM,
     "slot_attention": _slot_attention,
     "linear": linear,
-    "scaled_linear": partial(scaled_linear, packs=False),
+    "moe_experts": partial(moe_experts, narrow=True),
+    **float8.CONVERTERS,
 }
 """Nothing but the ops of the ONNX standard."""
 
@@ -97,8 +116,11 @@ MICROSOFT_TOO: dict[str, Converter] = {
     # SimplifiedLayerNormalization stands in no operator set that a checker knows.
     "rms_norm": RMS_NORM,
     "linear": partial(linear, packs=True),
+    "moe_experts": qmoe.moe_experts,
+    "slot_attention": partial(slot_attention, narrow=True),
+    **float8.PACKING,
 }
-"""ONNX Runtime's own ops too, where they are faster: GroupQueryAttention, MatMulNBits,
+"""ONNX Runtime's own ops too, where they are faster: GroupQueryAttention, MatMulNBits, QMoE,
 SkipSimplifiedLayerNormalization."""
 
 CONVERTERS_OF: dict[str, dict[str, Converter]] = {

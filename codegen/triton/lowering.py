@@ -30,12 +30,14 @@ from .hand_on import find_links
 from .kernels.linear import emit_linear, linear_source
 from .kernels.linear_hands import Hands
 from .kernels.linear_tiles import ANY, Cutting
+from .kernels.wide_linear import wide_source
 from .layout import VIEWS, Layout, is_dense, located
 from .library import PREFIX, takes, views_of
 from .package import kernel_id
 from .quant_unfused import separated
 from .shares import Share, Shares
 from .source import Emit, KernelSource
+from .wide import Wide, find_wide
 
 
 def lower_graph(
@@ -77,6 +79,7 @@ class _Lowering:
         self.cutting = cutting
         self.links = find_links(graph, target, cutting, deterministic)
         self.shares = Shares(self.links, ANY if deterministic else cutting, target)
+        self.wide = {} if deterministic else find_wide(graph, target)
         self.calls: list[Call] = []
         self.sources: dict[str, KernelSource] = {}
         self.notes: list[str] = []
@@ -84,6 +87,15 @@ class _Lowering:
 
     def compute(self, node: Node) -> None:
         """Appends the call of a node that is no view, or those of its shares."""
+        wide = self.wide.get(node)
+        if wide is not None:
+            for arg in node.operands:  # a copy of what both read is made at any size
+                self._base(arg)
+            with self._guarded(wide.otherwise):
+                self._compute(node)
+            if node is wide.gate:
+                self.calls.append(self._wide_call(wide))
+            return
         shares = self.shares.of(node)
         if shares is None:
             self._compute(node)
@@ -139,6 +151,13 @@ class _Lowering:
             )
         )
         return fresh.otherwise
+
+    def _wide_call(self, wide: Wide) -> Call:
+        """The call of the kernel that computes a product and its gate."""
+        source = self._once(wide_source(wide.problem, self.target.sms))
+        bases = tuple(self.buffers.one(self._base(arg)[0]) for arg in wide.linear.operands)
+        call = self._kernel_call(wide.gate, source, bases, linked=False, guard=wide.guard)
+        return replace(call, origin=("linear", *call.origin))
 
     def dense(self, node: Node) -> None:
         """Appends the copy of a view into a buffer of its own, once."""

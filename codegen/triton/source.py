@@ -11,6 +11,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from types import ModuleType
 from typing import Literal, TypeAlias
 
@@ -170,15 +171,20 @@ def jit_text(module: ModuleType, names: Iterable[str]) -> str:
     """The text of ``@triton.jit`` functions of a module, in the module's order, to stand in a
     kernel's source. Names of functions that they call must be given too.
     """
-    wanted = set(names)
-    text = inspect.getsource(module)
-    found = [
-        ast.get_source_segment(text, node)
-        for node in ast.parse(text).body
-        if isinstance(node, ast.FunctionDef) and node.name in wanted
-    ]
+    wanted, functions = set(names), _functions(module)
+    found = [segment for name, segment in functions.items() if name in wanted]
     assert len(found) == len(wanted), f"{module.__name__} lacks one of {sorted(wanted)}"
     return "".join(f"\n\n@triton.jit\n{segment}\n" for segment in found)
+
+
+@cache
+def _functions(module: ModuleType) -> dict[str, str]:
+    """The text of each function of a module, in its order. Cutting them out costs 50 ms a module,
+    which emitting a kernel would spend again and again.
+    """
+    text = inspect.getsource(module)
+    nodes = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
+    return {node.name: ast.get_source_segment(text, node) or "" for node in nodes}
 
 
 def has_e4m3(target: Target) -> bool:

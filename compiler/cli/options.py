@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..registered import Chosen
 
 MODEL_HELP = (
-    "A Hugging Face folder (config.json + safetensors), a .gguf file, or a name of "
+    "A Hugging Face folder (config.json + safetensors), a .gguf or .onnx file, or a name of "
     "`tilewright models`."
 )
 ENGINE_HELP = (

@@ -103,7 +103,7 @@ def serve(
     except ModuleNotFoundError as error:
         raise UsageError(
             "tilewright serve",
-            expected="fastapi and uvicorn",
+            expected="fastapi, uvicorn and httptools",
             found=f"no {error.name}",
             remedy="Install them: pip install 'tilewright[serve]'.",
         ) from error

@@ -6,7 +6,7 @@ arguments but are not launched, its graphs are not captured, and its logits are 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +27,7 @@ from ...runtime.runner import ProgramRunner
 from ...runtime.sampling import Sampler
 from ...runtime.scheduler import Scheduler
 from ...runtime.step import Step
+from ...runtime.token_choice import TokenChooser
 from ...runtime.weights import load_weights
 from ..api import Phases, compile_image
 from ..options import KVCacheConfig, resolve_options
@@ -175,6 +176,7 @@ class _Executor(PagedExecutor):
     def _graphs(self, runner: ProgramRunner, pages: int) -> DecodeGraphs:
         graphs = _Graphs(runner, self.caches.tensors, self.max_sequences, pages)
         graphs.replayed = self.replay
+        graphs.chooser = _Chooser(runner)
         return graphs
 
     def replay(self) -> None:
@@ -183,6 +185,18 @@ class _Executor(PagedExecutor):
 
     def run(self, step: Step) -> torch.Tensor:
         return self.logits[: len(super().run(step))]
+
+
+class _Chooser(TokenChooser):
+    """Does what choosing takes of the host, and makes the tokens up."""
+
+    def choose(
+        self,
+        logits: torch.Tensor,
+        fields: Mapping[str, torch.Tensor],
+        params: Sequence[SamplingParams],
+    ) -> torch.Tensor:
+        return torch.zeros_like(super().choose(logits, fields, params))
 
 
 class _Graphs(DecodeGraphs):

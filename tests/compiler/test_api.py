@@ -95,7 +95,7 @@ def test_an_engine_for_another_device_is_made_but_does_not_run_here(tmp_path: Pa
         engine(X)
     with pytest.raises(EngineError, match="h100"):
         tw.load(tmp_path / "engine")
-    with pytest.raises(UnsupportedError, match="triton or eager"):
+    with pytest.raises(UnsupportedError, match="triton, eager, or onnxruntime with CUDA"):
         tw.compile(MLP(), (X,), target="h100", backend="onnxruntime")
 
 

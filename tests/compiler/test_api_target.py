@@ -91,6 +91,13 @@ def test_auto(
     assert (options.target.name, options.backend) == (target, chosen)
 
 
-def test_a_backend_of_cpus_does_not_compile_for_a_gpu() -> None:
-    with pytest.raises(UnsupportedError, match="runs on that device: triton or eager"):
+def test_onnxruntime_compiles_for_a_gpu_where_it_has_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    match = "triton, eager, or onnxruntime with CUDAExecutionProvider.*onnxruntime-gpu"
+    with pytest.raises(UnsupportedError, match=match):
         resolved("h100", "onnxruntime")
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
+    assert resolved("h100", "onnxruntime").backend == "onnxruntime"
+    assert resolved("h100", "auto").backend == "triton"  # which was not asked for

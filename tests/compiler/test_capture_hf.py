@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 
+from captured_models import captured_model
 from tilewright.compiler.capture_types import Captured
 from tilewright.compiler.hf_model import capture_causal_lm, meta_causal_lm
 from tilewright.errors import CaptureError
@@ -42,8 +43,7 @@ def calls(captured: Captured, target) -> list:
 
 @pytest.mark.parametrize("family", [*NAMED, *MORE])
 def test_family_gives_one_attention_a_layer_and_the_same_logits(family):
-    model = tiny_model(family)
-    captured = capture_causal_lm(model)
+    model, captured = captured_model(family)
     check_numbers(captured, model)
     layers = model.config.get_text_config().num_hidden_layers
     found = [(call.args[7], call.args[8], call.args[9]) for call in calls(captured, ATTENTION)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 
 import pytest
 import torch
@@ -23,8 +24,18 @@ def compiled(**options: object) -> tw.Engine:
     return tw.compile(tiny_model("llama"), target="h100", verify="off", **options)
 
 
+shared = cache(compiled)  # for tests that only read
+
+
+@cache
+def apart() -> tw.Engine:
+    """Compiled so that no norm is handed on."""
+    with alone():
+        return compiled()
+
+
 def test_a_causal_lm_on_triton_has_a_decode_program(tmp_path) -> None:
-    engine = compiled()
+    engine = shared()
     decode = engine.image.decode
     assert decode is not None
     inputs = set(decode.program.inputs)
@@ -57,9 +68,8 @@ def test_a_decode_layer_is_seven_launches_at_most() -> None:
 
 @pytest.mark.parametrize("tokens", [1, 2, 17])
 def test_a_decode_step_has_a_launch_fewer_for_each_norm_that_is_handed_on(tokens: int) -> None:
-    ours = decode_launches(tokens)
-    with alone():
-        theirs = decode_launches(tokens)
+    ours = decode_launches(shared(), tokens)
+    theirs = decode_launches(apart(), tokens)
     assert len(theirs) - len(ours) == (4 if tokens > 1 else 0)
     normalise = [name for name in ours if name.endswith("_normalise")]
     assert len(normalise) == (1 if tokens > 1 else 0)  # of the embedding, whose kernel is another
@@ -70,9 +80,9 @@ def test_norms_whose_steps_round_are_handed_on_too() -> None:
     assert decode is not None and sum(map(hands_on, decode.program.calls)) == 4
 
 
-def decode_launches(tokens: int) -> list[str]:
+def decode_launches(engine: tw.Engine, tokens: int) -> list[str]:
     """The functions that a step of so many sequences launches."""
-    image = compiled().image
+    image = engine.image
     program, names = image.decode.program, []
     for call in program.calls:
         source = read_package(image.files.__getitem__, call.kernel.rsplit("/", 1)[1]).source
@@ -84,7 +94,7 @@ def decode_launches(tokens: int) -> list[str]:
 
 def compiled_layers() -> list:
     """The calls of the second layer of two."""
-    calls = compiled().image.decode.program.calls
+    calls = shared().image.decode.program.calls
     starts = [i for i, call in enumerate(calls) if "append_kv" in call.kernel]
     first, second = starts[:2]
     return list(calls[second - 1 : second - 1 + (second - first)])
@@ -95,11 +105,11 @@ def compiled_layers() -> list:
     [{"backend": "eager"}, {"deterministic": True}, {"kv_cache": None}],
 )
 def test_others_have_none(options: dict[str, object]) -> None:
-    assert compiled(**options).image.decode is None
+    assert shared(**options).image.decode is None
 
 
 def test_a_pass_limit_reaches_into_the_decode_passes(monkeypatch) -> None:
-    whole = len(compiled().image.graphs) - 1
+    whole = len(shared().image.graphs) - 1
     monkeypatch.setenv("TILEWRIGHT_PASS_LIMIT", str(whole))
     assert compiled().image.decode is None
     monkeypatch.setenv("TILEWRIGHT_PASS_LIMIT", str(whole + 1))
@@ -108,7 +118,7 @@ def test_a_pass_limit_reaches_into_the_decode_passes(monkeypatch) -> None:
 
 
 def test_a_deterministic_engine_computes_no_sum_in_a_library() -> None:
-    engine = compiled(deterministic=True)
+    engine = shared(deterministic=True)
     kinds = {call.kind for call in engine.image.program.calls}
     assert kinds == {"generated", "template"}
     assert CHOICES not in engine.image.files  # nor is any cut looked up

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import pytest
 import torch
 
 import tilewright as tw
+from captured_models import capture_once, captured_model
 from emitted_running import ROOM, agrees_with_hugging_face
 from tilewright.compiler import api, emit
-from tilewright.compiler.hf_model import capture_causal_lm
 from tilewright.errors import TilewrightError
 from tilewright.runtime.bucketing import LengthBuckets
 from tiny_models import NAMED, PROMPTS, greedy, tiny_model
@@ -66,16 +65,15 @@ def _check(engine: tw.Engine, expected: Expected) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def _captured_once() -> Iterator[None]:
     """What is compiled for one backend after the other is captured for the first of them."""
-    kept = lru_cache(maxsize=1)(capture_causal_lm)
     with pytest.MonkeyPatch.context() as patch:
         for module in (api, emit):
-            patch.setattr(module, "capture_causal_lm", kept)
+            patch.setattr(module, "capture_causal_lm", capture_once)
         yield
 
 
 @pytest.fixture(scope="module", params=NAMED)
 def case(request: pytest.FixtureRequest):
-    model = tiny_model(request.param)
+    model, _ = captured_model(request.param)
     return request.param, model, _expected(model)
 
 

@@ -58,7 +58,6 @@ def test_loading_an_engine_needs_neither_compiler_nor_passes():
 
 
 def test_compile_is_imported_without_transformers_or_a_device():
-    _probe("tilewright.compile")
     probe = _probe("tilewright.compile")
     assert not _heavy(probe)
     assert not probe["cuda"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from functools import cache
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -29,7 +28,6 @@ from tilewright.runtime.beam_search import BeamSearcher
 from tilewright.runtime.beams import BeamSearchParams
 from tilewright.runtime.engine import score
 from tilewright.runtime.grammar import Grammars, Matcher
-from tilewright.runtime.masked_sampling import choose_masked, kind_of
 
 MAX_LEN, EOS = 48, VOCAB - 1
 FORMS = [
@@ -199,35 +197,3 @@ def test_a_dropped_stream_leaves_nothing():
     check_idle(loop)
     params = of_form(2, max_new_tokens=9)
     assert facts(loop.generate([[4]], params)) == facts(stepwise().generate([[4]], params))
-
-
-@pytest.mark.parametrize(
-    ("kind", "given"),
-    [
-        ("greedy", {}),
-        ("random", {"temperature": 1.0}),
-        ("cut", {"temperature": 1.0, "top_k": 2}),
-        ("cut", {"temperature": 1.0, "top_p": 0.9}),
-        ("cut", {"temperature": 1.0, "min_p": 0.01}),
-    ],
-)
-def test_rows_without_a_mask_keep_their_tokens(kind, given):
-    each = [SamplingParams(), SamplingParams(**given)]
-    assert kind_of(each) == kind
-    logits = torch.randn(4, 70)
-    logits[2, 3:] = torch.nan
-    logits[1, [33, 35]] = torch.tensor([0.5, 0.7])
-    tokens = torch.tensor([61, 62, 63, 64])
-    mask = np.zeros(3, dtype=np.int32)
-    mask[1] = 0b1010  # tokens 33 and 35
-    fields = {
-        "temperature": torch.tensor([0.0, float(kind != "greedy"), 0.0, 0.0]),
-        "top_k": torch.full((4,), given.get("top_k", 0), dtype=torch.int32),
-        "top_p": torch.full((4,), given.get("top_p", 1.0)),
-        "min_p": torch.full((4,), given.get("min_p", 0.0)),
-        "uniform": torch.tensor([0.0, 0.1, 0.0, 0.0]),
-    }
-    choose_masked(logits, tokens, [None, mask, mask], fields, kind=kind)
-    assert tokens[[0, 3]].tolist() == [61, 64]
-    assert tokens[1] == (35 if kind == "greedy" else 33)
-    assert tokens[2] == -1  # no number among what may come

@@ -197,11 +197,63 @@ def test_the_next_step_is_queued_before_the_device_has_done_one():
     prompts = [[1, 2, 3], [4], [5, 6]]
     results = loop.generate(prompts, LONG)
     assert [r[0].token_ids for r in results] == [greedy(p, 12) for p in prompts]
-    assert queue_of(loop).ahead == 10  # of 11 decode steps all but the first
+    assert queue_of(loop).ahead == 11  # every decode step, the first behind the prompts
     assert loop.executor.general.runs == 1 and loop.executor.decoding.runs == 11
     counters = loop.counters
     assert (counters.steps, counters.tokens_computed, counters.discarded_tokens) == (12, 39, 0)
     assert counters.prefill_tokens == 6 and counters.sampled_tokens == 36
+    check_idle(loop)
+
+
+def test_prompts_that_come_later_are_queued_behind_what_runs():
+    loop = lazy(max_tokens_per_step=6)
+    drawn = SamplingParams(max_new_tokens=20, temperature=1.25, top_k=5, seed=4)
+    prompts = [[1, 2, 3], [*range(14)], [4], [5, 6]]
+    requests = [loop.submit(prompts[0], drawn)]
+    for prompt in prompts[1:]:
+        loop.step()
+        loop.step()
+        requests.append(loop.submit(prompt, drawn))
+    plans = []
+    plan_ahead = loop.scheduler.schedule_ahead
+    loop.scheduler.schedule_ahead = lambda: plans.append(plan_ahead()) or plans[-1]
+    while not all(request.finished for request in requests):
+        loop.step()
+    results = [request.completions() for request in requests]
+    assert facts(results) == facts(stepwise().generate(prompts, drawn))
+    assert sum(plan is None for plan in plans) == 1  # at the very end
+    assert loop.executor.general.runs == 5  # 3; 14 beside one, in chunks of 5, 5 and 4 and 1; 2
+    check_idle(loop)
+
+
+def test_who_needs_the_host_to_sample_is_not_admitted_ahead():
+    loop = lazy()
+    first = loop.submit([1, 2, 3], LONG)
+    loop.step()
+    penalised = SamplingParams(max_new_tokens=4, repetition_penalty=1.5)
+    others = [loop.submit([4], LONG), loop.submit([5], penalised)]
+    while not all(request.finished for request in (first, *others)):
+        loop.step()
+    found = [request.completions() for request in (first, *others)]
+    alone = [([1, 2, 3], LONG), ([4], LONG), ([5], penalised)]
+    assert facts(found) == [facts(stepwise().generate([p], q))[0] for p, q in alone]
+    check_idle(loop)
+
+
+def test_a_row_of_before_a_preemption_is_void():
+    loop = lazy()
+    one, two = loop.submit([1, 2, 3], LONG), loop.submit([4, 5], LONG)
+    loop.step()
+    with loop.lock:
+        loop.make_room(loop.pool.num_available + 1)  # the second, which then waits
+    assert loop.scheduler.num_preemptions == 1
+    while not (one.finished and two.finished):
+        loop.step()
+    assert [r.completions()[0].token_ids for r in (one, two)] == [
+        greedy([1, 2, 3], 12),
+        greedy([4, 5], 12),
+    ]
+    assert loop.counters.discarded_tokens == 1
     check_idle(loop)
 
 
@@ -228,11 +280,10 @@ def test_a_sequence_that_ends_in_the_window_discards_one_token():
 def test_what_is_constant_is_not_copied_again():
     loop = lazy(page_size=16)
     loop.generate([[1, 2]], SamplingParams(max_new_tokens=40))
-    copies = queue_of(loop).copies[::2]  # every other is of tokens
-    full, ahead, with_tables = copies[0], copies[1], copies[14]
-    assert full > with_tables > ahead
-    assert sorted(set(copies)) == [ahead, with_tables, full]
-    assert copies.count(full) == 1 and copies.count(with_tables) == 2  # pages 2 and 3
+    copies = queue_of(loop).copies[2::2]  # behind the prompt's; every other is of tokens
+    with_tables, ahead = copies[0], copies[1]
+    assert with_tables > ahead and set(copies) == {ahead, with_tables}
+    assert copies.count(with_tables) == 3  # of the first step, and with pages 2 and 3
 
 
 def test_pinned_memory_is_not_written_while_the_device_may_read_it(monkeypatch):

@@ -290,7 +290,8 @@ def _rest(sock: socket.socket) -> bytes:
         (400, b"GET /" + b"y" * MANY + b" HTTP/1.1\r\nHost: x\r\n\r\n"),
         (400, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"),  # TLS
         (400, b"GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"),
-        (405, b"BREW /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"),
+        (405, b"PATCH /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"),
+        (400, b"BREW /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"),
     ],
 )
 def test_heads_that_are_none(client, served, status, data) -> None:

@@ -24,9 +24,8 @@ IN_TORCH = {"mixtral": ["topk"]}
 
 
 # Those that differ in what is generated; the others differ from them in their sizes and names.
-APART = frozenset(
-    {"llama", "gpt2", "gemma2", "mixtral", "phi3", "falcon", "qwen3", "olmo2", "stablelm"}
-)
+# llama and qwen3 are compiled below.
+APART = frozenset({"gpt2", "gemma2", "mixtral", "phi3", "falcon", "olmo2", "stablelm"})
 
 
 @pytest.mark.parametrize(
@@ -58,7 +57,11 @@ def test_sequences_share_steps_of_prefill_and_decode() -> None:
     assert [completion.token_ids for completion in found] == expected
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    # In float32 the test above has such a step, against Hugging Face's tokens.
+    "dtype",
+    [pytest.param("float32", marks=pytest.mark.nightly), "bfloat16"],
+)
 def test_norms_that_are_handed_on_give_the_logits_of_the_graph(dtype: str) -> None:
     options = {"target": "cpu", "backend": "triton", "max_model_len": 32, "verify": "off"}
     image = tw.compile(tiny_model("llama"), dtype=dtype, **options).image

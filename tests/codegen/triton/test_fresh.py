@@ -138,7 +138,9 @@ def _noted(kernel, taken):
 def test_nobody_says_so_and_the_kernel_computes_it(engine) -> None:
     program: Program = engine.image.program
     shares = [c for c in program.calls if c.origin == ("paged_attention",)]
-    made = [c for c in program.at({"T": 9000, "B": 1}).calls if c.origin == ("paged_attention",)]
+    made = [
+        c for c in program.at({"T": 9000, "B": 1, "R": 1}).calls if c.origin == ("paged_attention",)
+    ]
     assert len(made) * 2 == len(shares)
     assert all(call.kernel.startswith("triton/template/paged_attention") for call in made)
     again = Program.from_json(program.to_json())

@@ -24,6 +24,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Worker]:
             found.append(self)
 
     monkeypatch.setattr(workers, "Worker", Seen)
+    monkeypatch.setattr(workers, "_KEPT", workers._Kept())  # not those of the session
     return found
 
 

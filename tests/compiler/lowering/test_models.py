@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from captured_models import captured_model
 from lowering_oracle import assert_same
-from tilewright.compiler.hf_model import capture_causal_lm
 from tilewright.compiler.lowering import foreign_ops, lower
 from tilewright.ir.interpreter import interpret
 from tilewright.ir.parser import parse_graph
 from tilewright.ir.printer import print_graph
-from tiny_models import NAMED, VOCAB, tiny_model
+from tiny_models import NAMED, VOCAB
 
 # Beyond the named ones: ALiBi, chunks, routing by scatter, complex rotation.
 OTHERS = ("mpt", "deepseek_v3", "llama4")
@@ -20,8 +20,8 @@ OTHERS = ("mpt", "deepseek_v3", "llama4")
 
 @pytest.mark.parametrize("name", [*NAMED, *OTHERS])
 def test_causal_lm(name: str) -> None:
-    model = tiny_model(name)
-    graph = lower(capture_causal_lm(model), name)
+    model, captured = captured_model(name)
+    graph = lower(captured, name)
     assert not foreign_ops(graph)
     assert parse_graph(print_graph(graph), graph.weights) == graph
     for length in (3, 13):

@@ -282,6 +282,7 @@ def test_no_spills_on_an_h100() -> None:
         assert resources.shared == 0 or not alone, model
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("arch", "model"),
     [(80, "gptj 6b"), (86, "qwen3 8b"), (89, "gptj 6b"), (100, "qwen3 8b"), (120, "gptj 6b")],

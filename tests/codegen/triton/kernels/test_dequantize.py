@@ -139,7 +139,7 @@ def test_it_compiles_without_spills_and_stores_widely(codes) -> None:
     [
         # In bfloat16 two of its tokens are exactly as likely, with a weight from torch as well.
         ("int4", {"group": 32, "symmetric": False}, "float32"),
-        ("int8-weight", {}, "bfloat16"),
+        pytest.param("int8-weight", {}, "bfloat16", marks=pytest.mark.nightly),
     ],
 )
 def test_prefill_of_an_engine_runs_nothing_of_it_in_torch(scheme, form, dtype) -> None:

@@ -149,10 +149,10 @@ SHAPES = {  # of Llama-3-8B and 1B: K, N, halves, norm
 @pytest.mark.parametrize(
     "arch, names",
     [
-        ("a100", ["gate_up"]),
-        ("l4", ["down"]),
+        pytest.param("a100", ["gate_up"], marks=pytest.mark.nightly),
+        pytest.param("l4", ["down"], marks=pytest.mark.nightly),
         ("h100", ["gate_up", "down", "small"]),
-        ("b200", ["small"]),
+        pytest.param("b200", ["small"], marks=pytest.mark.nightly),
     ],
 )
 def test_defaults_compile_ahead_of_time_and_do_not_spill(arch: str, names: list[str]) -> None:

@@ -229,6 +229,7 @@ def test_no_spills_on_an_h100() -> None:
         assert first.registers <= 64, case  # greedy rows: full occupancy
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("arch", [80, 100])
 def test_every_architecture_compiles_it(arch: int) -> None:
     (resources,) = resources_of([(128_256, DType.BF16)], arch)
