@@ -101,6 +101,7 @@ def attention_call() -> Node:
     return make("attention", q, k, v, mask, None, None, scale=0.1, causal=True)
 
 
+WIDE = Form(k=64, n=4224, halves=True, dtype=DType.BF16)  # as many tiles as multiprocessors
 EXPERTS = experts_forms.Form(32, 4, 512, 256, DType.BF16, biases=True)
 CASES = {
     "linear_gemv": (linear_call, {"B": 1}),
@@ -119,13 +120,14 @@ CASES = {
     ),
     "rows": (lambda: walk_forms.norm_call(8192), {"T": 32}),
     "elementwise": (lambda: walk_forms.gated_call(2048), {"T": 32}),
+    "wide_linear": (lambda: linear_node(WIDE), {"B": 512}),
     "attention": (attention_call, {}),
     "expert_rows": (lambda: experts_forms.node_of(EXPERTS), {"T": 2}),
     "expert_groups": (lambda: experts_forms.node_of(EXPERTS), {"T": 50}),
 }
 KERNELS = [name for name in CASES if name != "attention"]  # of the libraries alone
 # Those left out are cut as the plain ones are, or compiled in tests of their own.
-COMPILED = [name for name in KERNELS if not name.startswith(("scaled", "expert"))]
+COMPILED = [name for name in KERNELS if not name.startswith(("scaled", "expert", "wide"))]
 
 
 def tunable(name: str) -> KernelTunable:
