@@ -32,6 +32,8 @@ from .linear import _Linear, problem_of
 from .template import Sizes, sensible
 
 _STEPS = 2  # of a program's share of tiles that are shared, at least
+_WAIT = 1e-6  # seconds between two tiles of a program, where none begins while one is stored
+_GROUP, _OTHER_GROUP = 8, 1.03
 _ROUNDS = 4  # of tiles, from which a last one that is not full costs less than parts do
 
 
@@ -116,6 +118,18 @@ class WideLinear(_Linear):
             splits=2 if cut.shared else 1,
             warps=cut.num_warps,
         )
+
+    def prior(self, node: Node, config: Config, sizes: Sizes, target: Target) -> float:
+        """By its work, and by what decides between cuts of the same work: tiles that begin while
+        others are stored, and the groups that a trial had.
+        """
+        seconds = super().prior(node, config, sizes, target)
+        if is_library(config):
+            return seconds
+        p, cut = problem_of(node), tiles_of(config)
+        rounds = -(-_count(p, cut, evaluate(p.tokens, sizes)) // target.sms)
+        waits = 0.0 if cut.flat else _WAIT * (rounds - 1)
+        return (seconds + waits) * (1.0 if cut.group == _GROUP else _OTHER_GROUP)
 
     def numerics(self, config: Config) -> str:
         """Products add up step by step; parts begin where tiles and steps say."""
