@@ -77,8 +77,14 @@ class Wide:
 def find_wide(graph: Graph, target: Target, cuts: Cuts | None = None) -> Mapping[Node, Wide]:
     """By its nodes, ``linear`` and ``last``, each product of which our kernel has a share."""
     found: dict[Node, Wide] = {}
+    known: dict[object, tuple[WideShare, ...]] = {}  # layers are alike, and a tuner is slow to ask
     for product in wide_products(graph, target):
-        shares = tuple(_shares(product.problem, target, cuts))
+        p = product.problem
+        types = tuple(operand.type for operand in p.node.operands)
+        alike = (p.body, types, p.x.row, p.x.offset, tuple(p.places.values()))
+        shares = known.get(alike)
+        if shares is None:
+            shares = known[alike] = tuple(_shares(p, target, cuts))
         if len(shares) > 1:
             found[product.linear] = found[product.last] = Wide(product, shares)
     return found

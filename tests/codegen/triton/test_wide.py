@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from handed_forms import drawn
-from linear_forms import ERROR, B
+from linear_forms import ERROR, B, Form, node_of
 from tilewright.autotune.store import Store
 from tilewright.codegen.program import Program
 from tilewright.codegen.triton.backend import BACKEND, OwnBytes
@@ -21,7 +21,7 @@ from tilewright.codegen.triton.lowering import lower_graph
 from tilewright.codegen.triton.package import KernelPackage
 from tilewright.codegen.triton.tuning.beside_library import is_library
 from tilewright.codegen.triton.tuning.conditions import conditions_here
-from tilewright.codegen.triton.tuning.problems import WIDE, problems_of
+from tilewright.codegen.triton.tuning.problems import GEMM, WIDE, problems_of
 from tilewright.codegen.triton.tuning.tunable import KernelTunable
 from tilewright.codegen.triton.wide import BUCKETS, find_wide, wide_products
 from tilewright.ir.build import input_node, make, param
@@ -137,6 +137,19 @@ def test_what_stands_behind_a_product_is_taken_where_it_fits(kind: str, ops: lis
 
 
 @pytest.mark.quick
+def test_a_tuner_is_asked_once_for_layers_that_are_alike() -> None:
+    x = input_node("x", TensorType(DType.BF16, (B, 64)))
+    for width in (64, 128):  # of the second layer
+        shapes = ((64, 64), (width, 64))
+        layers = [param(f"w{i}", TensorType(DType.BF16, s)) for i, s in enumerate(shapes)]
+        outputs = tuple(make("linear", x, weight, None) for weight in layers)
+        told = Told({512: CUT})
+        found = find_wide(Graph("g", (x,), outputs), H100, told)
+        assert set(found) == set(outputs)
+        assert len(told.asked) == len(BUCKETS) * len({*shapes})
+
+
+@pytest.mark.quick
 def test_a_head_over_fewer_rows_is_left_alone() -> None:
     x, few = (input_node(n, TensorType(DType.BF16, (symbol(s), 64))) for n, s in ("xT", "yL"))
     weights = [param(f"w{i}", TensorType(DType.BF16, (64, 64))) for i in range(3)]
@@ -208,7 +221,9 @@ def test_its_problems_are_those_of_graphs_of_any_tokens() -> None:
 
 @pytest.mark.quick
 def test_the_library_that_it_is_timed_against_is_the_library() -> None:
-    for one in (tunables(graph_of())[-1], tunables(graph_of(kind="plain"))[-1]):
+    gated = Form(64, 8192, DType.BF16, halves=True)
+    decode = KernelTunable.of(GEMM, node_of(gated), {"B": 16}, H100)
+    for one in (decode, tunables(graph_of())[-1], tunables(graph_of(kind="plain"))[-1]):
         (config,) = one.pinned
         program, _ = one.template.calls(one.node, config, H100) or pytest.fail("no calls")
         ours = {"library", "generated"}
