@@ -29,7 +29,7 @@ from ..source import KernelSource
 from ..wide import default_tiles
 from .beside_library import LIBRARY, is_library, library_config, of_ours
 from .linear import _Linear, problem_of
-from .template import Sizes, sensible
+from .template import Facts, Sizes, sensible
 
 _STEPS = 2  # of a program's share of tiles that are shared, at least
 _WAIT = 1e-6  # seconds between two tiles of a program, where none begins while one is stored
@@ -55,6 +55,11 @@ class WideLinear(_Linear):
     def serves(self, node: Node, target: Target) -> bool:
         """Also the target has the descriptors, and rows lie as these want them."""
         return self.takes(node) and takes_wide(problem_of(node), target)
+
+    def facts(self, node: Node, sizes: Sizes) -> Facts:
+        """As for few tokens, but that they are the fewest: no decode step is of these problems."""
+        facts = super().facts(node, sizes)
+        return tuple(("from_tokens" if n == "tokens" else n, value) for n, value in facts)
 
     def cuts(self, node: Node, sizes: Sizes, target: Target) -> Space:
         """Tiles, warps and stages; strips; how tiles are handed out."""

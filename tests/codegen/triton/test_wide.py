@@ -210,8 +210,9 @@ def tunables(graph: Graph, sequences: int | None = None) -> list[KernelTunable]:
 @pytest.mark.quick
 def test_its_problems_are_those_of_graphs_of_any_tokens() -> None:
     found = tunables(graph_of())
-    assert [dict(one.key.problem)["tokens"] for one in found] == list(BUCKETS)
+    assert [dict(one.key.problem)["from_tokens"] for one in found] == list(BUCKETS)
     assert not tunables(graph_of(), 128)
+    assert not any("tokens" in dict(one.key.problem) for one in found)  # as decode steps have
     assert [is_library(one.default) for one in found] == [True] + [False] * 5
     plain = tunables(graph_of(kind="residual"))
     assert all(is_library(one.default) for one in plain) and len(plain) == len(BUCKETS)
@@ -235,7 +236,7 @@ def test_a_record_decides_for_its_tokens(tmp_path: Path) -> None:
     graph = graph_of(kind="plain")
     store = Store(tmp_path / "tuning.jsonl")
     for one in tunables(graph):
-        if dict(one.key.problem)["tokens"] == 1024:
+        if dict(one.key.problem)["from_tokens"] == 1024:
             ours = next(c for c in one.space.configs() if c["shared"] and not is_library(c))
             store.add(choice_of(one, ours, conditions=conditions_here()))
     lowered = BACKEND.lower(graph, TARGETS["cpu"], tuning=store)
@@ -243,5 +244,5 @@ def test_a_record_decides_for_its_tokens(tmp_path: Path) -> None:
         ours = 1024 <= tokens < 2048
         assert kinds(lowered.program, tokens) == ["template" if ours else "library"]
     lines = [json.loads(line) for line in lowered.files["tuning.jsonl"].splitlines()]
-    used = [one["key"]["problem"]["tokens"] for one in lines if one["used"]]
+    used = [one["key"]["problem"]["from_tokens"] for one in lines if one["used"]]
     assert used == [1024] and len(lines) == len(BUCKETS)
