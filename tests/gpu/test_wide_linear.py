@@ -17,12 +17,17 @@ from tilewright.codegen.triton.kernels.wide_linear_tiles import (
     takes_wide,
 )
 from tilewright.codegen.triton.source import KernelSource
+from tilewright.codegen.triton.tuning.beside_library import is_library
+from tilewright.codegen.triton.tuning.problems import WIDE
+from tilewright.codegen.triton.tuning.runner import KernelRunner
+from tilewright.codegen.triton.tuning.tunable import KernelTunable
 from tilewright.ir.dtypes import DType
 
 pytestmark = pytest.mark.gpu
 TOKENS = (1, 300, 512, 777)
 FORMS = [
-    *(Form(k, n, d, halves=True) for k, n in ((4096, 14336), (1000, 1048)) for d in (DType.BF16,)),
+    Form(4096, 14336, DType.BF16, halves=True),
+    Form(1000, 1048, DType.BF16, halves=True),
     Form(1000, 1048, DType.F16, halves=True, behind=("scaled",)),
     Form(4096, 6144, DType.BF16),
     Form(3584, 1024, DType.BF16, behind=("residual",)),
@@ -77,6 +82,18 @@ def check(sources: list, forms: list[Form]) -> None:
             bases, operands = operands_of(form, tokens, device="cuda")
             (found,) = kernel([on_device(base) for base in bases], {"B": tokens})
             assert_close(form, found, in_float64(body_of(form), operands))
+
+
+def test_the_tuner_checks_and_times_our_cuts_and_the_library() -> None:
+    one = KernelTunable.of(WIDE, node_of(Form(1024, 4224, DType.BF16)), {"B": 512}, here())
+    cuts = [c for c in one.space.configs() if not is_library(c) and c["block_m"] == 128]
+    shared = next(c for c in cuts if c["shared"])
+    whole = next(c for c in cuts if not c["shared"])
+    runner = KernelRunner(one.runner.spec)
+    for config in (*one.pinned, whole, shared):
+        runner.prepare(config)
+        assert runner.check(config) <= 1
+        assert all(1e-7 < seconds < 1e-2 for seconds in runner.time(config, 3))
 
 
 def test_shared_steps_give_the_same_bits_every_time() -> None:

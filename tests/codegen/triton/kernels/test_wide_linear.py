@@ -55,7 +55,7 @@ def check(form: Form, tokens: int, tiles: WideTiles, programs: int) -> None:
     assert not any(int(counter.count_nonzero()) for counter in kernel._counters)
 
 
-@settings(max_examples=14, deadline=None, phases=PHASES)
+@settings(max_examples=10, deadline=None, phases=PHASES)
 @given(
     form=st.builds(
         Form,
