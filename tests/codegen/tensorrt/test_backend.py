@@ -15,7 +15,10 @@ from tensorrt_fakes import Device
 from tensorrt_running import graph_of
 from tilewright.codegen.base import get_backend
 from tilewright.codegen.tensorrt import flavor, regions
+from tilewright.codegen.tensorrt.backend import NO_PLUGINS
 from tilewright.codegen.tensorrt.profiles import Profile, Range
+from tilewright.compiler.options import resolve_options
+from tilewright.compiler.quantizing import keeps_codes
 from tilewright.errors import EngineError, UnsupportedError, UsageError, VerificationError
 from tilewright.runtime.engine import start
 from tilewright.runtime.folder import save_engine
@@ -140,6 +143,7 @@ def test_experts_are_left_to_torch(device: Device, saved) -> None:
     report = engine.report()
     assert report["calls"]["tensorrt"] == 3, report["calls"]  # around the experts of two layers
     assert any("moe_experts" in note and "1 like it" in note for note in report["fallbacks"])
+    assert NO_PLUGINS in report["fallbacks"]
     found = [c.token_ids for c in engine.generate([list(p) for p in PROMPTS], PARAMS)]
     assert found == hugging_face("mixtral")
 
@@ -159,6 +163,21 @@ def test_a_wrong_network_is_found(device: Device, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(regions.CONVERTERS, "gated", lambda w, node: w.value(node.operands[0]))
     with pytest.raises(VerificationError, match="backend tensorrt"):
         tw.compile(tiny_model("llama"), **OPTIONS)
+
+
+@pytest.mark.usefixtures("device")
+def test_a_files_codes_become_numbers() -> None:
+    """Those of GGUF have zero points or short groups, and TensorRT no layer for them."""
+    common = {
+        "dtype": "bfloat16",
+        "max_model_len": None,
+        "max_batch_size": None,
+        "kv_cache": "auto",
+    }
+    options = resolve_options(
+        target="l4", backend="tensorrt", verify="off", trust_remote_code=False, **common
+    )
+    assert not keeps_codes(options)
 
 
 def test_plain_modules_are_left_to_torch(device: Device) -> None:
