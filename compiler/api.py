@@ -124,8 +124,8 @@ def compile(
             max_batch_size sequences of full length, or for what fits.
         tune: "cached" uses what is known of kernels, "none" does not; "quick", "full" or a
             TuneConfig (trials a problem, seconds in all) measure first what is not known, here.
-        decode: "kernels", or "persistent": on Triton a step of one sequence is one launch for all
-            layers. Experimental: dense decoders in bfloat16.
+        decode: "kernels", or "persistent": on Triton a step of one sequence (":8": of up to 8) is
+            one launch for all layers. Experimental: dense decoders in bfloat16.
         progress: called as phases begin.
 
     Returns:

@@ -8,9 +8,9 @@ import torch
 import tilewright as tw
 from persistent_forms import Model, by_interpreter, step_inputs
 from tilewright.codegen.persistent.decode import PersistentDecode, on_device
-from tilewright.codegen.persistent.generate import Tiling
 from tilewright.codegen.persistent.reading import read_decode
 from tilewright.codegen.persistent.source import compile_persistent, persistent_source
+from tilewright.codegen.persistent.tiling import Tiling
 from tilewright.errors import KernelError
 from tilewright.targets import Target
 from tiny_models import greedy, tiny_model

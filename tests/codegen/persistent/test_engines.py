@@ -93,14 +93,19 @@ def compiled(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_an_engine_has_it_where_it_is_asked_for(compiled, tmp_path) -> None:
-    engine = compiled(backend="triton", decode="persistent", max_batch_size=2)
-    (one,) = (c for c in engine.image.decode.program.calls if "/persistent/" in c.kernel)
+    engine = compiled(backend="triton", decode="persistent:2", max_batch_size=4)
+    calls = engine.image.decode.program.calls
+    one, *more = (call for call in calls if "/persistent/" in call.kernel)
+    assert [str(call.guard) for call in more] == ["(-1*B + 2, B - 2)"]
+    for number in (1, 2, 3):
+        made = [call.kind for call in engine.image.decode.program.at({"B": number}).calls]
+        assert ("persistent" in made) == (number < 3) == (len(made) == 2)
     assert one.kind == "persistent" and str(one.guard) == "(-1*B + 1,)"
     engine.save(tmp_path / "engine")
     assert load_image(tmp_path / "engine").decode == engine.image.decode
     settings = [Setting("decode", 1, 64)]
     report = kernel_report(engine.image, settings)
-    assert [kernel.kind for kernel in report.kernels].count("persistent") == 1
+    assert [kernel.kind for kernel in report.kernels].count("persistent") == 2
 
 
 @pytest.mark.parametrize(
