@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from persistent_forms import Model, by_interpreter, step_inputs, together
 from tilewright.codegen.persistent.decode import PersistentDecode, in_interpreter
 from tilewright.codegen.persistent.reading import Attention, Begin, Product, Shape, read_decode
-from tilewright.codegen.persistent.source import compile_persistent, persistent_source
+from tilewright.codegen.persistent.source import persistent_source
 from tilewright.codegen.persistent.table import make_calls, make_items, num_items, num_tiles
 from tilewright.codegen.persistent.tiling import Tiling
 from tilewright.errors import KernelError, UnsupportedError, UsageError
@@ -34,7 +34,7 @@ def decoder(tensors: dict[str, torch.Tensor], shape: Shape = SHORT) -> Persisten
 def test_it_computes_what_the_graph_says() -> None:
     tensors = MODEL.tensors(1, len(PAGES))
     ours = decoder(tensors, read_decode(GRAPH))
-    for length, token in ((1, 3), (21, 7), (64, 2)):  # alone, one behind a page, all splits full
+    for length, token in ((1, 3), (61, 7)):  # alone; one behind a page, all splits in use
         inputs = step_inputs(PAGES, length, token, MODEL.page)
         expected = by_interpreter(GRAPH, tensors, inputs)
         ours.run(inputs, tensors)
@@ -168,7 +168,7 @@ def test_memory_that_is_missing_or_lies_elsewhere_is_refused() -> None:
     programs=st.integers(1, 9),
     ahead=st.integers(0, 3),
 )
-@settings(max_examples=12)
+@settings(max_examples=8)
 def test_each_weight_is_read_once_by_whoever_has_its_tile(
     rows: int, num_warps: int, programs: int, ahead: int
 ) -> None:
@@ -197,10 +197,3 @@ def test_each_weight_is_read_once_by_whoever_has_its_tile(
                     read[first : first + rows, column : column + left] += 1
         assert read.min() == 1
         assert (read > 1).sum() <= 2 * rows * form.k  # the last tile lies over the one before
-
-
-def test_it_compiles_for_a_gpu_without_spilling() -> None:
-    source = persistent_source(SHORT, replace(ALONE, rows=2, programs=132))
-    (binary,) = compile_persistent([source], 90)
-    assert binary.cooperative
-    assert binary.resources.spills == 0
