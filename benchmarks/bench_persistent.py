@@ -30,6 +30,7 @@ from pathlib import Path
 
 import torch
 from graph_timing import read_rate
+from persistent_picture import picture
 from persistent_steps import (
     CONFIGS,
     DEVICE,
@@ -89,10 +90,12 @@ class Output:
     Attributes:
         file: where they stand; None for nowhere.
         model: whose lines count.
+        pictures: the folder for pictures of steps; None for none.
     """
 
     file: Path | None
     model: str
+    pictures: Path | None = None
 
     def done(self) -> dict[str, dict[str, object]]:
         """The last line of each tiling."""
@@ -163,8 +166,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="fewer layers than the model has")
     parser.add_argument("--soak", type=int, default=0, help="replays of the default at the end")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--pictures", type=Path, help="a folder for pages that show a step")
     options = parser.parse_args()
-    output = Output(options.output, f"{options.model} x {options.batch}")
+    output = Output(options.output, f"{options.model} x {options.batch}", options.pictures)
     done = output.done()
     names = [name for name in options.tiling or SWEEPS[options.model] if name not in done]
     for name, line in done.items():
@@ -256,6 +260,8 @@ def _one(
         text, rows = breakdown(ours.timeline, bench.shape)
         print(text, flush=True)
         bench.output.add(f"{name} timed", line=text, rows=rows)
+        if bench.output.pictures is not None:
+            _draw(bench, ours.timeline, name)
         return
     seconds = _replays(lambda: ours.run(bench.inputs, caches))
     ours.check()
@@ -265,6 +271,17 @@ def _one(
     print(line, flush=True)
     facts = {"us": seconds * 1e6, "floor_us": bench.floor * 1e6, "checked": said}
     bench.output.add(name, line=line, registers=used.registers, spills=used.spills, **facts)
+
+
+def _draw(bench: Bench, timeline: torch.Tensor, name: str) -> None:
+    """The whole step, and two layers in the middle of it."""
+    folder, calls = bench.output.pictures, len(bench.shape.calls)
+    assert folder is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, shown in (("step", range(calls)), ("layers", range(calls // 2, calls // 2 + 10))):
+        title = f"{bench.output.model}, {name}"
+        page = picture(timeline, bench.shape, title, range(shown.start, min(shown.stop, calls)))
+        (folder / f"{bench.output.model.replace(' ', '')}-{kind}.html").write_text(page)
 
 
 def _as_program(bench: Bench, name: str, tiling: Tiling) -> None:
