@@ -94,7 +94,7 @@ def compile(
         tune: "cached" uses what is known of kernels, "none" does not; "quick", "full" or a
             TuneConfig (trials a problem, seconds in all) measure first what is not known, here.
         strict: whether what the backend leaves to torch, or to parts, is an error, not a note.
-        decode: "kernels", or "persistent" (experimental): one launch a step of one sequence.
+        decode: "kernels", or "persistent" (experimental; ":8" too): one launch a step.
         progress: called as phases begin.
 
     Returns:
