@@ -79,9 +79,9 @@ class BlockTables:
         self.write(seq, start, pages)
         self.data[self.rows[seq], start + len(pages) :] = 0
 
-    def gather(self, seqs: Sequence[int], width: int) -> Tensor:
-        """i32[B, width]: the rows of sequences."""
-        return torch.from_numpy(self.data[:, :width][self.places(seqs)])
+    def gather(self, rows: NDArray[np.int64], width: int) -> Tensor:
+        """i32[B, width]: the beginnings of rows."""
+        return torch.from_numpy(self.data[:, :width][rows])
 
     def _widen(self, width: int) -> None:
         while width > self.data.shape[1]:

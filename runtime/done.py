@@ -16,23 +16,20 @@ class Done(Sequence[Chunk]):
         plan: of the step.
         void: rows of its decodes that nobody waited for.
         beside: the other chunks.
+        num_sampled: tokens that were sampled behind them.
 
     Attributes:
         num_decoded: tokens of rows that decode.
-        num_sampled: tokens that were sampled.
+        num_sampled: tokens that were sampled, those of these rows too.
     """
 
-    def __init__(self, plan: Plan, void: Collection[int], beside: list[Chunk]) -> None:
+    def __init__(
+        self, plan: Plan, void: Collection[int], beside: list[Chunk], num_sampled: int
+    ) -> None:
         self._plan, self._void, self.beside = plan, void, beside
-        self.num_decoded = self.num_sampled = len(plan.positions) - len(void)
+        self.num_decoded = len(plan.positions) - len(void)
+        self.num_sampled = self.num_decoded + num_sampled
         self._chunks: list[Chunk] | None = None
-
-    @classmethod
-    def all(cls, plan: Plan, num_sampled: int) -> Done:
-        """All of a plan without decodes, of which so many tokens were sampled."""
-        done = cls(plan, (), plan.beside)
-        done.num_sampled = num_sampled
-        return done
 
     @property
     def num_tokens(self) -> int:

@@ -278,17 +278,20 @@ class Launcher:
         shares = [
             (share, next(rest) if share.samples else None, share.is_void) for share in flight.shares
         ]
-        beside = [share.chunk for share, _, is_void in shares if not is_void]
-        done = Done(flight.plan, void, beside)
         if count:
             self._give_each(flight.plan, tokens[:count], void, now)
+        beside: list[Chunk] = []
+        sampled = 0
         for share, token, is_void in shares:
-            if token is not None and not is_void:
-                done.num_sampled += 1
+            if is_void:
+                continue
+            beside.append(share.chunk)
+            if token is not None:
+                sampled += 1
                 self._give(share.chunk.seq, token, now)
                 if share.ends_prompt and share.chunk.seq.finish_reason is None:
                     self._scheduler.share(share.chunk.seq)
-        return done
+        return Done(flight.plan, void, beside, sampled)
 
     def _give_each(self, plan: Plan, tokens: list[int], void: Collection[int], now: float) -> None:
         """Gives those that decode their tokens: a statement each only where something is to be said

@@ -260,13 +260,13 @@ class GenerationLoop:
         flight = self._flight
         if flight is None:
             plan = self.scheduler.schedule()
-            if plan.is_empty:
+            if not plan.beside:
                 return
             _begin(plan, started)
             self._copy(plan.copies)
             if self._launcher is None or not self._launcher.takes(plan):
                 sampled = self._accept(plan, self.executor.run(build_step(plan, self.pool)))
-                self._count(Done.all(plan, sampled), started)
+                self._count(Done(plan, (), plan.beside, sampled), started)
                 return
             flight = self._launcher.launch(plan, None)
         assert self._launcher is not None

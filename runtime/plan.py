@@ -76,11 +76,6 @@ class Plan:
         return [*first, *[chunk.seq for chunk in self.beside]]
 
     @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing to compute."""
-        return self.decodes is None and not self.beside
-
-    @property
     def num_sequences(self) -> int:
         """How many take part."""
         return len(self.positions) + len(self.beside)

@@ -325,14 +325,18 @@ class PagedPool:
         offsets = lengths % size
         pages = tables.data[rows, (lengths - 1) // size]  # where the last token is, if there is one
         slots = np.multiply(pages, size, dtype=np.int64) + offsets
-        opens = offsets == 0
-        shares = (self._pages.shared[pages] > 1) & ~opens
+        opens, shared = offsets == 0, self._pages.shared[pages] > 1
+        needs = opens | shared
+        if not np.count_nonzero(needs):
+            tables.lengths[rows] += 1
+            return slots, []
+        shares = shared & ~opens
         opening = [seqs[row] for row in opens.nonzero()[0].tolist()]
         sharing: list[int] = shares.nonzero()[0].tolist()
         needed = self._pages_to_go_on(opening) + len(sharing)
         if needed > self.num_available:
             return None
-        tables.lengths[rows] += ~(opens | shares)
+        tables.lengths[rows] += ~needs
         copies: list[PageCopy] = []
         if opening:
             copies += self._go_on(opening)
@@ -402,8 +406,9 @@ class PagedPool:
 
     def block_tables(self, seqs: Sequence[int]) -> Tensor:
         """Page ids i32[B, M] of `seqs`, M the most pages that one of them holds, padded with 0."""
-        longest = int(self._tables.lengths[self._tables.places(seqs)].max())
-        return self._tables.gather(seqs, -(-longest // self.page_size))
+        rows = self._tables.places(seqs)
+        longest = int(self._tables.lengths[rows].max())
+        return self._tables.gather(rows, -(-longest // self.page_size))
 
     def waste(self) -> float:
         """Share of the places in held pages that hold no token, from 0 to 1."""

@@ -114,16 +114,19 @@ class Sequence:
 
     def take(self, token: int, now: float, logprobs: TokenLogprobs | None = None) -> None:
         """`accept`, of a sequence that has no form."""
-        self._note(token, now)
+        self.tokens.append(token)
+        self.sampling.commit(token)
+        self.timings.token(now)
         self.tell(logprobs)
 
     def tell(self, logprobs: TokenLogprobs | None = None) -> None:
         """What the last of `tokens` adds to the text, and whether it ends the sequence, which has
         no form: to be called once for each that was noted; of those that are `quiet` for some.
         """
-        if self.quiet:
-            self._catch_up()
-        token = self.tokens[-1]
+        tokens, known = self.tokens, len(self.request.prompt) + self._stops.num_tokens
+        if known + 1 < len(tokens):
+            self._stops.skip(tokens[known:-1])
+        token = tokens[-1]
         text, self.finish_reason = self._stops.push(token)
         self._say(text, token, logprobs)
 
@@ -137,16 +140,12 @@ class Sequence:
         ):
             self.tell()
 
-    def _catch_up(self) -> None:
-        """Tells of the tokens before the last one that nobody has been told of."""
-        known = len(self.request.prompt) + self._stops.num_tokens
-        if known + 1 < len(self.tokens):
-            self._stops.skip(self.tokens[known:-1])
-
     def _follow(
         self, token: int, matcher: Matcher, now: float, logprobs: TokenLogprobs | None = None
     ) -> None:
-        self._note(token, now)
+        self.tokens.append(token)
+        self.sampling.commit(token)
+        self.timings.token(now)
         text, self.finish_reason = self._stops.push(token)
         if matcher.stopped:
             self.error = matcher.error()
@@ -154,11 +153,6 @@ class Sequence:
                 text += self._stops.finish()
             self.finish_reason = "stop"
         self._say(text, token, logprobs)
-
-    def _note(self, token: int, now: float) -> None:
-        self.tokens.append(token)
-        self.sampling.commit(token)
-        self.timings.token(now)
 
     def _say(self, text: str, token: int, logprobs: TokenLogprobs | None) -> None:
         if text:

@@ -114,7 +114,7 @@ class Scheduler:
                 self._plan_mixed(plan)
             else:
                 self._plan_split(plan)
-            if not plan.is_empty or not (self.waiting or self.running):
+            if plan.beside or not (self.waiting or self.running):
                 return plan
             if not self.running and self.num_guests:
                 return plan
@@ -162,7 +162,7 @@ class Scheduler:
             return None
         if mixes:
             self._plan_prompts(plan, ahead=True)
-        return None if plan.is_empty else plan
+        return plan if plan.decodes is not None or plan.beside else None
 
     def _survey(self) -> tuple[Decodes | None, list[Sequence], bool] | None:
         """Of those that run who goes on whatever the step in flight samples, of whom nothing is in
