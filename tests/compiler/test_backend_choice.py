@@ -239,7 +239,7 @@ WINDOW = KVCacheConfig(window=32)
             {"options": options(target="h100", kv_cache=KVCacheConfig(dtype="int8"))},
             "problem.kv_cache",
         ),
-        ({"work": Work(64, 16, 2)}, "problem.work"),
+        ({"work": Work(64, 8, 2)}, "problem.work"),
         ({"options": options(target="h100")}, "device"),
         ({"options": options(target="h100")}, "arch"),
     ],
