@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .autotune.effort import TuneConfig
     from .compiler.api import compile
     from .compiler.emit import export_onnx
+    from .compiler.emit_tensorrt import export_tensorrt
     from .compiler.options import KVCacheConfig
     from .passes.heads.config import GQA
     from .passes.schemes.config import QuantConfig
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 _HOME = {  # public name → the module that defines it
     "compile": ".compiler.api",
     "export_onnx": ".compiler.emit",
+    "export_tensorrt": ".compiler.emit_tensorrt",
     "KVCacheConfig": ".compiler.options",
     "GQA": ".passes.heads.config",
     "QuantConfig": ".passes.schemes.config",
@@ -67,6 +69,7 @@ __all__ = [
     "compile",
     "errors",
     "export_onnx",
+    "export_tensorrt",
     "gen",
     "load",
     "program",

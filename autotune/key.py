@@ -107,11 +107,16 @@ class Conditions:
         driver: version of the device's driver; None: not known, as where an engine is compiled
             without the device. It then differs from none.
         version: our own.
+        libraries: versions of what else was measured, "onnxruntime 1.26.0, torch 2.13.0"; "" for
+            kernels, where there is nothing else.
     """
 
     triton: str = _because("another compiler may schedule the same kernel otherwise")
     driver: str | None = _because("the driver assembles, loads and launches")
     version: str = _because("our launchers and lowering change with us")
+    libraries: str = field(
+        default="", metadata={"reason": "another release of a library runs at another speed"}
+    )
 
     def differences(self, other: Conditions) -> tuple[str, ...]:
         """The names of the fields that differ."""
@@ -124,8 +129,11 @@ class Conditions:
         )
 
     def to_json(self) -> dict[str, str | None]:
-        """A JSON object."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        """A JSON object; without `libraries` where there are none."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        if not self.libraries:
+            del plain["libraries"]
+        return plain
 
     @classmethod
     def from_json(cls, data: object) -> Conditions:
@@ -135,6 +143,8 @@ class Conditions:
             UsageError: data of another shape.
         """
         kinds: dict[str, type] = {"triton": str, "driver": object, "version": str}
+        if isinstance(data, dict) and "libraries" in data:
+            kinds["libraries"] = str
         found = read_fields(data, "tuning conditions", kinds)
         if found["driver"] is not None:
             read_fields({"driver": found["driver"]}, "tuning conditions", {"driver": str})

@@ -178,7 +178,8 @@ async def _in_process(worker: Any, prompt: list[int], tokens: int) -> list[float
 async def _over_http(url: str, prompt: list[int], tokens: int) -> list[float]:
     where = urlsplit(url)
     body = {"model": "it", "prompt": prompt, "max_tokens": tokens, "stream": True}
-    data = json.dumps(body | {"ignore_eos": True}).encode()
+    # Greedy, as params are in-process; the API's own default is temperature 1.
+    data = json.dumps(body | {"ignore_eos": True, "temperature": 0}).encode()
     head = "POST /v1/completions HTTP/1.1\r\nHost: it\r\nContent-Type: application/json\r\n"
     reader, writer = await asyncio.open_connection(where.hostname, where.port)
     writer.write(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib import import_module
-from typing import Literal, Protocol, TypeAlias, cast
+from importlib import import_module, metadata
+from typing import Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 import torch
 
@@ -44,6 +45,15 @@ class Kernel(Protocol):
     ) -> Sequence[torch.Tensor]: ...
 
 
+@runtime_checkable
+class Keeps(Protocol):
+    """A kernel that learns while it runs what a later start of the engine need not find again."""
+
+    def artifacts(self) -> Mapping[str, bytes]:
+        """That, as files of the engine folder by path."""
+        ...
+
+
 ReadFile: TypeAlias = Callable[[str], bytes]
 """Reads an artifact of the engine by its path."""
 
@@ -59,6 +69,8 @@ class Backend(Protocol):
             decode graph, and may be deterministic.
         reads_codes: whether it has products that read a weight's codes; else such a weight is
             decoded at each call.
+        reads_unseen: whether its attention over slots multiplies values that no query sees, by
+            zero: a slot must then hold numbers, whatever its last sequence left.
     """
 
     name: str
@@ -66,6 +78,7 @@ class Backend(Protocol):
     fuses: bool
     own_kernels: bool
     reads_codes: bool
+    reads_unseen: bool
 
     def lower(
         self,
@@ -85,7 +98,8 @@ class Backend(Protocol):
             deterministic: whether a row of a result may depend on no other rows than those that the
                 op reads, to the bit: the same sequence, alone or in a batch, the same numbers.
             max_sequences: bounds the rows of a decode graph, which no kernel needs to be cut for
-                beyond; more rows are right all the same. None for the general graph.
+                beyond; more rows are right all the same. Of a graph over slots, how many there
+                are. None for other general graphs.
             tuning: records of which configs of kernels are the fastest; None takes defaults.
 
         Raises:
@@ -109,13 +123,30 @@ class Backend(Protocol):
 _BACKENDS = {
     "eager": ".eager.backend",
     "onnxruntime": ".onnx.backend",
+    "tensorrt": ".tensorrt.backend",
     "triton": ".triton.backend",
 }
+
+_LIBRARIES = {
+    "eager": ("torch",),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+}
+"""What is installed for a backend; by default a distribution of its name."""
 
 
 def backend_names() -> tuple[str, ...]:
     """Every backend's name."""
     return tuple(_BACKENDS)
+
+
+def library_versions() -> str:
+    """What the backends run on, where it is installed: "onnxruntime 1.26.0, torch 2.13.0"."""
+    names = {name for one in _BACKENDS for name in _LIBRARIES.get(one, (one,))}
+    found = []
+    for name in sorted(names):
+        with suppress(metadata.PackageNotFoundError):
+            found.append(f"{name} {metadata.version(name)}")
+    return ", ".join(found)
 
 
 def get_backend(name: str) -> Backend:

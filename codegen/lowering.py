@@ -82,3 +82,15 @@ def free_dead(calls: Sequence[Call], kept: set[str]) -> list[Call]:
         if name not in kept:
             frees.setdefault(index, []).append(name)
     return [replace(call, frees=tuple(frees.get(i, ()))) for i, call in enumerate(calls)]
+
+
+def cache_aliases(inputs: Sequence[Node], outputs: Sequence[Node]) -> tuple[tuple[int, int], ...]:
+    """Pairs of (cache result, cache operand) of a region over slots, which share their memory."""
+    pairs = []
+    for index, node in enumerate(outputs):
+        source = node.operands[0] if node.op == "item" else None
+        if source is not None and source.op == "slot_attention" and node.attr("index") != 0:
+            cache = source.operands[3 if node.attr("index") == 1 else 4]
+            if cache in inputs:
+                pairs.append((index, inputs.index(cache)))
+    return tuple(pairs)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import nn
@@ -16,7 +14,6 @@ from ..autotune.effort import TuneConfig, effort_of
 from ..codegen.base import Backend, get_backend
 from ..codegen.triton.workers import kept_workers
 from ..errors import CaptureError, UnsupportedError, UsageError
-from ..formats.weights import Weight, apply_weight
 from ..ir.dims import is_name
 from ..ir.graph import Graph
 from ..passes.driver import PassRecord
@@ -29,49 +26,22 @@ from ..runtime.image import DecodePart, EngineImage, LMConfig, Signature
 from ..runtime.module_engine import ModuleEngine
 from ..runtime.structure import flatten
 from ..targets import Target
+from .backend_tunable import Make, Rivals
 from .capture import DynamicShapes, Examples, capture_module
 from .capture_types import Captured
-from .changes import changed_graphs, costs_of, make_changes
+from .changes import changed_graphs, costs_of, lowered_graphs, make_changes
 from .compile_checks import Checks
 from .compile_report import make_report
-from .graphs import CacheKind, LoweredGraphs, Passed, lower_graphs
-from .hf_model import capture_causal_lm, meta_causal_lm
+from .graphs import CacheKind, LoweredGraphs, Passed
+from .hf_model import capture_causal_lm
 from .lowering import lower, output_structure
 from .lowering.symbols import Sizes
 from .module_lm import capture_module_lm, example_ids, lower_module_lm
+from .open_model import open_model
 from .options import DEFAULT_CONTEXT, CompileOptions, KVCacheConfig, context_of, resolve_options
-from .quantizing import check_stored, computed_codes, keeps_codes
-from .sources import Source, open_source, source_tokenizer
-
-T = TypeVar("T")
-Progress = Callable[[str, float], None]
-"""Called with a phase's name and its share of the whole, 0 to 1."""
-
-
-@dataclass(slots=True)
-class Phases:
-    """Seconds of each phase, and who wants to hear of them."""
-
-    progress: Progress | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def run(self, name: str, share: float, work: Callable[[], T]) -> T:
-        """Does ``work`` as phase ``name``, which starts when ``share`` of the whole is done."""
-        if self.progress is not None:
-            self.progress(name, share)
-        started = time.perf_counter()
-        result = work()
-        self.seconds[name] = time.perf_counter() - started
-        return result
-
-    def within(self, name: str, start: float, stop: float) -> Callable[[float], None]:
-        """What takes the share of phase ``name`` that is done, for work of minutes."""
-
-        def advance(share: float) -> None:
-            if self.progress is not None:
-                self.progress(name, start + share * (stop - start))
-
-        return advance
+from .phases import Phases, Progress
+from .quantizing import check_stored
+from .sources import Source, source_tokenizer
 
 
 def compile(
@@ -93,6 +63,8 @@ def compile(
     deterministic: bool = False,
     memory_fraction: float = 0.9,
     tune: str | TuneConfig = "cached",
+    strict: bool = False,
+    decode: str = "kernels",
     progress: Progress | None = None,
 ) -> Engine:
     """Compiles a model into an engine.
@@ -101,31 +73,28 @@ def compile(
         model: an nn.Module, a Hugging Face model, or a path: a folder, a .gguf or an .onnx file.
         example_inputs: a tuple or dict of tensors; for a plain nn.Module, or an ONNX graph.
         target: "auto" (this machine), a name of `tilewright targets`, or a Target.
-        backend: "auto", "triton", "onnxruntime" or "eager".
+        backend: "auto", "triton", "onnxruntime", "tensorrt" or "eager".
         quantize: of the linears: "int8-weight", "int8", "fp8", "fp8-tensor", "fp8-block",
             "fp8-weight", "int4" or a QuantConfig; of a checkpoint in codes "stored" keeps them, as
             None does, and "expanded" makes numbers of them.
         attention: "mqa", "gqa:GROUPS" or a GQA: KV heads become fewer before that.
         kv_cache: "auto", "paged", "static", or a KVCacheConfig, which may keep 8 bits; None
-            compiles a causal LM as a plain module. A plain nn.Module becomes a causal LM too if its
-            only example input is token ids i64[1, S], dynamic_shapes is None, and it gives logits
-            [1, S, V] over their vocabulary, tokens mixing in causal attention only. Where "auto"
-            finds otherwise the report's notes say why; for a form that was named it is an error.
+            compiles a causal LM as a plain module. A plain nn.Module becomes one too if its example
+            is token ids i64[1, S] alone, dynamic_shapes is None, and it gives logits [1, S, V],
+            tokens mixing in causal attention only; else "auto" notes why not.
         dtype: "auto" (a module's own, float32 for files), "float32", "bfloat16" or "float16".
-        max_model_len: longest sequence in tokens, prompt and completion together; by default the
-            model's own limit, at most 8192.
+        max_model_len: longest sequence in tokens; by default the model's own limit, at most 8192.
         max_batch_size: most sequences at once, by default 8.
         dynamic_shapes: of a plain module's inputs, as torch.export takes it.
         verify: "off", "structure", "sample" (numbers of one layer of each kind) or "full".
         trust_remote_code: whether a model folder may bring Python code of its own.
-        random_weights: a seed: the weights of a model folder are random (norms are ones), the same
-            in every process; to measure shapes without their checkpoint.
-        deterministic: whether a sequence gives the same bits alone and in any batch. Needs the
-            Triton backend, whose kernels then have one cut for all sizes: slower.
-        memory_fraction: of a GPU's memory for weights, KV cache and steps; the cache has room for
-            max_batch_size sequences of full length, or for what fits.
+        random_weights: a seed of a model folder's weights (norms are ones), to measure shapes.
+        deterministic: whether a sequence has the same bits alone and in any batch: Triton, slower.
+        memory_fraction: of a GPU's memory, for weights, steps and max_batch_size whole sequences.
         tune: "cached" uses what is known of kernels, "none" does not; "quick", "full" or a
             TuneConfig (trials a problem, seconds in all) measure first what is not known, here.
+        strict: whether what the backend leaves to torch, or to parts, is an error, not a note.
+        decode: "kernels", or "persistent" (experimental): one launch a step of one sequence.
         progress: called as phases begin.
 
     Returns:
@@ -133,8 +102,7 @@ def compile(
         another device than this machine's an `Engine` that can only be saved.
 
     Raises:
-        UsageError, CheckpointError, CaptureError, UnsupportedError: what is wrong with the model
-            or an option.
+        UsageError, CheckpointError, CaptureError, UnsupportedError: a wrong model or option.
         VerificationError: a pass that changed what the model computes.
     """
     options = resolve_options(
@@ -152,6 +120,8 @@ def compile(
         deterministic=deterministic,
         memory_fraction=memory_fraction,
         tune=tune,
+        strict=strict,
+        decode=decode,
     )
     return _started(model, Inputs(example_inputs, dynamic_shapes), options, Phases(progress))
 
@@ -189,17 +159,37 @@ def _compiled(
     source = phases.run("open", 0.0, lambda: open_model(model, options))
     check_stored(source, options)
     inputs = _inputs(source, example_inputs, dynamic_shapes)
+
+    def make(other: CompileOptions) -> EngineImage:
+        return _compiled(model, example_inputs, dynamic_shapes, other, Phases())
+
     if source.is_causal_lm and options.cache is not None and example_inputs is None:
-        return _compile_lm(source, inputs, options, phases)
+        return _compile_lm(source, inputs, options, phases, make)
     if not _may_generate(source, inputs, options):
         return _compile_module(source, inputs, options, phases)
     try:
-        return _compile_lm(source, inputs, options, phases)
+        return _compile_lm(source, inputs, options, phases, make)
     except (CaptureError, UnsupportedError) as error:
         if options.cache_named:
             raise
         note = f"compiled as a plain module, not as a causal LM: {error}"
     return _compile_module(source, inputs, options, phases, (note,))
+
+
+def backend_rivals(model: object, options: CompileOptions, phases: Phases) -> Rivals | None:
+    """The backends that a causal LM may have; None where there is no choice (the options name one)
+    or the model is none. Errors as `compile` has them.
+    """
+    source = phases.run("open", 0.0, lambda: open_model(model, options))
+    check_stored(source, options)
+    if not options.rivals or not source.is_causal_lm or options.cache is None:
+        return None
+    _, graph, limit = _lowered_lm(source, Inputs(None, None), options, phases)
+
+    def make(other: CompileOptions) -> EngineImage:
+        return compile_image(model, None, None, other, Phases())
+
+    return Rivals.of(source.name, graph, options, limit, make)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,8 +233,27 @@ def _may_generate(source: Source, inputs: Inputs, options: CompileOptions) -> bo
 
 
 def _compile_lm(
-    source: Source, inputs: Inputs, options: CompileOptions, phases: Phases
+    source: Source, inputs: Inputs, options: CompileOptions, phases: Phases, make: Make
 ) -> EngineImage:
+    """``make`` compiles the model anew, for another backend."""
+    from .backend_choice import choose_backend  # brings the templates, and with them Triton
+
+    captured, graph, limit = _lowered_lm(source, inputs, options, phases)
+    rivals = Rivals.of(source.name, graph, options, limit, make) if options.rivals else None
+    choice = phases.run("choose", 0.41, lambda: choose_backend(rivals, options))
+    image = choice.image
+    if image is None:
+        ids = sample_ids(graph, limit)
+        image, final = _finish(source, captured, graph, options, phases, (ids,), limit)
+        lm = _lm_config(source, options, final, limit)
+        image = replace(image, lm=lm, tokenizer=source_tokenizer(source))
+    return replace(image, report={**image.report, "backend": choice.facts})
+
+
+def _lowered_lm(
+    source: Source, inputs: Inputs, options: CompileOptions, phases: Phases
+) -> tuple[Captured, Graph, int]:
+    """What was captured, its graph before passes, and the longest sequence."""
     captured = phases.run("capture", 0.05, lambda: _capture_lm(source, inputs))
     captured = replace(captured, notes=(*captured.notes, *source.notes))
     longest = source.max_position_embeddings
@@ -256,12 +265,7 @@ def _compile_lm(
             "lower", 0.4, lambda: lower_module_lm(captured, name, source.weights)
         )
         longest = min((n for n in (found, longest) if n is not None), default=None)
-    limit = context_of(longest, options)
-    ids = sample_ids(graph, limit)
-    image, final = _finish(source, captured, graph, options, phases, (ids,), limit)
-    return replace(
-        image, lm=_lm_config(source, options, final, limit), tokenizer=source_tokenizer(source)
-    )
+    return captured, graph, context_of(longest, options)
 
 
 def _compile_module(
@@ -299,7 +303,7 @@ def _finish(
         "calibrate", 0.41, lambda: make_changes(graph, source, options, limit)
     )
     checks = Checks(source, options, backend, limit, recipe, heads)
-    if effort_of(options.tune).measures and not options.deterministic:
+    if effort_of(options.tune).measures and backend.own_kernels and not options.deterministic:
         phases.run(
             "tune", 0.42, lambda: _tune(graph, cache, backend, options, limit, recipe, heads)
         )
@@ -314,16 +318,9 @@ def _finish(
     lowered = phases.run(
         "codegen",
         0.75,
-        lambda: lower_graphs(
-            passed,
-            backend,
-            options.target,
-            limit,
-            options.deterministic,
-            options.max_batch_size,
-            options.records,
-        ),
+        lambda: lowered_graphs(passed, backend, options, limit),
     )
+    checks.strictly(lowered)
     phases.run("check", 0.85, lambda: checks.of_programs(passed, lowered, samples))
     quality, fewer = phases.run(
         "assess",
@@ -376,45 +373,6 @@ def _tune(
 
     passed = changed_graphs(graph, cache, backend, "off", None, options, recipe, heads)
     tune_graphs(passed.decode, passed.final, options, limit)
-
-
-def open_model(model: object, options: CompileOptions) -> Source:
-    """The model that a user named, its weights in the type that it computes in."""
-    wanted = options.dtype
-    if not isinstance(model, nn.Module):
-        if isinstance(model, str | Path) and str(model).lower().endswith(".onnx") and wanted:
-            raise UsageError(
-                "option dtype",
-                expected="'auto' for an ONNX file, whose types are part of its graph",
-                found=str(wanted),
-                remedy="Leave it out.",
-            )
-        # On a CPU bfloat16 checkpoints are computed in float32: faster there, and closer to the
-        # truth.
-        return open_source(
-            model,
-            dtype=wanted or torch.float32,
-            trust_remote_code=options.trust_remote_code,
-            random_weights=options.random_weights,
-            computes=computed_codes(options.target),
-            codes=keeps_codes(options),
-        )
-    source = open_source(model, random_weights=options.random_weights)
-    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), wanted)
-    if wanted is None or wanted == own:
-        return source
-    if source.config is None:
-        raise UsageError(
-            "option dtype",
-            expected=f"'auto' or {own} for a module that is in memory",
-            found=str(wanted),
-            remedy=f"Convert the module first: module.to({wanted}).",
-        )
-    weights: dict[str, Weight] = {
-        name: apply_weight("cast", (weight,), dtype=wanted) if weight.dtype == own else weight
-        for name, weight in source.weights.items()
-    }
-    return replace(source, module=meta_causal_lm(source.config, wanted), weights=weights)
 
 
 def _capture_lm(source: Source, inputs: Inputs) -> Captured:
@@ -495,4 +453,12 @@ def identifier(name: str) -> str:
     return text if is_name(text) else f"model_{text}"
 
 
-__all__ = ["CausalLMEngine", "Engine", "ModuleEngine", "compile", "compile_image"]
+__all__ = [
+    "CausalLMEngine",
+    "Engine",
+    "ModuleEngine",
+    "Phases",
+    "Progress",
+    "compile",
+    "compile_image",
+]

@@ -10,7 +10,7 @@ from ..ir.graph import Graph
 from ..passes.driver import VerifyLevel
 from ..passes.heads import HeadPlan
 from ..passes.quantize import Recipe
-from .graphs import CacheKind, Passed, Tensors, pass_graphs
+from .graphs import CacheKind, LoweredGraphs, Passed, Tensors, lower_graphs, pass_graphs
 from .heads.plan import make_heads
 from .heads.report import heads_report
 from .options import CompileOptions
@@ -53,6 +53,22 @@ def changed_graphs(
         options.codes,
         heads,
         options.window,
+    )
+
+
+def lowered_graphs(
+    passed: Passed, backend: Backend, options: CompileOptions, limit: int | None
+) -> LoweredGraphs:
+    """``lower_graphs`` as the options have it; ``limit`` is a causal LM's context."""
+    return lower_graphs(
+        passed,
+        backend,
+        options.target,
+        limit,
+        options.deterministic,
+        options.max_batch_size,
+        options.records,
+        options.decode == "persistent",
     )
 
 

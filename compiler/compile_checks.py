@@ -10,6 +10,7 @@ import torch
 
 from ..codegen.base import Backend, Lowered
 from ..codegen.triton.interpreted import can_interpret
+from ..errors import UnsupportedError
 from ..ir.graph import Graph, param_name
 from ..ir.interpreter import interpret
 from ..passes.driver import VerifyLevel
@@ -17,8 +18,8 @@ from ..passes.heads import HeadPlan
 from ..passes.quantize import Recipe
 from ..runtime.runner import ProgramRunner
 from ..targets import Target
-from .changes import changed_graphs
-from .graphs import LoweredGraphs, Passed, lower_graphs
+from .changes import changed_graphs, lowered_graphs
+from .graphs import LoweredGraphs, Passed
 from .hf_model import capture_causal_lm
 from .lowering import lower
 from .options import CompileOptions
@@ -84,16 +85,8 @@ class Checks:
             )
 
         passed = passed_at("structure")
-        most = self.options.max_batch_size
-        lowered = lower_graphs(
-            passed,
-            self.backend,
-            self.options.target,
-            self.limit,
-            self.options.deterministic,
-            most,
-            self.options.records,
-        )
+        lowered = lowered_graphs(passed, self.backend, self.options, self.limit)
+        self.strictly(lowered)  # now, not behind the whole model
         # Maps of heads are in memory: no key stands for them.
         key = None if self.heads else check_key(passed.graphs, lowered, cut.weights)
         error = remembered(key)
@@ -106,6 +99,20 @@ class Checks:
             remember(key, error)
         self.largest_error = error
         self.level = "structure"
+
+    def strictly(self, lowered: LoweredGraphs) -> None:
+        """UnsupportedError where the backend left something to another one, and none of that was
+        to be; it names all of it.
+        """
+        notes = [*lowered.general.notes, *(lowered.decode.notes if lowered.decode else ())]
+        if self.options.strict and notes:
+            raise UnsupportedError(
+                f"option strict with backend {self.backend.name!r}",
+                expected="a model that the backend computes by itself, and whole",
+                found="; ".join(dict.fromkeys(notes)),
+                remedy="Leave strict out, and the engine's report tells of the same; or use "
+                "another backend.",
+            )
 
     def of_programs(
         self, passed: Passed, lowered: LoweredGraphs, samples: Sequence[torch.Tensor]
@@ -127,18 +134,20 @@ class Checks:
         self, passed: Passed, lowered: LoweredGraphs, samples: Sequence[torch.Tensor]
     ) -> float:
         """The largest error of either Program. The one that decodes also runs on one token: many
-        kernels have a variant for it.
+        kernels have a variant for it. One launch for all layers runs where its device is.
         """
+        elsewhere = not self.options.target.is_cpu and self._device() != torch.device("cuda")
+        decode = lowered.kernels if lowered.kernels and elsewhere else lowered.decode
         cases = [samples]
         if self.limit is not None:
             cases.append([ids[:, :1] for ids in samples])
         inputs = [passed.inputs(case) for case in cases]
-        if passed.decode is None or lowered.decode is None:
+        if passed.decode is None or decode is None:
             return self._program_error(passed.final, lowered.general, inputs)
         decoded = [passed.decode_inputs(case) for case in cases]
         tasks = [
             (passed.final, lowered.general, inputs[:1]),
-            (passed.decode, lowered.decode, decoded),
+            (passed.decode, decode, decoded),
         ]
         # Triton's interpreter is one a process: only those of other processes work side by side.
         with ThreadPoolExecutor(len(tasks) if self._device() is None else 1) as pool:

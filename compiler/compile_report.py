@@ -38,7 +38,8 @@ def make_report(
     ``fallbacks`` (notes of the backend), ``aten`` (calls that run as torch defines them),
     ``largest_error`` (relative, of a pass or a Program), ``parameters``, ``weight_bytes``,
     ``quantization`` and ``stored_quantization`` (compiler/quantizing.py; None without),
-    ``attention`` (what became of the heads: compiler/heads/report.py; None where they stay).
+    ``attention`` (what became of the heads: compiler/heads/report.py; None where they stay). Of a
+    causal LM ``backend`` comes on top: which one and why (compiler/backend_choice.py).
     """
     graph, general, decode = passed.final, lowered.general, lowered.decode
     weights = [graph.weights[param_name(node)] for node in graph.params]

@@ -7,39 +7,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import torch
 
-from ..codegen.base import get_backend
 from ..errors import UnsupportedError
 from ..formats.atomic import atomic_folder
 from ..ir.dtypes import DType
 from ..ir.graph import Graph
-from ..ir.node import Node
 from ..passes.driver import VerifyLevel
 from ..passes.expert_codes import expert_codes
-from ..passes.heads import GQA, HeadPlan
+from ..passes.heads import GQA
 from ..passes.keep_codes import expanded_weights
-from ..passes.quantize import Recipe
 from ..passes.schemes import QuantConfig
 from ..version import __version__
-from .api import Phases, Progress, identifier, open_model, sample_ids
-from .changes import changed_graphs, make_changes
+from .api import Phases, Progress, identifier, sample_ids
+from .changes import make_changes
 from .emit_files import MODEL, largest_error, runs_on_cpu, save_model
+from .emit_source import Changes, captured, layer_names, open_causal_lm, slot_graphs
 from .graphs import Passed
-from .hf_model import capture_causal_lm
-from .inspect.layers import layer_numbers
-from .lowering import lower
 from .options import CompileOptions, context_of, resolve_options, wrong_option
-from .quantizing import check_stored
 from .sample_model import sample_source
 from .sources import Source, source_tokenizer
 
 if TYPE_CHECKING:
     from ..codegen.onnx.export import Exported
 
-Changes: TypeAlias = "tuple[HeadPlan | None, Recipe | None]"
 FLAVORS = ("standard", "onnxruntime")
 GENERATION = "generation.json"
 DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -142,8 +135,8 @@ class _Export:
 
     def write(self, model: object, path: Path) -> Emitted:
         run = self.phases.run
-        source = run("open", 0.0, lambda: _open(model, self.options))
-        graph = run("capture", 0.05, lambda: _captured(source, identifier(source.name)))
+        source = run("open", 0.0, lambda: open_causal_lm(model, self.options))
+        graph = run("capture", 0.05, lambda: captured(source, identifier(source.name)))
         limit = context_of(source.max_position_embeddings, self.options)
         changes = run("calibrate", 0.2, lambda: make_changes(graph, source, self.options, limit))
         stands, error = run("verify", 0.25, lambda: self._check_sample(source, limit, changes))
@@ -172,20 +165,7 @@ class _Export:
         level: VerifyLevel,
         samples: Sequence[torch.Tensor],
     ) -> Passed:
-        backend = get_backend(self.options.backend)
-        heads, recipe = changes
-        try:
-            return changed_graphs(
-                graph, "slot", backend, level, samples, self.options, recipe, heads
-            )
-        except UnsupportedError as error:
-            raise UnsupportedError(
-                error.culprit,
-                expected=error.expected,
-                found=error.found,
-                remedy="Only a causal LM with a KV cache is emitted; tilewright.compile makes an "
-                "engine of other models, with kv_cache=None.",
-            ) from error
+        return slot_graphs(graph, changes, level, samples, self.options)
 
     def _exported(self, graph: Graph, limit: int) -> Exported:
         from ..codegen.onnx.export import export_decoder
@@ -196,7 +176,7 @@ class _Export:
             graph = expert_codes(graph, DType.I8 if self.options.stored == "int8" else None)
         try:
             table = CONVERTERS_OF[self.flavor]
-            exported = export_decoder(graph, table, _layer_names(graph), limit)
+            exported = export_decoder(graph, table, layer_names(graph), limit)
             expanded = expanded_weights(graph) if keeps else []
             notes = (EXPANDED.format(len(expanded), expanded[0]),) if expanded else ()
             told = {"tilewright.version": __version__, "tilewright.flavor": self.flavor}
@@ -222,7 +202,7 @@ class _Export:
         cut = sample_source(source) if self.options.verify == "sample" else None
         if cut is None:
             return False, None
-        graph = _captured(cut, "sample")
+        graph = captured(cut, "sample")
         samples = (sample_ids(graph, limit),)
         passed = self._passed(graph, changes, "full", samples)
         exported = self._exported(passed.final, limit)
@@ -252,25 +232,3 @@ class _Export:
                 for cache in exported.caches
             ],
         }
-
-
-def _open(model: object, options: CompileOptions) -> Source:
-    source = open_model(model, options)
-    check_stored(source, options)
-    if source.is_causal_lm:
-        return source
-    raise UnsupportedError(
-        source.name,
-        expected="a causal LM: a Hugging Face model, a model folder or a .gguf file",
-        found="a plain module",
-        remedy="Compile it to an engine with tilewright.compile(module, inputs).",
-    )
-
-
-def _captured(source: Source, name: str) -> Graph:
-    return lower(capture_causal_lm(source.module), name, source.weights)
-
-
-def _layer_names(graph: Graph) -> dict[Node, str]:
-    numbers, count = layer_numbers(graph)
-    return {node: f"layers.{number}" for node, number in numbers.items() if 0 <= number < count}

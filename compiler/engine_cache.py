@@ -28,7 +28,16 @@ if TYPE_CHECKING:
 
 FOLDER = "engines"
 MOST_ENTRIES = 16
-_PACKAGES = ("torch", "transformers", "tokenizers", "triton", "onnxruntime", "onnx")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "triton",
+    "onnxruntime",
+    "onnx",
+    "tensorrt",
+    "tensorrt_rtx",
+)
 
 
 def engine_key(path: str | Path, options: CompileOptions) -> str | None:

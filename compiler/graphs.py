@@ -12,6 +12,7 @@ import torch
 
 from ..autotune.store import Store
 from ..codegen.base import CHOICES, Backend, Lowered
+from ..errors import UnsupportedError
 from ..ir.dtypes import DType
 from ..ir.graph import Graph, Weight
 from ..passes.base import Pass
@@ -137,10 +138,12 @@ class LoweredGraphs:
 
     Attributes:
         general, decode: their Programs, with files and notes.
+        kernels: the decode Program without its one launch; None where it has none.
     """
 
     general: Lowered
     decode: Lowered | None
+    kernels: Lowered | None = None
 
     @property
     def files(self) -> Mapping[str, bytes]:
@@ -177,17 +180,40 @@ def lower_graphs(
     deterministic: bool = False,
     max_sequences: int | None = None,
     tuning: Store | None = None,
+    one_launch: bool = False,
 ) -> LoweredGraphs:
     """Lowers the graphs of a model; ``limit`` is a causal LM's context, ``max_sequences`` the most
     of them in a step, and ``tuning`` what is known of kernels; a deterministic model takes nothing
-    of it. A decode Program that no CUDA graph can hold would bring nothing: it is left out.
+    of it. A decode Program that no CUDA graph can hold would bring nothing: it is left out. With
+    ``one_launch`` a step of one sequence is that.
+
+    Raises:
+        UnsupportedError: the decode graph has a call that ``one_launch`` does not know, which is
+            named, or there is no decode graph.
     """
     known = None if deterministic else tuning
-    general = backend.lower(passed.final, target, limit, deterministic, tuning=known)
+    slots = max_sequences if passed.cache == "slot" and not backend.own_kernels else None
+    general = backend.lower(passed.final, target, limit, deterministic, slots, known)
     if passed.decode is None:
+        if one_launch:
+            raise _no_decode_graph(backend)
         return LoweredGraphs(general, None)
     decode = backend.lower(passed.decode, target, limit, max_sequences=max_sequences, tuning=tuning)
+    if one_launch:
+        from ..codegen.persistent.lowering import with_one_launch  # brings Triton's templates
+
+        one = with_one_launch(decode, passed.decode, target)
+        return LoweredGraphs(general, one, decode)
     return LoweredGraphs(general, None if obstacles(decode.program) else decode)
+
+
+def _no_decode_graph(backend: Backend) -> UnsupportedError:
+    return UnsupportedError(
+        "option decode='persistent'",
+        expected="a decode graph: a causal LM on Triton, its cache paged, not deterministic",
+        found=f"none; the backend is {backend.name}",
+        remedy="Leave the option out.",
+    )
 
 
 def _adapted(

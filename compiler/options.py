@@ -11,7 +11,7 @@ import torch
 from ..autotune.effort import TuneConfig, effort_of
 from ..autotune.store import Store
 from ..codegen.base import KVCacheKind, backend_names, get_backend
-from ..errors import UnsupportedError, UsageError
+from ..errors import TilewrightError, UnsupportedError, UsageError
 from ..ir.dtypes import DType
 from ..passes.driver import VerifyLevel
 from ..passes.heads import GQA, resolve_heads
@@ -23,6 +23,7 @@ from ..targets import Target
 
 VERIFY_LEVELS = ("off", "structure", "sample", "full")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DECODE_FORMS = ("kernels", "persistent")
 CACHE_KINDS = ("auto", "paged", "static")
 CACHE_CODES = {"auto": None, "fp8": DType.F8E4M3, "int8": DType.I8}
 DEFAULT_CONTEXT = 8192
@@ -105,6 +106,11 @@ class CompileOptions:
         prefix_caching: whether pages of prompts outlive their requests.
         swap_space: GiB of the host's memory for cached pages that make room.
         window: what a sequence keeps; None for all of it.
+        strict: whether what the backend leaves to torch, or to parts, is an error.
+        decode: how a decode step runs: "kernels", or "persistent" for one launch.
+        asked_cache: the form that the user asked for: "auto", "paged", "static", or "none".
+        rivals: the other backends, where the choice is ours; none where the user names one, or
+            wants what only one can give.
     """
 
     target: Target
@@ -128,6 +134,10 @@ class CompileOptions:
     prefix_caching: bool = True
     swap_space: float = 0.0
     window: Window | None = None
+    strict: bool = False
+    decode: str = "kernels"
+    asked_cache: str = "auto"
+    rivals: tuple[Rival, ...] = ()
 
     @property
     def records(self) -> Store | None:
@@ -135,6 +145,21 @@ class CompileOptions:
         from .tuning import tuning_store
 
         return None if self.tune == "none" or self.deterministic else tuning_store()
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """A backend that might do better than the one that is taken without measuring.
+
+    Attributes:
+        backend: its name.
+        options: the same options for it; None where it cannot have them.
+        refused: why not, in words.
+    """
+
+    backend: str
+    options: CompileOptions | None = None
+    refused: str = ""
 
 
 def resolve_options(
@@ -153,6 +178,8 @@ def resolve_options(
     tune: str | TuneConfig = "cached",
     quantize: str | QuantConfig | None = None,
     attention: str | GQA | None = None,
+    strict: bool = False,
+    decode: str = "kernels",
 ) -> CompileOptions:
     """Checks the options that a user gave, and fills in what "auto" means here.
 
@@ -180,8 +207,10 @@ def resolve_options(
             found=f"{name}, whose libraries choose another order of sums for other batches",
             remedy="Use backend='triton', or leave deterministic out.",
         )
+    if decode not in DECODE_FORMS:
+        raise wrong_option("decode", decode, DECODE_FORMS)
     config = _cache_config(kv_cache)
-    return CompileOptions(
+    options = CompileOptions(
         device,
         name,
         None if config is None else _cache(config, name),
@@ -197,14 +226,39 @@ def resolve_options(
         random_weights,
         deterministic,
         float(memory_fraction),
-        _tune(tune, device, name, deterministic),
+        _tune(tune, device, backend, name, deterministic),
         scheme,
         stored,
         resolve_heads(attention),
         config is None or config.prefix_caching,
         0.0 if config is None else float(config.swap_space),
         None if config is None else _window(config, name, deterministic),
+        strict,
+        decode,
+        "none" if config is None else config.kind,
     )
+    if backend != "auto" or deterministic or decode != "kernels":
+        return options
+    others = (other for other in backend_names() if other != name)
+    return replace(options, rivals=tuple(_rival(other, options, config) for other in others))
+
+
+def _rival(name: str, options: CompileOptions, config: KVCacheConfig | None) -> Rival:
+    """The same options for another backend, or why it cannot have them here."""
+    device = options.target
+    try:
+        able = get_backend(_backend(name, device))
+        if able.own_kernels and device.is_cpu:
+            return Rival(name, refused="its kernels are for GPUs: on a CPU they are only tried")
+        if config is None:
+            return Rival(name, replace(options, backend=name))
+        cache, codes = _cache(config, name), _codes(config, name, device)
+        window = _window(config, name, options.deterministic)
+    except TilewrightError as error:
+        return Rival(name, refused=f"expected {error.expected}, found {error.found}")
+    except ImportError as error:
+        return Rival(name, refused=f"it is not installed: {error}")
+    return Rival(name, replace(options, backend=name, cache=cache, codes=codes, window=window))
 
 
 def _quantize(
@@ -230,16 +284,20 @@ def _quantize(
 
 
 def _tune(
-    tune: str | TuneConfig, target: Target, backend: str, deterministic: bool
+    tune: str | TuneConfig, target: Target, asked: str, backend: str, deterministic: bool
 ) -> str | TuneConfig:
-    """The option, where it can be had."""
+    """The option, where it can be had: kernels of ours are measured on their GPU, backends that the
+    user leaves to us on any device that is here.
+    """
     if not effort_of(tune).measures:
         return tune
-    here = backend == "triton" and not target.is_cpu and Target.detect().arch == target.arch
-    if not here or deterministic:
+    here = target.is_cpu or Target.detect().arch == target.arch
+    able = asked == "auto" or (get_backend(backend).own_kernels and not target.is_cpu)
+    if not (here and able) or deterministic:
         raise UnsupportedError(
             f"tune={tune if isinstance(tune, str) else 'TuneConfig(…)'} for {target.name}",
-            expected=f"the Triton backend, not deterministic, and a GPU of {target.sm} here",
+            expected="backend='auto' or the Triton backend on a GPU, not deterministic, and a "
+            f"device of {target.sm} here",
             found=f"backend {backend!r} on {Target.detect().name}",
             remedy="Use tune='cached'; tune on such a machine, and merge its records here.",
         )
@@ -293,13 +351,17 @@ def _target(target: str | Target, backend: str) -> Target:
 
 def _backend(backend: str, target: Target) -> str:
     """The backend to use: onnxruntime on CPUs, Triton on GPUs; eager runs on every device, and
-    onnxruntime on GPUs where it is asked for and has a provider.
+    onnxruntime on GPUs where it is asked for and has a provider, TensorRT where it builds for them.
     """
     if backend == "auto":
         if target.is_cpu:
             return "onnxruntime"
         return "triton" if find_spec("triton") is not None else "eager"
     get_backend(backend)
+    if backend == "tensorrt":
+        from ..codegen.tensorrt.flavor import check_target
+
+        check_target(target)
     if backend == "onnxruntime" and not target.is_cpu:
         from ..codegen.onnx.providers import CUDA, INSTALL, cuda_missing
 

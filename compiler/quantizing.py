@@ -225,9 +225,10 @@ def on_own_grid(weights: list[Weight], config: QuantConfig) -> bool:
     """
     if config.scheme != "int4" or config.symmetric or not 0 < (config.group or 0) <= _GRID_GROUP:
         return False
-    return any(_stored_type(leaf).startswith("Q4") for w in weights for leaf in weight_leaves(w))
+    return any(stored_type(leaf).startswith("Q4") for w in weights for leaf in weight_leaves(w))
 
 
-def _stored_type(leaf: Weight) -> str:
+def stored_type(leaf: Weight) -> str:
+    """The ggml type that a GGUF file holds a tensor in, "Q4_K"; "" for other checkpoints'."""
     tensor = leaf.checkpoint.tensor(leaf.name) if isinstance(leaf, Stored) else None
     return str(getattr(tensor, "type_name", ""))

@@ -21,6 +21,7 @@ from ..autotune.pool import Pool
 from ..autotune.record import Record
 from ..autotune.search import Progress, Tuned, quick_candidates, tune
 from ..autotune.store import Store
+from ..autotune.tunable import Tunable
 from ..codegen.triton.tuning.conditions import conditions_here
 from ..codegen.triton.tuning.problems import problems_of
 from ..codegen.triton.tuning.tunable import KernelTunable
@@ -55,7 +56,7 @@ class TunedProblem:
         tuned: the search; None where the store knew it before, or where it was not reached.
     """
 
-    tunable: KernelTunable
+    tunable: Tunable
     record: Record | None
     tuned: Tuned | None
 
@@ -72,9 +73,9 @@ class TunedProblem:
         return self.record.default_seconds / self.record.seconds
 
 
-def tuning_store() -> Store:
-    """The user's own records, and the tables that come with the package."""
-    return Store(current().cache / "tuning.jsonl", sorted(TABLES.glob("*.jsonl")))
+def tuning_store(device: str = "*") -> Store:
+    """The user's own records, and the tables that come with the package: all, or a device's."""
+    return Store(current().cache / "tuning.jsonl", sorted(TABLES.glob(f"{device}.jsonl")))
 
 
 def problems_of_image(image: EngineImage) -> Sequence[KernelTunable]:
@@ -195,12 +196,12 @@ def tune_all(
         if pool is None:
             stack.callback(own.close)
         stack.enter_context(kept_workers())
-        new = [p for p in problems if again or not _is_known(lookup(store, p.key, conditions))]
+        new = [p for p in problems if again or not is_known(lookup(store, p.key, conditions))]
         ahead = stack.enter_context(_Ahead(effort, store, new))
         over = False
         for tunable in problems:
             found = lookup(store, tunable.key, conditions)
-            if not again and _is_known(found):
+            if not again and is_known(found):
                 yield TunedProblem(tunable, found.record, None)
                 continue
             over = over or time.monotonic() >= ends
@@ -229,7 +230,7 @@ def tune_all(
             yield TunedProblem(tunable, record, tuned)
 
 
-def _is_known(found: Found) -> bool:
+def is_known(found: Found) -> bool:
     """Whether a problem was measured, under these conditions and to the end."""
     record = found.record
     measured = record is not None and found.how in ("exact", "shipped")
@@ -283,7 +284,7 @@ def _compile(tunable: KernelTunable, effort: Effort, near: Sequence[Config]) -> 
 
 
 def record_of(
-    tunable: KernelTunable,
+    tunable: Tunable,
     conditions: Conditions,
     tuned: Tuned,
     effort: Effort,

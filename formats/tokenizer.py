@@ -6,7 +6,6 @@ It needs the `tokenizers` library and jinja2 alone, so that an engine runs witho
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,13 +15,12 @@ from typing import TYPE_CHECKING
 from ..errors import CheckpointError, UsageError
 from .atomic import write_atomic
 from .chat_template import render_chat
+from .streaming import Pieces, StreamDecoder
 
 if TYPE_CHECKING:
     import tokenizers
 
 _TOKENIZER, _CONFIG = "tokenizer.json", "tokenizer_config.json"
-_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-_REPLACEMENT = "\ufffd"  # what an incomplete or invalid UTF-8 sequence decodes to
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +53,7 @@ class Tokenizer:
         backend.no_padding()
         self.backend = backend
         self.config = config
+        self._pieces: dict[bool, Pieces] = {}  # by whether special tokens are left out
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -135,7 +134,10 @@ class Tokenizer:
 
     def stream(self, skip_special_tokens: bool = True) -> StreamDecoder:
         """A decoder for tokens that come one at a time."""
-        return StreamDecoder(self, skip_special_tokens)
+        pieces = self._pieces.get(skip_special_tokens)
+        if pieces is None:
+            pieces = self._pieces[skip_special_tokens] = Pieces(self.backend, skip_special_tokens)
+        return StreamDecoder(pieces)
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json into a folder that exists."""
@@ -183,49 +185,6 @@ def _read_config(data: Mapping[str, object]) -> TokenizerConfig:
     if not isinstance(special, dict) or not all(isinstance(text, str) for text in special.values()):
         raise TypeError("special_tokens does not map names to texts")
     return TokenizerConfig(tuple(eos), bos, template, tuple(special.items()))
-
-
-class StreamDecoder:
-    """Text of tokens that come one at a time.
-
-    What `push` and a last `finish` return adds up to `decode` of all the tokens. `push` never
-    returns part of a character: it keeps back what a later token may still change, which is an
-    unfinished UTF-8 sequence, and a run of byte tokens (<0x..>), valid or not only as a whole.
-
-    A token's text depends on its neighbours (a leading space vanishes at the start), so each step
-    decodes a window that begins with the tokens of the step before.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
-        self._tokenizer, self._skip = tokenizer, skip_special_tokens
-        added = tokenizer.backend.get_added_tokens_decoder() if skip_special_tokens else {}
-        self._skipped = frozenset(token_id for token_id, token in added.items() if token.special)
-        self._window: list[int] = []
-        self._emitted = ""  # the text of the window that is out already
-        self._context = 0  # how many tokens of the window it belongs to
-
-    def push(self, token_id: int) -> str:
-        """Add a token; returns the text that is now certain, often that token's, sometimes ""."""
-        self._window.append(token_id)
-        token = self._tokenizer.backend.id_to_token(token_id)
-        # a skipped token has no text, and does not end a run of byte tokens
-        if token is None or token_id in self._skipped or _BYTE_TOKEN.fullmatch(token):
-            return ""
-        return self._emit(final=False)
-
-    def finish(self) -> str:
-        """Return what was kept back; the stream may not go on after it."""
-        return self._emit(final=True)
-
-    def _emit(self, final: bool) -> str:
-        text = self._tokenizer.decode(self._window, self._skip)
-        if len(text) <= len(self._emitted) or (text.endswith(_REPLACEMENT) and not final):
-            return ""
-        delta = text[len(self._emitted) :]
-        self._window = self._window[self._context :]
-        self._context = len(self._window)
-        self._emitted = self._tokenizer.decode(self._window, self._skip)
-        return delta
 
 
 def _no_text(text: object) -> UsageError:

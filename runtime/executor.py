@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 
+from ..codegen.base import get_backend
 from ..errors import CapacityError
 from ..ir.dims import evaluate
 from ..ir.types import TensorType
@@ -368,6 +369,8 @@ class SlotExecutor:
         )
         self.padding = Padding()
         self.lengths: list[int] = []
+        loaders = {call.loader for call in runner.program.calls}
+        self._clears = any(get_backend(loader).reads_unseen for loader in loaders)
 
     @property
     def bytes_per_token(self) -> int:
@@ -388,8 +391,12 @@ class SlotExecutor:
     def run(self, step: Step) -> torch.Tensor:
         """Logits f32[R, V] of the step's wanted rows."""
         slots = step.block_tables[:, 0].tolist()
+        fresh = len(step.token_ids) == int(step.seq_lens.sum())  # prompts, from their first token
         for slot, length in zip(slots, step.seq_lens.tolist(), strict=True):
             self.lengths[slot] = length
+            if fresh and self._clears:
+                for tensor in self.caches.tensors.values():
+                    tensor[slot].zero_()
         if len(step.token_ids) > len(slots) > 1:
             return self._prefill(step, slots)
         first, stop = min(slots), max(slots) + 1

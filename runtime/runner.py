@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..codegen.base import Kernel, ReadFile, get_backend
+from ..codegen.base import Keeps, Kernel, ReadFile, get_backend
 from ..codegen.program import FRESH, SHARED, Call, Program
 from ..errors import UsageError
 from ..ir.dims import Dim, Size, evaluate, name_of, symbols_of
@@ -96,6 +96,14 @@ class ProgramRunner:
                 for name in call.frees:
                     values.pop(name, None)
         return {name: values[buffer] for name, buffer in self.program.outputs}
+
+    def artifacts(self) -> dict[str, bytes]:
+        """What its kernels would not have to find again at a later start, by path."""
+        found: dict[str, bytes] = {}
+        for _, kernel in self.steps:
+            if isinstance(kernel, Keeps):
+                found.update(kernel.artifacts())
+        return found
 
     def _scope(self) -> AbstractContextManager[object]:
         """Inside, the Program's device is the current one, which kernels launch on."""

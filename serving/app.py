@@ -19,6 +19,7 @@ from ..version import __version__
 from .answers import Answer, ChatAnswer
 from .asking import chat_prompt, completion_prompts, response_form, sampling_params, tool_form
 from .body_limit import BodyLimit
+from .body_route import add_posts
 from .catalog import with_parameters, with_preset
 from .embeddings import refuse_embeddings
 from .failures import handle_errors
@@ -42,8 +43,8 @@ def make_app(engine: CausalLMEngine, rules: Rules) -> FastAPI:
     app.state.service = service
     app.add_middleware(BodyLimit, most=rules.most_body)
     handle_errors(app)
+    _openai(app, service)  # first, as routes are looked through in their order
     _about(app, service)
-    _openai(app, service)
     add_ollama(app, service)
     refuse_embeddings(app)
     add_page(app, service)
@@ -96,17 +97,17 @@ def _openai(app: FastAPI, service: Service) -> None:
         service.access.who(http.headers.get("authorization"))
         return model(service.model(name))
 
-    @app.post("/v1/completions")
     async def completions(body: CompletionRequest, http: Request) -> Response:
         """Completes texts."""
         read = partial(_completion, service, body)
         return await service.ask(http, read, streams=bool(body.stream))
 
-    @app.post("/v1/chat/completions")
     async def chat(body: ChatRequest, http: Request) -> Response:
         """Answers conversations."""
         read = partial(_chat, service, body)
         return await service.ask(http, read, streams=bool(body.stream))
+
+    add_posts(app, {"/v1/completions": completions, "/v1/chat/completions": chat})
 
 
 def _completion(service: Service, body: CompletionRequest) -> tuple[Prompts, Answer]:

@@ -22,6 +22,7 @@ from ..runtime.structured import StructuredOutputsParams
 from ..version import __version__
 from .answers import split_calls
 from .asking import conversation, encoded, json_form
+from .body_route import add_posts
 from .catalog import with_options, with_system
 from .failures import Refused
 from .ollama_models import add_models, listed, shown
@@ -114,17 +115,17 @@ def add_ollama(app: FastAPI, service: Service) -> None:
     _about(app, service)
     add_models(app, service)
 
-    @app.post("/api/generate")
     async def generate(body: GenerateRequest, http: Request) -> Response:
         """Completes a text, or answers it as a chat of one message."""
         read = partial(_generate, service, body)
         return await service.ask(http, read, streams=body.stream is not False)
 
-    @app.post("/api/chat")
     async def chat(body: OllamaChatRequest, http: Request) -> Response:
         """Answers a conversation."""
         read = partial(_chat, service, body)
         return await service.ask(http, read, streams=body.stream is not False)
+
+    add_posts(app, {"/api/generate": generate, "/api/chat": chat})
 
 
 def _about(app: FastAPI, service: Service) -> None:

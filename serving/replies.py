@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
+from pydantic_core import PydanticSerializationError, to_json
+
 from ..runtime.output import Completion, Delta
 
 
@@ -43,4 +45,7 @@ class Reply(Protocol):
 
 def written(data: dict[str, Any]) -> bytes:
     """JSON in one line; half a surrogate pair, which no UTF-8 has, as a question mark."""
-    return json.dumps(data, ensure_ascii=False).encode("utf-8", "replace")
+    try:
+        return to_json(data)
+    except PydanticSerializationError:
+        return json.dumps(data, ensure_ascii=False).encode("utf-8", "replace")

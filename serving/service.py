@@ -11,8 +11,7 @@ from http import HTTPStatus
 from typing import TypeAlias
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import JSONResponse, Response
 
 from ..errors import TilewrightError
 from ..runtime.engine import CausalLMEngine
@@ -20,6 +19,7 @@ from ..runtime.output import Completion, Delta
 from ..runtime.params import SamplingParams
 from .access import Access, Lease, Limits
 from .catalog import Catalog
+from .event_stream import EventStream
 from .failures import RETRY_AFTER, Refused, status_of
 from .registry.manifest import Preset
 from .replies import Reply
@@ -182,15 +182,19 @@ class Service:
             raise
         if streams:
             events = self._events(begun, reply)
-            return _Events(events, reply.media_type, lambda: self._end(begun, lease))
+            return EventStream(
+                events,
+                reply.media_type,
+                given_up=lambda: _cancel(begun),
+                ended=lambda: self._end(begun, lease),
+            )
         try:
             return await self._whole(http, begun, reply)
         finally:
             self._end(begun, lease)
 
     def _end(self, streams: Sequence[Stream], lease: Lease) -> None:
-        for stream in streams:
-            stream.cancel()
+        _cancel(streams)
         lease.close()
 
     async def _whole(self, http: Request, streams: Sequence[Stream], reply: Reply) -> Response:
@@ -221,28 +225,9 @@ class Service:
             yield reply.frame(reply.broken(500, f"unexpected: {type(error).__name__}"))
 
 
-class _Events(StreamingResponse):
-    """A stream of objects.
-
-    Args:
-        events: what is sent.
-        media_type: of it.
-        ended: called at the end, whatever that is. A client may go before the first event, and
-            events that nobody has asked for have no end of their own.
-    """
-
-    def __init__(
-        self, events: AsyncIterator[bytes], media_type: str, ended: Callable[[], None]
-    ) -> None:
-        super().__init__(events, media_type=media_type)
-        self._ended = ended
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends them."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._ended()
+def _cancel(streams: Sequence[Stream]) -> None:
+    for stream in streams:
+        stream.cancel()
 
 
 def _is_small(http: Request) -> bool:

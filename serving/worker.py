@@ -65,8 +65,13 @@ class Stream:
                 yield event.deltas
 
     def cancel(self) -> None:
-        """Gives the request up, unless it has ended; its memory is free from the next step on."""
-        self._worker.cancel(self)
+        """Gives the request up, unless it has ended; its memory is free from the next step on, and
+        who iterates sees the end.
+        """
+        if not self._ended:
+            self._ended = True
+            self._worker.cancel(self)
+            self._events.put_nowait(_Event())
 
     def post(self, event: _Event) -> None:
         """Takes what the worker hands over; on the event loop."""

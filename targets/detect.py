@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import platform
 import re
 
 import torch
@@ -100,3 +101,16 @@ def cpu_isa_flags() -> tuple[str, ...]:
     except OSError:
         return ()
     return tuple(flag for flag in _ISA_FLAGS if flag in words)
+
+
+def cpu_name() -> str:
+    """The CPU's model as its maker names it; the machine's architecture where nobody tells."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                name, _, value = line.partition(":")
+                if name.strip() == "model name":
+                    return value.strip()
+    except OSError:
+        pass
+    return platform.machine()

@@ -12,11 +12,9 @@ from tiny_models import tiny_model
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-capture_once = cache(capture_causal_lm)  # a module is its own key
-
 
 @cache
 def captured_model(name: str) -> tuple[PreTrainedModel, Captured]:
     """The `tiny_model` of a family, and its capture."""
     model = tiny_model(name)
-    return model, capture_once(model)
+    return model, capture_causal_lm(model)

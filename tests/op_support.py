@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from onnx_running import Held
-from tilewright.codegen.onnx.constants import is_constant
+from op_support_tensorrt import in_tensorrt
+from tilewright.codegen.constants import is_constant
 from tilewright.codegen.onnx.emitter import ELEMENT_TYPES, STORED_TYPES, Converter, Emitter, Shared
 from tilewright.codegen.onnx.model import assemble_model
 from tilewright.codegen.onnx.probe import Probe
@@ -149,12 +150,21 @@ def by_onnxruntime(case: Case) -> Answer:
     return _in_onnx(case, CONVERTERS, ELEMENT_TYPES)
 
 
+def by_tensorrt(case: Case) -> Answer:
+    """An engine of TensorRT, or a network that is emitted; nothing is built."""
+    found = in_tensorrt(case.op, case.graph, case.inputs)
+    if not found.taken:
+        return Answer(FALLBACK, found.why)
+    return Answer(NATIVE if found.whole else DECOMPOSED)
+
+
 COLUMNS: dict[str, Callable[[Case], Answer]] = {
     "eager": by_eager,
     "triton": by_triton,
     "onnxruntime engine": by_onnxruntime,
     "ONNX, standard": by_flavor("standard"),
     "ONNX, onnxruntime": by_flavor("onnxruntime"),
+    "TensorRT": by_tensorrt,
 }
 
 
@@ -299,9 +309,11 @@ emitted ONNX model has nothing to fall back to: there, such an op is refused by 
 those of the ops' own samples; a backend may decline others.
 
 `triton` is the backend's choice for an H100 without a tuner, single ops fused as the passes fuse
-them. `onnxruntime engine` runs on the CPU; 16-bit types have few kernels there. The last two are
+them. `onnxruntime engine` runs on the CPU; 16-bit types have few kernels there. The next two are
 `--emit onnx` and its flavors, by the ops that the file holds: onnxruntime's CPU widens float16 by
-itself, and has no kernels that compute in bfloat16.
+itself, and has no kernels that compute in bfloat16. `TensorRT` is by the layers of a network over
+tokens, whether in an engine (`backend="tensorrt"`) or emitted: TensorRT itself computes a layer of
+attention in float32 by parts, and of paged attention it has none.
 """
 
 

@@ -29,6 +29,7 @@ class EagerBackend:
     fuses = True
     own_kernels = False
     reads_codes = False
+    reads_unseen = False
 
     def lower(
         self,

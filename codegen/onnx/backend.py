@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 
@@ -12,13 +12,13 @@ from ...ir.interpreter import interpret
 from ...ir.node import Attr, Node
 from ...targets import Target
 from ..base import Kernel, KVCacheKind, Lowered, ReadFile
+from ..constants import closed_graph, expand_fused
 from ..eager.backend import eager_call
-from ..lowering import Buffers, assemble
+from ..lowering import Buffers, assemble, cache_aliases
+from ..partition import Region, partition
 from ..program import Call, Program
-from .constants import closed_graph, expand_fused
 from .emitter import Emitter, Refusal
 from .model import Model, assemble_model
-from .partition import Region, partition
 from .probe import Probe
 from .session import RegionKernel, open_session
 from .table import CONVERTERS
@@ -32,6 +32,7 @@ class OnnxBackend:
     fuses = False
     own_kernels = False
     reads_codes = True
+    reads_unseen = False
 
     def lower(
         self,
@@ -123,21 +124,9 @@ def _region_call(path: str, model: Model, region: Region, buffers: Buffers) -> C
         tuple(buffers.of(node)[0] for node in region.outputs),
         attrs,
         tuple(constants),
-        _aliases(model.inputs, region.outputs),
+        cache_aliases(model.inputs, region.outputs),
         origin=tuple(n.op for n in region.nodes if n.op != "item"),
     )
-
-
-def _aliases(inputs: Sequence[Node], outputs: Sequence[Node]) -> tuple[tuple[int, int], ...]:
-    """Pairs of (cache result, cache operand), which share their memory."""
-    pairs = []
-    for index, node in enumerate(outputs):
-        source = node.operands[0] if node.op == "item" else None
-        if source is not None and source.op == "slot_attention" and node.attr("index") != 0:
-            cache = source.operands[3 if node.attr("index") == 1 else 4]
-            if cache in inputs:
-                pairs.append((index, inputs.index(cache)))
-    return tuple(pairs)
 
 
 def _computed(call: Call, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ from ...ir.dtypes import DType
 from ...ir.graph import Graph
 from ...ir.node import Attr, Node
 from ...ir.types import TensorType
-from .constants import is_constant
+from ..constants import is_constant
 
 MICROSOFT = "com.microsoft"
 ELEMENT_TYPES: dict[DType, int] = {

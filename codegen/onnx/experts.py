@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...ir.build import make, reshape
 from ...ir.dtypes import DType
 from ...ir.node import Node
-from .constants import is_constant
+from ..constants import is_constant
 from .emitter import ELEMENT_TYPES, Converter, Emitter, Refusal
 from .norms import activate
 

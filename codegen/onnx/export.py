@@ -19,19 +19,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from ...errors import UnsupportedError
 from ...ir.build import input_node
 from ...ir.dims import Dim, symbol
 from ...ir.dtypes import DType
-from ...ir.graph import Graph, input_name, param_name
-from ...ir.interpreter import interpret
+from ...ir.graph import Graph, input_name
 from ...ir.node import Node
-from ...ir.printer import value_names
 from ...ir.types import TensorType
+from ..constants import is_constant
+from ..decoder import Cache, caches_of, computed, names_of
 from .attention import iota
-from .constants import closed_graph, is_constant
 from .emitter import ELEMENT_TYPES, STORED_TYPES, Converter, Emitter, Refusal, Shared
 from .model import OPSET, Model, assemble_model
 
@@ -42,23 +39,6 @@ if TYPE_CHECKING:
 _SIZES = {"B": "batch", "S": "length", "R": "rows", "L": "cache_length"}
 _B, _S, _R = map(symbol, "BSR")
 _I64 = DType.I64
-
-
-@dataclass(frozen=True, slots=True)
-class Cache:
-    """A cache of an exported model.
-
-    Attributes:
-        past, present: names of the input and the output.
-        heads, width: KV heads and head dim: the shape is [batch, heads, cache_length, width].
-        dtype: its element type.
-    """
-
-    past: str
-    present: str
-    heads: int
-    width: int
-    dtype: DType
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +73,9 @@ def export_decoder(
     Raises:
         UnsupportedError: a node has no ONNX form; it is named.
     """
-    caches = _caches(graph)
-    names = _names(graph, layers, caches)
+    olds = caches_of(graph)
+    caches = tuple(olds.values())
+    names = names_of(graph, layers, olds)
     shared = Shared(types=STORED_TYPES)
     e = Emitter(graph, names, graph.nodes, converters.get, max_model_len, shared)
     e.shared.taken.update(("logits", *(name for c in caches for name in (c.past, c.present))))
@@ -113,32 +94,6 @@ def export_decoder(
     model = assemble_model(e, outputs)
     _name_sizes(model.proto)
     return Exported(_with_weights(model, graph), caches, model.notes)
-
-
-def _caches(graph: Graph) -> tuple[Cache, ...]:
-    found = []
-    for node in graph.inputs:
-        kind, _, layer = input_name(node).partition("_cache_")
-        if layer:
-            part = {"k": "key", "v": "value"}[kind]
-            _, heads, _, width = node.shape
-            assert isinstance(heads, int) and isinstance(width, int)
-            names = (f"past_key_values.{layer}.{part}", f"present.{layer}.{part}")
-            found.append(Cache(*names, heads, width, node.dtype))
-    return tuple(found)
-
-
-def _names(graph: Graph, layers: Mapping[Node, str], caches: tuple[Cache, ...]) -> dict[Node, str]:
-    """Names by value: weights by their own, all else under its layer."""
-    names = dict(value_names(graph))
-    for node, name in names.items():
-        if node.op == "param":
-            names[node] = param_name(node)
-        elif node in layers:
-            names[node] = f"{layers[node]}/{name}"
-    olds = [node for node in graph.inputs if "_cache_" in input_name(node)]
-    names.update((node, cache.past) for node, cache in zip(olds, caches, strict=True))
-    return names
 
 
 def _read_inputs(e: Emitter, graph: Graph) -> None:
@@ -230,7 +185,7 @@ def _with_weights(model: Model, graph: Graph) -> onnx_ir.Model:
         dtype, shape = declared.dtype, declared.shape
 
         def load() -> onnx_ir.TensorProtocol:
-            value = _computed(node, graph).contiguous()
+            value = computed(node, graph).contiguous()
             if dtype is onnx_ir.DataType.UINT4:
                 return onnx_ir.PackedTensor(value.flatten().numpy(), dtype, shape=shape, name=name)
             return tensor_adapters.TorchTensor(value, name)
@@ -240,16 +195,6 @@ def _with_weights(model: Model, graph: Graph) -> onnx_ir.Model:
     for name, node in model.folded.items():
         initializers[name].const_value = tensor_of(name, node)
     return found
-
-
-def _computed(node: Node, graph: Graph) -> torch.Tensor:
-    """A weight, or what is computed from nothing but weights."""
-    if node.op == "param":
-        return graph.weights[param_name(node)].load()
-    body, names = closed_graph("folded", (node,))
-    with torch.inference_mode():
-        (value,) = interpret(body, [graph.weights[name].load() for name in names])
-    return value
 
 
 def _refused(node: Node, refusal: Refusal, layer: str) -> UnsupportedError:

@@ -13,8 +13,8 @@ from ...ir.build import make
 from ...ir.dims import product
 from ...ir.dtypes import DType
 from ...ir.node import Node
+from ..constants import is_constant
 from . import quantized
-from .constants import is_constant
 from .emitter import ELEMENT_TYPES, STORED_TYPES, Converter, Emitter, Names, Refusal
 from .qdq import blocked, scales_by_row
 from .reductions import or_nan

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...ir.dtypes import DType
 from ...ir.node import Node
-from .constants import is_constant
+from ..constants import is_constant
 from .elementwise import CONVERTERS as ELEMENTWISE
 from .emitter import ELEMENT_TYPES, MICROSOFT, Converter, Emitter, Refusal, numpy_type
 

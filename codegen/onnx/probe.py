@@ -10,7 +10,7 @@ from ...ir.dtypes import DType
 from ...ir.graph import Graph
 from ...ir.node import Node
 from ...ir.types import TensorType
-from .constants import symbols_in
+from ..constants import symbols_in
 from .emitter import Emitter, Refusal
 from .model import assemble_model
 from .table import CONVERTERS

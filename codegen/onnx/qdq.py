@@ -11,7 +11,7 @@ from ...ir.build import cast, const, make, reshape
 from ...ir.dtypes import DType
 from ...ir.node import Node
 from ...ir.ops.quant import blocks
-from .constants import is_constant
+from ..constants import is_constant
 from .contractions import CONVERTERS as CONTRACTIONS
 from .contractions import dense_linear
 from .emitter import ELEMENT_TYPES, Emitter, Names, Refusal

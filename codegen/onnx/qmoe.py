@@ -11,8 +11,8 @@ from __future__ import annotations
 from ...ir.build import cast, const, make, permute, reshape
 from ...ir.dtypes import DType
 from ...ir.node import Node
+from ..constants import is_constant
 from . import experts
-from .constants import is_constant
 from .emitter import ELEMENT_TYPES, MICROSOFT, Emitter, Refusal
 from .quantized import INT8_COMPUTE, LEAST_BLOCK, ZERO_CODE, nibbles
 

@@ -10,7 +10,7 @@ from math import gcd
 from ...ir.build import cast, const, make, permute, reshape
 from ...ir.dtypes import DType
 from ...ir.node import Node
-from .constants import is_constant
+from ..constants import is_constant
 from .emitter import ELEMENT_TYPES, MICROSOFT, Converter, Emitter, Refusal
 from .reductions import or_nan
 

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from .tuning.choices import Choices
 
 
+PERSISTENT_PREFIX = "triton/persistent/"
+"""How Programs name one launch for all layers, before its package's id (codegen/persistent)."""
+
+
 class OwnBytes(bytes):
     """An artifact that this process made: what comes from a folder is never run as Python."""
 
@@ -37,6 +41,7 @@ class TritonBackend:
     fuses = True
     own_kernels = True
     reads_codes = True
+    reads_unseen = False
 
     def lower(
         self,
@@ -86,6 +91,10 @@ class TritonBackend:
                 return LibraryKernel(call)
             except KeyError as error:
                 raise _unknown(call) from error
+        if call.kernel.startswith(PERSISTENT_PREFIX):
+            from ..persistent.loading import load_persistent
+
+            return load_persistent(call, program, weights, read, device)
         id = call.kernel.rpartition("/")[2]
         package = read_package(read, id)
         _check_arguments(package, call, program)

@@ -43,7 +43,7 @@ class InterpretedKernel(Invocation):
         grid: tuple[int, int, int],
         arguments: Sequence[torch.Tensor | int | None],
     ) -> None:
-        function = getattr(_module(self.source.text), launch.function)
+        function = getattr(module_in_interpreter(self.source.text), launch.function)
         constexprs = dict(launch.constexprs)
         if launch.pdl:
             constexprs[PDL] = False
@@ -68,7 +68,8 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 
 @cache
-def _module(text: str) -> ModuleType:
+def module_in_interpreter(text: str) -> ModuleType:
+    """The module of a kernel's text; UnsupportedError where the interpreter is not switched on."""
     if not can_interpret():
         raise UnsupportedError(
             "a Triton kernel on a CPU",

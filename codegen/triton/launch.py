@@ -80,9 +80,11 @@ class LoadedFunction:
             1,
         )
         self.config.sharedMemBytes = binary.resources.shared
-        if binary.pdl:
-            self.config.attrs = [_early_start(driver)]
-            self.config.numAttrs = 1
+        attributes = [_early_start(driver)] if binary.pdl else []
+        attributes += [_together(driver)] if binary.cooperative else []
+        if attributes:
+            self.config.attrs = attributes
+            self.config.numAttrs = len(attributes)
         self.launch_kernel = driver.cuLaunchKernelEx
         self.stream_type = driver.CUstream
         self.stream: int | None = None  # that the config has
@@ -165,6 +167,14 @@ def _early_start(driver: Any) -> Any:
     attribute = driver.CUlaunchAttribute()
     attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
     attribute.value.programmaticStreamSerializationAllowed = 1
+    return attribute
+
+
+def _together(driver: Any) -> Any:
+    """The launch attribute of cooperative launch: all blocks are resident at once, or none is."""
+    attribute = driver.CUlaunchAttribute()
+    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
+    attribute.value.cooperative = 1
     return attribute
 
 

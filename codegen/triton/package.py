@@ -167,8 +167,8 @@ def _check(variants: tuple[Variant, ...], binaries: Mapping[str, Binary]) -> Non
             given = list(binary.parameters)
             if given[: len(declared)] != declared or given[len(declared) :] != ["u64"] * 2:
                 raise ValueError(f"{launch.function} takes {given}")
-            if binary.scratch_bytes < 0 or binary.cluster != 1 or binary.cooperative:
-                raise ValueError(f"{launch.function}: scratch, cluster or cooperative launch")
+            if binary.scratch_bytes < 0 or binary.cluster != 1:
+                raise ValueError(f"{launch.function}: scratch or cluster")
 
 
 def kernel_id(source: KernelSource) -> str:

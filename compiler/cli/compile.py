@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import out, print_json, progress
-from .emit import check_emission, emit_model
+from .emit import check_emission, emit_engine, emit_model
 from .options import (
     AttentionOption,
     BackendOption,
@@ -65,7 +65,7 @@ def compile_model(
     emit: Annotated[
         str | None,
         typer.Option(
-            metavar="onnx",
+            metavar="onnx|tensorrt",
             help="Write a model for other runtimes instead of an engine.",
             show_default=False,
         ),
@@ -77,6 +77,10 @@ def compile_model(
             show_default="standard",
         ),
     ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(help="Refuse what the backend leaves to torch, or attention by parts."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compile MODEL into an engine folder, or with --emit into a model for other runtimes."""
@@ -88,14 +92,18 @@ def compile_model(
     of_both |= {"max_model_len": max_model_len, "random_weights": random_weights}
     of_both |= {"trust_remote_code": trust_remote_code, "dtype": dtype}
     if emit is not None or flavor is not None:
-        check_emission(emit, output, {**of_engines, "weights": weights})
+        check_emission(emit, flavor, strict, output, {**of_engines, "weights": weights})
+        if emit == "tensorrt":
+            of_tensorrt = {"targets": target, "max_batch_size": max_batch_size, "strict": strict}
+            emit_engine(model, output, {**of_both, **of_tensorrt}, as_json)
+            return
         emit_model(model, output, flavor or "standard", of_both, as_json)
         return
     from ...runtime.folder import check_form, save_engine
 
     check_place(output)
     check_form(weights)
-    image = compile_in_memory(model, **of_engines, **of_both)
+    image = compile_in_memory(model, **of_engines, **of_both, strict=strict)
     with progress(f"save {output.name}") as advance:
         advance("writing weights", 0.0)
         save_engine(image, output, weights)

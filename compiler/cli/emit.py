@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ...errors import UnsupportedError, UsageError
+from ...errors import UsageError
 from .console import note, out, print_json, progress
 from .options import check_model, check_place
 
@@ -25,26 +26,42 @@ _UNREAD: Mapping[str, tuple[object, ...]] = {
     "sinks": (4,),
 }
 """Options of engines, and the values that say nothing else than a model for other runtimes has."""
+_READ = {"onnx": frozenset[str](), "tensorrt": frozenset({"target", "max_batch_size"})}
+"""Those of them that a form has after all."""
+_HAS = {
+    "onnx": "caches of a length that the caller picks, and no kernels",
+    "tensorrt": "slots as caches, and kernels of TensorRT's own",
+}
 
 
-def check_emission(form: str | None, output: Path, given: Mapping[str, object]) -> None:
+def check_emission(
+    form: str | None, flavor: str | None, strict: bool, output: Path, given: Mapping[str, object]
+) -> None:
     """Refuses what cannot be emitted, before any work.
 
     Args:
         form: of ``--emit``, None where only ``--flavor`` was given.
+        flavor: of ``--flavor``, None where it was not given.
+        strict: whether ``--strict`` was given.
         output: the folder to write.
         given: the options of engines, by their name.
 
     Raises:
         UsageError: an unknown form, an option that the form has not, or a place with other files.
-        UnsupportedError: a form that is not written yet.
     """
-    if form is None:
+    if flavor is not None and form != "onnx":
         raise UsageError(
             "option --flavor",
             expected="--emit onnx beside it",
-            found="no --emit",
+            found=f"--emit {form}" if form else "no --emit",
             remedy="Add --emit onnx, or leave --flavor out.",
+        )
+    if strict and form == "onnx":
+        raise UsageError(
+            "option --strict",
+            expected="an engine, or --emit tensorrt beside it",
+            found="--emit onnx, which refuses what has no form anyway",
+            remedy="Leave --strict out.",
         )
     if form not in FORMS:
         raise UsageError(
@@ -53,19 +70,11 @@ def check_emission(form: str | None, output: Path, given: Mapping[str, object]) 
             found=repr(form),
             remedy="Choose one of those, or leave it out to write an engine.",
         )
-    if form == "tensorrt":
-        raise UnsupportedError(
-            "option --emit tensorrt",
-            expected="onnx",
-            found="tensorrt, for which a builder of networks (codegen/tensorrt) is missing",
-            remedy="Use --emit onnx, or leave --emit out: the triton backend serves NVIDIA GPUs.",
-        )
     for name, value in given.items():
-        if value not in _UNREAD[name]:
+        if name not in _READ[form] and value not in _UNREAD[name]:
             raise UsageError(
                 f"option --{name.replace('_', '-')}",
-                expected=f"nothing beside --emit {form}, which has caches of a length that the "
-                "caller picks, and no kernels",
+                expected=f"nothing beside --emit {form}, which has {_HAS[form]}",
                 found=str(value),
                 remedy="Leave it out.",
             )
@@ -103,5 +112,32 @@ def emit_model(
     out().print(
         f"ONNX model written to {output}: {emitted.nodes} nodes, "
         f"{emitted.weight_bytes / 1e6:.1f} MB of weights, flavor {emitted.flavor}, {checked}",
+        markup=False,
+    )
+
+
+def emit_engine(model: str, output: Path, options: Mapping[str, Any], as_json: bool) -> None:
+    """Writes MODEL as a TensorRT engine, and says what was written; ``options`` are those of
+    ``export_tensorrt``.
+    """
+    from ..emit_tensorrt import export_tensorrt
+
+    model = check_model(model).path
+    with progress(f"emit {Path(model).name}") as advance:
+        emitted = export_tensorrt(model, output, progress=advance, **options)
+    if as_json:
+        facts = asdict(emitted)
+        print_json({"emitted": str(facts.pop("path")), **facts})
+        return
+    for line in emitted.notes:
+        note(line)
+    attention = "fused" if emitted.fused else "in parts"
+    checked = "numbers not compared"
+    if emitted.largest_error is not None:
+        checked = f"largest error of its network {emitted.largest_error:.1e}"
+    out().print(
+        f"TensorRT engine written to {output}: {emitted.layers} layers, "
+        f"{emitted.engine_bytes / 1e6:.1f} MB for {', '.join(emitted.targets)}, attention "
+        f"{attention}, built by {emitted.flavor} in {emitted.seconds:.1f} s, {checked}",
         markup=False,
     )

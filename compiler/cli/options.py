@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ...runtime.base_engine import Engine
     from ...runtime.engine import CausalLMEngine
     from ...runtime.image import EngineImage
+    from ..options import CompileOptions
     from ..registered import Chosen
 
 MODEL_HELP = (
@@ -32,7 +33,7 @@ ENGINE_HELP = (
 Model = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]
 EngineOrModel = Annotated[str, typer.Argument(help=ENGINE_HELP, show_default=False)]
 TargetOption = Annotated[str, typer.Option(help="Device: auto, or a name of `tilewright targets`.")]
-BackendOption = Annotated[str, typer.Option(help="auto, triton, onnxruntime or eager.")]
+BackendOption = Annotated[str, typer.Option(help="auto, triton, onnxruntime, tensorrt or eager.")]
 QuantizeOption = Annotated[
     str | None,
     typer.Option(
@@ -252,6 +253,7 @@ def compile_in_memory(
     tune: str = "cached",
     quantize: str | QuantConfig | None = None,
     attention: str | GQA | None = None,
+    strict: bool = False,
     keep: bool = False,
 ) -> EngineImage:
     """Compiles a model, with a progress bar.
@@ -261,14 +263,10 @@ def compile_in_memory(
         keep: whether the engine is kept under TILEWRIGHT_CACHE, and taken from there if it can be.
         target, …: as `tilewright.compile` takes them.
     """
-    from ..options import KVCacheConfig, resolve_options
+    from ..options import KVCacheConfig
 
-    chosen = check_model(path)
-    if chosen.manifest is not None:
-        quantize = quantize or chosen.manifest.quantize
-        length = chosen.manifest.preset.parameters.get("num_ctx")
-        max_model_len = max_model_len or length
-    options = resolve_options(
+    chosen, options = resolve_model(
+        path,
         target=target,
         backend=backend,
         kv_cache=KVCacheConfig(kv_cache, dtype=kv_cache_dtype, window=window, sinks=sinks),  # type: ignore[arg-type]
@@ -283,6 +281,7 @@ def compile_in_memory(
         tune=tune,
         quantize=quantize,
         attention=attention,
+        strict=strict,
     )
     from ..engine_cache import cached_engine, engine_key, keep_engine
 
@@ -296,6 +295,29 @@ def compile_in_memory(
         image = compile_image(chosen.path, None, None, options, Phases(advance))
         keep_engine(key, image)
         return image
+
+
+def resolve_model(
+    path: str,
+    *,
+    quantize: str | QuantConfig | None,
+    max_model_len: int | None,
+    **options: Any,
+) -> tuple[Chosen, CompileOptions]:
+    """A model and how it is compiled: its registry may say more of what is not given.
+
+    Args:
+        path: of the model, or its name in the registry.
+        quantize, max_model_len, options: as `options.resolve_options` takes them.
+    """
+    from ..options import resolve_options
+
+    chosen = check_model(path)
+    if chosen.manifest is not None:
+        quantize = quantize or chosen.manifest.quantize
+        length = chosen.manifest.preset.parameters.get("num_ctx")
+        max_model_len = max_model_len or length
+    return chosen, resolve_options(quantize=quantize, max_model_len=max_model_len, **options)
 
 
 def check_place(output: Path, mark: str = "manifest.json", kind: str = "an engine") -> None:

@@ -23,6 +23,7 @@ from .options import (
     RandomOption,
     TargetOption,
 )
+from .tune_backend import BACKEND, no_choice, parted, rivals_of, tune_rivals
 from .tune_confirm import AgainstOption, BatchesOption, Confirmation, ConfirmOption
 from .tune_explain import explain
 from .tune_options import OnlyOption, StorageOption, chosen, image_of
@@ -31,7 +32,7 @@ from .tune_report import report
 if TYPE_CHECKING:
     from ...autotune.effort import Effort, TuneConfig
     from ...codegen.triton.tuning.tunable import KernelTunable
-    from ...runtime.image import EngineImage
+    from ...targets import Target
     from ..confirm import Confirmed
     from ..tuning import TunedProblem
 
@@ -47,7 +48,7 @@ class _RunByDefault(TyperGroup):
 
 tune_app = typer.Typer(
     cls=_RunByDefault,
-    help="Measure which configs of a model's kernels are the fastest on this device.",
+    help="Measure which configs of a model's kernels, and which backend, are the fastest here.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -90,35 +91,46 @@ def run(
     random_weights: RandomOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Tune the kernels of ENGINE, and keep what was found for later compiles.
+    """Tune the kernels of ENGINE, and keep what was found for later compiles. Of a model whose
+    backend is left open (--backend auto): which backend is the fastest, too.
 
     Ctrl-C keeps what was found; the same command goes on from there. Exit code 1: --confirm found a
     decode step that got slower.
     """
     from ...autotune.effort import TuneConfig, effort_of
     from ...autotune.study import open_storage
+    from ...targets import Target
     from ..tuning import problems_of_image
 
     budget = TuneConfig(trials, seconds, storage, seed)  # refuses what is no budget
     spent = effort_of(effort).limited(budget.trials, budget.seconds)
     if storage is not None and spent.measures:
         open_storage(storage)  # what does not answer is said before minutes of compilation
-    image = image_of(
-        engine,
-        target=target,
-        backend=backend,
-        dtype=dtype,
-        quantize=quantize,
-        max_model_len=max_model_len,
-        max_batch_size=max_batch_size,
-        random_weights=random_weights,
-    )
-    if spent.measures or confirm:
-        _check_device(image)
-    problems = problems_of_image(image)
-    confirmation = Confirmation(image, against, batch) if confirm else None
+    model: dict[str, Any] = {"target": target, "backend": backend, "dtype": dtype}
+    model |= {"quantize": quantize, "max_model_len": max_model_len}
+    model |= {"max_batch_size": max_batch_size, "random_weights": random_weights}
+    kernels, with_backend = parted(only)
+    rivals = rivals_of(engine, **model) if with_backend else None
+    if only == BACKEND and rivals is None:
+        raise no_choice(engine, backend)
+    if rivals is not None and spent.measures:
+        _check_device(rivals.target)
+    problems: Sequence[KernelTunable] = ()
+    confirmation = None
+    if rivals is None or confirm or (rivals.has_kernels and kernels != ""):
+        image = image_of(engine, **model)
+        if spent.measures or confirm:
+            _check_device(Target.parse(image.target), of_kernels=True)
+        problems = problems_of_image(image)
+        confirmation = Confirmation(image, against, batch) if confirm else None
     started = time.monotonic()
-    done, interrupted = _tuned(chosen(problems, only), spent, budget, resume=resume, again=again)
+    wanted = chosen(problems, kernels) if problems else ()
+    done, interrupted = _tuned(wanted, spent, budget, resume=resume, again=again)
+    if rivals is not None:
+        ends = None if seconds is None else started + seconds
+        how = {"resume": resume, "again": again, "stopped": interrupted}
+        one, stopped = tune_rivals(rivals, spent, budget, ends, **how)
+        done, interrupted = [*done, one], interrupted or stopped
     took = time.monotonic() - started
     confirmed = None if confirmation is None or interrupted else confirmation.run(problems)
     _tell(done, took, confirmed, as_json)
@@ -166,15 +178,16 @@ def _tuned(
     return [*done, *(TunedProblem(tunable, None, None) for tunable in rest)], interrupted
 
 
-def _check_device(image: EngineImage) -> None:
+def _check_device(wanted: Target, *, of_kernels: bool = False) -> None:
+    """Whether what is measured can run here: kernels on a GPU, backends on any device."""
     from ...targets import Target
 
-    wanted = Target.parse(image.target)
-    if Target.detect().arch != wanted.arch or wanted.is_cpu:
+    here = Target.detect()
+    if (here.arch != wanted.arch and not wanted.is_cpu) or (of_kernels and wanted.is_cpu):
         raise UnsupportedError(
             f"tuning for {wanted.name}",
             expected=f"a GPU of {wanted.sm} in this machine: configs are measured",
-            found=f"{Target.detect().name}",
+            found=here.name,
             remedy="Run it there. Its records (tuning.jsonl in the cache) can be merged here.",
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,7 @@ from .options import (
     RandomOption,
     TargetOption,
 )
+from .tune_backend import parted, rivals_of
 from .tune_options import OnlyOption, chosen, image_of
 
 if TYPE_CHECKING:
@@ -68,19 +69,30 @@ def explain(
         _refuse(subject, {**model, "only": only})
         found = _of_kernel(subject, " ".join(shape or ()), target)
     else:
-        from ..tuning import looked_up, problems_of_image, tuning_store
-
-        image = image_of(
-            subject,
-            target=target,
-            backend=backend,
-            dtype=dtype,
-            max_model_len=max_model_len,
-            max_batch_size=max_batch_size,
-            random_weights=random_weights,
-        )
-        found = looked_up(chosen(problems_of_image(image), only), tuning_store())
+        given = {name.replace("-", "_"): value for name, value in model.items()}
+        found = _of_model(subject, only, {**given, "backend": backend, "dtype": dtype}, target)
     _print(found, as_json)
+
+
+def _of_model(
+    subject: str, only: str | None, model: Mapping[str, Any], target: str
+) -> Sequence[Found]:
+    """Of the kernels of an engine or a model, and behind them of its backend."""
+    from ...autotune.lookup import lookup
+    from ..backend_choice import conditions_here
+    from ..tuning import looked_up, problems_of_image, tuning_store
+
+    kernels, with_backend = parted(only)
+    rivals = None
+    if with_backend:
+        rivals = rivals_of(subject, target=target, quantize=None, **model)
+    found: list[Found] = []
+    if rivals is None or (rivals.has_kernels and kernels != ""):
+        image = image_of(subject, target=target, **model)
+        found += looked_up(chosen(problems_of_image(image), kernels), tuning_store())
+    if rivals is not None:
+        found.append(lookup(tuning_store(), rivals.key, conditions_here()))
+    return found
 
 
 def _is_kernel(subject: str, shape: Sequence[str] | None) -> bool:

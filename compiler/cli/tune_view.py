@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,10 +15,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ...autotune.search import Progress
-    from ...codegen.triton.tuning.tunable import KernelTunable
+    from ...autotune.tunable import Tunable
     from ..tuning import TunedProblem
 
-    Advance = Callable[[KernelTunable, Progress | None], None]
+    Advance = Callable[[Tunable, Progress | None], None]
 
 _SEARCH = 0.8  # of the way of a problem; the rest is its decision
 
@@ -95,7 +96,7 @@ def bars(
     with Bars(*columns, console=console, transient=True, expand=True, disable=hidden) as shown:
         task = shown.add_task("compiling", total=total, left="")
 
-        def advance(tunable: KernelTunable, step: Progress | None) -> None:
+        def advance(tunable: Tunable, step: Progress | None) -> None:
             if step is None:
                 pace.end()
                 shown.update(task, completed=pace.ended)
@@ -164,6 +165,7 @@ def tuned_data(number: int, one: TunedProblem) -> dict[str, Any]:
         "reached": one.reached,
         "known": one.reached and tuned is None,
         "gain": one.gain,
+        "gain_interval": _interval(one),
         "record": None if one.record is None else one.record.to_json(),
         "choice": None if tuned is None else tuned.choice.to_json(),
         "notes": [] if tuned is None else list(tuned.notes),
@@ -178,9 +180,28 @@ def _cells(one: TunedProblem) -> tuple[str, ...]:
     changed = {n: v for n, v in record.config.values if record.default.get(n) != v}
     return (
         one.tunable.name,
-        f"{record.default_seconds * 1e6:.2f} µs",
-        f"{record.seconds * 1e6:.2f} µs",
-        f"{one.gain:.3f}×",
+        _time(record.default_seconds),
+        _time(record.seconds),
+        _gain(one),
         "known" if one.tuned is None else str(len(one.tuned.outcomes)),
         " ".join(f"{n}={v}" for n, v in changed.items()) or "the default",
     )
+
+
+def _time(seconds: float) -> str:
+    """Of a kernel in microseconds, of a request in milliseconds."""
+    return f"{seconds * 1e6:.2f} µs" if seconds < 0.01 else f"{seconds * 1e3:.1f} ms"
+
+
+def _gain(one: TunedProblem) -> str:
+    """The gain over the default; where it was measured now, and is one, with its interval."""
+    ends = _interval(one)
+    return f"{one.gain:.3f}×" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
+
+
+def _interval(one: TunedProblem) -> list[float] | None:
+    """Of the gain; None where it was not measured now, the default stays, or its ends are open."""
+    ratio = None if one.tuned is None else one.tuned.choice.ratio
+    if ratio is None or not 0 < ratio.low <= ratio.high < math.inf:
+        return None
+    return [1 / ratio.high, 1 / ratio.low]

@@ -137,6 +137,7 @@ def headline(image: EngineImage) -> list[tuple[str, str]]:
         ("model", image.name),
         ("target", image.target),
         ("backend", f"{image.backend} ({calls_text(report.get('calls'))})"),
+        *_choice_line(report),
         *_decode_line(report),
         *_tuning_line(image),
         *_quantization_line(report),
@@ -163,6 +164,16 @@ def _quantization_line(report: Mapping[str, object]) -> list[tuple[str, str]]:
     bits = f"{float(str(found['bits_per_weight'])):.2f} bits a weight"
     flag = "; no result: the file's own four bits" if found["source_in_four_bits"] else ""
     return [("quantized", f"{found['scheme']} ({found['method']}), {bits}{flag}")]
+
+
+def _choice_line(report: Mapping[str, object]) -> list[tuple[str, str]]:
+    """Why it is this backend, where the user left it open."""
+    found = report.get("backend")
+    if not isinstance(found, dict) or found["how"] == "named":
+        return []
+    gain = found["gain"]
+    faster = f", {gain:.2f}× the default" if isinstance(gain, float) and gain > 1 else ""
+    return [("chosen", f"{found['how']}{faster}: {found['why']}")]
 
 
 def _decode_line(report: Mapping[str, object]) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ from torch import nn
 import tilewright as tw
 from emitted_running import ROOM, agrees_with_hugging_face, nearly_as_good_in_bfloat16
 from tilewright.codegen.onnx import standard
-from tilewright.compiler import emit
+from tilewright.compiler import emit, emit_source
 from tilewright.compiler.hf_model import capture_causal_lm
 from tilewright.errors import UnsupportedError, UsageError, VerificationError
 from tiny_models import tiny_model
@@ -41,7 +41,7 @@ def _captured_once(llama, monkeypatch: pytest.MonkeyPatch) -> None:
     def capture(module: nn.Module) -> object:
         return _llama_captured(module) if module is llama else capture_causal_lm(module)
 
-    monkeypatch.setattr(emit, "capture_causal_lm", capture)
+    monkeypatch.setattr(emit_source, "capture_causal_lm", capture)
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +9,8 @@ import pytest
 import torch
 
 import tilewright as tw
-from captured_models import capture_once, captured_model
+from captured_models import captured_model
 from emitted_running import ROOM, agrees_with_hugging_face
-from tilewright.compiler import api, emit
 from tilewright.errors import TilewrightError
 from tilewright.runtime.bucketing import LengthBuckets
 from tiny_models import NAMED, PROMPTS, greedy, tiny_model
@@ -60,15 +58,6 @@ def _check(engine: tw.Engine, expected: Expected) -> None:
     assert counters.recomputed_tokens == 0
     for prompt, logits in zip(PROMPTS, expected.logits, strict=True):
         torch.testing.assert_close(engine(torch.tensor(prompt)), logits, atol=LOGITS_ATOL, rtol=0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _captured_once() -> Iterator[None]:
-    """What is compiled for one backend after the other is captured for the first of them."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (api, emit):
-            patch.setattr(module, "capture_causal_lm", capture_once)
-        yield
 
 
 @pytest.fixture(scope="module", params=NAMED)

@@ -376,7 +376,13 @@ def fused_nodes(model: str, dtype: torch.dtype) -> dict[Graph, Node]:
 SIZES = {"T": 5, "R": 3, "B": 2, "M": 2, "N": 4, "P": 4}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(torch.float32, id="f32", marks=pytest.mark.nightly),
+        pytest.param(torch.bfloat16, id="bf16"),
+    ],
+)
 @pytest.mark.parametrize("model", ["llama", "gemma2", "qwen3", "gpt2", "mixtral"])
 def test_every_group_of_a_model_is_a_kernel(model, dtype):
     bodies = fused_nodes(model, dtype)

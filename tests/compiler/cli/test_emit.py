@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from cli_running import refused, run
+from tilewright.codegen.tensorrt import flavor
+from tilewright.compiler import emit_tensorrt
+from tilewright.compiler.emit_tensorrt import EmittedEngine
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "generate_onnx.py"
 # What the example promises to need is onnxruntime and numpy.
@@ -76,7 +79,10 @@ def test_an_emitted_folder_is_replaced(folder: Path, emitted: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        (["--emit", "tensorrt"], ["--emit tensorrt", "codegen/tensorrt", "missing"]),
+        (["--emit", "tensorrt", "--flavor", "standard"], ["option --flavor", "--emit onnx"]),
+        (["--emit", "tensorrt", "--backend", "triton"], ["option --backend", "Leave it out"]),
+        (["--emit", "tensorrt", "--target", "h7"], ["one of", "h100"]),
+        (["--emit", "onnx", "--strict"], ["option --strict", "Leave --strict out"]),
         (["--emit", "openvino"], ["onnx, tensorrt", "'openvino'"]),
         (["--emit", "onnx", "--flavor", "x"], ["standard, onnxruntime", "'x'"]),
         (["--flavor", "standard"], ["--emit onnx", "no --emit"]),
@@ -90,6 +96,26 @@ def test_an_emitted_folder_is_replaced(folder: Path, emitted: Path) -> None:
 def test_options(gguf: Path, tmp_path: Path, options: list[str], parts: list[str]) -> None:
     refused(run("compile", gguf, "-o", tmp_path / "e", *options), *parts)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tensorrt(gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flavor, "find_spec", lambda name: None)
+    place = tmp_path / "e"
+    refused(run("compile", gguf, "--emit", "tensorrt", "-o", place), "pip install tilewright")
+    asked: dict[str, object] = {}
+
+    def export(model: object, path: Path, **options: object) -> EmittedEngine:
+        asked.update(options)
+        kernels, notes = {"_gemv_mha_v1": 2}, ("a note",)
+        return EmittedEngine(path, "rtx 1.7", ("sm_89",), 9, 7, 0.5, True, kernels, ("p",), notes)
+
+    monkeypatch.setattr(emit_tensorrt, "export_tensorrt", export)
+    options = ("--emit", "tensorrt", "--strict", "--target", "l4", "--max-batch-size", 2)
+    result = run("compile", gguf, *options, "-o", place)
+    assert "attention fused" in result.stdout and "a note" in result.stderr + result.stdout
+    assert asked["targets"] == "l4" and asked["strict"] and asked["max_batch_size"] == 2
+    facts = json.loads(run("compile", gguf, *options, "-o", place, "--json").stdout)
+    assert facts["emitted"] == str(place) and facts["kernels"] == {"_gemv_mha_v1": 2}
 
 
 def test_places(gguf: Path, tmp_path: Path) -> None:

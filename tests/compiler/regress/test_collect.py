@@ -206,6 +206,7 @@ def test_instructions_are_those_of_another_disassembler(suite, tmp_path, healthy
     assert kernel.series["global loads 128-bit"] == wide > 0
 
 
+@pytest.mark.nightly
 def test_a_dropped_fusion_is_found_in_the_step_with_the_kernels_to_blame(suite, baseline, defect):
     def without(real):
         return lambda *args: tuple(step for step in real(*args) if step.name != "fuse")
@@ -371,6 +372,7 @@ def test_compiling_is_counted_by_part_and_by_pass(healthy):
     assert 0 <= parts["passes"] - sum(passes.values()) < 0.01 * parts["passes"]
 
 
+@pytest.mark.nightly
 def test_a_slower_pass_is_found_and_named(suite, baseline, defect):
     real = FUSE.run
 

@@ -88,6 +88,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.nightly
 def test_the_same_in_every_process_and_after_other_cases(tmp_path):
     suite = HEAD + LLAMA.replace("num_hidden_layers = 2", "num_hidden_layers = 1") + GRAPH
     more = {f"SOME_VARIABLE_{i}": str(i) for i in range(100)}

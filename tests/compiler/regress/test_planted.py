@@ -84,6 +84,7 @@ def _change_sources(monkeypatch, change):
     monkeypatch.setattr(lowering, "lower_graph", lower_graph)
 
 
+@pytest.mark.nightly
 def test_projections_that_are_not_merged_are_found_in_each_step(monkeypatch, compared):
     groups = merge_projections._groups
 
@@ -104,6 +105,7 @@ def test_projections_that_are_not_merged_are_found_in_each_step(monkeypatch, com
     assert render_markdown(found).index(note[:26]) < render_markdown(found).index("Regressions")
 
 
+@pytest.mark.nightly
 def test_logits_of_all_tokens_are_found_in_the_prompt_alone(monkeypatch, compared):
     monkeypatch.setattr(kv_cache, "pick_rows", lambda graph, pick: graph)
     found = _found(compared())
@@ -114,6 +116,7 @@ def test_logits_of_all_tokens_are_found_in_the_prompt_alone(monkeypatch, compare
     assert ("decode step", "flops") not in found
 
 
+@pytest.mark.nightly
 def test_logits_kept_in_float32_are_found_as_bytes(monkeypatch, compared):
     select = kv_cache.pick_rows
 
@@ -140,6 +143,7 @@ def test_an_op_that_went_to_torch_is_found_as_an_obstacle_with_its_name(monkeypa
     assert found["program", "eager calls"].note == "eager/append_kv 0 → 1"
 
 
+@pytest.mark.nightly
 def test_a_pipeline_that_was_lost_is_found_in_its_launch_alone(monkeypatch, compared):
     rows = tiles.PREFILL[False]
     single = tuple((width, replace(tile, num_stages=1)) for width, tile in rows)
@@ -183,6 +187,7 @@ def test_a_launch_more_in_the_prompt_leaves_the_other_phases_alone(monkeypatch, 
     assert not any(subject.startswith("decode") for subject, _ in found)
 
 
+@pytest.mark.nightly
 def test_pdl_switched_off_is_found_in_the_kernels_that_lost_it(monkeypatch, compared):
     for module_ in (append_kv, generate, paged_decode):  # the linears keep it
         monkeypatch.setattr(module_, "has_pdl", lambda target: False)

@@ -271,6 +271,7 @@ def test_defaults_compile_without_spills(arch):
         assert resources.spills == 0 and resources.shared <= LIMITS[arch] << 10
 
 
+@pytest.mark.nightly
 def test_all_features_in_float32_compile_without_spills():
     shape = Shape(head_dim=64, value_dim=64, group=3, sinks=True, alibi=True, strided=True)
     source = emitted(call(shape, window=9, softcap=20.0), TARGETS["h100"])

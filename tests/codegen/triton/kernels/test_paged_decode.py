@@ -337,6 +337,7 @@ def test_defaults_compile_without_spills(arch):
         assert decode.shared <= shared_bytes(problem, own) <= LIMITS[arch] << 10
 
 
+@pytest.mark.nightly
 def test_what_the_h100_may_choose_compiles_without_spills():
     shape = Shape(4, 8, 128, 128, 16, dtype=DType.BF16)
     rich = Shape(3, 2, 64, 80, 48, sinks=True, alibi=True, strided=True)

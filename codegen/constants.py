@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from weakref import WeakKeyDictionary
 
-from ...ir.build import input_node, make
-from ...ir.dims import Dim, Size, symbols_of
-from ...ir.dims import substitute as resize
-from ...ir.graph import Graph, param_name
-from ...ir.node import Attr, Node
-from ...ir.ops.control import body_of
+from ..ir.build import input_node, make
+from ..ir.dims import Dim, Size, symbols_of
+from ..ir.dims import substitute as resize
+from ..ir.graph import Graph, param_name
+from ..ir.node import Attr, Node
+from ..ir.ops.control import body_of
 
 _KNOWN: WeakKeyDictionary[Node, bool] = WeakKeyDictionary()
 _NEVER = frozenset({"input", "aten", "cond", "fused"})

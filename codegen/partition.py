@@ -1,12 +1,12 @@
-"""Cuts a graph into regions for ONNX Runtime and single eager calls, in an order that runs."""
+"""Cuts a graph into regions for a library and single eager calls, in an order that runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ...ir.graph import Graph
-from ...ir.node import Node
+from ..ir.graph import Graph
+from ..ir.node import Node
 from .constants import is_constant
 
 

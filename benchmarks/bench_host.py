@@ -1,0 +1,224 @@
+"""What the host does in a decode step, by part, without a device.
+
+    python benchmarks/bench_host.py [--sequences 128] [--steps 400] [--json]
+
+The real loop, scheduler, pool and launcher, and the metadata of steps as it is written on a GPU,
+over an executor that makes random tokens up at once. Sequences have lengths of their own, so that
+they cross pages at different steps, and as large a context as 1280 tokens. In the steady state: the
+same sequences, one token each. Each part is told without those inside it; medians and minima over
+steps, in microseconds of the thread on a core: what others take of a shared machine does not count.
+
+Kinds: `greedy` without a tokenizer; `drawn` with a random number a row; `text` with a tokenizer;
+`stops` with a stop string beside; `streams` with text that is taken behind each step (not counted).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from tilewright.formats.tokenizer import Tokenizer, TokenizerConfig
+from tilewright.runtime import (
+    Capabilities,
+    GenerationLoop,
+    PagedPool,
+    Sampler,
+    SamplingParams,
+    Scheduler,
+    Step,
+)
+from tilewright.runtime.batch import DecodeBatch, MixedBatch
+from tilewright.runtime.bucketing import Padding
+from tilewright.runtime.decode_buffer import DecodeBuffer, Launched
+from tilewright.runtime.device_queue import ImmediateQueue
+from tilewright.runtime.metrics import Metrics
+from tilewright.runtime.step_buffer import SAMPLING, StepShape
+from tilewright.runtime.token_choice import Masks
+
+PAGE, CONTEXT, VOCAB, FIRST = 16, 1280, 4000, 8  # tokens; ids; steps before those that count
+FIELDS = ("token_ids", "positions", "slot_mapping", "seq_lens", "block_tables", *SAMPLING)
+KINDS = {
+    "greedy": SamplingParams(ignore_eos=True, max_new_tokens=CONTEXT),
+    "drawn": SamplingParams(ignore_eos=True, max_new_tokens=CONTEXT, temperature=1.0),
+    "text": SamplingParams(max_new_tokens=CONTEXT),
+    "stops": SamplingParams(max_new_tokens=CONTEXT, stop=["never seen"]),
+    "streams": SamplingParams(max_new_tokens=CONTEXT),
+}
+
+
+class RandomTokens:
+    """Steps that are no work, but for what is written for them."""
+
+    padding = Padding()
+
+    def __init__(self, sequences: int) -> None:
+        self.capabilities = Capabilities(
+            mixes=True, pages=True, shares=True, max_slots=None, samples=sequences
+        )
+        self._shape = StepShape(sequences, sequences, CONTEXT // PAGE, sequences)
+        self._buffer = DecodeBuffer(self._shape, FIELDS, torch.device("cpu"), ImmediateQueue())
+        self._random = np.random.default_rng(0)
+        self._tokens = torch.zeros(sequences, dtype=torch.int64)
+        self._last: Launched | None = None
+
+    def allocate(self, num_pages: int, page_size: int, host_pages: int = 0) -> None:
+        """Nothing to allocate."""
+
+    def copy_pages(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
+        """Nothing to copy."""
+
+    def run(self, step: Step) -> torch.Tensor:
+        """Token 2 for all."""
+        self._last = None
+        return torch.tensor([[0.0, 0.0, 1.0]]).expand(len(step.logits_indices), 3)
+
+    def launch(self, batch: DecodeBatch, after: Launched | None) -> Launched:
+        """Writes what a step is told, and its tokens."""
+        count = len(batch.positions)
+        turn = self._buffer.fill(batch, self._shape)
+        turn.numpy_tokens[:count] = self._random.integers(3, VOCAB, size=count)
+        turn.event, turn.busy = self._buffer.queue.record(turn.event), False
+        turn.launched = self._last = Launched(turn, count, self._tokens)
+        return self._last
+
+    def launch_mixed(self, batch: MixedBatch, after: Launched | None) -> Launched:
+        """Prompts are run step by step."""
+        raise NotImplementedError
+
+    def choose(self, launched: Launched, masks: Masks) -> None:
+        """There are no forms."""
+        raise NotImplementedError
+
+    def follows(self, launched: Launched) -> bool:
+        """Whether it was the last."""
+        return self._last is launched
+
+
+def tokenizer() -> Tokenizer:
+    """Of bytes, trained on what lies beside this file, end of sequence 0."""
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB,
+        special_tokens=["<end>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator([(Path(__file__).parent / "NOTES.md").read_text("utf-8")], trainer)
+    return Tokenizer(backend, TokenizerConfig((0,)))
+
+
+class Parts:
+    """Seconds of each part of a step, without what is inside it and has a name too."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {}
+        self._inside = [0.0]
+
+    def timed(self, owner: object, name: str, part: str) -> None:
+        """From now on calls of a method count as that part."""
+        method = getattr(owner, name)
+
+        def measured(*args: object, **knobs: object) -> object:
+            self._inside.append(0.0)
+            start = time.thread_time()
+            try:
+                return method(*args, **knobs)
+            finally:
+                taken = time.thread_time() - start
+                self.seconds.setdefault(part, []).append(taken - self._inside.pop())
+                self._inside[-1] += taken
+
+        setattr(owner, name, measured)
+
+
+def loop_of(kind: str, sequences: int) -> GenerationLoop:
+    """A loop in the steady state, with its metrics."""
+    executor = RandomTokens(sequences)
+    pool = PagedPool(sequences * CONTEXT // PAGE + 1, PAGE)
+    scheduler = Scheduler(pool, executor.capabilities, max_num_seqs=sequences)
+    words = None if kind in ("greedy", "drawn") else tokenizer()
+    loop = GenerationLoop(executor, pool, scheduler, Sampler(), words, [0], CONTEXT)
+    Metrics(loop, "none")
+    rng = np.random.default_rng(1)
+    for row in range(sequences):
+        prompt = rng.integers(3, VOCAB, size=1 + 5 * row % 640).tolist()
+        loop.add(loop.prepare(prompt, KINDS[kind], streams=kind == "streams"))
+    flight = loop._flight
+    while flight is None or flight.num_tokens < sequences:
+        loop.step()
+        flight = loop._flight
+    return loop
+
+
+def measure(kind: str, sequences: int, steps: int) -> dict[str, tuple[float, float]]:
+    """Median and least microseconds of each part, and of all of a step untouched by timers."""
+    loop = loop_of(kind, sequences)
+    requests = [seq.request for seq in loop.scheduler.running]
+
+    def step() -> float:
+        start = time.thread_time()
+        loop.step()
+        taken = time.thread_time() - start
+        for request in requests:
+            request.take_deltas()
+        return taken
+
+    for _ in range(FIRST):
+        step()
+    whole = [step() for _ in range(steps // 2)]
+    launcher, parts = loop._launcher, Parts()
+    assert launcher is not None
+    for owner, name, part in (
+        (loop.scheduler, "schedule_ahead", "plan"),
+        (loop.pool, "extend", "places"),
+        (launcher, "launch", "launch, and what counts it"),
+        (launcher._batches, "build", "batch"),
+        (loop.executor, "launch", "metadata"),
+        (launcher, "commit", "commit"),
+        (loop, "_count", "counters and observers"),
+        (loop, "_drop_void", "void rows"),
+        (loop, "_step", "rest"),
+    ):
+        parts.timed(owner, name, part)
+    for _ in range(steps // 2):
+        step()
+    assert all(not request.finished for request in requests) and not loop.scheduler.waiting
+    found = parts.seconds | {"a step": whole}
+    return {
+        part: (statistics.median(times) * 1e6, min(times) * 1e6) for part, times in found.items()
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sequences", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--kinds", nargs="*", default=[*KINDS], choices=[*KINDS])
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # others' work on the cores would be waited for
+    found = {kind: measure(kind, options.sequences, options.steps) for kind in options.kinds}
+    if options.json:
+        print(json.dumps(found, indent=1))
+        return
+    print(f"{options.sequences} sequences, µs, median (least)")
+    print("part".ljust(30) + "".join(kind.rjust(16) for kind in found))
+    for part in next(iter(found.values())):
+        cells = [f"{one[part][0]:.0f} ({one[part][1]:.0f})" for one in found.values()]
+        print(part.ljust(30) + "".join(cell.rjust(16) for cell in cells))
+
+
+if __name__ == "__main__":
+    main()

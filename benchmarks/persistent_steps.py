@@ -1,0 +1,224 @@
+"""What bench_persistent.py compares: models' shapes, steps of the graph path, times of phases."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import tilewright as tw
+from tilewright.codegen.persistent.decode import MARKS
+from tilewright.codegen.persistent.reading import Shape
+from tilewright.runtime.engine import CausalLMEngine
+from tilewright.runtime.runner import ProgramRunner
+
+PAGE, STEPS, TIMED, DEVICE = 16, 24, 40, "cuda"
+_LLAMA = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 128256,
+    "num_key_value_heads": 8,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "hidden_act": "silu",
+}
+CONFIGS: dict[str, dict[str, object]] = {
+    "1b": {
+        **_LLAMA,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "head_dim": 64,
+        "tie_word_embeddings": True,
+    },
+    "8b": {
+        **_LLAMA,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "head_dim": 128,
+        "tie_word_embeddings": False,
+    },
+    "smollm2": {
+        **_LLAMA,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "head_dim": 64,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
+    },
+}
+"""Shapes of Llama-3.2-1B, Llama-3.1-8B and SmolLM2-135M."""
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Steps of the graph path behind ``length`` tokens: the token in, and logits f32[V] out."""
+
+    length: int
+    steps: list[tuple[int, torch.Tensor]]
+
+
+def engine_of(model: str, length: int, layers: int | None = None) -> CausalLMEngine:
+    """An engine of a shape with random weights, for one sequence."""
+    config = CONFIGS[model] | ({} if layers is None else {"num_hidden_layers": layers})
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config))
+        begun = time.perf_counter()
+        engine = tw.compile(
+            folder,
+            random_weights=0,
+            dtype="bfloat16",
+            max_model_len=length + 4 * PAGE,
+            max_batch_size=1,
+            memory_fraction=0.5,
+            verify="off",
+        )
+    print(f"engine ready in {time.perf_counter() - begun:.0f} s", flush=True)
+    assert isinstance(engine, CausalLMEngine)
+    return engine
+
+
+def step_inputs(length: int) -> Tensors:
+    """Inputs of a step of one greedy sequence, which `place` makes those of a certain step."""
+    pages = (length + 2 * STEPS) // PAGE + 1
+    return {
+        "token_ids": torch.full((1,), 17, device=DEVICE),
+        "positions": torch.zeros(1, dtype=torch.int64, device=DEVICE),
+        "seq_lens": torch.zeros(1, dtype=torch.int32, device=DEVICE),
+        "slot_mapping": torch.zeros(1, dtype=torch.int64, device=DEVICE),
+        "block_tables": torch.arange(1, pages + 1, dtype=torch.int32, device=DEVICE)[None],
+        "temperature": torch.zeros(1, device=DEVICE),
+        "top_k": torch.zeros(1, dtype=torch.int32, device=DEVICE),
+        "top_p": torch.ones(1, device=DEVICE),
+        "min_p": torch.zeros(1, device=DEVICE),
+        "uniform": torch.zeros(1, device=DEVICE),
+    }
+
+
+def step_caches(caches: Mapping[str, torch.Tensor], inputs: Tensors) -> Tensors:
+    """Random caches of as many pages as the inputs name."""
+    pages = inputs["block_tables"].shape[1] + 1
+    return {name: torch.randn_like(tensor[:pages]) for name, tensor in caches.items()}
+
+
+def place(inputs: Tensors, length: int) -> None:
+    """Makes the inputs those of the step that follows ``length`` tokens."""
+    inputs["positions"].fill_(length)
+    inputs["seq_lens"].fill_(length + 1)
+    inputs["slot_mapping"].fill_(PAGE + length)  # pages come in order, from 1 on
+
+
+def graph_path(
+    runner: ProgramRunner, caches: Tensors, inputs: Tensors
+) -> tuple[Callable[[], None], Tensors]:
+    """A replay of the decode graph, and its results."""
+    given = {**inputs, **caches}
+    place(inputs, 64)
+    runner.run(given)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = runner.run(given)
+    return graph.replay, {"logits": found["logits"], "tokens": found["tokens"]}
+
+
+def steps_of(
+    replay: Callable[[], None], found: Tensors, inputs: Tensors, length: int
+) -> list[tuple[int, torch.Tensor]]:
+    """Token in and logits out of some greedy steps in a row."""
+    token, steps = 17, []
+    for step in range(STEPS):
+        place(inputs, length + step)
+        inputs["token_ids"].fill_(token)
+        replay()
+        steps.append((token, found["logits"][0].float().clone()))
+        token = int(found["tokens"])
+    return steps
+
+
+def compared(
+    step: Callable[[], tuple[torch.Tensor, torch.Tensor]], inputs: Tensors, paths: Paths
+) -> str:
+    """How many tokens are the graph path's, and how far logits are off, for the same tokens in.
+
+    Raises:
+        RuntimeError: a token that is another one by more than rounding, or logits far off.
+    """
+    equal, worst, ties = 0, 0.0, 0
+    for index, (token, logits) in enumerate(paths.steps):
+        place(inputs, paths.length + index)
+        inputs["token_ids"].fill_(token)
+        found, tokens = step()
+        off = float((found.float() - logits).abs().max())
+        worst = max(worst, off / float(logits.std()))
+        chosen, best = int(tokens), int(logits.argmax())
+        equal += chosen == best
+        ties += chosen != best and chosen >= 0 and float(logits[best] - logits[chosen]) <= 2 * off
+    said = f"{equal}/{len(paths.steps)} tokens equal, {ties} within rounding"
+    said = f"{said}, logits off {worst:.4f} std"
+    if equal + ties < len(paths.steps) or not worst <= 0.1:
+        raise RuntimeError(f"wrong: {said}")
+    return said
+
+
+def replay_seconds(replay: Callable[[], object]) -> float:
+    """Median of several rounds: seconds of a step among many."""
+    times = []
+    for _ in range(6):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(TIMED):
+            replay()
+        stop.record()
+        stop.synchronize()
+        times.append(start.elapsed_time(stop) * 1e-3 / TIMED)
+    return statistics.median(times[1:])
+
+
+def breakdown(timeline: torch.Tensor, shape: Shape) -> tuple[str, list[dict[str, object]]]:
+    """Mean times of each form's calls, in µs: from the end of the last program of the call before
+    to that of this one; waiting of the program that waits least and of all; working of all and of
+    the slowest. As a table, and by name.
+    """
+    times = timeline.double().cpu() * 1e-3
+    met, begun, done = (times[:, :, MARKS.index(name)] for name in MARKS)
+    # A program without a tile of a call does not wait for it: begun is where it met the call.
+    ends = done.max(0).values
+    lines = [f"{'call':<38} {'n':>4}   whole   waits (least, mean)   works (mean, most)"]
+    rows: list[dict[str, object]] = []
+    for index, form in enumerate(shape.forms):
+        at = [i for i, step in enumerate(shape.calls) if step.form == index and i > 1]
+        if not at:
+            continue
+        wait, work = (begun - met)[:, at], (done - begun)[:, at]
+        row: dict[str, object] = {
+            "call": str(form),
+            "calls": len(at),
+            "whole_us": statistics.mean(float(ends[i] - ends[i - 1]) for i in at),
+            "wait_least_us": float(wait.min(0).values.mean()),
+            "wait_us": float(wait.mean()),
+            "work_us": float(work.mean()),
+            "work_most_us": float(work.max(0).values.mean()),
+        }
+        rows.append(row)
+        figures = [float(str(row[name])) for name in list(row)[2:]]
+        whole, least, mean, works, most = figures
+        lines.append(
+            f"{str(form)[:38]:<38} {len(at):4d} {whole:7.2f} {least:9.2f} {mean:7.2f}"
+            f" {works:12.2f} {most:7.2f}"
+        )
+    span = float(ends.max() - met.min())
+    return "\n".join((*lines, f"from the first to the last mark: {span:.1f} µs")), rows

@@ -1,0 +1,232 @@
+"""A model's persistent kernel with its memory: one launch a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ...errors import KernelError, UsageError
+from ..triton.package import Binary
+from ..triton.source import KernelSource
+from .generate import PARAMETERS, Tiling
+from .reading import Attention, Shape
+from .table import make_calls, make_items
+
+LIMIT = 1 << 20
+"""Polls of a wait until the launch is given up: about a second on an H100."""
+_LINE = 32  # i32 between counters that programs wait for
+INPUTS = ("token_ids", "positions", "seq_lens", "slot_mapping", "block_tables")
+"""What the kernel reads of a step, by the graph's names, for one sequence."""
+MARKS = ("met", "begun", "done")
+"""The times that are noted of each program and call."""
+
+Launcher = Callable[[Sequence[torch.Tensor | int]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What a launch that was given up had waited for.
+
+    Attributes:
+        waits: how many waits were given up.
+        call, program: the first of them: which call's input, in which program.
+        expected, found: what the counter should have reached, and where it was.
+    """
+
+    waits: int
+    call: int
+    program: int
+    expected: int
+    found: int
+
+
+class PersistentDecode:
+    """The decode step of a model for one sequence, in one launch.
+
+    Args:
+        shape, tiling: what was compiled.
+        weights: by name, contiguous and 16-byte aligned, on the device.
+        launch: launches the kernel over its arguments (`on_device`, `in_interpreter`).
+        device: where all of it lies.
+        timed: whether the kernel notes times.
+        limit: polls of a wait until a launch is given up.
+
+    Attributes:
+        logits: bf16[1, V] of the last step; NaN after a launch that was given up.
+        tokens: i64[1], its likeliest token, -1 where logits are not finite.
+        timeline: i64[programs, calls, 3] in ns (`MARKS`) of the last step; empty without times.
+
+    Raises:
+        UsageError: a weight that is missing or lies elsewhere.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        tiling: Tiling,
+        weights: Mapping[str, torch.Tensor],
+        launch: Launcher,
+        device: torch.device,
+        timed: bool = False,
+        limit: int = LIMIT,
+    ) -> None:
+        self.shape, self.tiling, self.limit = shape, tiling, limit
+        self.device, self._launch = device, launch
+        results = {
+            name: torch.zeros(size, dtype=torch.bfloat16, device=device)
+            for name, size in shape.results.items()
+        }
+        self._kept = (dict(weights), results)  # the tables hold their addresses
+        self.logits = results[shape.calls[-1].out][None]
+        for name in weight_names(shape):
+            _check(name, weights.get(name))
+        self._where = {name: tensor.data_ptr() for name, tensor in {**weights, **results}.items()}
+        memory = {n: t.to(device) for n, t in _memory(shape, tiling, timed).items()}
+        memory["items"] = make_items(shape, tiling, self._where).to(device)
+        memory["inv_freq"] = weights[shape.inv_freq]
+        self.memory = memory
+        self.tokens, self.timeline = memory["tokens"], memory["timeline"]
+        self._names = [name for name in PARAMETERS if name != "timeline" or timed]
+        self._calls: dict[tuple[int, ...], torch.Tensor] = {}  # by the caches' addresses
+
+    def run(self, inputs: Mapping[str, torch.Tensor], caches: Mapping[str, torch.Tensor]) -> None:
+        """Queues a step.
+
+        Args:
+            inputs: `INPUTS` by name, of one sequence, on the device.
+            caches: bf16[N, P, G, D] by name; keys and values are written there.
+
+        Raises:
+            UsageError: a cache that is missing or not dense.
+            KernelError: caches at addresses that are new, while a CUDA graph is captured: their
+                table has to be copied to the device before.
+        """
+        given = {**self.memory, **inputs, "calls": self._table(caches)}
+        self._launch([*(given[name] for name in self._names), self.limit])
+
+    def _table(self, caches: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        names = [name for step in self.shape.calls for name in step.caches if name]
+        for name in names:
+            _check(name, caches.get(name))
+        key = tuple(caches[name].data_ptr() for name in names)
+        found = self._calls.get(key)
+        if found is not None:
+            return found
+        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise KernelError(
+                "a step of one launch in a CUDA graph",
+                expected="caches that a step has run with before the capture",
+                found="others",
+                remedy="Run a step with these caches first.",
+            )
+        where = {**self._where, **dict(zip(names, key, strict=True))}
+        found = make_calls(self.shape, self.tiling, where).to(self.device)
+        self._calls[key] = found
+        return found
+
+    def diagnosis(self) -> Diagnosis | None:
+        """What launches so far were given up for, None if none was. Waits for the device."""
+        waits, *first = self.memory["diagnosis"][:5].tolist()
+        return Diagnosis(waits, *first) if waits else None
+
+    def check(self) -> None:
+        """Waits for the device.
+
+        Raises:
+            KernelError: a launch was given up, since programs waited in vain.
+        """
+        found = self.diagnosis()
+        if found is None:
+            return
+        step = self.shape.calls[found.call]
+        raise KernelError(
+            f"call {found.call} of {len(self.shape.calls)} of the persistent decode kernel "
+            f"({type(self.shape.form(step)).__name__} of {step.weight or step.x})",
+            expected=f"{found.expected} arrivals of the call before",
+            found=f"{found.found} in program {found.program}; {found.waits} waits were given up",
+            remedy="Report it, then call reset(); the decode graph has a launch for each call.",
+        )
+
+    def reset(self) -> None:
+        """Makes the counters new, after a launch that was given up or cut off."""
+        self.memory["counters"].zero_()
+        self.memory["diagnosis"].zero_()
+
+
+def in_interpreter(source: KernelSource) -> Launcher:
+    """Launches of a source in Triton's interpreter, one program after the other: right for one
+    program alone, which meets the calls in their order.
+    """
+    from ..triton.compat import interpret_programs
+    from ..triton.interpreted import module_in_interpreter
+
+    (launch,) = source.variants[0].launches
+    function = getattr(module_in_interpreter(source.text), launch.function)
+
+    def run(arguments: Sequence[torch.Tensor | int]) -> None:
+        interpret_programs(function, (1, 1, 1), [(0, 0, 0)], arguments, launch.constexprs)
+
+    return run
+
+
+def on_device(source: KernelSource, binary: Binary, device: torch.device) -> Launcher:
+    """Launches of a binary on torch's current stream.
+
+    Raises:
+        EngineError: the driver does not take it.
+    """
+    from ..triton.launch import LoadedFunction
+
+    (launch,) = source.variants[0].launches
+    function = LoadedFunction.of(binary, device)
+    programs = launch.grid[0]
+    assert isinstance(programs, int)
+
+    def run(arguments: Sequence[torch.Tensor | int]) -> None:
+        values = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
+        function((programs, 1, 1), values)
+
+    return run
+
+
+def _memory(shape: Shape, tiling: Tiling, timed: bool) -> dict[str, torch.Tensor]:
+    """What the kernel keeps for itself."""
+    attention = next(form for form in shape.forms if isinstance(form, Attention))
+    calls, programs = len(shape.calls), tiling.programs
+    parts = tiling.splits * attention.heads
+    counters = _LINE * (calls + 2) + calls * attention.kv_heads
+    return {
+        "counters": torch.zeros(counters, dtype=torch.int32),
+        "diagnosis": torch.zeros(8, dtype=torch.int32),
+        "timeline": torch.zeros(programs, calls, 3, dtype=torch.int64) if timed else _EMPTY,
+        "cos": torch.zeros(max(16, shape.head_dim // 2)),
+        "sin": torch.zeros(max(16, shape.head_dim // 2)),
+        "partial_acc": torch.zeros(parts * attention.head_dim),
+        "partial_max": torch.zeros(parts),
+        "partial_sum": torch.zeros(parts),
+        "bests": torch.zeros(programs),
+        "indices": torch.zeros(programs, dtype=torch.int32),
+        "tokens": torch.zeros(1, dtype=torch.int64),
+    }
+
+
+_EMPTY = torch.zeros(0, dtype=torch.int64)
+
+
+def weight_names(shape: Shape) -> list[str]:
+    """The weights that a model's kernel reads, each once, in order."""
+    names = [shape.inv_freq, *(n for step in shape.calls for n in (step.weight, step.norm))]
+    return [name for name in dict.fromkeys(names) if name]
+
+
+def _check(name: str, tensor: torch.Tensor | None) -> None:
+    if tensor is not None and tensor.is_contiguous() and tensor.data_ptr() % 16 == 0:
+        return
+    raise UsageError(
+        f"{name} of the persistent decode kernel",
+        expected="a contiguous tensor at an address divisible by 16",
+        found="none" if tensor is None else f"strides {tensor.stride()} at {tensor.data_ptr():#x}",
+        remedy="Give it as the engine holds it.",
+    )

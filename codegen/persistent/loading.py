@@ -1,0 +1,122 @@
+"""The one launch of a Program, loaded: what a call of it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+
+import torch
+
+from ...errors import EngineError, GraphError
+from ...ir.graph import Graph, input_name, param_name
+from ...ir.parser import parse_graph
+from ..base import ReadFile
+from ..program import Call, Program
+from ..triton.package import kernel_id, read_package
+from .decode import INPUTS, Launcher, PersistentDecode, in_interpreter, on_device
+from .generate import Tiling
+from .lowering import cache_names
+from .reading import read_decode
+from .source import persistent_source
+
+
+class PersistentKernel:
+    """A loaded launch (the ``Kernel`` of codegen/base.py): steps of one sequence.
+
+    Attributes:
+        decode: the launch with its memory.
+    """
+
+    def __init__(self, decode: PersistentDecode) -> None:
+        self.decode = decode
+        self._caches = cache_names(decode.shape)
+
+    def __call__(
+        self, operands: Sequence[torch.Tensor | None], sizes: Mapping[str, int]
+    ) -> Sequence[torch.Tensor]:
+        tensors = [tensor for tensor in operands if tensor is not None]
+        inputs = dict(zip(INPUTS, tensors, strict=False))
+        caches = dict(zip(self._caches, tensors[len(INPUTS) :], strict=True))
+        self.decode.run(inputs, caches)
+        return (self.decode.logits, *caches.values())
+
+
+def load_persistent(
+    call: Call,
+    program: Program,
+    weights: Mapping[str, torch.Tensor],
+    read: ReadFile,
+    device: torch.device,
+) -> PersistentKernel:
+    """The kernel of a call that `with_one_launch` made.
+
+    The call holds its graph. The kernel's text is made anew of that, and must be the folder's: so
+    the tables, which hold addresses, are those that the machine code takes.
+
+    Raises:
+        EngineError: a folder of another version, weights or buffers of other types, or a device
+            with fewer multiprocessors than the launch has programs.
+    """
+    graph, tiling = _described(call)
+    shape = read_decode(graph)
+    _check_types(call, program, graph, weights)
+    caches = cache_names(shape)
+    if call.operands != (*INPUTS, *caches) or len(call.results) != 1 + len(caches):
+        raise _other(call, f"operands {call.operands}")
+    source = persistent_source(shape, tiling, device=device.type == "cuda")
+    id = call.kernel.rpartition("/")[2]
+    if kernel_id(source) != id:
+        raise _other(call, f"this version's is {kernel_id(source)}")
+    if device.type == "cuda":
+        launch = _on_gpu(call, read, device, tiling.programs)
+    else:
+        launch = in_interpreter(source)
+    return PersistentKernel(PersistentDecode(shape, tiling, weights, launch, device))
+
+
+def _on_gpu(call: Call, read: ReadFile, device: torch.device, programs: int) -> Launcher:
+    package = read_package(read, call.kernel.rpartition("/")[2])
+    found = torch.cuda.get_device_properties(device).multi_processor_count
+    if found < programs:
+        raise EngineError(
+            f"call of {call.kernel}",
+            expected=f"{programs} multiprocessors, all of which the one launch occupies",
+            found=f"{found}",
+            remedy="Compile the model again on this device.",
+        )
+    return on_device(package.source, next(iter(package.binaries.values())), device)
+
+
+def _described(call: Call) -> tuple[Graph, Tiling]:
+    names = [one.name for one in fields(Tiling)]
+    values = [call.attrs.get(name) for name in names]
+    text = call.attrs.get("graph")
+    if not isinstance(text, str) or not all(type(v) is int and 0 <= v <= 4096 for v in values):
+        raise _other(call, f"attributes {', '.join(call.attrs)}")
+    try:
+        return parse_graph(text), Tiling(*(int(str(value)) for value in values))
+    except GraphError as error:
+        raise _other(call, str(error)) from error
+
+
+def _check_types(
+    call: Call, program: Program, graph: Graph, weights: Mapping[str, torch.Tensor]
+) -> None:
+    """EngineError where a buffer or weight is not what the graph says that it is."""
+    types = {input_name(node): node.type for node in graph.inputs}
+    for name in call.operands:
+        if name is None or program.buffers.get(name) != types.get(name):
+            raise _other(call, f"buffer {name}")
+    for node in graph.params:
+        weight = weights.get(param_name(node))
+        if weight is None or weight.dtype is not node.dtype.torch or weight.shape != node.shape:
+            raise _other(call, f"weight {param_name(node)}")
+
+
+def _other(call: Call, found: str) -> EngineError:
+    return EngineError(
+        f"call of {call.kernel}",
+        expected="one launch as this version makes it, with the buffers and weights of its graph",
+        found=found,
+        remedy="Compile the model again with this version.",
+    )

@@ -1,0 +1,44 @@
+"""The kernel of a model's shape as a ``KernelSource``, which is compiled as all kernels are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ...ir.dtypes import DType
+from ..triton.aot import compile_sources
+from ..triton.package import Binary
+from ..triton.source import Argument, KernelSource, Launch, Pointer, Scalar, Variant
+from .generate import PARAMETERS, Tiling, constexprs, kernel_text
+from .reading import Shape
+from .table import num_items
+
+_TYPES = {"i64": DType.I64, "i32": DType.I32, "f32": DType.F32}
+NAME = "decode"
+"""Of the kernel."""
+
+
+def persistent_source(
+    shape: Shape, tiling: Tiling, timed: bool = False, device: bool = True
+) -> KernelSource:
+    """The kernel; ``timed`` notes times, and without a ``device`` it is one for the interpreter."""
+    arguments: list[Argument] = [
+        Pointer(name, _TYPES[type_], "operand", index)
+        for index, (name, type_) in enumerate(PARAMETERS.items())
+        if name != "timeline" or timed
+    ]
+    arguments.append(Scalar("limit", 0))
+    constants = {**constexprs(shape, tiling, device), "ITEMS": num_items(shape, tiling)}
+    launch = Launch(NAME, tuple(arguments), (tiling.programs, 1, 1), constants, tiling.num_warps)
+    text = kernel_text(shape, tiling, timed)
+    return KernelSource(NAME, "template", text, (Variant((launch,)),), contracts=True)
+
+
+def compile_persistent(sources: Sequence[KernelSource], arch: int) -> list[Binary]:
+    """Their machine code, for cooperative launches.
+
+    Raises:
+        UnsupportedError: as `compile_sources` has it.
+    """
+    packages = compile_sources(sources, arch)
+    return [replace(next(iter(p.binaries.values())), cooperative=True) for p in packages]

@@ -1,0 +1,1 @@
+"""Networks for TensorRT: described, lowered from the IR, and built."""

@@ -1,0 +1,142 @@
+"""The decode graph that an engine really has: read, computed and compiled whole."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+import tilewright as tw
+from captured_models import capture_once
+from persistent_forms import GREEDY, Model, step_inputs
+from tilewright.codegen.base import get_backend
+from tilewright.codegen.persistent.lowering import with_one_launch
+from tilewright.codegen.persistent.reading import Attention, Begin, Product, read_decode
+from tilewright.codegen.program import Program
+from tilewright.compiler import api
+from tilewright.compiler.graphs import pass_graphs
+from tilewright.compiler.inspect.facts import Setting
+from tilewright.compiler.inspect.kernels import kernel_report
+from tilewright.compiler.lowering import lower
+from tilewright.errors import EngineError, UnsupportedError, UsageError
+from tilewright.ir.graph import Graph, param_name
+from tilewright.runtime.folder import load_image
+from tilewright.runtime.runner import ProgramRunner
+from tilewright.targets import Target
+from tiny_models import greedy, tiny_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PAGE = 4
+MODEL = Model(layers=1)
+GRAPH = MODEL.graph()
+
+
+@cache
+def decode_graph(family: str) -> tuple[PreTrainedModel, Graph]:
+    """A tiny model in bfloat16, and the decode graph that an engine on Triton has of it."""
+    model = tiny_model(family).bfloat16()
+    graph = lower(capture_once(model), family)
+    passed = pass_graphs(graph, "paged", get_backend("triton"), "off", None, PAGE)
+    assert passed.decode is not None
+    return model, passed.decode
+
+
+def test_all_calls_of_a_llama_are_read() -> None:
+    shape = read_decode(decode_graph("llama")[1])
+    kinds = [type(shape.form(step)) for step in shape.calls]
+    layer = [Product, Attention, Product, Product, Product]
+    assert kinds == [Begin, *layer, *layer, Product]
+    assert shape.form(shape.calls[-1]) == Product(160, 64, True, 1e-6, chosen=True)
+    assert (shape.width, shape.head_dim) == (64, 16)
+
+
+def test_a_program_decodes_one_sequence_in_one_launch_as_hugging_face_does() -> None:
+    model, graph = decode_graph("llama")
+    cpu = Target.parse("cpu")
+    kernels = get_backend("triton").lower(graph, cpu)
+    lowered = with_one_launch(kernels, graph, cpu)
+    program = Program.from_json(json.loads(json.dumps(lowered.program.to_json())))
+    assert program == lowered.program
+    made = [call.kernel.split("/")[1] for call in program.at({"B": 1}).calls]
+    assert made == ["persistent", "template"]  # the other one samples
+    assert program.at({"B": 2}).calls == kernels.program.at({"B": 2}).calls
+    weights = {param_name(node): graph.weights[param_name(node)].load() for node in graph.params}
+    runner = ProgramRunner(program, weights, lowered.files.__getitem__)
+    prompt, new = [136, 114], 4  # whose best logits are at least 0.34 apart
+    types = {name: type_ for name, type_ in program.buffers.items() if name in program.inputs}
+    caches = {
+        name: torch.zeros(4, *type_.shape[1:], dtype=torch.bfloat16)
+        for name, type_ in types.items()
+        if "cache" in name
+    }
+    tokens = list(prompt)
+    for position in range(len(prompt) + new - 1):
+        inputs = step_inputs([2, 1, 3], position + 1, tokens[position], PAGE)
+        found = runner.run({**inputs, **GREEDY, **caches})
+        if position + 1 == len(tokens):
+            tokens.append(int(found["tokens"]))
+    assert tokens[len(prompt) :] == greedy(model, prompt, new)
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch):
+    """Compiles the tiny model, which is captured once."""
+    monkeypatch.setattr(api, "capture_causal_lm", capture_once)
+    model, _ = decode_graph("llama")
+    return lambda **options: tw.compile(model, target="cpu", verify="off", tune="none", **options)
+
+
+def test_an_engine_has_it_where_it_is_asked_for(compiled, tmp_path) -> None:
+    engine = compiled(backend="triton", decode="persistent", max_batch_size=2)
+    (one,) = (c for c in engine.image.decode.program.calls if "/persistent/" in c.kernel)
+    assert one.kind == "persistent" and str(one.guard) == "(-1*B + 1,)"
+    engine.save(tmp_path / "engine")
+    assert load_image(tmp_path / "engine").decode == engine.image.decode
+    settings = [Setting("decode", 1, 64)]
+    report = kernel_report(engine.image, settings)
+    assert [kernel.kind for kernel in report.kernels].count("persistent") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "named"),
+    [
+        ({"decode": "graph"}, UsageError, "option decode.*kernels, persistent"),
+        ({"decode": "persistent", "backend": "eager"}, UnsupportedError, "decode graph.*eager"),
+        (
+            {"decode": "persistent", "backend": "triton", "quantize": "int8-weight"},
+            UnsupportedError,
+            "one launch for all layers: .*dequantize|quant",
+        ),
+    ],
+)
+def test_what_it_cannot_be_is_refused(compiled, options, error, named) -> None:
+    with pytest.raises(error, match=named):
+        compiled(**options)
+
+
+def test_a_launch_of_other_buffers_weights_or_text_is_not_loaded() -> None:
+    graph = GRAPH
+    cpu = Target.parse("cpu")
+    lowered = with_one_launch(get_backend("triton").lower(graph, cpu), graph, cpu)
+    program, read = lowered.program, lowered.files.__getitem__
+    (call,) = (call for call in program.calls if "/persistent/" in call.kernel)
+    tensors = MODEL.tensors(1, 4)
+    backend, here = get_backend("triton"), torch.device("cpu")
+    backend.load(call, program, tensors, read, here)
+    for wrong in (
+        {"attrs": {**call.attrs, "rows": 4}},
+        {"attrs": {**call.attrs, "rows": "8"}},
+        {"attrs": {**call.attrs, "graph": "def"}},
+        {"operands": ("positions", *call.operands[1:])},
+    ):
+        with pytest.raises(EngineError, match="one launch as this version makes it"):
+            backend.load(replace(call, **wrong), program, tensors, read, here)
+    short = {**tensors, "o_0": tensors["o_0"][:-1]}
+    with pytest.raises(EngineError, match="weight o_0"):
+        backend.load(call, program, short, read, here)
