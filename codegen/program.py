@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from ..errors import EngineError, GraphError
-from ..ir.dims import Size, evaluate, parse_size, symbol
+from ..ir.dims import Size, evaluate, parse_size, symbol, symbols_of
 from ..ir.graph import Graph
 from ..ir.node import Attr
 from ..ir.parser import parse_attr, parse_graph, parse_type_text
@@ -106,6 +106,12 @@ class Program:
     weights: Mapping[str, str]
     outputs: tuple[tuple[str, str], ...]
     calls: tuple[Call, ...]
+
+    @property
+    def shares(self) -> bool:
+        """Whether it has calls for steps whose sequences are told to share pages (``SHARED``)."""
+        sizes = (size for call in self.calls for size in call.guard)
+        return any(str(SHARED) in symbols_of(size) for size in sizes)
 
     def at(self, sizes: Mapping[str, int]) -> Program:
         """The Program of the calls that are made at these sizes, none of which has a guard: what is

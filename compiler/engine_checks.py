@@ -110,7 +110,9 @@ def _compare(
     ordered = [inputs[input_name(node)] for node in graph.inputs]
     with torch.no_grad():
         expected = interpret(graph, [tensor.clone() for tensor in ordered], weights)
-    found = runner.run({name: tensor.clone() for name, tensor in inputs.items()})
+    shared = "shared_pages" in inputs and bool(inputs["shared_pages"].any())
+    copies = {name: tensor.clone() for name, tensor in inputs.items()}
+    found = runner.run(copies, shared=shared)
     state = dict(zip(graph.output_names, expected, strict=True))
     wanted = {name: value for name, value in state.items() if name != TOKENS}
     error = engine_error(culprit, graph, wanted, found)
@@ -140,12 +142,14 @@ Steps = list[tuple[str, EngineImage, list[tuple[str, Make]]]]
 
 def _lm_steps(image: EngineImage) -> Steps:
     """A prefill of 8 random tokens into a new cache, then one token of decode after them. If decode
-    steps have a Program of their own: one more token, and 8 tokens as sequences that end with them.
+    steps have a Program of their own: one more token, and 8 tokens as sequences that end with them,
+    once more as a group that shares its first page, if it can read that once.
     """
+    context = _context(image)
 
     def prefill(graph: Graph, _: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         caches = {
-            input_name(node): _zeros(node.type, graph, image)
+            input_name(node): _zeros(node.type, graph, image, context)
             for node in graph.inputs
             if input_name(node).startswith(CACHE_PREFIXES)
         }
@@ -160,10 +164,19 @@ def _lm_steps(image: EngineImage) -> Steps:
     def several(graph: Graph, before: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {**before, **_each_by_itself(_metadata(graph, image, 0, PROMPT))}
 
+    def sharing(graph: Graph, before: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        assert image.lm is not None
+        step = _each_by_itself(_metadata(graph, image, image.lm.page_size, PROMPT))
+        rows = torch.arange(PROMPT, dtype=torch.int32)
+        once = dict.fromkeys(("group_ids", "shared_pages"), torch.ones_like(rows))
+        return {**before, **step, "group_rows": rows, **once}
+
     general: Steps = [("program", image, [("prefill", prefill), ("decode", decode)])]
     if image.decode is None:
         return general
     each: list[tuple[str, Make]] = [("one sequence", one), (f"{PROMPT} sequences", several)]
+    if context > CONTEXT:
+        each.append((f"{PROMPT} sequences that share a page", sharing))
     return [*general, ("decode program", image.decoding, each)]
 
 
@@ -184,8 +197,16 @@ def _each_by_itself(step: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
     }
 
 
-def _zeros(type_: TensorType, graph: Graph, image: EngineImage) -> torch.Tensor:
-    sizes = bindings(graph, image, Setting("verify", PROMPT, CONTEXT))
+def _context(image: EngineImage) -> int:
+    """Tokens that there is room for: a page and more, if a decode step may share it."""
+    assert image.lm is not None
+    needed = max(image.lm.page_size + PROMPT, CONTEXT + 1)
+    shares = image.decode is not None and image.decode.program.shares
+    return needed if shares and needed <= image.lm.max_model_len else CONTEXT
+
+
+def _zeros(type_: TensorType, graph: Graph, image: EngineImage, context: int) -> torch.Tensor:
+    sizes = bindings(graph, image, Setting("verify", PROMPT, context))
     return torch.zeros([evaluate(size, sizes) for size in type_.shape], dtype=type_.dtype.torch)
 
 
@@ -194,7 +215,7 @@ def _metadata(graph: Graph, image: EngineImage, start: int, count: int) -> dict[
     assert image.lm is not None
     positions = torch.arange(start, start + count)
     generator = torch.Generator().manual_seed(start)
-    pages = -(-CONTEXT // image.lm.page_size)
+    pages = -(-_context(image) // image.lm.page_size)
     every = {
         "token_ids": torch.randint(image.lm.vocab_size, (count,), generator=generator),
         "positions": positions,

@@ -9,9 +9,8 @@ from functools import partial
 import torch
 
 from ..codegen.base import get_backend
-from ..codegen.program import SHARED
 from ..errors import CapacityError
-from ..ir.dims import evaluate, symbols_of
+from ..ir.dims import evaluate
 from ..ir.types import TensorType
 from .batch import DecodeBatch, MixedBatch
 from .bucketing import Padding
@@ -159,9 +158,7 @@ class PagedExecutor:
     def _shared_tokens(self) -> int | None:
         """`Capabilities.shared_tokens`: of a Program with attention by groups."""
         assert self._decode is not None
-        program = self._decode.program
-        told = any({str(SHARED)} & symbols_of(s) for call in program.calls for s in call.guard)
-        if not told:
+        if not self._decode.program.shares:
             return None
         layers = sum(name.startswith("k_cache_") for name in self.caches.types)
         return -(-SHARED_BYTES * layers // self.bytes_per_token)

@@ -3,8 +3,8 @@
 Groups are found in the block tables: what the prefix cache and forks share has one page id. Whole
 pages count that are full before a sequence's next token; those never change while it runs, so that
 groups hold from step to step, as long as the sequences are the same and no page is copied. Then
-they are found anew: a sort of the B tables, and B comparisons of neighbours, no more than the
-gather of these tables takes.
+they are found anew, if first pages and lengths leave any hope: a sort of the B tables, and B
+comparisons of neighbours (0.2 ms for 64 tables of 520 pages, on a CPU).
 
 Sorted, sequences that share stand together, and what neighbours have in common makes a tree: a node
 has those that begin with its pages. A group is of a node, and of the sequences behind it that are
@@ -24,14 +24,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import pairwise
 
 import numpy as np
 
 _GROUP_SHARE = 8
 """The part of all that groups cost which one more of them does: 2.2 of 20 µs were measured."""
 
-_Group = tuple[tuple[int, ...], int]  # places in the order, pages
+_Group = tuple[list[int], int]  # places in the order, pages
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,8 +80,11 @@ def find_groups(
         None where there are none, or none that pay.
     """
     count = len(positions)
-    # All but the longest may be beginnings of it: no search where even that would be too little.
-    if count < 2 or sum(positions) - 2 * max(positions) < least:
+    longest: dict[int, int] = {}
+    for page, position in zip(tables[:, 0].tolist(), positions, strict=True):
+        longest[page] = max(longest.get(page, 0), position)
+    # Those with one first page may have all in common: no search where that would be too little.
+    if count < 2 or sum(positions) - 2 * sum(longest.values()) < least:
         return None
     full = [position // page_size for position in positions]
     pages = [row[:stop].tobytes() for row, stop in zip(tables, full, strict=True)]
@@ -90,65 +93,75 @@ def find_groups(
     differ = ordered[1:] != ordered[:-1]
     common = np.where(differ.any(axis=1), differ.argmax(axis=1), tables.shape[1])
     shared = np.minimum(common, np.minimum(known[1:], known[:-1])).tolist()
-    cost = max(least, 0) // _GROUP_SHARE // page_size
-    chosen = _choose(_tree(shared, 0, count - 1), 0, cost, {})
-    found = _arrays(order, chosen.groups, page_size)
-    return found if chosen.groups and found.pay(sum(positions), least) else None
+    if 2 * page_size * sum(shared) - sum(positions) < least:
+        return None
+    choice = _Choice(max(least, 0) // _GROUP_SHARE // page_size)
+    choice.settle(_tree(shared, 0, count - 1), 0)
+    found = _arrays(order, choice.groups, page_size)
+    return found if choice.groups and found.pay(sum(positions), least) else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Node:
-    """Sequences that begin with the same ``pages``; a leaf is one of them, at its place."""
+    """Sequences that begin with the same ``pages``: those at ``places`` in the order, and those of
+    the nodes within, which have more in common.
+    """
 
     pages: int
-    children: tuple[_Node, ...] = ()
-    place: int = -1
+    places: list[int]
+    within: list[_Node]
 
 
 def _tree(shared: list[int], first: int, last: int) -> _Node:
     """Of the places from first to last; ``shared`` pages have each and the next in common."""
-    if first == last:
-        return _Node(0, place=first)
     pages = min(shared[first:last])
     ends = [place for place in range(first, last) if shared[place] == pages]
-    parts = pairwise([first - 1, *ends, last])
-    return _Node(pages, tuple(_tree(shared, before + 1, end) for before, end in parts))
+    parts = [(before + 1, end) for before, end in pairwise([first - 1, *ends, last])]
+    alone = [start for start, end in parts if start == end]
+    return _Node(pages, alone, [_tree(shared, *part) for part in parts if part[0] < part[1]])
 
 
-@dataclass(frozen=True, slots=True)
 class _Choice:
-    """Groups below a node: pages that they save less costs, and the places in none of them."""
-
-    saved: int
-    alone: tuple[int, ...]
-    groups: tuple[_Group, ...] = ()
-
-
-def _choose(node: _Node, above: int, cost: int, known: dict[tuple[_Node, int], _Choice]) -> _Choice:
-    """The best groups below a node.
+    """Which nodes have a group.
 
     Args:
-        node: of the tree.
-        above: pages that each sequence in none of them saves in a group further up.
         cost: pages that a group costs.
-        known: what has been chosen before.
+
+    Attributes:
+        groups: those of the trees that were settled.
     """
-    if not node.children:
-        return _Choice(above, (node.place,))
-    if (node, above) not in known:
-        without = _joined([_choose(child, above, cost, known) for child in node.children])
-        inner = _joined([_choose(child, node.pages, cost, known) for child in node.children])
-        saved = inner.saved - node.pages - cost  # one of its members reads them
-        if saved > without.saved:
-            without = _Choice(saved, (), (*inner.groups, (inner.alone, node.pages)))
-        known[node, above] = without
-    return known[node, above]
 
+    def __init__(self, cost: int) -> None:
+        self.groups: list[_Group] = []
+        self._cost = cost
+        self._known: dict[tuple[_Node, int], tuple[int, bool]] = {}
 
-def _joined(choices: list[_Choice]) -> _Choice:
-    alone = chain.from_iterable(choice.alone for choice in choices)
-    groups = chain.from_iterable(choice.groups for choice in choices)
-    return _Choice(sum(choice.saved for choice in choices), tuple(alone), tuple(groups))
+    def settle(self, node: _Node, above: int) -> list[int]:
+        """Adds the best groups; the places in none of them.
+
+        Args:
+            node: of the tree.
+            above: pages that each sequence in none of them is spared in a group further up.
+        """
+        _, grouped = self._best(node, above)
+        places = [*node.places]
+        for inner in node.within:
+            places += self.settle(inner, node.pages if grouped else above)
+        if grouped:
+            self.groups.append((places, node.pages))
+        return [] if grouped else places
+
+    def _best(self, node: _Node, above: int) -> tuple[int, bool]:
+        """The most pages that are saved, less costs, and whether the node has a group then."""
+        found = self._known.get((node, above))
+        if found is None:
+            without = self._all(node, above)
+            having = self._all(node, node.pages) - node.pages - self._cost  # one member reads them
+            found = self._known[node, above] = max(without, having), having > without
+        return found
+
+    def _all(self, node: _Node, spared: int) -> int:
+        return spared * len(node.places) + sum([self._best(n, spared)[0] for n in node.within])
 
 
 def _arrays(order: list[int], groups: Sequence[_Group], page_size: int) -> PrefixGroups:

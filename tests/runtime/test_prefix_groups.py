@@ -5,6 +5,7 @@ decodes by them gives the tokens of sequences alone.
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,12 +18,16 @@ from e2e.models import GPT, VOCAB, greedy_without_cache, moved_off_init
 from fake_decode import LazyExecutor
 from fake_executor import VOCAB as FAKE_VOCAB
 from fake_executor import greedy as fake_greedy
+from tilewright.compiler.engine_checks import _compare, _lm_steps
+from tilewright.compiler.inspect.facts import final_graph
+from tilewright.errors import VerificationError
 from tilewright.runtime import GenerationLoop, Sampler, Scheduler, executor
 from tilewright.runtime.batch import DecodeBatches
 from tilewright.runtime.decode_graphs import EagerDecode
 from tilewright.runtime.pool import PagedPool
 from tilewright.runtime.prefix_groups import PrefixGroups, fewest_sharing, find_groups
 from tilewright.runtime.request import Request
+from tilewright.runtime.runner import ProgramRunner
 from tilewright.runtime.scheduler import Chunk, Plan
 
 PAGE = 4
@@ -209,21 +214,62 @@ def test_graphs_of_steps_by_groups_are_captured_before_requests(
     assert (fake.decoding.shared_runs > 0) == (least == ALWAYS)
 
 
-def test_an_engine_that_decodes_by_groups_gives_the_tokens_of_each(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """In the interpreter; what the sequences have in common ends inside a page."""
+@pytest.fixture(scope="module")
+def gpt() -> GPT:
     torch.manual_seed(3)
-    gpt = moved_off_init(GPT(width=32, heads=2, layers=1))
+    return moved_off_init(GPT(width=32, heads=2, layers=1))
+
+
+@pytest.fixture(scope="module")
+def engine(gpt: GPT) -> tw.Engine:
+    """In the interpreter, by groups wherever pages are shared."""
     example = (torch.zeros(1, 8, dtype=torch.int64),)
     options = {"kv_cache": tw.KVCacheConfig(page_size=PAGE), "verify": "off", "target": "cpu"}
-    default = executor.SHARED_BYTES
-    monkeypatch.setattr(executor, "SHARED_BYTES", ALWAYS)
-    engine = tw.compile(gpt, example, backend="triton", max_batch_size=4, **options)
+    with pytest.MonkeyPatch.context() as always:
+        always.setattr(executor, "SHARED_BYTES", ALWAYS)
+        return tw.compile(gpt, example, backend="triton", max_batch_size=4, **options)
+
+
+def test_an_engine_that_decodes_by_groups_gives_the_tokens_of_each(
+    gpt: GPT, engine: tw.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the sequences have in common ends inside a page."""
     assert shared_steps(engine, monkeypatch, gpt) == [2]
     # By default so few bytes are not worth it: keys and values of 32 float32 a token.
-    monkeypatch.setattr(executor, "SHARED_BYTES", default)
-    assert engine.executor._shared_tokens() == default // (2 * 32 * 4)
+    assert engine.executor._shared_tokens() == executor.SHARED_BYTES // (2 * 32 * 4)
+
+
+def test_what_reads_shared_pages_once_is_verified(engine: tw.Engine) -> None:
+    """By a step of 8 sequences that share a page; a call that takes keys for values is found."""
+    _, (_, image, steps) = _lm_steps(engine.image)
+    name, make = steps[-1]
+    assert name == "8 sequences that share a page"
+    graph, random = final_graph(image), torch.Generator().manual_seed(0)
+    before = {
+        cache: torch.randn(5, *tensor.shape[1:], generator=random)
+        for cache, tensor in engine.executor.caches.tensors.items()
+    }
+    weights = {name: weight.load() for name, weight in image.weights.items()}
+    inputs = make(graph, before)
+    calls = [
+        replace(call, operands=_swapped(call.operands)) if "/cascade-" in call.kernel else call
+        for call in image.program.calls
+    ]
+    wrong = replace(image.program, calls=tuple(calls))
+    right, spoiled = (
+        ProgramRunner(program, weights, engine.image.files.__getitem__)
+        for program in (image.program, wrong)
+    )
+    error, _ = _compare(name, graph, right, weights, inputs)
+    assert error < 1e-4
+    with pytest.raises(VerificationError, match=name):
+        _compare(name, graph, spoiled, weights, inputs)
+
+
+def _swapped(operands: tuple[str | None, ...]) -> tuple[str | None, ...]:
+    """Keys for values."""
+    q, k, v, *others = operands
+    return (q, v, k, *others)
 
 
 def shared_steps(engine: tw.Engine, monkeypatch: pytest.MonkeyPatch, gpt: GPT) -> list[int]:

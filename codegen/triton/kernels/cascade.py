@@ -90,7 +90,7 @@ class Tiles:
 
 DEFAULTS: Mapping[bool, tuple[tuple[int, Tiles], ...]] = {
     False: (
-        (128, Tiles(64, 64, 4, 2, waves=2)),  # of nine cuts the quickest or nearly, in eight cases
+        (128, Tiles(64, 64, 8, 2, waves=2)),
         (128, Tiles(128, 64, 8, 3)),
         (256, Tiles(64, 32, 8, 2)),
         (256, Tiles(32, 32, 4, 2)),
@@ -103,10 +103,18 @@ DEFAULTS: Mapping[bool, tuple[tuple[int, Tiles], ...]] = {
 """By whether elements are float32: (largest block of head dims, tiles), the first that fits."""
 
 
+HOPPER = Tiles(64, 64, 4, 2, waves=2)
+"""Of nine cuts the quickest or nearly, in eight cases on an H200 (benchmarks/NOTES.md), up to 128
+dims. Other architectures' products take more registers, and spill 96 to 264 bytes.
+"""
+
+
 def default_tiles(problem: Problem, target: Target) -> Tiles | None:
     """The first default that fits; None where none does."""
     widest = max(block(problem.head_dim), block(problem.value_dim))
-    for width, tiles in DEFAULTS[problem.node.dtype is DType.F32]:
+    of_all = DEFAULTS[problem.node.dtype is DType.F32]
+    own = target.arch == 90 and problem.node.dtype is not DType.F32
+    for width, tiles in ((128, HOPPER), *of_all) if own else of_all:
         if widest <= width and fits(problem, tiles, target):
             return tiles
     return None
