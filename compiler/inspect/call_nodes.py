@@ -26,7 +26,25 @@ def nodes_of_calls(graph: Graph, program: Program) -> list[tuple[Node, ...]]:
     maker = _makers(graph)
     parts = {name: part for name, (part, _) in _parts(graph, program, maker).items()}
     in_parts = {**maker, **parts}
-    return [_found(call, in_parts if call.kind in _OF_PARTS else maker) for call in program.calls]
+    found = [_found(call, in_parts if call.kind in _OF_PARTS else maker) for call in program.calls]
+    return _with_whole_graph(program, maker, found)
+
+
+def _with_whole_graph(
+    program: Program, maker: Mapping[str, Node], found: list[tuple[Node, ...]]
+) -> list[tuple[Node, ...]]:
+    """One launch for all layers computes whatever no other call does."""
+    taken = {
+        node
+        for call, nodes in zip(program.calls, found, strict=True)
+        if call.kind != "persistent"
+        for node in nodes
+    }
+    rest = tuple(node for node in dict.fromkeys(maker.values()) if node not in taken)
+    return [
+        rest if call.kind == "persistent" else nodes
+        for call, nodes in zip(program.calls, found, strict=True)
+    ]
 
 
 def owners_of_calls(graph: Graph, program: Program) -> list[tuple[Node, ...]]:

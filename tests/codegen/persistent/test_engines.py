@@ -108,6 +108,8 @@ def test_an_engine_has_it_where_it_is_asked_for(compiled, tmp_path) -> None:
     settings = [Setting("decode", 1, 64)]
     report = kernel_report(engine.image, settings)
     assert [kernel.kind for kernel in report.kernels].count("persistent") == 2
+    without = kernel_report(compiled(backend="triton").image, settings)
+    assert report.whole["decode"].flops == without.whole["decode"].flops
 
 
 @pytest.mark.parametrize(
