@@ -244,9 +244,9 @@ def resolve_options(
         config is None or config.prefix_caching,
         0.0 if config is None else float(config.swap_space),
         None if config is None else _window(config, name, deterministic),
-        strict,
-        decode,
-        "none" if config is None else config.kind,
+        strict=strict,
+        decode=decode,
+        asked_cache="none" if config is None else config.kind,
     )
     if backend != "auto" or deterministic or decode != "kernels":
         return options
