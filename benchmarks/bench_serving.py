@@ -115,7 +115,7 @@ class _HostTime:
             start = time.perf_counter()
             self._step()
             taken = time.perf_counter() - start
-            if before is not None and len(before.plan.chunks) >= 100:
+            if before is not None and before.plan.num_sequences >= 100:
                 self._steps.append((taken, self._waited))
 
         Launched.tokens, self._loop.step = tokens, step  # type: ignore[method-assign]
@@ -146,7 +146,7 @@ def host(options: argparse.Namespace) -> dict[str, object]:
     params = tw.SamplingParams(max_new_tokens=1000, ignore_eos=True)
     for length in range(128):
         loop.submit(rng.integers(engine.config.vocab_size, size=32 + length).tolist(), params)
-    while loop._flight is None or len(loop._flight.plan.chunks) < 128:
+    while loop._flight is None or loop._flight.plan.num_sequences < 128:
         loop.step()
     stages: dict[str, list[float]] = {}
 
