@@ -15,6 +15,7 @@ Kinds: `greedy` without a tokenizer; `drawn` with a random number a row; `text` 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import time
@@ -66,7 +67,8 @@ class RandomTokens:
         )
         self._shape = StepShape(sequences, sequences, CONTEXT // PAGE, sequences)
         self._buffer = DecodeBuffer(self._shape, FIELDS, torch.device("cpu"), ImmediateQueue())
-        self._random = np.random.default_rng(0)
+        random = np.random.default_rng(0)
+        self._drawn = itertools.cycle(random.integers(3, VOCAB, size=(64, sequences)))
         self._tokens = torch.zeros(sequences, dtype=torch.int64)
         self._last: Launched | None = None
 
@@ -85,7 +87,7 @@ class RandomTokens:
         """Writes what a step is told, and its tokens."""
         count = len(batch.positions)
         turn = self._buffer.fill(batch, self._shape)
-        turn.numpy_tokens[:count] = self._random.integers(3, VOCAB, size=count)
+        turn.numpy_tokens[:count] = next(self._drawn)[:count]
         turn.event, turn.busy = self._buffer.queue.record(turn.event), False
         turn.launched = self._last = Launched(turn, count, self._tokens)
         return self._last
@@ -150,6 +152,10 @@ def loop_of(kind: str, sequences: int) -> GenerationLoop:
     words = None if kind in ("greedy", "drawn") else tokenizer()
     loop = GenerationLoop(executor, pool, scheduler, Sampler(), words, [0], CONTEXT)
     Metrics(loop, "none")
+    if words is not None:  # as once a server has run for a while
+        stream = words.stream()
+        for token in range(VOCAB):
+            stream.push(token)
     rng = np.random.default_rng(1)
     for row in range(sequences):
         prompt = rng.integers(3, VOCAB, size=1 + 5 * row % 640).tolist()

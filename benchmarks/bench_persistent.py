@@ -1,7 +1,8 @@
-"""One launch for all layers: a decode step of one sequence, beside the graph of separate kernels.
+"""One launch for all layers: a decode step of 1 to 8 sequences, beside the graph of kernels.
 
     python benchmarks/bench_persistent.py 1b --output results.jsonl
     python benchmarks/bench_persistent.py 8b --tiling ahead=8 --tiling num_warps=4,ctas=2
+    python benchmarks/bench_persistent.py 1b --batch 4 --tiling default
 
 Weights are random, of a model's shape. First both paths compute the same steps, each with its own
 caches: logits are compared, and tokens may only differ where the graph's best two logits are as
@@ -29,6 +30,7 @@ from pathlib import Path
 
 import torch
 from graph_timing import read_rate
+from persistent_picture import picture
 from persistent_steps import (
     CONFIGS,
     DEVICE,
@@ -46,10 +48,10 @@ from persistent_steps import (
 
 from tilewright.codegen.base import Lowered
 from tilewright.codegen.persistent.decode import PersistentDecode, on_device
-from tilewright.codegen.persistent.generate import Tiling
 from tilewright.codegen.persistent.lowering import tiling_for, with_one_launch
 from tilewright.codegen.persistent.reading import Shape, read_decode
 from tilewright.codegen.persistent.source import compile_persistent, persistent_source
+from tilewright.codegen.persistent.tiling import Tiling
 from tilewright.codegen.triton.package import Binary
 from tilewright.codegen.triton.source import KernelSource
 from tilewright.errors import TilewrightError
@@ -88,10 +90,12 @@ class Output:
     Attributes:
         file: where they stand; None for nowhere.
         model: whose lines count.
+        pictures: the folder for pictures of steps; None for none.
     """
 
     file: Path | None
     model: str
+    pictures: Path | None = None
 
     def done(self) -> dict[str, dict[str, object]]:
         """The last line of each tiling."""
@@ -139,10 +143,17 @@ class Bench:
         launch = on_device(source, binary, device)
         return PersistentDecode(self.shape, tiling, self.weights, launch, device, timed)
 
+    @property
+    def batch(self) -> int:
+        """Sequences of a step."""
+        return len(self.inputs["token_ids"])
+
     def line(self, name: str, seconds: float, more: str) -> str:
         """A row of the table."""
         share = f"{self.floor / seconds:6.3f} of the floor"
-        return f"{name:<32} {seconds * 1e6:8.1f} µs {1 / seconds:7.1f} tok/s {share}  {more}"
+        return (
+            f"{name:<32} {seconds * 1e6:8.1f} µs {self.batch / seconds:7.1f} tok/s {share}  {more}"
+        )
 
 
 def main() -> None:
@@ -151,23 +162,26 @@ def main() -> None:
     parser.add_argument("model", choices=CONFIGS)
     parser.add_argument("--tiling", action="append", default=[], help="fields, ctas=2, or default")
     parser.add_argument("--length", type=int, default=512, help="tokens before the first step")
+    parser.add_argument("--batch", type=int, default=1, choices=(1, 2, 4, 8))
     parser.add_argument("--layers", type=int, help="fewer layers than the model has")
     parser.add_argument("--soak", type=int, default=0, help="replays of the default at the end")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--pictures", type=Path, help="a folder for pages that show a step")
     options = parser.parse_args()
-    output = Output(options.output, options.model)
+    output = Output(options.output, f"{options.model} x {options.batch}", options.pictures)
     done = output.done()
     names = [name for name in options.tiling or SWEEPS[options.model] if name not in done]
     for name, line in done.items():
         print(f"known: {name}: {line.get('line', 'ended the process')}")
-    engine = engine_of(options.model, options.length, options.layers)
+    engine = engine_of(options.model, options.length, options.layers, options.batch)
     with torch.inference_mode():  # the engine's caches are written to
-        bench = _prepared(engine, options.length, output, "graph of kernels" not in done)
+        bench = _prepared(engine, options, output, "graph of kernels" not in done)
         wrong = _sweep(bench, names, options.soak)
     sys.exit(1 if wrong else 0)
 
 
-def _prepared(engine: object, length: int, output: Output, report: bool) -> Bench:
+def _prepared(engine: object, options: argparse.Namespace, output: Output, report: bool) -> Bench:
+    length = options.length
     rate = read_rate()
     image, runner = engine.image, engine.decode_runner  # type: ignore[attr-defined]
     text = image.decode.graphs[-1][1]
@@ -177,7 +191,7 @@ def _prepared(engine: object, length: int, output: Output, report: bool) -> Benc
         for buffer, tensor in runner.constants.items()
         if buffer in runner.program.weights
     }
-    inputs = step_inputs(length)
+    inputs = step_inputs(length, options.batch)
     caches = step_caches(engine.executor.caches.tensors, inputs)  # type: ignore[attr-defined]
     own = {name: tensor.clone() for name, tensor in caches.items()}
     replay, found = graph_path(runner, own, inputs)
@@ -196,7 +210,7 @@ def _prepared(engine: object, length: int, output: Output, report: bool) -> Benc
 
 def _sweep(bench: Bench, names: list[str], soak: int) -> bool:
     """Runs the tilings; whether one of them is wrong."""
-    tilings = [_tiling(name, bench.shape) for name in names]
+    tilings = [_tiling(name, bench.shape, bench.batch) for name in names]
     main = names.index("default") if "default" in names else 0
     kinds = [(index, False) for index in range(len(names))]
     kinds = [*kinds[: main + 1], (main, True), *kinds[main + 1 :]] if names else []
@@ -236,7 +250,7 @@ def _one(
     def step() -> tuple[torch.Tensor, torch.Tensor]:
         ours.run(bench.inputs, caches)
         ours.check()
-        return ours.logits[0], ours.tokens
+        return ours.logits, ours.tokens
 
     said = compared(step, bench.inputs, bench.paths)
     if timed:
@@ -246,6 +260,8 @@ def _one(
         text, rows = breakdown(ours.timeline, bench.shape)
         print(text, flush=True)
         bench.output.add(f"{name} timed", line=text, rows=rows)
+        if bench.output.pictures is not None:
+            _draw(bench, ours.timeline, name)
         return
     seconds = _replays(lambda: ours.run(bench.inputs, caches))
     ours.check()
@@ -257,17 +273,28 @@ def _one(
     bench.output.add(name, line=line, registers=used.registers, spills=used.spills, **facts)
 
 
+def _draw(bench: Bench, timeline: torch.Tensor, name: str) -> None:
+    """The whole step, and two layers in the middle of it."""
+    folder, calls = bench.output.pictures, len(bench.shape.calls)
+    assert folder is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, shown in (("step", range(calls)), ("layers", range(calls // 2, calls // 2 + 10))):
+        title = f"{bench.output.model}, {name}"
+        page = picture(timeline, bench.shape, title, range(shown.start, min(shown.stop, calls)))
+        (folder / f"{bench.output.model.replace(' ', '')}-{kind}.html").write_text(page)
+
+
 def _as_program(bench: Bench, name: str, tiling: Tiling) -> None:
     """The launch within the engine's Program, the sampling behind it."""
     graph = parse_graph(bench.graph)
-    lowered = with_one_launch(bench.lowered, graph, Target.detect(), tiling)
+    lowered = with_one_launch(bench.lowered, graph, Target.detect(), (tiling.batch,), tiling)
     read = lowered.files.__getitem__
     runner = ProgramRunner(lowered.program, bench.weights, read, device=torch.device(DEVICE))
     given = {**bench.inputs, **{n: tensor.clone() for n, tensor in bench.caches.items()}}
 
     def step() -> tuple[torch.Tensor, torch.Tensor]:
         found = runner.run(given)
-        return found["logits"][0], found["tokens"]
+        return found["logits"], found["tokens"]
 
     said = compared(step, bench.inputs, bench.paths)
     seconds = _replays(lambda: runner.run(given))
@@ -312,13 +339,13 @@ def _compiled(source: KernelSource) -> Binary | TilewrightError:
         return error
 
 
-def _tiling(text: str, shape: Shape) -> Tiling:
+def _tiling(text: str, shape: Shape, batch: int) -> Tiling:
     """A tiling by its fields; ``ctas`` is programs a multiprocessor."""
-    default = tiling_for(Target.detect(), shape)
+    default = tiling_for(Target.detect(), shape, batch)
     pairs = dict(part.split("=") for part in text.split(",") if "=" in part)
     ctas = int(pairs.pop("ctas", "1"))
     values = {name: int(value) for name, value in pairs.items()}
-    return replace(default, programs=default.programs * ctas, **values)
+    return replace(default, programs=default.programs * ctas, batch=batch, **values)
 
 
 if __name__ == "__main__":

@@ -32,15 +32,16 @@ from .capture_types import Captured
 from .changes import changed_graphs, costs_of, lowered_graphs, make_changes
 from .compile_checks import Checks
 from .compile_report import make_report
+from .given_inputs import Inputs, inputs_of, may_generate
 from .graphs import CacheKind, LoweredGraphs, Passed
 from .hf_model import capture_causal_lm
 from .lowering import lower, output_structure
 from .lowering.symbols import Sizes
-from .module_lm import capture_module_lm, example_ids, lower_module_lm
+from .module_lm import capture_module_lm, lower_module_lm
 from .open_model import open_model
 from .options import DEFAULT_CONTEXT, CompileOptions, KVCacheConfig, context_of, resolve_options
 from .phases import Phases, Progress
-from .quantizing import check_stored
+from .quantizing import check_stored, keeps_codes
 from .sources import Source, source_tokenizer
 
 
@@ -73,7 +74,7 @@ def compile(
         model: an nn.Module, a Hugging Face model, or a path: a folder, a .gguf or an .onnx file.
         example_inputs: a tuple or dict of tensors; for a plain nn.Module, or an ONNX graph.
         target: "auto" (this machine), a name of `tilewright targets`, or a Target.
-        backend: "auto", "triton", "onnxruntime", "tensorrt" or "eager".
+        backend: "auto" (the quickest, if known), "triton", "onnxruntime", "tensorrt" or "eager".
         quantize: of the linears: "int8-weight", "int8", "fp8", "fp8-tensor", "fp8-block",
             "fp8-weight", "int4" or a QuantConfig; of a checkpoint in codes "stored" keeps them, as
             None does, and "expanded" makes numbers of them.
@@ -91,10 +92,10 @@ def compile(
         random_weights: a seed of a model folder's weights (norms are ones), to measure shapes.
         deterministic: whether a sequence has the same bits alone and in any batch: Triton, slower.
         memory_fraction: of a GPU's memory, for weights, steps and max_batch_size whole sequences.
-        tune: "cached" uses what is known of kernels, "none" does not; "quick", "full" or a
-            TuneConfig (trials a problem, seconds in all) measure first what is not known, here.
+        tune: "cached" uses what is known of kernels and backends, "none" does not; "quick", "full"
+            or a TuneConfig (trials a problem, seconds in all) measure what is not known first.
         strict: whether what the backend leaves to torch, or to parts, is an error, not a note.
-        decode: "kernels", or "persistent" (experimental): one launch a step of one sequence.
+        decode: "kernels", or "persistent" (experimental; ":8" too): one launch a step.
         progress: called as phases begin.
 
     Returns:
@@ -158,17 +159,17 @@ def _compiled(
 ) -> EngineImage:
     source = phases.run("open", 0.0, lambda: open_model(model, options))
     check_stored(source, options)
-    inputs = _inputs(source, example_inputs, dynamic_shapes)
+    inputs = inputs_of(source, example_inputs, dynamic_shapes)
 
-    def make(other: CompileOptions) -> EngineImage:
+    def anew(other: CompileOptions) -> EngineImage:
         return _compiled(model, example_inputs, dynamic_shapes, other, Phases())
 
     if source.is_causal_lm and options.cache is not None and example_inputs is None:
-        return _compile_lm(source, inputs, options, phases, make)
-    if not _may_generate(source, inputs, options):
+        return _compile_lm(source, inputs, options, phases, anew)
+    if not may_generate(source, inputs, options):
         return _compile_module(source, inputs, options, phases)
     try:
-        return _compile_lm(source, inputs, options, phases, make)
+        return _compile_lm(source, inputs, options, phases, anew)
     except (CaptureError, UnsupportedError) as error:
         if options.cache_named:
             raise
@@ -184,76 +185,60 @@ def backend_rivals(model: object, options: CompileOptions, phases: Phases) -> Ri
     check_stored(source, options)
     if not options.rivals or not source.is_causal_lm or options.cache is None:
         return None
-    _, graph, limit = _lowered_lm(source, Inputs(None, None), options, phases)
-
-    def make(other: CompileOptions) -> EngineImage:
-        return compile_image(model, None, None, other, Phases())
-
-    return Rivals.of(source.name, graph, options, limit, make)
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """What a plain module is captured with."""
-
-    examples: Examples | None
-    dynamic_shapes: DynamicShapes
-
-
-def _inputs(source: Source, examples: Examples | None, dynamic_shapes: DynamicShapes) -> Inputs:
-    """What the user gave; of an ONNX file with fixed sizes, or a decoder, what the file says."""
-    if source.kind != "onnx" or examples is not None:
-        return Inputs(examples, dynamic_shapes)
-    if source.examples is None:
-        from .onnx_import import missing_profile  # brings onnx
-
-        raise missing_profile(source)
-    return Inputs(source.examples, dynamic_shapes)
-
-
-def _may_generate(source: Source, inputs: Inputs, options: CompileOptions) -> bool:
-    """Whether a plain module is tried as a causal LM: one example of token ids i64[1, S], no
-    dynamic_shapes.
-
-    Raises:
-        UnsupportedError: a form of KV cache was named, and the inputs are others.
-    """
-    if source.is_causal_lm or options.cache is None:
-        return False
-    if example_ids(inputs.examples) is not None and inputs.dynamic_shapes is None:
-        return True
-    if options.cache_named:
-        raise UnsupportedError(
-            "option kv_cache",
-            expected="token ids i64[1, S] as the only example input, and no dynamic_shapes",
-            found="other inputs",
-            remedy="Leave kv_cache out: the module is then compiled as a plain module.",
-        )
-    return False
+    lowered = _lowered_lm(source, Inputs(None, None), options, phases)
+    return lowered.rivals(options, lambda of: _compiled(model, None, None, of, Phases()))
 
 
 def _compile_lm(
-    source: Source, inputs: Inputs, options: CompileOptions, phases: Phases, make: Make
+    source: Source, inputs: Inputs, options: CompileOptions, phases: Phases, anew: Make
 ) -> EngineImage:
-    """``make`` compiles the model anew, for another backend."""
+    """``anew`` compiles the model from its beginning, for another backend."""
     from .backend_choice import choose_backend  # brings the templates, and with them Triton
 
-    captured, graph, limit = _lowered_lm(source, inputs, options, phases)
-    rivals = Rivals.of(source.name, graph, options, limit, make) if options.rivals else None
+    lowered = _lowered_lm(source, inputs, options, phases)
+    rivals = lowered.rivals(options, anew) if options.rivals else None
     choice = phases.run("choose", 0.41, lambda: choose_backend(rivals, options))
-    image = choice.image
-    if image is None:
-        ids = sample_ids(graph, limit)
-        image, final = _finish(source, captured, graph, options, phases, (ids,), limit)
-        lm = _lm_config(source, options, final, limit)
-        image = replace(image, lm=lm, tokenizer=source_tokenizer(source))
+    image = choice.image or lowered.compiled(options, phases)
     return replace(image, report={**image.report, "backend": choice.facts})
+
+
+@dataclass(frozen=True, slots=True)
+class _LoweredLM:
+    """A causal LM before passes: the same for all backends, unless they read its weights otherwise.
+
+    Attributes:
+        source, captured: the model.
+        graph: of it.
+        limit: longest sequence.
+    """
+
+    source: Source
+    captured: Captured
+    graph: Graph
+    limit: int
+
+    def compiled(self, options: CompileOptions, phases: Phases) -> EngineImage:
+        source, graph, limit = self.source, self.graph, self.limit
+        ids = sample_ids(graph, limit)
+        image, final = _finish(source, self.captured, graph, options, phases, (ids,), limit)
+        lm = _lm_config(source, options, final, limit)
+        return replace(image, lm=lm, tokenizer=source_tokenizer(source))
+
+    def rivals(self, options: CompileOptions, anew: Make) -> Rivals:
+        """Who may compile it, from here on where that gives the same."""
+
+        def make(other: CompileOptions) -> EngineImage:
+            in_codes = self.source.kind == "gguf" and keeps_codes(other) != keeps_codes(options)
+            if in_codes or other.dtype != options.dtype:
+                return anew(other)
+            return self.compiled(other, Phases())
+
+        return Rivals.of(self.graph, options, self.limit, make)
 
 
 def _lowered_lm(
     source: Source, inputs: Inputs, options: CompileOptions, phases: Phases
-) -> tuple[Captured, Graph, int]:
-    """What was captured, its graph before passes, and the longest sequence."""
+) -> _LoweredLM:
     captured = phases.run("capture", 0.05, lambda: _capture_lm(source, inputs))
     captured = replace(captured, notes=(*captured.notes, *source.notes))
     longest = source.max_position_embeddings
@@ -265,7 +250,7 @@ def _lowered_lm(
             "lower", 0.4, lambda: lower_module_lm(captured, name, source.weights)
         )
         longest = min((n for n in (found, longest) if n is not None), default=None)
-    return captured, graph, context_of(longest, options)
+    return _LoweredLM(source, captured, graph, context_of(longest, options))
 
 
 def _compile_module(

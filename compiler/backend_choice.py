@@ -34,15 +34,16 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..autotune.decide import untried
 from ..autotune.effort import Effort, TuneConfig, effort_of
 from ..autotune.key import Conditions
 from ..autotune.lookup import Found, lookup
 from ..autotune.outcome import Outcome
 from ..autotune.pool import Pool
 from ..autotune.record import Record
-from ..autotune.search import Progress, tune
+from ..autotune.search import Progress, Tuned, tune
 from ..autotune.store import Store, unwritable
-from ..autotune.worker import Limits
+from ..autotune.worker import Limits, WorkerError
 from ..codegen.base import library_versions
 from ..codegen.program import Json
 from ..codegen.triton.tuning.conditions import driver_version
@@ -159,7 +160,6 @@ def tune_backend(
     Raises:
         StorageError: ``storage`` does not answer.
         UsageError: the store cannot be written; nothing is measured then.
-        WorkerError: no worker starts, and nothing is known.
     """
     conditions = conditions_here()
     found = lookup(store, tunable.key, conditions)
@@ -170,22 +170,31 @@ def tune_backend(
         tunable.prepare(tunable.pinned)  # before the search's clock begins to run
     spent = effort_for_backends(effort)
     with nullcontext(pool) if pool is not None else Pool(LIMITS) as workers:
-        tuned = tune(
-            tunable,
-            spent,
-            workers,
-            seed=seed,
-            storage=storage,
-            resume=resume,
-            tag=hashlib.sha256(conditions.libraries.encode()).hexdigest()[:8],
-            deadline=deadline,
-            progress=progress,
-        )
+        try:
+            tuned = tune(
+                tunable,
+                spent,
+                workers,
+                seed=seed,
+                storage=storage,
+                resume=resume,
+                tag=hashlib.sha256(conditions.libraries.encode()).hexdigest()[:8],
+                deadline=deadline,
+                progress=progress,
+            )
+        except WorkerError as error:  # such as a reference that does not fit the device
+            return _unmeasured(tunable, str(error))
     over = tuned.interrupted or (deadline is not None and time.monotonic() >= deadline)
     record = record_of(tunable, conditions, tuned, effort, seed, cut_short=over)
     if record is not None:
         store.add(record)
     return TunedProblem(tunable, record, tuned)
+
+
+def _unmeasured(tunable: BackendTunable, why: str) -> TunedProblem:
+    """The default, where no worker starts."""
+    coverage = tunable.space.coverage(())
+    return TunedProblem(tunable, None, Tuned(untried(tunable, why), (), "", coverage, (why,)))
 
 
 def _measured(rivals: Rivals, wanted: str | TuneConfig, store: Store) -> BackendChoice:

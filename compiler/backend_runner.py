@@ -48,9 +48,9 @@ class Work:
 
     @classmethod
     def of(cls, max_model_len: int, max_batch_size: int) -> Work:
-        """The work of an engine: 64 tokens and 16 new ones, or what its context has room for."""
-        prompt = max(1, min(64, max_model_len // 2))
-        return cls(prompt, max(1, min(16, max_model_len - prompt)), max_batch_size)
+        """The work of an engine: 32 tokens and 8 new ones, or what its context has room for."""
+        prompt = max(1, min(32, max_model_len // 2))
+        return cls(prompt, max(1, min(8, max_model_len - prompt)), max_batch_size)
 
     def to_json(self) -> dict[str, int]:
         """Plain data that `json` writes."""
@@ -95,7 +95,6 @@ class BackendRunner:
         name = str(config["backend"])
         engine = self.engines[name] = self._loaded(name, share)
         engine.warm_up()
-        self._generate(engine, self.prompts[:1])
         self._generate(engine, self.prompts)
 
     def check(self, config: Config) -> float:

@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -80,13 +81,10 @@ class Rivals:
     exact: bool
 
     @classmethod
-    def of(
-        cls, model: str, graph: Graph, options: CompileOptions, limit: int, make: Make
-    ) -> Rivals:
+    def of(cls, graph: Graph, options: CompileOptions, limit: int, make: Make) -> Rivals:
         """The rivals of a model.
 
         Args:
-            model: its name.
             graph: captured, before passes.
             options: of the compile, for the backend that is taken without measuring.
             limit: longest sequence.
@@ -98,7 +96,7 @@ class Rivals:
         refused = {one.backend: one.refused for one in options.rivals if one.options is None}
         floats = {x.dtype for x in (*graph.params, *graph.outputs) if x.dtype.is_float}
         key = key_of(graph, options, limit, work)
-        return cls(model, key, able, refused, work, make, floats == {DType.F32})
+        return cls(graph.name, key, able, refused, work, make, floats == {DType.F32})
 
     @property
     def default(self) -> Config:
@@ -273,12 +271,18 @@ def key_of(graph: Graph, options: CompileOptions, limit: int, work: Work) -> Key
     )
     return Key(
         template=TEMPLATE,
-        template_hash=normalised_ast_hash(inspect.getsource(backend_runner)),
+        template_hash=_runner_hash(),
         space_hash=SPACE.digest,
         problem=problem,
         device=device.name if here else str(device),
         arch=device.arch,
     )
+
+
+@cache
+def _runner_hash() -> str:
+    """Of the code that says what is timed, and how."""
+    return normalised_ast_hash(inspect.getsource(backend_runner))
 
 
 def graph_digest(graph: Graph) -> str:

@@ -68,7 +68,7 @@ def lowered_graphs(
         options.deterministic,
         options.max_batch_size,
         options.records,
-        options.decode == "persistent",
+        options.one_launch,
     )
 
 

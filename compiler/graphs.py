@@ -180,12 +180,12 @@ def lower_graphs(
     deterministic: bool = False,
     max_sequences: int | None = None,
     tuning: Store | None = None,
-    one_launch: bool = False,
+    one_launch: Sequence[int] = (),
 ) -> LoweredGraphs:
     """Lowers the graphs of a model; ``limit`` is a causal LM's context, ``max_sequences`` the most
     of them in a step, and ``tuning`` what is known of kernels; a deterministic model takes nothing
     of it. A decode Program that no CUDA graph can hold would bring nothing: it is left out. With
-    ``one_launch`` a step of one sequence is that.
+    ``one_launch`` steps of these numbers of sequences are each that.
 
     Raises:
         UnsupportedError: the decode graph has a call that ``one_launch`` does not know, which is
@@ -202,7 +202,7 @@ def lower_graphs(
     if one_launch:
         from ..codegen.persistent.lowering import with_one_launch  # brings Triton's templates
 
-        one = with_one_launch(decode, passed.decode, target)
+        one = with_one_launch(decode, passed.decode, target, one_launch)
         return LoweredGraphs(general, one, decode)
     return LoweredGraphs(general, None if obstacles(decode.program) else decode)
 

@@ -23,7 +23,7 @@ from ..targets import Target
 
 VERIFY_LEVELS = ("off", "structure", "sample", "full")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-DECODE_FORMS = ("kernels", "persistent")
+DECODE_FORMS = ("kernels", "persistent", "persistent:2", "persistent:4", "persistent:8")
 CACHE_KINDS = ("auto", "paged", "static")
 CACHE_CODES = {"auto": None, "fp8": DType.F8E4M3, "int8": DType.I8}
 DEFAULT_CONTEXT = 8192
@@ -107,7 +107,8 @@ class CompileOptions:
         swap_space: GiB of the host's memory for cached pages that make room.
         window: what a sequence keeps; None for all of it.
         strict: whether what the backend leaves to torch, or to parts, is an error.
-        decode: how a decode step runs: "kernels", or "persistent" for one launch.
+        decode: how a decode step runs: "kernels", or "persistent" for one launch where there is
+            one sequence, or up to as many as stand behind a colon.
         asked_cache: the form that the user asked for: "auto", "paged", "static", or "none".
         rivals: the other backends, where the choice is ours; none where the user names one, or
             wants what only one can give.
@@ -138,6 +139,16 @@ class CompileOptions:
     decode: str = "kernels"
     asked_cache: str = "auto"
     rivals: tuple[Rival, ...] = ()
+
+    @property
+    def one_launch(self) -> tuple[int, ...]:
+        """The numbers of sequences whose decode step is one launch: those that steps are padded to,
+        up to the most.
+        """
+        if self.decode == "kernels":
+            return ()
+        most = int(self.decode.partition(":")[2] or 1)
+        return tuple(number for number in (1, 2, 4, 8) if number <= most)
 
     @property
     def records(self) -> Store | None:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from .params import SamplingParams
+from .plan import Chunk, Plan
 from .pool import KVPool
 from .prefix_groups import PrefixGroups, find_groups
-from .scheduler import Chunk, Plan
 from .step import Step
 
 
@@ -22,8 +22,8 @@ def build_step(plan: Plan, pool: KVPool) -> Step:
     long prompt brings is arrays already (4096 numbers of a list cost 0.3 ms). A token that is in
     flight is 0."""
     query_start, seq_lens, logits_indices = [0], [], []
-    slides = pool.slides
-    for chunk in plan.chunks:
+    slides, chunks = pool.slides, plan.chunks
+    for chunk in chunks:
         count = len(chunk.slots)
         logits_indices += [query_start[-1] + place - chunk.start for place in chunk.scored]
         query_start.append(query_start[-1] + count)
@@ -32,23 +32,23 @@ def build_step(plan: Plan, pool: KVPool) -> Step:
         if chunk.completes:
             logits_indices.append(query_start[-1] - 1)
     return Step(
-        token_ids=_joined(plan, _token_id, _token_ids),
-        positions=_joined(plan, lambda chunk: chunk.start, _positions),
+        token_ids=_joined(chunks, _token_id, _token_ids),
+        positions=_joined(chunks, lambda chunk: chunk.start, _positions),
         query_start=torch.tensor(query_start, dtype=torch.int32),
         seq_lens=torch.tensor(seq_lens, dtype=torch.int32),
-        slot_mapping=_joined(plan, lambda chunk: int(chunk.slots[0]), lambda chunk: chunk.slots),
-        block_tables=pool.block_tables([chunk.seq.id for chunk in plan.chunks]),
+        slot_mapping=_joined(chunks, lambda chunk: int(chunk.slots[0]), lambda chunk: chunk.slots),
+        block_tables=pool.block_tables([chunk.seq.id for chunk in chunks]),
         logits_indices=torch.tensor(logits_indices, dtype=torch.int64),
     )
 
 
 def _joined(
-    plan: Plan, of_one: Callable[[Chunk], int], of_many: Callable[[Chunk], ArrayLike]
+    chunks: list[Chunk], of_one: Callable[[Chunk], int], of_many: Callable[[Chunk], ArrayLike]
 ) -> torch.Tensor:
     """i64[T], by chunk: a number of those of one token, an array of the others."""
     pieces: list[ArrayLike] = []
     ones: list[int] = []
-    for chunk in plan.chunks:
+    for chunk in chunks:
         if len(chunk.slots) == 1:
             ones.append(of_one(chunk))
         else:
@@ -75,16 +75,17 @@ def _positions(chunk: Chunk) -> ArrayLike:
 
 @dataclass(frozen=True, slots=True)
 class DecodeBatch:
-    """One token of each of B sequences, and how to sample the next; lists, ready to be written.
+    """One token of each of B sequences, and how to sample the next; ready to be written.
 
     Attributes:
         key: the sequences' ids. The same key has the same params.
         token_ids: None if they are what the step before samples.
         feed_rows: where in that step each sequence is; None if it has the same rows.
-        positions: of the tokens; a sequence's length is one more, less its gap.
-        slots: where the tokens' K and V are written.
+        positions: i64[B], of the tokens; a sequence's length is one more, less its gap.
+        slots: i64[B], where the tokens' K and V are written.
         params: of each sequence's request.
-        uniform: the next number of each sequence's stream, 0 for greedy ones; None if all are.
+        uniform: f64[B], the next number of each sequence's stream, 0 for greedy ones; None if all
+            are.
         tables: i32[B, M], the page ids of each sequence, unused entries 0.
         tables_version: another one whenever the tables are others, never used again.
         held: whether a sequence has a form, so that its row waits for a mask.
@@ -95,10 +96,10 @@ class DecodeBatch:
     key: tuple[int, ...]
     token_ids: list[int] | None
     feed_rows: list[int] | None
-    positions: list[int]
-    slots: list[int]
+    positions: NDArray[np.int64]
+    slots: NDArray[np.int64]
     params: list[SamplingParams]
-    uniform: list[float] | None
+    uniform: NDArray[np.float64] | None
     tables: np.ndarray
     tables_version: int
     held: bool = False
@@ -134,7 +135,7 @@ def build_mixed(plan: Plan, pool: KVPool, after: DecodeBatch | MixedBatch | None
         after: the batch in flight that samples these tokens; None if all are known.
     """
     chunks = [chunk for chunk in plan.chunks if chunk.completes]
-    fed = [chunk.seq.id for chunk in plan.chunks if chunk.seq.in_flight]
+    fed = [seq.id for seq in plan.seqs if seq.in_flight]
     return MixedBatch(
         tuple([chunk.seq.id for chunk in chunks]),
         build_step(plan, pool),
@@ -145,7 +146,8 @@ def build_mixed(plan: Plan, pool: KVPool, after: DecodeBatch | MixedBatch | None
 
 
 class DecodeBatches:
-    """Builds decode batches, and remembers what seldom changes from one to the next.
+    """Builds decode batches, and remembers their tables and groups, which seldom change from one to
+    the next while sequences are few.
 
     Args:
         pool: of the sequences.
@@ -158,8 +160,6 @@ class DecodeBatches:
         self._groups: PrefixGroups | None = None
         self._key: tuple[int, ...] | None = None
         self._version = 0
-        self._params: list[SamplingParams] = []
-        self._random = self._held = False
         self._tables = np.zeros((0, 0), dtype=np.int32)
         self._gaps: list[int] | None = None
 
@@ -168,54 +168,48 @@ class DecodeBatches:
         self._key = None
 
     def build(self, plan: Plan, after: DecodeBatch | MixedBatch | None) -> DecodeBatch:
-        """The batch of a plan whose chunks are one token each.
+        """The batch of a plan of `decodes` alone.
 
         Args:
             plan: all its sequences sample their next token.
             after: the batch in flight that samples the plan's tokens; None if they are known.
         """
-        chunks = plan.chunks
-        key = tuple([chunk.seq.id for chunk in chunks])
-        positions = [chunk.start for chunk in chunks]
-        if key != self._key:
-            self._note(plan)
+        decodes = plan.decodes
+        assert decodes is not None and not plan.beside
+        key, positions = decodes.ids, plan.positions
         # A page is new where its first place is taken; only then are others let go of.
         size = self._pool.page_size
         others = key != self._key or bool(plan.copies)
-        if others or any([not start % size for start in positions]):
+        if others or not (positions % size).all():
             self._key, self._version = None, self._version + 1
             self._tables = self._pool.block_tables(key).numpy()
             self._gaps = [self._pool.gap(seq) for seq in key] if self._pool.slides else None
             if others and self._least is not None:
-                self._groups = find_groups(self._tables, positions, size, self._least)
+                starts = positions.tolist()
+                self._groups = find_groups(self._tables, starts, size, self._least)
             self._key = key
         return DecodeBatch(
             key,
-            [chunk.seq.tokens[-1] for chunk in chunks] if after is None else None,
+            [seq.tokens[-1] for seq in decodes.seqs] if after is None else None,
             None if after is None else _rows(key, after),
             positions,
-            [chunk.slots[0] for chunk in chunks],
-            self._params,
-            _uniform(chunks) if self._random else None,
+            plan.slots,
+            decodes.params,
+            decodes.uniform(positions),
             self._tables,
             self._version,
-            self._held,
+            decodes.held,
             self._gaps,
             self._sharing(positions),
         )
 
-    def _sharing(self, positions: list[int]) -> PrefixGroups | None:
+    def _sharing(self, positions: NDArray[np.int64]) -> PrefixGroups | None:
         """The groups, for as long as they pay: less and less, as sequences grow apart."""
         groups, least = self._groups, self._least
-        if groups is None or least is None or groups.pay(sum(positions), least):
+        if groups is None or least is None or groups.pay(int(positions.sum()), least):
             return groups
         self._groups = None
         return None
-
-    def _note(self, plan: Plan) -> None:
-        self._params = [chunk.seq.sampling.params for chunk in plan.chunks]
-        self._random = not all([params.is_greedy for params in self._params])
-        self._held = any([chunk.seq.sampling.matcher is not None for chunk in plan.chunks])
 
 
 def _uniform(chunks: list[Chunk]) -> list[float]:

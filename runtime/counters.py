@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from .bucketing import Padding
+from .plan import Chunk
 from .prefix_cache import PrefixCounters
-from .scheduler import Chunk
 
 
 @dataclass(slots=True)
@@ -57,15 +57,21 @@ class Counters:
         return self.padding.share(self.tokens_computed + self.discarded_tokens)
 
     def step(
-        self, chunks: Iterable[Chunk], sampled: int, seconds: float, discarded: int = 0
+        self,
+        chunks: Iterable[Chunk],
+        sampled: int,
+        seconds: float,
+        discarded: int = 0,
+        decoded: int = 0,
     ) -> None:
         """Adds a step that took `seconds` and chose `sampled` tokens.
 
         Args:
             chunks: what it computed.
             discarded: tokens that it computed beside, for nobody.
+            decoded: new tokens of sequences that decode, which have been noted as reached.
         """
-        prefill = recomputed = total = 0
+        prefill, recomputed, total = 0, 0, decoded
         for chunk in chunks:
             seq, start, count = chunk.seq, chunk.start, len(chunk.slots)
             reached, stop = seq.num_reached, start + count

@@ -5,15 +5,17 @@ The path of one step, n, when nothing keeps it from being launched ahead:
 1. While the device computes step n - 1, `Scheduler.schedule_ahead` plans n: one more token of each
    sequence that goes on whatever n - 1 samples, and prompts, or chunks of them, beside. Places in
    the KV memory, positions and lengths are known; the token ids of those that go on are what n - 1
-   samples, and stay on the device.
+   samples, and stay on the device. As long as all that run go on they are the same `Decodes`, whose
+   positions, places, random numbers and batch are arrays: nothing is looked up for each sequence.
 2. `Launcher.launch` builds the batch, which draws the random numbers. The executor writes it into
    the pinned memory that n - 2 had, and queues: the copy to the device; a gather of the token ids,
    if the rows are not those of n - 1; the graph, which ends by sampling and feeding the tokens to
    the next step; the copy of the tokens to the host; an event. Nothing waits. A step with a prompt
    in it is run by the Program that takes any, and sampled beside it (`row_sampling.py`).
-3. The loop waits for the event of n - 1, and commits its tokens. A sequence that has ended (end of
-   sequence, stop token, stop string) is dropped: its row of n is void. A prompt whose logits were
-   numbers is shared.
+3. The loop waits for the event of n - 1, and commits its tokens. Those that decode note theirs
+   (`note_each`); only where somebody waits for the text, or the token may be the last, is the
+   sequence told of it. One that has ended (end of sequence, stop token, stop string) is dropped:
+   its row of n is void. A prompt whose logits were numbers is shared.
 4. The next call of `GenerationLoop.step` launches n + 1, and then waits for n.
 
 Rows of a form need a mask, which follows from the token before: such a step is launched without
@@ -31,31 +33,39 @@ follow prompts, so that they come when nothing is in flight.
 
 Why a void row does no harm. `Sequence.in_flight` counts the tokens on their way; whatever drops or
 preempts a sequence sets it to 0, and a row without it, or of before a preemption, is never
-committed. The row's sequence reserved the place that it writes to, after copy-on-write: no other
-sequence holds that page when the step is launched. Once the sequence is dropped, the page may go to
-another, but all work is queued in one order, so the new owner's steps and page copies come later,
-and a sequence reads no place that it, or whoever it was forked from, has not written since it got
-the page. Were the page kept for its contents, they would be right: the void row writes K and V of
-the sequence's own last token, at that token's place. Padding rows write to slot 0, in the reserved
+committed. All of that goes through `Scheduler.drop`, which counts: if nobody has been dropped since
+a step was launched, none of its rows is looked at. `drop`, and whoever joins or forks, also ends
+`Decodes` that would have served the next step.
+
+The row's sequence reserved the place that it writes to, after copy-on-write: no other sequence
+holds that page when the step is launched. Once the sequence is dropped, the page may go to another,
+but all work is queued in one order, so the new owner's steps and page copies come later, and a
+sequence reads no place that it, or whoever it was forked from, has not written since it got the
+page. Were the page kept for its contents, they would be right: the void row writes K and V of the
+sequence's own last token, at that token's place. Padding rows write to slot 0, in the reserved
 page 0.
 
 What is in flight when an exception comes is discarded, not committed: every running sequence starts
-anew from its committed tokens. Its random numbers are numbered by token, so it draws the same ones.
+anew from its committed tokens, and is told of the last one, if the exception came before that. Its
+random numbers are numbered by token, so it draws the same ones.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from .batch import DecodeBatch, DecodeBatches, MixedBatch, build_mixed
 from .decode_buffer import Launched
+from .done import Done
 from .failing import broken_logits, end_request
 from .grammar import prepare
+from .plan import Chunk, Plan
 from .pool import KVPool
+from .request import Sequence, note_each
 from .sampling import Sampled
-from .scheduler import Chunk, Plan, Scheduler, samples_anywhere
+from .scheduler import Scheduler, samples_anywhere
 from .step import StepExecutor
 from .token_choice import Masks
 
@@ -86,7 +96,7 @@ class SamplingExecutor(StepExecutor, Protocol):
 
 
 class _Share:
-    """What a step computes of one sequence.
+    """What a step computes of one sequence beside those that decode.
 
     Attributes:
         chunk: of the sequence's tokens.
@@ -103,9 +113,7 @@ class _Share:
     def is_void(self) -> bool:
         """Whether nobody waits for it any more."""
         seq = self.chunk.seq
-        if seq.finish_reason is not None or seq.timings.preemptions != self._preemptions:
-            return True
-        return self.samples and not seq.in_flight
+        return _is_void(seq, self._preemptions) or (self.samples and not seq.in_flight)
 
     @property
     def ends_prompt(self) -> bool:
@@ -120,13 +128,25 @@ class InFlight:
     Args:
         plan: of the step, whose sequences do not count it yet.
         batch, launched: what has been made of it.
+        scheduler: of the plan.
     """
 
-    __slots__ = ("batch", "launched", "plan", "shares")
+    __slots__ = ("_drops", "_scheduler", "batch", "launched", "plan", "shares")
 
-    def __init__(self, plan: Plan, batch: DecodeBatch | MixedBatch, launched: Launched) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        batch: DecodeBatch | MixedBatch,
+        launched: Launched,
+        scheduler: Scheduler,
+    ) -> None:
         self.plan, self.batch, self.launched = plan, batch, launched
-        self.shares = [_Share(chunk) for chunk in plan.chunks]
+        self._scheduler, self._drops = scheduler, scheduler.num_drops
+        if plan.decodes is not None:
+            for seq in plan.decodes.seqs:
+                seq.num_computed += 1
+                seq.in_flight += 1
+        self.shares = [_Share(chunk) for chunk in plan.beside]
         for share in self.shares:
             seq = share.chunk.seq
             seq.num_computed += len(share.chunk.slots)
@@ -135,12 +155,32 @@ class InFlight:
     @property
     def is_void(self) -> bool:
         """Whether nobody waits for it any more."""
+        decodes = self.plan.decodes
+        if decodes is not None and len(self.void_rows()) < len(decodes.seqs):
+            return False
         return all([share.is_void for share in self.shares])
 
     @property
     def num_tokens(self) -> int:
         """How many it computes."""
-        return sum([len(chunk.slots) for chunk in self.plan.chunks])
+        return self.plan.num_tokens
+
+    def void_rows(self) -> Collection[int]:
+        """The rows of its decodes that nobody waits for any more."""
+        decodes = self.plan.decodes
+        if decodes is None or self._drops == self._scheduler.num_drops:
+            return ()
+        pairs = zip(decodes.seqs, decodes.preemptions, strict=True)
+        return {
+            row
+            for row, (seq, preemptions) in enumerate(pairs)
+            if not seq.in_flight or _is_void(seq, preemptions)
+        }
+
+
+def _is_void(seq: Sequence, preemptions: int) -> bool:
+    """Whether a sequence has ended, or started anew since it was preempted so often."""
+    return seq.finish_reason is not None or seq.timings.preemptions != preemptions
 
 
 class Launcher:
@@ -170,12 +210,15 @@ class Launcher:
         if self._decodes(plan):
             return True
         self._batches.forget()
-        takes = len(plan.chunks) <= self._capabilities.samples_mixed
-        return takes and all([samples_anywhere(chunk.seq) for chunk in plan.chunks])
+        takes = plan.num_sequences <= self._capabilities.samples_mixed
+        return takes and all([samples_anywhere(chunk.seq) for chunk in plan.beside])
 
     def _decodes(self, plan: Plan) -> bool:
         """Whether a plan is of decodes alone that a decode step can sample."""
-        return len(plan.chunks) <= self._capabilities.samples and all(map(_samples, plan.chunks))
+        if plan.num_sequences > self._capabilities.samples:
+            return False
+        # Who decodes behind a step in flight has been looked at when that was planned.
+        return all(map(_samples, plan.beside)) and (plan.decodes is None or not plan.beside)
 
     def forget(self) -> None:
         """To be called when pages may have changed hands other than by plans."""
@@ -196,13 +239,14 @@ class Launcher:
         """
         before = None if after is None else after.batch
         behind = None if after is None else after.launched
-        behind_all = after is None or all([chunk.seq.in_flight for chunk in plan.chunks])
+        behind_all = after is None or not plan.beside
         if behind_all and self._decodes(plan):
-            batch = self._batches.build(plan, before)
-            return InFlight(plan, batch, self._executor.launch(batch, behind))
+            batch = self._batches.build(plan if plan.decodes else plan.gathered(), before)
+            return InFlight(plan, batch, self._executor.launch(batch, behind), self._scheduler)
         self._batches.forget()
         mixed = build_mixed(plan, self._pool, before)
-        return InFlight(plan, mixed, self._executor.launch_mixed(mixed, behind))
+        launched = self._executor.launch_mixed(mixed, behind)
+        return InFlight(plan, mixed, launched, self._scheduler)
 
     def choose(self, flight: InFlight) -> bool:
         """Computes the masks of an open step, while the device computes its logits, and queues the
@@ -213,39 +257,68 @@ class Launcher:
         """
         if not self._executor.follows(flight.launched):
             return False
-        states = [
-            chunk.seq.sampling if chunk.seq.in_flight else None for chunk in flight.plan.chunks
-        ]
+        states = [seq.sampling if seq.in_flight else None for seq in flight.plan.seqs]
         prepare([s.matcher for s in states if s is not None and s.matcher is not None])
         masks = [None if state is None else state.mask() for state in states]
         self._executor.choose(flight.launched, masks)
         return True
 
-    def commit(self, flight: InFlight) -> tuple[list[Chunk], int]:
+    def commit(self, flight: InFlight) -> Done:
         """Waits for a step's tokens and gives them to their sequences. A row without a finite
         largest logit, if it is not void, ends its request.
 
         Returns:
-            what of the plan was computed for somebody, and how many tokens it sampled.
+            what of the plan was computed for somebody.
         """
-        tokens = iter(flight.launched.tokens())
+        tokens = flight.launched.tokens()
+        now = self._clock()
+        count = len(flight.plan.positions)
+        void = flight.void_rows()
+        rest = iter(tokens[count:])
         shares = [
-            (share, next(tokens) if share.samples else None, share.is_void)
-            for share in flight.shares
+            (share, next(rest) if share.samples else None, share.is_void) for share in flight.shares
         ]
-        done: list[Chunk] = []
-        sampled, now = 0, self._clock()
+        if count:
+            self._give_each(flight.plan, tokens[:count], void, now)
+        beside: list[Chunk] = []
+        sampled = 0
         for share, token, is_void in shares:
             if is_void:
                 continue
-            done.append(share.chunk)
+            beside.append(share.chunk)
             if token is not None:
                 sampled += 1
-                self._give(share, token, now)
-        return done, sampled
+                self._give(share.chunk.seq, token, now)
+                if share.ends_prompt and share.chunk.seq.finish_reason is None:
+                    self._scheduler.share(share.chunk.seq)
+        return Done(flight.plan, void, beside, sampled)
 
-    def _give(self, share: _Share, token: int, now: float) -> None:
-        seq = share.chunk.seq
+    def _give_each(self, plan: Plan, tokens: list[int], void: Collection[int], now: float) -> None:
+        """Gives those that decode their tokens: a statement each only where something is to be said
+        or may have ended.
+        """
+        decodes = plan.decodes
+        assert decodes is not None
+        seqs = decodes.seqs
+        if void or decodes.held or min(tokens) < 0:
+            for row, (seq, token) in enumerate(zip(seqs, tokens, strict=True)):
+                if row not in void:
+                    seq.num_reached = len(seq.tokens)
+                    self._give(seq, token, now)
+            return
+        note_each(seqs, tokens, now)
+        told = decodes.loud
+        if plan.fills or not decodes.stop_ids.isdisjoint(tokens):
+            stops = decodes.stop_ids
+            ends = [row for row, token in enumerate(tokens) if token in stops]
+            told = sorted({*told, *ends, *decodes.full(plan.positions)})
+        for row in told:
+            seq = seqs[row]
+            seq.tell()
+            if seq.finish_reason is not None:
+                self._scheduler.drop(seq)
+
+    def _give(self, seq: Sequence, token: int, now: float) -> None:
         if token < 0:
             end_request(self._scheduler, seq.request, broken_logits(seq.request))
         if seq.finish_reason is not None:  # its sibling's row may have ended it
@@ -257,8 +330,6 @@ class Launcher:
             seq.accept(Sampled(token), now)
         if seq.finish_reason is not None:
             self._scheduler.drop(seq)
-        elif share.ends_prompt:
-            self._scheduler.share(seq)
 
 
 def _samples(chunk: Chunk) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import UnsupportedError, VerificationError
 from .batch import build_step
 from .counters import Counters
+from .done import Done
 from .failing import broken_logits, end_request
 from .grammar import Grammars, Matcher
 from .in_flight import InFlight, Launcher, SamplingExecutor
@@ -31,12 +32,13 @@ from .intake import (
 from .observer import Guest, Observer
 from .output import Completion, Delta
 from .params import SamplingParams
+from .plan import Plan
 from .pool import KVPool
 from .prompt_logprobs import token_logprobs
 from .request import Request
 from .request import Sequence as RunningSequence
 from .sampling import BROKEN, Sampler
-from .scheduler import Chunk, Plan, Scheduler
+from .scheduler import Scheduler
 from .step import StepExecutor
 from .stopping import StreamDecoder
 
@@ -258,31 +260,31 @@ class GenerationLoop:
         flight = self._flight
         if flight is None:
             plan = self.scheduler.schedule()
-            if not plan.chunks:
+            if not plan.beside:
                 return
             _begin(plan, started)
             self._copy(plan.copies)
             if self._launcher is None or not self._launcher.takes(plan):
                 sampled = self._accept(plan, self.executor.run(build_step(plan, self.pool)))
-                self._count(plan.chunks, sampled, started)
+                self._count(Done(plan, (), plan.beside, sampled), started)
                 return
             flight = self._launcher.launch(plan, None)
         assert self._launcher is not None
         if flight.launched.open and not self._launcher.choose(flight):
-            self.counters.step((), 0, 0.0, discarded=flight.num_tokens)
+            self.counters.step((), 0, 0.0, flight.num_tokens)
             self._recover()
             return
         self._flight = self._ahead(self._launcher, flight)
-        done, sampled = self._launcher.commit(flight)
-        discarded = flight.num_tokens - sum([len(chunk.slots) for chunk in done])
-        self._count(done, sampled, started, discarded)
+        done = self._launcher.commit(flight)
+        self._count(done, started, flight.num_tokens - done.num_tokens)
         self._drop_void()
 
-    def _count(self, chunks: list[Chunk], sampled: int, started: float, discarded: int = 0) -> None:
+    def _count(self, done: Done, started: float, discarded: int = 0) -> None:
         ended = self.clock()
-        self.counters.step(chunks, sampled, ended - started, discarded)
+        seconds = ended - started
+        self.counters.step(done.beside, done.num_sampled, seconds, discarded, done.num_decoded)
         for observer in self.observers:
-            observer.stepped(chunks, started, ended)
+            observer.stepped(done, started, ended)
 
     def _ahead(self, launcher: Launcher, flight: InFlight) -> InFlight | None:
         """Launches the step behind the one in flight, if that can be planned yet."""
@@ -296,7 +298,7 @@ class GenerationLoop:
     def _drop_void(self) -> None:
         """Forgets the step in flight if nobody waits for its tokens."""
         if self._flight is not None and self._flight.is_void:
-            self.counters.step((), 0, 0.0, discarded=self._flight.num_tokens)
+            self.counters.step((), 0, 0.0, self._flight.num_tokens)
             self._flight = None
 
     def forget_copies(self) -> None:
@@ -314,6 +316,7 @@ class GenerationLoop:
         self._flight = None
         self.forget_copies()
         for seq in list(self.scheduler.running):
+            seq.tell_late()
             if seq.finish_reason is None:
                 self.scheduler.preempt(seq, keep=False)
             else:
@@ -390,7 +393,7 @@ class GenerationLoop:
         to_fork: list[Request] = []
         scored: list[tuple[Request, range, int]] = []
         row = 0
-        for chunk in plan.chunks:
+        for chunk in plan.beside:
             seq = chunk.seq
             if places := chunk.scored:
                 scored.append((seq.request, places, row))
@@ -417,7 +420,7 @@ class GenerationLoop:
         if to_fork or scored:
             logits = logits[torch.tensor(rows, device=logits.device)]
         self._commit(targets, logits)
-        for chunk in plan.chunks:
+        for chunk in plan.beside:
             computed = chunk.start < len(chunk.seq.request.prompt) <= chunk.seq.num_computed
             if computed and chunk.seq.finish_reason != "error":
                 self.scheduler.share(chunk.seq)  # its logits were numbers, so its K and V are
@@ -458,7 +461,7 @@ class GenerationLoop:
 
 def _begin(plan: Plan, now: float) -> None:
     """Notes who starts with this step."""
-    for chunk in plan.chunks:
+    for chunk in plan.beside:
         if not chunk.seq.num_reached:
             chunk.seq.request.begin(now)
 

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from .plan import Chunk
 from .request import Request
 from .request import Sequence as RunningSequence
-from .scheduler import Chunk
 
 if TYPE_CHECKING:
     from .loop import GenerationLoop

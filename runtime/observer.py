@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from .plan import Chunk
 from .request import Request
-from .scheduler import Chunk
 
 
 class Observer(Protocol):

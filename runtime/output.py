@@ -126,7 +126,7 @@ class Completion:
     prompt_logprobs: list[TokenLogprobs | None] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: making one, as every token of a stream does, would take thrice
 class Delta:
     """What one step added to one completion of a stream.
 

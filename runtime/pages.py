@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from heapq import heappop, heappush
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 class Pages:
@@ -11,12 +15,14 @@ class Pages:
     Attributes:
         free: pages that nobody holds, a heap.
         references: of each page: the sequences that hold it, and one more for the prefix cache.
+        shared: the same numbers, i32[P], as NumPy has them.
         num_idle: pages that the prefix cache holds and no sequence.
     """
 
     def __init__(self, first: int, count: int) -> None:
         self.free = list(range(first, count))
-        self.references = [0] * count
+        self.references = array("i", [0]) * count
+        self.shared: NDArray[np.int32] = np.frombuffer(self.references, dtype=np.int32)
         self._cached = bytearray(count)
         self.num_idle = 0
 

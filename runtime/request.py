@@ -35,6 +35,8 @@ class Sequence:
         num_cached: prompt tokens whose K and V came from another sequence: from the prefix cache,
             or from the one that this one was forked from.
         looked_up: whether it has looked for its prompt in the prefix cache.
+        quiet: whether a token that does not end it changes nothing but its tokens and times: it has
+            no form and no logprobs, and nobody waits for its text (`note_each`).
         finish_reason: None while it runs.
         error: why its completion is none; set together with finish_reason.
     """
@@ -54,6 +56,7 @@ class Sequence:
         "num_cached",
         "num_computed",
         "num_reached",
+        "quiet",
         "rank",
         "request",
         "sampling",
@@ -79,6 +82,8 @@ class Sequence:
         self.timings = Timings(request.submitted)
         self._stops = stops
         self._text: list[str] = []
+        self.quiet = matcher is None and not request.streams and not stops.watches_text
+        self.quiet &= request.params.logprobs is None and not request.params.adjusts
 
     @property
     def remaining(self) -> int:
@@ -109,25 +114,45 @@ class Sequence:
 
     def take(self, token: int, now: float, logprobs: TokenLogprobs | None = None) -> None:
         """`accept`, of a sequence that has no form."""
-        text, self.finish_reason = self._commit(token, now)
+        self.tokens.append(token)
+        self.sampling.commit(token)
+        self.timings.token(now)
+        self.tell(logprobs)
+
+    def tell(self, logprobs: TokenLogprobs | None = None) -> None:
+        """What the last of `tokens` adds to the text, and whether it ends the sequence, which has
+        no form: to be called once for each that was noted; of those that are `quiet` for some.
+        """
+        tokens, known = self.tokens, len(self.request.prompt) + self._stops.num_tokens
+        if known + 1 < len(tokens):
+            self._stops.skip(tokens[known:-1])
+        token = tokens[-1]
+        text, self.finish_reason = self._stops.push(token)
         self._say(text, token, logprobs)
+
+    def tell_late(self) -> None:
+        """`tell`, if an exception has come between that and `note_each`."""
+        known = len(self.request.prompt) + self._stops.num_tokens
+        if (
+            self.sampling.matcher is None
+            and self.finish_reason is None
+            and known < len(self.tokens)
+        ):
+            self.tell()
 
     def _follow(
         self, token: int, matcher: Matcher, now: float, logprobs: TokenLogprobs | None = None
     ) -> None:
-        text, self.finish_reason = self._commit(token, now)
+        self.tokens.append(token)
+        self.sampling.commit(token)
+        self.timings.token(now)
+        text, self.finish_reason = self._stops.push(token)
         if matcher.stopped:
             self.error = matcher.error()
             if self.finish_reason is None:
                 text += self._stops.finish()
             self.finish_reason = "stop"
         self._say(text, token, logprobs)
-
-    def _commit(self, token: int, now: float) -> tuple[str, FinishReason | None]:
-        self.tokens.append(token)
-        self.sampling.commit(token)
-        self.timings.token(now)
-        return self._stops.push(token)
 
     def _say(self, text: str, token: int, logprobs: TokenLogprobs | None) -> None:
         if text:
@@ -140,6 +165,7 @@ class Sequence:
 
     def expire(self) -> None:
         """Ends it as it is, because its time is over."""
+        self._stops.skip(self.tokens[len(self.request.prompt) + self._stops.num_tokens :])
         text, self.finish_reason = self._stops.finish(), "deadline"
         self._text.append(text)
         if self.request.streams:
@@ -165,6 +191,20 @@ class Sequence:
             timings=self.timings,
             prompt_logprobs=self.request.prompt_logprobs,
         )
+
+
+def note_each(seqs: list[Sequence], tokens: list[int], now: float) -> None:
+    """What `Sequence.take` does before it tells, for many that decode and have no form: each gets a
+    token that was in flight. Those that are not `quiet`, and those that it may end, are told of it
+    next (`Sequence.tell`); others with some later token.
+    """
+    for seq, token in zip(seqs, tokens, strict=True):
+        known, timings = seq.tokens, seq.timings
+        seq.in_flight -= 1
+        seq.num_reached = len(known)
+        known.append(token)
+        seq.sampling.output.append(token)
+        timings.token(now)
 
 
 class Request:

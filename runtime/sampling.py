@@ -54,6 +54,9 @@ class SamplingState:
         stop_ids: end-of-sequence and stop tokens, masked before `min_new_tokens`.
         index: which of the request's `n` completions: each has a stream of its own.
         matcher: holds the sequence to its form; None for any.
+
+    Attributes:
+        output: the tokens that have been committed.
     """
 
     __slots__ = (
@@ -64,12 +67,12 @@ class SamplingState:
         "_generator",
         "_index",
         "_numbers",
-        "_output",
         "_prompt",
         "_seen",
         "_simple",
         "always_in_step",
         "matcher",
+        "output",
         "params",
         "plain",
         "stop_ids",
@@ -92,7 +95,7 @@ class SamplingState:
         self.always_in_step = self._simple and matcher is None
         self.always_in_step &= params.min_new_tokens == 0 or not stop_ids
         self._prompt, self._index = prompt, index
-        self._output: list[int] = []
+        self.output: list[int] = []
         self._generator: torch.Generator | None = None
         self._numbers: list[float] = []  # of the stream, from that of output token _first on
         self._first = 0
@@ -103,7 +106,7 @@ class SamplingState:
 
     def commit(self, token_id: int) -> None:
         """Notes a token of the output."""
-        self._output.append(token_id)
+        self.output.append(token_id)
         if self.matcher is not None:
             self.matcher.advance(token_id)
         if self._seen is not None and self._counts is not None:
@@ -113,7 +116,7 @@ class SamplingState:
     @property
     def masks_stops(self) -> bool:
         """Whether it is too early for a stop token."""
-        return len(self._output) < self.params.min_new_tokens and bool(self.stop_ids)
+        return len(self.output) < self.params.min_new_tokens and bool(self.stop_ids)
 
     @property
     def samples_in_step(self) -> bool:
@@ -137,11 +140,17 @@ class SamplingState:
 
         It has 24 bits, for float32 to hold it.
         """
-        place = len(self._output) + ahead - self._first
+        place = len(self.output) + ahead - self._first
         if place >= len(self._numbers):
             self._draw_numbers(ahead)
-            place = len(self._output) + ahead - self._first
+            place = len(self.output) + ahead - self._first
         return self._numbers[place]
+
+    def uniforms(self, ahead: int, count: int) -> list[float]:
+        """`uniform` for so many tokens in a row, from the one `ahead` tokens later on."""
+        self.uniform(ahead + count - 1)
+        place = len(self.output) + ahead - self._first
+        return self._numbers[place : place + count]
 
     def _draw_numbers(self, ahead: int) -> None:
         """Draws the next block, and forgets what committed tokens took.
@@ -155,11 +164,11 @@ class SamplingState:
             else:
                 key = hashlib.sha256(f"{self.params.seed}:{self._index}".encode()).digest()
                 self._generator.manual_seed(int.from_bytes(key[:8], "big", signed=True))
-        count = _BLOCK + ahead + len(self._output) - self._first - len(self._numbers)
+        count = _BLOCK + ahead + len(self.output) - self._first - len(self._numbers)
         drawn = torch.rand(count, dtype=torch.float64, generator=self._generator)
         drawn = (drawn * 2**24).floor_() / 2**24
         numbers = self._numbers + drawn.tolist()
-        self._numbers, self._first = numbers[len(self._output) - self._first :], len(self._output)
+        self._numbers, self._first = numbers[len(self.output) - self._first :], len(self.output)
 
     @property
     def adjusts(self) -> bool:
@@ -195,7 +204,7 @@ class SamplingState:
         """Logits f32[V] with the penalties taken off, as new memory."""
         if self._seen is None or self._counts is None:
             vocab, device = logits.shape[-1], logits.device
-            output = torch.tensor(self._output, dtype=torch.int64, device=device)
+            output = torch.tensor(self.output, dtype=torch.int64, device=device)
             self._counts = torch.bincount(output, minlength=vocab).to(torch.int32)
             self._seen = self._counts > 0
             self._seen[torch.tensor(self._prompt, dtype=torch.int64, device=device)] = True

@@ -13,53 +13,22 @@ import math
 import time
 from bisect import insort
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from operator import attrgetter
 
 from ..errors import CapacityError, UsageError
 from .bucketing import LengthBuckets
-from .pool import KVPool, PageCopy, Slots
+from .decodes import Decodes
+from .plan import Chunk, Plan
+from .pool import KVPool, PageCopy
 from .request import Request, Sequence
 from .step import Capabilities
 
 _rank = attrgetter("rank")
 _deadline = attrgetter("deadline")
 
-
 STEP_TOKENS = 2048  # large enough for products to be bound by arithmetic
 CROWD = 8  # waiting sequences
 SCORED_TOKENS = 256  # of a prompt, where each wants its logits: 128 MB of 128k a token
-
-
-@dataclass(slots=True)  # not frozen: making one would take thrice as long
-class Chunk:
-    """Tokens [start, start + len(slots)) of `seq`, to be computed in one step."""
-
-    seq: Sequence
-    start: int
-    slots: Slots
-
-    @property
-    def completes(self) -> bool:
-        """Whether the sequence's next token can be sampled after this."""
-        return self.start + len(self.slots) == len(self.seq.tokens) + self.seq.in_flight
-
-    @property
-    def scored(self) -> range:
-        """The positions whose logits tell the logprobs of prompt tokens that are still wanted."""
-        request = self.seq.request
-        if not request.scoring or request.prompt_logprobs is None:
-            return range(0)
-        stop = min(self.start + len(self.slots), len(request.prompt) - 1)
-        return range(max(self.start, len(request.prompt_logprobs) - 1), stop)
-
-
-@dataclass(slots=True)
-class Plan:
-    """One step: the chunks to compute, and the page copies to make before, in order."""
-
-    chunks: list[Chunk] = field(default_factory=list)
-    copies: list[PageCopy] = field(default_factory=list)
 
 
 class Scheduler:
@@ -113,9 +82,11 @@ class Scheduler:
         self.reuses = pool.caches and capabilities.mixes
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
-        self.num_preemptions = 0
+        self.num_preemptions = self.num_drops = 0
         self.num_guests = 0  # whose pages nobody here holds, and who will let go of them
         self.clock, self.buckets = clock, buckets
+        # All that run, if each goes on whatever is sampled; until one joins, leaves, or is full.
+        self._going: Decodes | None = None
         self._timed: list[Request] = []  # those with a deadline, the earliest first
 
     def add(self, request: Request) -> None:
@@ -132,6 +103,7 @@ class Scheduler:
         Raises:
             CapacityError: the oldest sequence does not fit though nothing else runs.
         """
+        self._going = None
         if self._timed:
             self._expire()
         while self._gives_way():
@@ -142,7 +114,7 @@ class Scheduler:
                 self._plan_mixed(plan)
             else:
                 self._plan_split(plan)
-            if plan.chunks or not (self.waiting or self.running):
+            if plan.beside or not (self.waiting or self.running):
                 return plan
             if not self.running and self.num_guests:
                 return plan
@@ -168,22 +140,15 @@ class Scheduler:
             self._expire()
         if self.waiting and self._gives_way():
             return None
-        going: list[Sequence] = []
+        decodes, ends = self._going, False
         rest: list[Sequence] = []
-        ends = False
-        for seq in self.running:
-            known = len(seq.tokens)
-            if not seq.in_flight:
-                rest.append(seq)
-                continue
-            if seq.in_flight != 1 or seq.num_computed != known:
+        if decodes is None or decodes.left < 0:
+            found = self._survey()
+            if found is None:
                 return None
-            if not (seq.sampling.always_in_step or seq.sampling.samples_in_step):
-                return None
-            if known + 1 < seq.limit:
-                going.append(seq)
-            else:
-                ends = True
+            decodes, rest, ends = found
+        elif not all(map(_goes_on, decodes.wary)):
+            return None
         admits = bool(self.waiting) and self._admits()
         if self.waiting and ends and not admits:
             return None
@@ -193,11 +158,31 @@ class Scheduler:
             if not self.capabilities.samples_mixed or not all(map(samples_anywhere, beside)):
                 return None
         plan = Plan()
-        if not self._take_each(plan, going + [seq for seq in rest if seq.remaining == 1]):
+        if not self._take_each(plan, decodes, [seq for seq in rest if seq.remaining == 1]):
             return None
         if mixes:
             self._plan_prompts(plan, ahead=True)
-        return plan if plan.chunks else None
+        return plan if plan.decodes is not None or plan.beside else None
+
+    def _survey(self) -> tuple[Decodes | None, list[Sequence], bool] | None:
+        """Of those that run who goes on whatever the step in flight samples, of whom nothing is in
+        flight, and whether any is full then; None if one has to wait.
+        """
+        going: list[Sequence] = []
+        rest: list[Sequence] = []
+        ends = False
+        for seq in self.running:
+            if not seq.in_flight:
+                rest.append(seq)
+            elif not _goes_on(seq):
+                return None
+            elif seq.num_computed + 1 < seq.limit:
+                going.append(seq)
+            else:
+                ends = True
+        decodes = Decodes(going) if going else None
+        self._going = None if rest or ends else decodes
+        return decodes, rest, ends
 
     def fork(self, request: Request) -> list[PageCopy]:
         """Starts the unfinished siblings of a first sequence whose prompt is computed.
@@ -207,7 +192,7 @@ class Scheduler:
         Returns:
             the page copies to make at once.
         """
-        request.forked = True
+        request.forked, self._going = True, None
         first, *others = request.sequences
         copies: list[PageCopy] = []
         for seq in others:
@@ -250,12 +235,15 @@ class Scheduler:
             keep: whether full pages of what it has computed go to the prefix cache. Not to be
                 when a step or a page copy may not have been run as planned.
         """
-        if keep and seq in self.running:
-            self._keep(seq, closing=True)
+        if seq in self.running:
+            if keep:
+                self._keep(seq, closing=True)
+            self.running.remove(seq)
+            self._going = None
+            self.num_drops += 1
+        elif seq in self.waiting:
+            self.waiting.remove(seq)
         seq.in_flight = 0
-        for queue in (self.running, self.waiting):
-            if seq in queue:
-                queue.remove(seq)
         self.pool.free(seq.id)
 
     def _keep(self, seq: Sequence, *, closing: bool) -> None:
@@ -292,7 +280,7 @@ class Scheduler:
         """Prompts beside the tokens that are planned, of those that run and of those that wait;
         ahead of a step in flight only of those that may be sampled there.
         """
-        decoding = len(plan.chunks)
+        decoding = plan.num_sequences
         large = not decoding or len(self.waiting) >= CROWD
         budget = (self.max_prefill_tokens if large else self.max_tokens_per_step) - decoding
         for seq in self.running:
@@ -333,7 +321,7 @@ class Scheduler:
 
         By rank, so that whoever is preempted has not been planned yet in this step.
         """
-        if self._take_each(plan, [seq for seq in self.running if seq.remaining <= 1]):
+        if self._take_each(plan, None, [seq for seq in self.running if seq.remaining <= 1]):
             return
         index = 0
         while index < len(self.running):
@@ -348,15 +336,20 @@ class Scheduler:
                     return
             self._take(plan, seq, 1)
 
-    def _take_each(self, plan: Plan, seqs: list[Sequence]) -> bool:
-        """One token of each; False, and nothing has been taken, if pages are short."""
-        found = self.pool.extend([seq.id for seq in seqs])
+    def _take_each(self, plan: Plan, decodes: Decodes | None, seqs: list[Sequence]) -> bool:
+        """One token of each of those that decode, and of some more; False, and nothing has been
+        taken, if pages are short.
+        """
+        ids = () if decodes is None else decodes.ids
+        more = tuple([seq.id for seq in seqs])
+        found = self.pool.extend((*ids, *more) if more else ids)
         if found is None:
             return False
         slots, copies = found
-        plan.chunks += [
-            Chunk(seq, seq.num_computed, [slot]) for seq, slot in zip(seqs, slots, strict=True)
-        ]
+        if decodes is not None:
+            plan.decode(decodes, slots[: len(ids)])
+        each = zip(seqs, slots[len(ids) :].tolist(), strict=True)
+        plan.beside += [Chunk(seq, seq.num_computed, [slot]) for seq, slot in each]
         plan.copies += copies
         return True
 
@@ -368,7 +361,7 @@ class Scheduler:
         if count > 1 and self.pool.drops(seq.id, count):
             self._keep(seq, closing=False)
         slots, copies = self.pool.append(seq.id, count)
-        plan.chunks.append(Chunk(seq, seq.num_computed, slots))
+        plan.beside.append(Chunk(seq, seq.num_computed, slots))
         plan.copies += copies
 
     def _admits(self, seq: Sequence | None = None) -> bool:
@@ -389,7 +382,7 @@ class Scheduler:
         return pool.pages_to_open(first.tokens, first.request.namespace) <= room
 
     def _admit(self, plan: Plan, seq: Sequence | None = None) -> Sequence:
-        seq = seq or self.waiting[0]
+        seq, self._going = seq or self.waiting[0], None
         self.waiting.remove(seq)
         if self.reuses:
             tokens, request = seq.tokens, seq.request
@@ -406,6 +399,15 @@ class Scheduler:
             self.pool.add(seq.id)
         insort(self.running, seq, key=_rank)
         return seq
+
+
+def _goes_on(seq: Sequence) -> bool:
+    """Whether a sequence's next token is on its way and nothing else, and a step can sample the one
+    behind it on the device.
+    """
+    if seq.in_flight != 1 or seq.num_computed != len(seq.tokens):
+        return False
+    return seq.sampling.always_in_step or seq.sampling.samples_in_step
 
 
 def samples_anywhere(seq: Sequence) -> bool:

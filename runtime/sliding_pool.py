@@ -91,7 +91,7 @@ class SlidingPool(PagedPool):
 
     def length(self, seq: int) -> int:
         """Tokens that `seq` has had."""
-        return self._lengths[seq] + self.gap(seq)
+        return super().length(seq) + self.gap(seq)
 
     def gap(self, seq: int) -> int:
         """Tokens of `seq` that its block table leaves out."""
@@ -122,6 +122,11 @@ class SlidingPool(PagedPool):
             self._drop_behind(seq)
         return super().append(seq, num_tokens)
 
+    def _pages_to_go_on(self, seqs: list[int]) -> int:
+        return sum([self.pages_needed(seq, 1) for seq in seqs])
+
+    _go_on = PagedPool._append_each
+
     def fork(self, seq: int, new: int) -> list[PageCopy]:
         """Opens `new` on the very pages of `seq`; no copies are needed until one of them writes."""
         copies = super().fork(seq, new)
@@ -145,7 +150,7 @@ class SlidingPool(PagedPool):
         first, held = self._sliding.sink_pages, self._held[seq]
         del held[first : first + len(behind)]
         tokens = len(behind) * self.page_size
-        self._lengths[seq] -= tokens
+        self._tables.set_length(seq, super().length(seq) - tokens)
         self._gaps[seq] = self.gap(seq) + tokens
         self._tables.rewrite(seq, first, held[first:])
         self.num_dropped += len(behind)

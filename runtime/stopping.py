@@ -29,7 +29,7 @@ class StopStrings:
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._stops = stops
-        self._longest = max(map(len, stops), default=0)
+        self._first = {stop[0] for stop in stops}
         self._tail = ""  # held back, and already searched
 
     def push(self, piece: str, *, may_stop: bool = True) -> tuple[str, bool]:
@@ -45,6 +45,9 @@ class StopStrings:
         if not self._stops:
             return piece, False
         text = self._tail + piece
+        if self._first.isdisjoint(text):  # most pieces
+            self._tail = ""
+            return text, False
         if may_stop:
             found = self._find(text, len(self._tail))
             if found is not None:
@@ -70,11 +73,15 @@ class StopStrings:
 
     def _held(self, text: str) -> int:
         """The length of the longest end of `text` that begins a stop string."""
-        for length in range(min(self._longest - 1, len(text)), 0, -1):
-            end = text[len(text) - length :]
-            if any(len(stop) > length and stop.startswith(end) for stop in self._stops):
-                return length
-        return 0
+        held = 0
+        for stop in self._stops:
+            start = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+            while start >= 0:
+                if stop.startswith(text[start:]):
+                    held = max(held, len(text) - start)
+                    break
+                start = text.find(stop[0], start + 1)
+        return held
 
 
 class StopChecker:
@@ -85,9 +92,22 @@ class StopChecker:
         stop_ids: the tokens that end it: stop tokens, and end-of-sequence unless it is ignored.
         max_tokens: the most tokens it may generate: `max_new_tokens` or what the context leaves.
         decoder: for the text; None leaves the text empty.
+
+    Attributes:
+        num_tokens: that it has been told of.
+        watches_text: whether what a token adds to the text may end it.
     """
 
-    __slots__ = ("_decoder", "_max_tokens", "_min_tokens", "_num_tokens", "_stop_ids", "_strings")
+    __slots__ = (
+        "_decoder",
+        "_max_tokens",
+        "_min_tokens",
+        "_stop_ids",
+        "_strings",
+        "_unread",
+        "num_tokens",
+        "watches_text",
+    )
 
     def __init__(
         self,
@@ -99,23 +119,36 @@ class StopChecker:
         self._stop_ids, self._max_tokens, self._decoder = stop_ids, max_tokens, decoder
         self._min_tokens = params.min_new_tokens
         self._strings = StopStrings(params.stop_strings)
-        self._num_tokens = 0
+        self.num_tokens = 0
+        self._unread: list[int] = []  # tokens whose text nobody has asked for
+        self.watches_text = decoder is not None and bool(params.stop_strings)
+
+    def skip(self, token_ids: list[int]) -> None:
+        """Takes tokens that end nothing, of one that does not watch its text. It comes with that of
+        later ones: of the next that is pushed, or of the end.
+        """
+        self.num_tokens += len(token_ids)
+        if self._decoder is not None:
+            self._unread += token_ids
 
     def push(self, token_id: int) -> tuple[str, FinishReason | None]:
         """Takes the next token: the text that is certain now, and the reason if this is the end.
 
         A stop token adds no text.
         """
-        self._num_tokens += 1
-        may_stop = self._num_tokens >= self._min_tokens
+        self.num_tokens += 1
+        may_stop = self.num_tokens >= self._min_tokens
         if may_stop and token_id in self._stop_ids:
             return self._rest(), "stop"
         text = ""
         if self._decoder is not None:
-            text, stopped = self._strings.push(self._decoder.push(token_id), may_stop=may_stop)
-            if stopped:
-                return text, "stop"
-        if self._num_tokens >= self._max_tokens:
+            text = self._read() if self._unread else ""
+            text += self._decoder.push(token_id)
+            if self.watches_text:
+                text, stopped = self._strings.push(text, may_stop=may_stop)
+                if stopped:
+                    return text, "stop"
+        if self.num_tokens >= self._max_tokens:
             return text + self._rest(), "length"
         return text, None
 
@@ -124,6 +157,13 @@ class StopChecker:
         return self._rest()
 
     def _rest(self) -> str:
-        rest = self._decoder.finish() if self._decoder is not None else ""
+        if self._decoder is None:
+            return ""
+        rest = self._read() + self._decoder.finish()
         text, stopped = self._strings.push(rest)
         return text if stopped else text + self._strings.finish()
+
+    def _read(self) -> str:
+        assert self._decoder is not None
+        unread, self._unread = self._unread, []
+        return "".join(map(self._decoder.push, unread))

@@ -20,9 +20,9 @@ from typing import BinaryIO
 from ..formats.atomic import atomic_file
 from .counters import decodes
 from .loop import GenerationLoop
+from .plan import Chunk
 from .request import Request
 from .request import Sequence as RunningSequence
-from .scheduler import Chunk
 
 ENGINE, REQUESTS = 1, 2  # process ids
 STEPS = 1  # the engine's thread

@@ -46,8 +46,8 @@ class BodyRoute(APIRoute):
             raise HTTPException(HTTPStatus.BAD_REQUEST, "the body did not arrive") from error
         if not _is_json(http.headers.get("content-type", "")):
             # Not guessed at: a page of another site may send any other kind unasked.
-            found = {"type": "content_type", "loc": ("body",), "msg": "Send application/json"}
-            raise RequestValidationError([found])
+            wrong = {"type": "content_type", "loc": ("body",), "msg": "Send application/json"}
+            raise RequestValidationError([wrong])
         read = self._model.model_validate_json
         try:
             if len(content) <= _SMALL:

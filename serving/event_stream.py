@@ -35,7 +35,7 @@ class EventStream(StreamingResponse):
         ended: Callable[[], None],
     ) -> None:
         super().__init__(events, media_type=media_type)
-        self._given_up, self._ended = given_up, ended
+        self._events, self._given_up, self._ended = events, given_up, ended
         self._begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,7 +47,7 @@ class EventStream(StreamingResponse):
 
         timer = asyncio.get_running_loop().call_later(_ATTEND_AFTER, attend)
         try:
-            async for event in self.body_iterator:
+            async for event in self._events:
                 await self._begin(send)
                 await send(_piece(event))
             await self._begin(send)

@@ -16,7 +16,7 @@ from tilewright.formats.weights import Held
 from tilewright.ir.parser import parse_graph
 from tilewright.runtime.image import EngineImage, LMConfig
 
-TEXT = """def model(token_ids: i64[1, S]):
+TEXT = """def fake(token_ids: i64[1, S]):
     table: f32[8, 4] = param("table")
     embedding_0: f32[1, S, 4] = embedding(table, token_ids)
     linear_0: f32[1, S, 8] = linear(embedding_0, table)
@@ -57,7 +57,7 @@ class FakeRivals:
         return fake_image(of)
 
     def rivals(self, of=None, **changes):
-        return Rivals.of("fake", graph(), of or options(**changes), LIMIT, self.make)
+        return Rivals.of(graph(), of or options(**changes), LIMIT, self.make)
 
 
 class InProcess:

@@ -140,12 +140,18 @@ def step_inputs(tables: list[int], length: int, token: int, page: int) -> dict[s
     }
 
 
+def together(steps: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Inputs of one step of several sequences, sampling included."""
+    every = [{**GREEDY, **step} for step in steps]
+    return {name: torch.cat([step[name] for step in every]) for name in every[0]}
+
+
 def by_interpreter(
     graph: Graph, tensors: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Outputs of a step by the ops' references; ``tensors`` are left as they are."""
     own = {name: tensor.clone() for name, tensor in tensors.items()}
-    given = {**own, **inputs, **GREEDY}
+    given = {**own, **GREEDY, **inputs}
     weights = {param_name(node): own[param_name(node)] for node in graph.params}
     found = interpret(graph, [given[input_name(node)] for node in graph.inputs], weights)
     return dict(zip(graph.output_names, found, strict=True))
@@ -189,4 +195,4 @@ _GATED = """def gated_body(x: bf16[B, {d}], weight: bf16[{d}], weight_1: bf16[{n
     gated_0: bf16[B, {f}] = gated(slice_0, slice_1, activation="silu", stepwise=True)
     return {{"out0": gated_0}}"""
 
-__all__ = ["GREEDY", "Model", "by_interpreter", "replace", "step_inputs"]
+__all__ = ["GREEDY", "Model", "by_interpreter", "replace", "step_inputs", "together"]

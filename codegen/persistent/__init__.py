@@ -31,10 +31,11 @@ of, and what was noted in `PersistentDecode.check`.
 so that each wait is over at once, and there are neither prefetches nor times.
 
 **In an engine** it is the first of two ways that a decode Program has (lowering.py): a step of one
-sequence is this launch with the sampling behind it, a step of more the calls of the graph. It is
-made where `compile(decode="persistent")` says so; nothing chooses it unasked, since it has not been
-measured yet (`benchmarks/bench_persistent.py` does). The call holds its graph; loading makes the
-text anew of that, and refuses another one (loading.py).
+sequence is this launch with the sampling behind it, a step of more the calls of the graph; or each
+of 1, 2, 4 and 8 sequences has a launch, whose chunks of weights meet every sequence's x. It is made
+where `compile(decode="persistent")`, or `"persistent:8"`, says so. Nothing chooses it unasked: it
+has not been measured yet (`benchmarks/bench_persistent.py` does). The call holds its graph; loading
+makes the text anew of that, and refuses another one (loading.py).
 
 Sums are in float32 and rounded where the separate kernels round, in another order.
 """

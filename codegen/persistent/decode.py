@@ -10,15 +10,16 @@ import torch
 from ...errors import KernelError, UsageError
 from ..triton.package import Binary
 from ..triton.source import KernelSource
-from .generate import PARAMETERS, Tiling
+from .generate import PARAMETERS
 from .reading import Attention, Shape
 from .table import make_calls, make_items
+from .tiling import Tiling
 
 LIMIT = 1 << 20
 """Polls of a wait until the launch is given up: about a second on an H100."""
 _LINE = 32  # i32 between counters that programs wait for
 INPUTS = ("token_ids", "positions", "seq_lens", "slot_mapping", "block_tables")
-"""What the kernel reads of a step, by the graph's names, for one sequence."""
+"""What the kernel reads of a step, by the graph's names."""
 MARKS = ("met", "begun", "done")
 """The times that are noted of each program and call."""
 
@@ -43,7 +44,7 @@ class Diagnosis:
 
 
 class PersistentDecode:
-    """The decode step of a model for one sequence, in one launch.
+    """The decode step of a model for ``tiling.batch`` sequences, in one launch.
 
     Args:
         shape, tiling: what was compiled.
@@ -54,8 +55,8 @@ class PersistentDecode:
         limit: polls of a wait until a launch is given up.
 
     Attributes:
-        logits: bf16[1, V] of the last step; NaN after a launch that was given up.
-        tokens: i64[1], its likeliest token, -1 where logits are not finite.
+        logits: bf16[batch, V] of the last step; NaN after a launch that was given up.
+        tokens: i64[batch], the likeliest ones, -1 where logits are not finite.
         timeline: i64[programs, calls, 3] in ns (`MARKS`) of the last step; empty without times.
 
     Raises:
@@ -75,11 +76,11 @@ class PersistentDecode:
         self.shape, self.tiling, self.limit = shape, tiling, limit
         self.device, self._launch = device, launch
         results = {
-            name: torch.zeros(size, dtype=torch.bfloat16, device=device)
+            name: torch.zeros(tiling.batch, size, dtype=torch.bfloat16, device=device)
             for name, size in shape.results.items()
         }
         self._kept = (dict(weights), results)  # the tables hold their addresses
-        self.logits = results[shape.calls[-1].out][None]
+        self.logits = results[shape.calls[-1].out]
         for name in weight_names(shape):
             _check(name, weights.get(name))
         self._where = {name: tensor.data_ptr() for name, tensor in {**weights, **results}.items()}
@@ -95,7 +96,7 @@ class PersistentDecode:
         """Queues a step.
 
         Args:
-            inputs: `INPUTS` by name, of one sequence, on the device.
+            inputs: `INPUTS` by name, of as many sequences, on the device.
             caches: bf16[N, P, G, D] by name; keys and values are written there.
 
         Raises:
@@ -104,7 +105,8 @@ class PersistentDecode:
                 table has to be copied to the device before.
         """
         given = {**self.memory, **inputs, "calls": self._table(caches)}
-        self._launch([*(given[name] for name in self._names), self.limit])
+        pages = inputs["block_tables"].shape[1]
+        self._launch([*(given[name] for name in self._names), pages, self.limit])
 
     def _table(self, caches: Mapping[str, torch.Tensor]) -> torch.Tensor:
         names = [name for step in self.shape.calls for name in step.caches if name]
@@ -194,21 +196,22 @@ def on_device(source: KernelSource, binary: Binary, device: torch.device) -> Lau
 def _memory(shape: Shape, tiling: Tiling, timed: bool) -> dict[str, torch.Tensor]:
     """What the kernel keeps for itself."""
     attention = next(form for form in shape.forms if isinstance(form, Attention))
-    calls, programs = len(shape.calls), tiling.programs
-    parts = tiling.splits * attention.heads
-    counters = _LINE * (calls + 2) + calls * attention.kv_heads
+    calls, programs, batch = len(shape.calls), tiling.programs, tiling.batch
+    parts = batch * tiling.splits * attention.heads
+    counters = _LINE * (calls + 2) + calls * batch * attention.kv_heads
+    pairs = max(16, batch * (shape.head_dim // 2))
     return {
         "counters": torch.zeros(counters, dtype=torch.int32),
         "diagnosis": torch.zeros(8, dtype=torch.int32),
         "timeline": torch.zeros(programs, calls, 3, dtype=torch.int64) if timed else _EMPTY,
-        "cos": torch.zeros(max(16, shape.head_dim // 2)),
-        "sin": torch.zeros(max(16, shape.head_dim // 2)),
+        "cos": torch.zeros(pairs),
+        "sin": torch.zeros(pairs),
         "partial_acc": torch.zeros(parts * attention.head_dim),
         "partial_max": torch.zeros(parts),
         "partial_sum": torch.zeros(parts),
-        "bests": torch.zeros(programs),
-        "indices": torch.zeros(programs, dtype=torch.int32),
-        "tokens": torch.zeros(1, dtype=torch.int64),
+        "bests": torch.zeros(batch * programs),
+        "indices": torch.zeros(batch * programs, dtype=torch.int32),
+        "tokens": torch.zeros(batch, dtype=torch.int64),
     }
 
 

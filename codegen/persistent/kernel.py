@@ -140,20 +140,24 @@ def _begin(
     HALF: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
+    BATCH: tl.constexpr,
 ):
-    """Tile 0: the token's row of the embedding [V, WIDTH]. Tile 1: cos and sin [HALF] of its
-    position, rounded as the model's are.
+    """A tile a sequence: the token's row of the embedding [V, WIDTH]. The last one: cos and sin
+    [BATCH, HALF] of the positions, rounded as the model's are.
     """
-    if tile == 0:
+    if tile < BATCH:
         at = tl.arange(0, BLOCK)
-        row = _bf16(embedding) + tl.load(token_ids) * WIDTH
-        tl.store(_bf16(h) + at, tl.load(row + at, mask=at < WIDTH), mask=at < WIDTH)
+        row = _bf16(embedding) + tl.load(token_ids + tile) * WIDTH
+        out = _bf16(h) + tile * WIDTH
+        tl.store(out + at, tl.load(row + at, mask=at < WIDTH), mask=at < WIDTH)
     else:
         pair = tl.arange(0, BLOCK_HALF)
         there = pair < HALF
-        angle = tl.load(positions).to(tl.float32) * tl.load(inv_freq + pair, mask=there, other=0.0)
-        tl.store(cos + pair, _rounded(tl.cos(angle)), mask=there)
-        tl.store(sin + pair, _rounded(tl.sin(angle)), mask=there)
+        frequency = tl.load(inv_freq + pair, mask=there, other=0.0)
+        for sequence in range(BATCH):
+            angle = tl.load(positions + sequence).to(tl.float32) * frequency
+            tl.store(cos + sequence * HALF + pair, _rounded(tl.cos(angle)), mask=there)
+            tl.store(sin + sequence * HALF + pair, _rounded(tl.sin(angle)), mask=there)
 
 
 @triton.jit
@@ -178,7 +182,8 @@ def _turned(x, head, d, there, cos, sin, D: tl.constexpr, STEPWISE: tl.constexpr
 
 @triton.jit
 def _attend(
-    tile,
+    kv_head,
+    split,
     qkv,
     k_cache,
     v_cache,
@@ -204,8 +209,6 @@ def _attend(
     cache by whoever has the newest key, and partial results.
     """
     GROUP: tl.constexpr = HEADS // KV_HEADS
-    kv_head = tile % KV_HEADS
-    split = tile // KV_HEADS
     blocks = (length + BLOCK_N - 1) // BLOCK_N
     share = (blocks + SPLITS - 1) // SPLITS
     begin = split * share
@@ -287,6 +290,12 @@ def _merge(
     acc = tl.sum(parts * weight, 0)
     result = acc * (1.0 / tl.where(total == 0.0, 1.0, total))
     tl.store(out + kv_head * (GROUP * D) + c, result.to(tl.bfloat16), mask=c < GROUP * D)
+
+
+@triton.jit
+def _none(R: tl.constexpr):
+    """What no logit is behind yet."""
+    return tl.full([R], float("-inf"), tl.float32), tl.zeros([R], tl.int32)
 
 
 @triton.jit

@@ -14,10 +14,10 @@ from ..base import ReadFile
 from ..program import Call, Program
 from ..triton.package import kernel_id, read_package
 from .decode import INPUTS, Launcher, PersistentDecode, in_interpreter, on_device
-from .generate import Tiling
 from .lowering import cache_names
 from .reading import read_decode
 from .source import persistent_source
+from .tiling import Tiling
 
 
 class PersistentKernel:

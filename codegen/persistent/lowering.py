@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 
 from ...errors import UnsupportedError
+from ...ir.dims import Size
 from ...ir.graph import Graph
 from ...targets import Target
 from ..base import Lowered
@@ -14,60 +15,79 @@ from ..triton.backend import PERSISTENT_PREFIX
 from ..triton.package import KernelPackage, launch_key
 from ..triton.source import KernelSource
 from .decode import INPUTS, weight_names
-from .generate import Tiling
 from .reading import Shape, read_decode
 from .source import compile_persistent, persistent_source
+from .tiling import Tiling
 
 _NARROW = 2048  # columns of a weight
 _CPU = Tiling(rows=8, num_warps=1, ahead=1, splits=4, block_n=16, programs=1)
 
 
 def with_one_launch(
-    lowered: Lowered, graph: Graph, target: Target, tiling: Tiling | None = None
+    lowered: Lowered,
+    graph: Graph,
+    target: Target,
+    batches: Sequence[int] = (1,),
+    tiling: Tiling | None = None,
 ) -> Lowered:
-    """A decode Program whose steps of one sequence are one launch and the sampling.
+    """A decode Program whose steps of so many sequences are one launch and the sampling.
 
     Args:
         lowered: the Program of ``graph``, a fused decode graph.
         graph: what it computes.
         target: a GPU, or the CPU for Triton's interpreter.
-        tiling: how the kernel is cut; the default is for the target.
+        batches: numbers of sequences; each has a kernel of its own.
+        tiling: how the kernel is cut; the default is for target, model and number.
 
     Raises:
         UnsupportedError: a call that the one launch does not know, which is named; a kernel that
             Triton does not compile.
     """
     shape = read_decode(graph)
-    tiling = tiling or tiling_for(target, shape)
-    source = persistent_source(shape, tiling, device=not target.is_cpu)
-    package = _package(source, target)
+    tilings = [
+        replace(tiling or tiling_for(target, shape, batch), batch=batch) for batch in batches
+    ]
+    sources = [persistent_source(shape, one, device=not target.is_cpu) for one in tilings]
+    packages = _packages(sources, target)
     program = lowered.program
-    call = _call(program, shape, tiling, graph, package.id)
-    notes = (*lowered.notes, "steps of one sequence decode in one launch (experimental)")
-    calls = _beside(program, call)
-    files = {**lowered.files, **package.files()}
-    return replace(lowered, program=replace(program, calls=calls), files=files, notes=notes)
+    made = [
+        _call(program, shape, one, graph, package.id)
+        for one, package in zip(tilings, packages, strict=True)
+    ]
+    numbers = ", ".join(map(str, batches))
+    note = f"steps of {numbers} sequences decode in one launch (experimental)"
+    files = {name: data for package in packages for name, data in package.files().items()}
+    return replace(
+        lowered,
+        program=replace(program, calls=_beside(program, made, batches)),
+        files={**lowered.files, **files},
+        notes=(*lowered.notes, note),
+    )
 
 
-def tiling_for(target: Target, shape: Shape) -> Tiling:
+def tiling_for(target: Target, shape: Shape, batch: int = 1) -> Tiling:
     """The default cut: a program a multiprocessor, all of them resident; not measured yet.
 
     Rows of a narrow model leave most threads of a wide chunk idle, and tiles of 16 rows most
-    multiprocessors.
+    multiprocessors; sums of many sequences take the registers of half the rows.
     """
     if target.is_cpu:
         return _CPU
-    if max(form.k for form in shape.products) <= _NARROW:
-        return Tiling(rows=4, num_warps=4, programs=target.sms)
-    return Tiling(programs=target.sms)
+    narrow = max(form.k for form in shape.products) <= _NARROW
+    rows = 8 if batch == 1 and not narrow else 4
+    return Tiling(
+        rows if batch <= 4 else 2, num_warps=4 if narrow else 8, programs=target.sms, batch=batch
+    )
 
 
-def _package(source: KernelSource, target: Target) -> KernelPackage:
+def _packages(sources: Sequence[KernelSource], target: Target) -> list[KernelPackage]:
     if target.is_cpu:
-        return KernelPackage(source, {})
-    (binary,) = compile_persistent([source], target.arch)
-    (launch,) = source.variants[0].launches
-    return KernelPackage(source, {launch_key(launch): binary})
+        return [KernelPackage(source, {}) for source in sources]
+    found = []
+    for source, binary in zip(sources, compile_persistent(sources, target.arch), strict=True):
+        (launch,) = source.variants[0].launches
+        found.append(KernelPackage(source, {launch_key(launch): binary}))
+    return found
 
 
 def _call(program: Program, shape: Shape, tiling: Tiling, graph: Graph, id: str) -> Call:
@@ -99,20 +119,26 @@ def cache_names(shape: Shape) -> tuple[str, ...]:
     return tuple(name for step in shape.calls for name in step.caches if name)
 
 
-def _beside(program: Program, one: Call) -> tuple[Call, ...]:
-    """The Program's calls with ``one`` in front of those behind the logits: each of the others is
-    made where there are more sequences.
+def _beside(program: Program, launches: Sequence[Call], batches: Sequence[int]) -> tuple[Call, ...]:
+    """The Program's calls with the launches in front of those behind the logits: each of the others
+    is made where there are other numbers of sequences.
     """
-    batch = program.buffers["token_ids"].shape[0]
-    made, found = program.calls, []
-    last = max(i for i, call in enumerate(made) if one.results[0] in call.results)
+    batch, made = program.buffers["token_ids"].shape[0], program.calls
+    others: Size = 1
+    for number in batches:
+        others = others * ((batch - number) * (batch - number))
+    others = batch - 2 if tuple(batches) == (1,) else others - 1
+    logits = launches[0].results[0]
+    last = max(i for i, call in enumerate(made) if logits in call.results)
+    found = []
     for call in made[: last + 1]:
         is_constant = not call.operands and not call.constants and not call.guard
-        found.append(call if is_constant else replace(call, guard=(*call.guard, batch - 2)))
-    alone = replace(one, guard=(1 - batch,))
-    rest = made[last + 1 :]
-    given = {*program.inputs, *program.weights, *one.results}
-    for call in rest:
+        found.append(call if is_constant else replace(call, guard=(*call.guard, others)))
+    for call, number in zip(launches, batches, strict=True):
+        exactly = (number - batch,) if number == 1 else (number - batch, batch - number)
+        found.append(replace(call, guard=exactly))
+    given = {*program.inputs, *program.weights, *launches[0].results}
+    for call in made[last + 1 :]:
         if not _known(call.operands) <= given:
             raise UnsupportedError(
                 f"one launch for all layers: {call.kernel} behind the logits",
@@ -121,7 +147,7 @@ def _beside(program: Program, one: Call) -> tuple[Call, ...]:
                 remedy="Its decode steps run as a graph of separate kernels.",
             )
         given |= {*call.results}
-    return (*found, alone, *rest)
+    return (*found, *made[last + 1 :])
 
 
 def _known(operands: Iterable[str | None]) -> set[str]:

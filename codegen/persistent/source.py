@@ -9,9 +9,10 @@ from ...ir.dtypes import DType
 from ..triton.aot import compile_sources
 from ..triton.package import Binary
 from ..triton.source import Argument, KernelSource, Launch, Pointer, Scalar, Variant
-from .generate import PARAMETERS, Tiling, constexprs, kernel_text
+from .generate import PARAMETERS, constexprs, kernel_text
 from .reading import Shape
 from .table import num_items
+from .tiling import Tiling
 
 _TYPES = {"i64": DType.I64, "i32": DType.I32, "f32": DType.F32}
 NAME = "decode"
@@ -27,7 +28,7 @@ def persistent_source(
         for index, (name, type_) in enumerate(PARAMETERS.items())
         if name != "timeline" or timed
     ]
-    arguments.append(Scalar("limit", 0))
+    arguments += [Scalar("pages", 0), Scalar("limit", 0)]
     constants = {**constexprs(shape, tiling, device), "ITEMS": num_items(shape, tiling)}
     launch = Launch(NAME, tuple(arguments), (tiling.programs, 1, 1), constants, tiling.num_warps)
     text = kernel_text(shape, tiling, timed)

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from .generate import FIELDS, Tiling
+from .generate import FIELDS
 from .reading import Attention, Begin, Product, Shape
+from .tiling import Tiling
 
 _CELLS = 4  # of an entry of the stream
 _BYTES = 2  # of an element
@@ -30,7 +31,9 @@ def make_calls(shape: Shape, tiling: Tiling, addresses: Mapping[str, int]) -> to
         first = step.weight if isinstance(form, Begin) else step.x
         names = (first, step.norm, step.residual, step.out, *step.caches)
         row[4:10] = torch.tensor([where[name] for name in names])
-        arrivals = form.kv_heads if isinstance(form, Attention) else min(tiles, tiling.programs)
+        arrivals = min(tiles, tiling.programs)
+        if isinstance(form, Attention):
+            arrivals = tiling.batch * form.kv_heads
     return calls
 
 
@@ -57,9 +60,9 @@ def _shares(shape: Shape, tiling: Tiling) -> Iterator[tuple[int, int]]:
 def num_tiles(form: Begin | Product | Attention, tiling: Tiling) -> int:
     """Pieces that a call is handed out in."""
     if isinstance(form, Begin):
-        return 2
+        return tiling.batch + 1
     if isinstance(form, Attention):
-        return form.kv_heads * tiling.splits
+        return tiling.batch * form.kv_heads * tiling.splits
     return -(-form.out_rows // form.tile_rows(tiling.rows))
 
 

@@ -21,13 +21,14 @@ from ..partition import Region, Single, partition
 from ..program import Call, Program
 from .builder import build_engine
 from .decoder import told
-from .flavor import Flavor, find_flavor
+from .flavor import RTX, Flavor, find_flavor
 from .kernel import OwnEngine, RegionKernel, load_run
 from .profiles import decoder_profiles
 from .regions import Piece, lower_region, refusals
 
 _WORTH = frozenset({"linear", "scaled_linear", "slot_attention"})
 """Ops without which a region is left to torch: an engine costs more than it saves."""
+NO_PLUGINS = "TensorRT for RTX takes no plugins: none of our kernels stands in for a layer"
 _FEWEST = 8  # sequences at once, where nobody says
 
 
@@ -40,7 +41,7 @@ class TensorRTBackend:
     kv_cache: KVCacheKind = "slot"
     fuses = False
     own_kernels = False
-    reads_codes = True
+    reads_codes = False  # of few checkpoints: not of those with zero points, or int8 in groups
     reads_unseen = True
 
     def lower(
@@ -66,6 +67,8 @@ class TensorRTBackend:
                 buffers.of(node)
         refused = refusals(graph, buffers.names, max_model_len or 1)
         notes = [f"{text} runs on eager" for text in told(refused, {})]
+        if refused and find_flavor().name == RTX:
+            notes.append(NO_PLUGINS)
         steps, light = _plan(graph, set(refused))
         if light:
             ops = ", ".join(dict.fromkeys(node.op for node in light))

@@ -160,7 +160,7 @@ class Parts:
         return candidate
 
     def network(self, outputs: Mapping[str, str]) -> Network:
-        """The network without what no output needs; inputs stay."""
+        """The network without what no output needs."""
         needed = set(outputs.values())
         kept = []
         for layer in reversed(self.layers):
@@ -168,5 +168,5 @@ class Parts:
                 needed.update(layer.inputs)
                 kept.append(layer)
         constants = {name: c for name, c in self.constants.items() if name in needed}
-        notes = tuple(self.notes)
-        return Network(tuple(self.inputs), constants, tuple(kept[::-1]), dict(outputs), notes)
+        inputs = tuple(tensor for tensor in self.inputs if tensor.name in needed)
+        return Network(inputs, constants, tuple(kept[::-1]), dict(outputs), tuple(self.notes))

@@ -9,6 +9,8 @@ from ...errors import UsageError
 from .network import Network, Tensor
 
 _USUAL_PROMPT = 512
+_MOST_TOKENS = 16384  # of a run: its memory is theirs, and a longer prompt comes in pieces
+_MOST_ELEMENTS = 2**31 - 1  # of a mask [batch, 1, length, cache length], or attention has no kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +48,16 @@ class Profile:
 
 
 def decoder_profiles(max_batch_size: int, max_model_len: int) -> tuple[Profile, Profile]:
-    """Prefill, of prompts or parts of them, and decode, of one token a sequence."""
+    """Prefill, of prompts or pieces of them, and decode, of one token a sequence. Prompts of more
+    tokens than a run takes come in several runs, each at the positions behind the last.
+    """
     one, batch = Range(1, 1, 1), max_batch_size
-    usual = min(_USUAL_PROMPT, max_model_len)
+    longest = max(1, min(max_model_len, _MOST_TOKENS, _MOST_ELEMENTS // max_model_len))
+    together = max(1, min(batch, _MOST_TOKENS // longest))
     prefill = {
-        "batch": Range(1, 1, batch),
-        "length": Range(1, usual, max_model_len),
-        "rows": Range(1, 1, batch * max_model_len),
+        "batch": Range(1, 1, together),
+        "length": Range(1, min(_USUAL_PROMPT, longest), longest),
+        "rows": Range(1, 1, together * longest),
     }
     decode = {"batch": Range(1, batch, batch), "length": one, "rows": Range(1, batch, batch)}
     return Profile("prefill", prefill), Profile("decode", decode)

@@ -50,6 +50,14 @@ class Session:
         self.profile: int | None = None
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
+    def most(self, name: str, axis: int) -> int:
+        """The largest size of an input that a profile has."""
+        return max((tuple(ranges[name][2])[axis] for ranges in self.profiles), default=1)
+
+    def fits(self, given: dict[str, torch.Tensor]) -> bool:
+        """Whether a profile has all of the shapes."""
+        return self._fitting(given) is not None
+
     def learnt(self) -> bytes | None:
         """The kernels compiled so far; None where this TensorRT compiled them with the engine."""
         return None if self.cache is None else bytes(self.cache.serialize())
@@ -83,6 +91,8 @@ class Session:
         self.errors.clear()
         context = self.context
         profile = self._fitting(given)
+        if profile is None:
+            raise self._unfit(given)
         if profile != self.profile:
             self._check(context.set_optimization_profile_async(profile, stream))
             self.profile = profile
@@ -92,14 +102,17 @@ class Session:
             self._check(context.set_tensor_address(name, tensor.data_ptr()))
         self._check(context.execute_async_v3(stream))
 
-    def _fitting(self, given: dict[str, torch.Tensor]) -> int:
+    def _fitting(self, given: dict[str, torch.Tensor]) -> int | None:
         """The last profile that has all of the shapes: decode stands behind prefill."""
         for index in reversed(range(len(self.profiles))):
             ranges = self.profiles[index]
             if all(_within(tuple(x.shape), ranges[name]) for name, x in given.items()):
                 return index
+        return None
+
+    def _unfit(self, given: dict[str, torch.Tensor]) -> UsageError:
         name, x = next(iter(given.items()))
-        raise UsageError(
+        return UsageError(
             f"a step with {name} of {list(x.shape)}",
             expected="sizes that a profile of the engine has: "
             + ", ".join(f"{list(p[name][0])} to {list(p[name][2])}" for p in self.profiles),

@@ -7,10 +7,11 @@ from typing import Protocol
 from ...ir.node import Node
 from .generate_index import Cut
 from .kernels import experts_tiles, paged_attention_tiles, paged_decode_tiles
+from .kernels.wide_linear_tiles import WideTiles
 
 
 class Cuts(Protocol):
-    """The cut of each call; None leaves the default."""
+    """The cut of each call; None leaves the default, where nothing else is said."""
 
     def decode(self, node: Node, sequences: int) -> paged_decode_tiles.Tiles | None:
         """Of paged decode attention over up to ``sequences`` of them."""
@@ -26,3 +27,6 @@ class Cuts(Protocol):
 
     def walk(self, node: Node) -> Cut | None:
         """Of a generated kernel."""
+
+    def wide(self, node: Node, tokens: int, default: WideTiles | None) -> WideTiles | None:
+        """Of a product of many tokens, for ``tokens`` at least; None for the library's."""

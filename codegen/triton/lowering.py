@@ -47,14 +47,25 @@ def lower_graph(
     deterministic: bool = False,
     cutting: Cutting = ANY,
     cuts: Cuts | None = None,
+    joins: bool = True,
 ) -> tuple[Program, tuple[KernelSource, ...], tuple[str, ...]]:
     """A Program, the sources of its kernels (each once), and what fell back to torch, in words.
+
+    Args:
+        graph: what is computed.
+        target: where.
+        deterministic: whether a row's sums come in one order, whatever it is computed with.
+        cutting: of decode products.
+        cuts: of what else has a choice.
+        joins: whether products of many tokens may be kernels of ours (wide.py).
 
     Raises:
         UnsupportedError: ``deterministic``, and an op whose sums only a library or torch computes,
             in an order that may change with the number of rows.
     """
     lowering = _Lowering(graph, target, deterministic, cutting, cuts)
+    if joins and not deterministic:
+        lowering.wide = find_wide(graph, target, cuts)
     for node in graph.nodes:
         if is_call(node) and node.op not in VIEWS:
             lowering.compute(node)
@@ -80,7 +91,7 @@ class _Lowering:
         self.cutting = cutting
         self.links = find_links(graph, target, cutting, deterministic)
         self.shares = Shares(self.links, ANY if deterministic else cutting, target)
-        self.wide = {} if deterministic else find_wide(graph, target)
+        self.wide: Mapping[Node, Wide] = {}
         self.calls: list[Call] = []
         self.sources: dict[str, KernelSource] = {}
         self.notes: list[str] = []
@@ -88,14 +99,8 @@ class _Lowering:
 
     def compute(self, node: Node) -> None:
         """Appends the call of a node that is no view, or those of its shares."""
-        wide = self.wide.get(node)
-        if wide is not None:
-            for arg in node.operands:  # a copy of what both read is made at any size
-                self._base(arg)
-            with self._guarded(wide.otherwise):
-                self._compute(node)
-            if node is wide.gate:
-                self.calls.append(self._wide_call(wide))
+        if node in self.wide:
+            self._compute_wide(node, self.wide[node])
             return
         shares = self.shares.of(node)
         if shares is None:
@@ -169,12 +174,21 @@ class _Lowering:
         self.calls.append(call)
         return (0 - SHARED,)
 
-    def _wide_call(self, wide: Wide) -> Call:
-        """The call of the kernel that computes a product and its gate."""
-        source = self._once(wide_source(wide.problem, self.target.sms))
-        bases = tuple(self.buffers.one(self._base(arg)[0]) for arg in wide.linear.operands)
-        call = self._kernel_call(wide.gate, source, bases, linked=False, guard=wide.guard)
-        return replace(call, origin=("linear", *call.origin))
+    def _compute_wide(self, node: Node, wide: Wide) -> None:
+        """Appends a node's calls in the library's shares, and our kernel's behind the last one."""
+        product = wide.product
+        for arg in node.operands:  # a copy of what both read is made at any size
+            self._base(arg)
+        for share in wide.shares:
+            if share.tiles is None:
+                with self._guarded(share.guard):
+                    self._compute(node)
+            elif node is product.last:
+                source = self._once(wide_source(product.problem, self.target, share.tiles))
+                joined = product.problem.node
+                bases = tuple(self.buffers.one(self._base(arg)[0]) for arg in joined.operands)
+                call = self._kernel_call(node, source, bases, linked=False, guard=share.guard)
+                self.calls.append(replace(call, origin=_origin(joined)))
 
     def dense(self, node: Node) -> None:
         """Appends the copy of a view into a buffer of its own, once."""

@@ -84,7 +84,7 @@ class Shares:
         ):
             own = [cut for _, cut in group]
             high = None if own[-1] is cuts[-1] else tokens_of(own[-1])
-            guard = _guard(problem.tokens, low, high)
+            guard = guard_of(problem.tokens, low, high)
             low = (high or 0) + 1
             if guard is not None:
                 tiles = tuple(cut for cut in own if cut is not None)
@@ -117,9 +117,9 @@ def _is_handed(cut: GemmTiles | None) -> bool:
     return cut is not None and cut.block_m <= MOST_HANDED
 
 
-def _guard(tokens: Size, low: int, high: int | None) -> tuple[Size, ...] | None:
-    """At least 0 where there are ``low`` to ``high`` tokens, which None leaves open; None where
-    there never are.
+def guard_of(tokens: Size, low: int, high: int | None) -> tuple[Size, ...] | None:
+    """What is at least 0 where there are ``low`` to ``high`` tokens, which None leaves open; None
+    where there never are.
     """
     bounds = [*([tokens - low] if low else []), *([high - tokens] if high is not None else [])]
     if any(not isinstance(bound, Dim) and bound < 0 for bound in bounds):

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from ...runtime.counters import decodes
 from ...runtime.engine import CausalLMEngine
+from ...runtime.plan import Chunk
 from ...runtime.request import Request
-from ...runtime.scheduler import Chunk
 from ...targets import Target
 from ..inspect.facts import Setting, bindings, final_graph, kv_bytes_per_token
 from .decoding import decode_image

@@ -105,7 +105,9 @@ MemoryOption = Annotated[
 ]
 TuneOption = Annotated[
     str,
-    typer.Option(help="none, cached (what is known of kernels), or quick or full: measure first."),
+    typer.Option(
+        help="none, cached (what is known of kernels and backends), quick or full: measure first."
+    ),
 ]
 CheckpointOption = Annotated[
     Path | None,

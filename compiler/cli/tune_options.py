@@ -19,9 +19,9 @@ OnlyOption = Annotated[
     typer.Option(
         help="Templates: linear_gemv (one token), linear_gemm (several), paged_decode, "
         "paged_attention (prefill), attention (of modules), expert_rows (few tokens), "
-        "expert_groups, rows (norms), elementwise; over codes "
-        "quant_linear_gemv, quant_linear_gemm, scaled_decode, scaled_attention; and backend: of "
-        "the whole model."
+        "expert_groups, rows (norms), elementwise, wide_linear (products of many tokens); over "
+        "codes quant_linear_gemv, quant_linear_gemm, scaled_decode, scaled_attention; and backend: "
+        "of the whole model."
     ),
 ]
 StorageOption = Annotated[

@@ -17,7 +17,8 @@ from tilewright.autotune.effort import EFFORTS
 from tilewright.autotune.key import Conditions
 from tilewright.autotune.pool import Pool
 from tilewright.autotune.store import Store
-from tilewright.compiler import backend_choice, backend_tunable
+from tilewright.autotune.worker import WorkerError
+from tilewright.compiler import backend_choice, backend_tunable, tuning
 from tilewright.compiler.backend_choice import choose_backend, tunable_of, tune_backend
 from tilewright.compiler.backend_runner import Work
 from tilewright.compiler.backend_tunable import BackendTunable, backend_of, key_of
@@ -35,6 +36,7 @@ FASTER = {"onnxruntime": 1.0, "eager": 0.5}
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("TILEWRIGHT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tuning, "TABLES", tmp_path / "tables")
     monkeypatch.setattr(backend_tunable, "save_engine", lambda image, path, how: path.mkdir())
 
 
@@ -46,6 +48,18 @@ def tuned(made: FakeRivals, seconds, faults=None, effort=QUICK, **options):
 
 def statuses(one) -> dict[str, str]:
     return {backend_of(o.config): o.status for o in one.tuned.outcomes}
+
+
+def test_a_reference_that_does_not_run_leaves_the_default(monkeypatch) -> None:
+    def opens(self, spec):
+        raise WorkerError("the runner", expected="one", found="no memory", remedy="Free some.")
+
+    monkeypatch.setattr("fake_backends.InProcess.open", opens)
+    monkeypatch.setattr(backend_choice, "Pool", lambda limits: pool(FASTER))
+    wanted, made = options(tune="quick"), FakeRivals()
+    choice = choose_backend(made.rivals(wanted), wanted)
+    assert choice.facts["how"] == "default" and "no memory" in choice.facts["why"]
+    assert choice.image.backend == "onnxruntime" and tuning_store().records() == ()
 
 
 @pytest.mark.parametrize(
@@ -225,7 +239,7 @@ WINDOW = KVCacheConfig(window=32)
             {"options": options(target="h100", kv_cache=KVCacheConfig(dtype="int8"))},
             "problem.kv_cache",
         ),
-        ({"work": Work(64, 16, 2)}, "problem.work"),
+        ({"work": Work(64, 8, 2)}, "problem.work"),
         ({"options": options(target="h100")}, "device"),
         ({"options": options(target="h100")}, "arch"),
     ],
@@ -250,7 +264,7 @@ def test_another_field_is_another_key_and_a_miss_names_it(changed, field) -> Non
             backend_tunable.Space((backend_tunable.Choice("backend", ("x",)),)),
             "space_hash",
         ),
-        ("normalised_ast_hash", lambda text: "0", "template_hash"),
+        ("_runner_hash", lambda: "0", "template_hash"),
     ],
 )
 def test_another_machine_checkpoint_or_code_is_another_key(monkeypatch, name, value, field) -> None:

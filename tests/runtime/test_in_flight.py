@@ -24,8 +24,8 @@ from tilewright.runtime.beams import BeamSearchParams
 from tilewright.runtime.decode_buffer import DecodeBuffer, Turn
 from tilewright.runtime.device_queue import ImmediateQueue
 from tilewright.runtime.engine import score
+from tilewright.runtime.plan import Chunk, Plan
 from tilewright.runtime.request import Request
-from tilewright.runtime.scheduler import Chunk, Plan
 from tilewright.runtime.step_buffer import FIELDS, SAMPLING, StepShape
 
 MAX_LEN = 48
@@ -357,11 +357,12 @@ def test_tables_are_gathered_anew_when_a_page_was_copied():
     seq = request.sequences[0]
     pool.add(seq.id)
     pool.append(seq.id, 3)
+    seq.num_computed = 2
     batches = DecodeBatches(pool)
 
     def version(*copies):
         plan = Plan([Chunk(seq, 2, [6])], list(copies))
-        return batches.build(plan, None).tables_version
+        return batches.build(plan.gathered(), None).tables_version
 
     first = version()
     assert version() == first < version((1, 2))

@@ -27,6 +27,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.memory = {}  # slot -> value
         self.expected = {}  # sequence -> values
         self.next_id = self.next_value = 0
+        self.last = ()  # who was extended
 
     def make(self, num_pages, page_size):
         return PagedPool(num_pages, page_size)
@@ -72,6 +73,9 @@ class PoolMachine(RuleBasedStateMachine):
             if self.pool.shares or len(self.expected[seq]) < self.pool.page_size
         ]
         seqs = data.draw(st.lists(st.sampled_from(growing), unique=True)) if growing else []
+        if self.last and set(self.last) <= set(growing) and data.draw(st.booleans()):
+            seqs = self.last  # the very tuple, whose rows the pool may remember
+        self.last = seqs = tuple(seqs)  # of a tuple the same one
         before = self.pool.num_free
         needed = sum(self.pool.pages_needed(seq, 1) for seq in seqs)
         lengths = [self.pool.length(seq) for seq in seqs]

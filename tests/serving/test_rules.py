@@ -235,3 +235,36 @@ def test_calls_of_tools_are_found_in_a_text() -> None:
     assert json.loads(calls[0]["function"]["arguments"]) == {"x": 1}
     for broken in ("plain", "<tool_call>{", "<tool_call>no json</tool_call> x"):
         assert split_calls(broken) == (broken, [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "taken"),
+    [
+        ("application/json", True),
+        ("Application/JSON; charset=utf-8", True),
+        ("application/vnd.api+json", True),
+        ("", False),
+        ("text/plain", False),
+        ("application/x-www-form-urlencoded", False),
+    ],
+)
+def test_a_body_is_read_as_what_it_says_it_is(served, kind, taken) -> None:
+    found = httpx.post(
+        f"{served.url}/v1/completions",
+        content=json.dumps(BODY),
+        headers={"Content-Type": kind},
+    )
+    assert found.is_success if taken else found.status_code == 400, found.text
+    if not taken:
+        assert "application/json" in found.json()["error"]["message"]
+
+
+def test_a_large_body_is_read_too(served) -> None:
+    body = {**BODY, "user": "x" * 100_000}
+    assert httpx.post(f"{served.url}/v1/completions", json=body).is_success
+    found = httpx.post(f"{served.url}/v1/completions", json={**body, "n": "many"})
+    assert found.status_code == 400 and found.json()["error"]["param"] == "n"
+
+
+def test_another_method_is_a_405(served) -> None:
+    assert httpx.get(f"{served.url}/v1/completions").status_code == 405

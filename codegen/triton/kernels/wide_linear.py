@@ -1,157 +1,213 @@
-"""Products of many tokens whose two halves of columns meet behind them: a gated MLP's first one.
+"""Products of many tokens: by tensor descriptors (TMA), with the norm before them and the
+elementwise ops behind them.
 
-The halves are two products of the same rows. A tile [tokens, columns] of the result needs the same
-columns of both, so the weight [2 N, K] is read as [2, N, K]: a tile of it holds both, lies in
-shared memory as one operand of the tensor cores, and the halves of their sum are taken apart in
-registers. So what lies between, twice as wide as the result, is never written: 0.12 of 1.5 ms for
-4096 tokens of Llama-3-8B, which a library's product and a kernel behind it take.
+As many programs as there are multiprocessors go through the tiles of the result, in groups that
+share what lies in the L2 cache (Triton's persistent matmul has this shape). The norm is a launch of
+its own, and the ops behind are those of decode linears, in the same words (linear_epilogue.py).
 
-Tiles come by tensor descriptors (TMA), and are handed out to as many programs as there are
-multiprocessors, in groups that share what lies in the L2 cache (Triton's persistent matmul has this
-shape). Measured on an H100 a plain product of this form takes 0.96 to 1.00 times cuBLAS's time for
-28672 columns of 4096 (benchmarks/NOTES.md).
+Halves of columns that meet behind the product, a gated MLP's, are two products of the same rows. A
+tile of the result needs the same columns of both, so the weight [2 N, K] is read as [2, N, K]: a
+tile of it holds both, lies in shared memory as one operand of the tensor cores, and the halves of
+their sum are taken apart in registers. What lies between, twice as wide as the result, is never
+written: 0.12 of 1.5 ms for 4096 tokens of Llama-3-8B, which a library's product and a kernel behind
+it take.
+
+Where tiles do not fill whole rounds of programs, their steps may be dealt out evenly (stream-K;
+Osama et al., 2023): who has a tile's first steps adds up what the others leave of it in float32, in
+their order, so that results do not depend on who comes first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from ....ir.dtypes import DType
-from ....ir.node import Node
 from ....ir.printer import value_names
 from ....targets import Target
-from ..generate_ops import TRITON_NAMES, elementwise, operand, rounded
+from ..generate_ops import rounded
 from ..generate_text import helper_text, kernel_text
-from ..source import HEADER, Constexpr, KernelSource, Launch, Pointer, Scalar, Variant
+from ..source import (
+    HEADER,
+    PDL,
+    START_EARLY,
+    Argument,
+    Constexpr,
+    KernelSource,
+    Launch,
+    Pointer,
+    Variant,
+    has_pdl,
+    jit_text,
+)
+from . import linear_kernel, wide_linear_kernel
+from .linear import _Entries
+from .linear_epilogue import Epilogue
+from .linear_hands import Hands
 from .linear_tiles import Problem
+from .wide_linear_tiles import WideTiles, default_wide
 
-FEWEST = 512
-"""Tokens from which the kernel is chosen: fewer leave multiprocessors without a tile."""
-_ARCHITECTURES = (90,)  # where it was measured
-_ALIGNMENT = 16  # bytes between rows, for a descriptor
-_CONSTANTS = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP", "PROGRAMS")
-
-
-@dataclass(frozen=True, slots=True)
-class WideTiles:
-    """How the kernel is cut.
-
-    Attributes:
-        block_m, block_n: tokens and columns of a tile of the result; block_k: of a step.
-        group: tiles of tokens that are computed with the same columns in turn.
-        num_warps, num_stages: as Triton takes them.
-    """
-
-    block_m: int = 128
-    block_n: int = 128
-    block_k: int = 64
-    group: int = 8
-    num_warps: int = 8
-    num_stages: int = 3
+_CONSTANTS = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP", "PROGRAMS", "FLAT", PDL)
+_SPLIT = "tl.split(tl.permute(tl.reshape({}, (BLOCK_M, 2, {})), (0, 2, 1)))"
+"""Two halves of columns, which are of the same threads."""
+_SHARED = ("_share", "_piece", "_halves", "_cells", "_leave", "_gather")
 
 
-def takes_wide(problem: Problem, target: Target) -> bool:
-    """Whether the kernel takes a product on a target: of halves in 16 bits, with nothing before it
-    and nothing read behind it, whose rows lie as descriptors want them.
-    """
-    row, offset, size = problem.x.row, problem.x.offset, problem.linear.dtype.bytes
-    aligned = isinstance(row, int) and row * size % _ALIGNMENT == 0 and offset == 0
-    aligned = aligned and problem.k * size % _ALIGNMENT == 0 and problem.n * size % _ALIGNMENT == 0
-    alone = problem.norm is None and problem.bias is None and not problem.places
-    halves = problem.parts == 2 and problem.linear.dtype in (DType.F16, DType.BF16)
-    known = all(elementwise(m, ["x"] * len(m.args)) is not None for m in problem.members)
-    return target.arch in _ARCHITECTURES and aligned and alone and halves and known
-
-
-def fills(problem: Problem, target: Target) -> bool:
-    """Whether ``FEWEST`` tokens give every multiprocessor a tile: products of fewer columns stay
-    the library's.
-    """
-    tiles = WideTiles()
-    return FEWEST // tiles.block_m * -(-problem.n // tiles.block_n) >= target.sms
-
-
-def wide_source(problem: Problem, programs: int, tiles: WideTiles | None = None) -> KernelSource:
+def wide_source(
+    problem: Problem, target: Target, tiles: WideTiles | None = None, programs: int | None = None
+) -> KernelSource:
     """The kernel of a product that ``takes_wide`` takes.
 
     Args:
         problem: the product.
-        programs: that run at once, one a multiprocessor.
-        tiles: None for the default.
+        target: the device.
+        tiles: that ``takes_tiles`` takes; None for the default.
+        programs: that run at once; None for one a multiprocessor.
     """
-    tiles = tiles or WideTiles()
-    names = {node: f"{name}_" for node, name in value_names(problem.body).items()}
-    x, weight = (f"{names[node]}ptr" for node in (problem.x.source, problem.weight))
-    places = {node: index for index, node in enumerate(problem.body.inputs)}
-    arguments = (
-        Pointer(x, problem.linear.dtype, "operand", places[problem.x.source]),
-        Pointer(weight, problem.linear.dtype, "operand", places[problem.weight]),
-        Pointer("out_ptr", problem.node.dtype, "result", 0),
-        Scalar("tokens", problem.tokens),
-    )
-    behind = _behind(problem, names)
-    lines = [*_descriptors(problem, x, weight), *_LOOP, *(f"    {line}" for line in behind)]
-    values = (tiles.block_m, tiles.block_n, tiles.block_k, tiles.group, programs)
-    constants: dict[str, Constexpr] = dict(zip(_CONSTANTS, values, strict=True))
-    name = f"{problem.body.name}_wide"
-    launch = Launch(name, arguments, (programs, 1, 1), constants, tiles.num_warps, tiles.num_stages)
-    text = HEADER + helper_text(lines)
-    passed = [argument.name for argument in arguments]
-    text += kernel_text(name, str(problem.body), passed, lines, _CONSTANTS)
-    return KernelSource(problem.body.name, "template", text, (Variant((launch,)),))
+    entries = _WideEntries(problem, has_pdl(target), tiles=tiles or default_wide(problem))
+    variant = entries.many(programs or target.sms)
+    text = HEADER + helper_text(entries.lines) + jit_text(wide_linear_kernel, entries.functions())
+    if problem.norm is not None:
+        text += jit_text(linear_kernel, ("_normalise",))
+    text += "".join(entries.texts.values())
+    return KernelSource(problem.body.name, "template", text, (variant,))
 
 
-def _descriptors(problem: Problem, x: str, weight: str) -> list[str]:
-    n, k, row = problem.n, problem.k, problem.x.row
-    return [
-        f"x = tl.make_tensor_descriptor({x}, [tokens, {k}], [{row}, 1], [BLOCK_M, BLOCK_K])",
-        f"weight = tl.make_tensor_descriptor({weight}, [2, {n}, {k}], [{n * k}, {k}, 1], "
-        "[2, BLOCK_N, BLOCK_K])",
-        f"out = tl.make_tensor_descriptor(out_ptr, [tokens, {n}], [{n}, 1], [BLOCK_M, BLOCK_N])",
-        f"COLUMNS: tl.constexpr = ({n} + BLOCK_N - 1) // BLOCK_N",
-        f"STEPS: tl.constexpr = ({k} + BLOCK_K - 1) // BLOCK_K",
-    ]
+@dataclass(frozen=True, slots=True)
+class _WideEpilogue(Epilogue):
+    """From ``acc``, f32 [tokens, columns of each part in turn], to a store by a descriptor."""
+
+    def lines(self) -> list[str]:
+        """Those of decode linears, but for what hangs on the order of a tile's axes."""
+        p, lines = self.problem, Epilogue.lines(self)
+        begin = []
+        if p.bias is not None:
+            bias = f"tl.load({self.pointer(p.bias)} + weight_rows).to(tl.float32)[None, :]"
+            begin.append(f"acc += {bias}")
+        begin.append(f"acc = {rounded('acc', p.linear.dtype)}")
+        if p.parts == 2:
+            begin.append(f"first, second = {_SPLIT.format('acc', 'BLOCK_N')}")
+        store = "out_tiles.store([first_token, strip_column], out)"
+        return [*begin, *lines[len(begin) : -1], store]
 
 
-_LOOP = (
-    "blocks = tl.cdiv(tokens, BLOCK_M)",
-    "for tile in tl.range(tl.program_id(0), blocks * COLUMNS, PROGRAMS, flatten=True):",
-    "    first_block = tile // (GROUP * COLUMNS) * GROUP",
-    "    size = tl.minimum(blocks - first_block, GROUP)",
-    "    place = tile % (GROUP * COLUMNS)",
-    "    token = (first_block + place % size) * BLOCK_M",
-    "    column = place // size * BLOCK_N",
-    "    acc = tl.zeros([BLOCK_M, 2 * BLOCK_N], tl.float32)",
-    "    for step in range(STEPS):",
-    "        rows = x.load([token, step * BLOCK_K])",
-    "        both = tl.reshape(weight.load([0, column, step * BLOCK_K]), (2 * BLOCK_N, BLOCK_K))",
-    "        acc = tl.dot(rows, tl.trans(both), acc)",
-)
-"""Up to ``acc``, the product f32 [tokens, columns of the first half and then of the second]."""
+@dataclass(slots=True)
+class _WideEntries(_Entries):
+    """The entry point for many tokens, and that of the norm."""
+
+    tiles: WideTiles = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        names = {node: f"{name}_" for node, name in value_names(self.problem.body).items()}
+        self.epilogue = _WideEpilogue(self.problem, names)
+        self.lines = self.epilogue.lines()
+
+    def functions(self) -> Sequence[str]:
+        """Of the device side."""
+        return ("_place", "_product", *(_SHARED if self.tiles.shared else ()))
+
+    def many(self, programs: int) -> Variant:
+        """The launches, of ``programs`` programs."""
+        p, tiles, x = self.problem, self.tiles, self._rows(Hands())
+        behind = {p.weight, p.bias, *(place.source for place in p.places.values())}
+        inputs = [node for node in p.body.inputs if p.norm is None or node in behind]
+        arguments: tuple[Argument, ...] = (*self._arguments(inputs), *x.arguments)
+        spaces, counters = list(x.space), 0
+        if tiles.shared:
+            arguments += (
+                Pointer("partial_ptr", DType.F32, "workspace", len(spaces)),
+                Pointer("counter_ptr", DType.I32, "counter", 0),
+            )
+            # A program leaves one part at most, and fewer than two rounds of tiles are in parts.
+            spaces.append((DType.F32, programs * tiles.block_m * tiles.block_n * p.parts))
+            counters = 2 * programs
+        name = f"{p.body.name}_of_many"
+        lines = [*START_EARLY, *self._descriptors(x.text[0]), *self._loop()]
+        passed = [argument.name for argument in arguments]
+        self.texts[name] = kernel_text(name, str(p.body), passed, lines, _CONSTANTS)
+        cut = (tiles.block_m, tiles.block_n, tiles.block_k, tiles.group)
+        values = (*cut, programs, tiles.flat, self.pdl)
+        constants: dict[str, Constexpr] = dict(zip(_CONSTANTS, values, strict=True))
+        grid = (programs, 1, 1)
+        launch = Launch(name, arguments, grid, constants, tiles.num_warps, tiles.num_stages)
+        return Variant((*x.launches, launch), tuple(spaces), (), counters)
+
+    def _descriptors(self, rows: str) -> list[str]:
+        p = self.problem
+        start, stride = rows.rsplit(", ", 1)
+        shape, strides, block = f"{p.n}, {p.k}", f"{p.k}, 1", "BLOCK_N, BLOCK_K"
+        if p.parts == 2:
+            shape, strides, block = f"2, {shape}", f"{p.n * p.k}, {strides}", f"2, {block}"
+        strip = f"BLOCK_N // {self.tiles.strips}"
+        return [
+            f"x_tiles = tl.make_tensor_descriptor({start}, [tokens, {p.k}], [{stride}, 1], "
+            "[BLOCK_M, BLOCK_K])",
+            f"weight_tiles = tl.make_tensor_descriptor({self._pointer(p.weight)}, [{shape}], "
+            f"[{strides}], [{block}])",
+            f"out_tiles = tl.make_tensor_descriptor(out_ptr, [tokens, {p.n}], [{p.n}, 1], "
+            f"[BLOCK_M, {strip}])",
+            f"STEPS: tl.constexpr = ({p.k} + BLOCK_K - 1) // BLOCK_K",
+            f"tiles = tl.cdiv(tokens, BLOCK_M) * (({p.n} + BLOCK_N - 1) // BLOCK_N)",
+        ]
+
+    def _loop(self) -> list[str]:
+        """The loop over a program's tiles, or over its pieces of tiles."""
+        if not self.tiles.shared:
+            return [
+                "for tile in tl.range(tl.program_id(0), tiles, PROGRAMS, flatten=FLAT):",
+                *_indented(self._tile("0, STEPS")),
+                *_indented(self._stores()),
+            ]
+        return [
+            "rounds, start, stop, steps, sharers = _share(tiles, STEPS, PROGRAMS)",
+            "turn = sharers - 1 - tl.program_id(0)",
+            "pieces = rounds + tl.cdiv(stop, STEPS) - start // STEPS",
+            "for index in tl.range(0, pieces, flatten=FLAT):",
+            "    tile, begin, end = _piece(index, rounds, start, stop, STEPS, PROGRAMS)",
+            *_indented(self._tile("begin, end")),
+            "    own = tile - rounds * PROGRAMS",
+            "    if begin > 0:",
+            "        _leave(sums, partial_ptr, counter_ptr, own, turn)",
+            "    else:",
+            "        if end < STEPS:",
+            "            behind = (own + 1) * STEPS",
+            "            sums = _gather("
+            "sums, partial_ptr, counter_ptr, own, behind, turn, steps, sharers)",
+            *_indented(_indented(self._stores())),
+        ]
+
+    def _tile(self, steps: str) -> list[str]:
+        """A tile's place, and its sums over some steps."""
+        p = self.problem
+        return [
+            f"first_token, first_column = _place(tile, tokens, {p.n}, BLOCK_M, BLOCK_N, GROUP)",
+            "sums = _product(x_tiles, weight_tiles, first_token, first_column, "
+            f"{steps}, {p.parts}, BLOCK_M, BLOCK_N, BLOCK_K)",
+        ]
+
+    def _stores(self) -> list[str]:
+        """From the sums of a tile to the stores of its strips."""
+        n, strips, parts = self.problem.n, self.tiles.strips, self.problem.parts
+        lines = ["token = (first_token + tl.arange(0, BLOCK_M))[:, None]"]
+        strip_sums = ["sums"] if strips == 1 else ["sums_0", "sums_1"]
+        if strips == 2:
+            lines.append(f"sums_0, sums_1 = {_SPLIT.format('sums', 'BLOCK_N // 2')}")
+        for strip in range(strips):
+            width = f"BLOCK_N // {strips}"
+            lines += [
+                f"strip_column = first_column + {strip} * ({width})",
+                f"column = (strip_column + tl.arange(0, {width}))[None, :]",
+                f"acc = {strip_sums[strip]}",
+            ]
+            if self.problem.bias is not None:
+                cell = f"tl.arange(0, {parts} * ({width}))"
+                lines.append(
+                    f"weight_rows = tl.minimum(strip_column + {cell} % ({width}), {n - 1}) + "
+                    f"{cell} // ({width}) * {n}"
+                )
+            lines += self.lines
+        return lines
 
 
-def _behind(problem: Problem, names: Mapping[Node, str]) -> list[str]:
-    """From ``acc`` to the store: the body's ops, each in its element type."""
-    lines = [
-        f"acc = {rounded('acc', problem.linear.dtype)}",
-        "halves = tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_N)), (0, 2, 1))",
-        "first, second = tl.split(halves)",
-    ]
-    known = {member: names[member] for member in problem.members}
-    result = "first"
-    for member in problem.members:
-        texts = []
-        for arg in member.operands:
-            if arg.op == "const":
-                texts.append(operand(member, arg))
-            elif arg.op == "slice":
-                texts.append("first" if arg.attr("start") == 0 else "second")
-            else:
-                texts.append(known[arg])
-        text = elementwise(member, texts)
-        assert text is not None
-        result = known[member]
-        lines.append(f"{result} = {text}")
-    lines.append(f"out.store([token, column], {result}.to({TRITON_NAMES[problem.node.dtype]}))")
-    return lines
+def _indented(lines: Sequence[str]) -> list[str]:
+    return [f"    {line}" for line in lines]

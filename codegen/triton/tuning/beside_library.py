@@ -67,7 +67,8 @@ def separate_calls(graph: Graph, target: Target) -> Calls | None:
     found = unfused(call_of(graph), target)
     if found is None:
         return None
-    program, sources, _ = lower_graph(replace(graph, outputs=(found.parts[-1][1],)), target)
+    alone = replace(graph, outputs=(found.parts[-1][1],))
+    program, sources, _ = lower_graph(alone, target, joins=False)
     own = all(call.loader == "triton" for call in program.calls)
     return (program, sources) if own else None
 

@@ -14,7 +14,8 @@ from ....targets import Target
 from ..generate_index import Cut
 from ..kernels import experts_tiles, paged_attention_tiles, paged_decode_tiles
 from ..kernels.linear_tiles import GemmTiles, GemvTiles
-from . import attention, decode, experts
+from ..kernels.wide_linear_tiles import WideTiles
+from . import attention, decode, experts, wide_linear
 from .beside_library import is_library
 from .linear import gemm_of, gemv_of
 from .problems import (
@@ -26,6 +27,7 @@ from .problems import (
     QUANT_GEMM,
     QUANT_GEMV,
     WALKS,
+    WIDE,
     decode_of,
     prefill_of,
     token_sizes,
@@ -137,6 +139,13 @@ class Choices:
             return None
         config = self.config(template, node, row_sizes(node, self.max_sequences))
         return None if config is None else cut_of(config)
+
+    def wide(self, node: Node, tokens: int, default: WideTiles | None) -> WideTiles | None:
+        """The cut of a product of ``tokens`` at least, None for the library."""
+        config = self.config(WIDE, node, token_sizes(node, tokens))
+        if config is None:
+            return default
+        return None if is_library(config) else wide_linear.tiles_of(config)
 
     def _cut(self, template: Template, node: Node, sizes: Sizes) -> Config | None:
         """The fastest config of ours, None for the default: where the library is the fastest of

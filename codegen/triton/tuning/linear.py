@@ -7,6 +7,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from types import ModuleType
 
 import torch
 
@@ -58,7 +59,9 @@ _THREADS_PER_SM = 2048
 class _Linear(Template):
     """What both kernels have in common."""
 
-    modules = (linear, linear_epilogue, linear_hands, linear_kernel, linear_tiles, unfused)
+    modules: tuple[ModuleType, ...] = (
+        *(linear, linear_epilogue, linear_hands, linear_kernel, linear_tiles, unfused),
+    )
 
     def takes(self, node: Node) -> bool:
         """A ``fused`` node of kind "linear" that the kernels compute."""

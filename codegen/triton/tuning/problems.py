@@ -1,6 +1,7 @@
 """The problems of a graph. Of decode steps: each distinct product at each number of tokens, and
-attention at each number of sequences, that has a cut of its own. Of other graphs: paged attention
-over many tokens, and dense attention of fixed sizes. Of all: experts at each number of tokens that
+attention at each number of sequences, that has a cut of its own. Of other graphs: products, with
+what stands behind them, at each number of tokens from which there is a choice; paged attention over
+many tokens, and dense attention of fixed sizes. Of all: experts at each number of tokens that
 has a cut of its own, and generated kernels at one.
 """
 
@@ -13,6 +14,8 @@ from ....ir.graph import Graph
 from ....ir.node import Node
 from ....targets import Target
 from ..kernels.paged_decode import buckets
+from ..wide import BUCKETS as WIDE_BUCKETS
+from ..wide import wide_products
 from .attention import PagedAttention, prefill_sizes
 from .coded_linear import Coded, QuantGemm, QuantGemv
 from .decode import PagedDecode, mixed_sizes
@@ -24,6 +27,7 @@ from .scaled import ScaledAttention, ScaledDecode
 from .template import Sizes, Template
 from .tunable import KernelTunable
 from .walks import Elementwise, Rows, row_sizes
+from .wide_linear import WideLinear
 
 GEMV, GEMM = LinearGemv(), LinearGemm()
 QUANT_GEMV, QUANT_GEMM = QuantGemv(), QuantGemm()
@@ -32,12 +36,14 @@ DECODES = (DECODE, ScaledDecode())
 PREFILLS = (PREFILL, ScaledAttention())
 EXPERT_ROWS, EXPERT_GROUPS = ExpertRows(), ExpertGroups()
 WALKS = (Rows(), Elementwise())
+WIDE = WideLinear()
 
 
 def problems_of(
     graph: Graph, target: Target, max_sequences: int | None, max_model_len: int | None = None
 ) -> Sequence[KernelTunable]:
-    """What can be tuned in a graph, each problem once, in the graph's order.
+    """What can be tuned in a graph, each problem once: products of many tokens, then all else, in
+    the graph's order.
 
     Args:
         graph: as it is lowered.
@@ -47,6 +53,12 @@ def problems_of(
         max_model_len: tokens of the longest sequence; None: not known.
     """
     found: dict[str, KernelTunable] = {}
+    products = () if max_sequences is not None else wide_products(graph, target)
+    for product in products:
+        node = product.problem.node
+        for tokens in WIDE_BUCKETS:
+            tunable = KernelTunable.of(WIDE, node, token_sizes(node, tokens), target)
+            found.setdefault(tunable.key.digest, tunable)
     for node in graph.nodes:
         for template, sizes in _pairs(node, target, max_sequences, max_model_len):
             tunable = KernelTunable.of(template, node, sizes, target)

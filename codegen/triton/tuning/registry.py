@@ -12,6 +12,7 @@ from .linear import LinearGemm, LinearGemv
 from .scaled import ScaledAttention, ScaledDecode
 from .template import Template
 from .walks import Elementwise, Rows
+from .wide_linear import WideLinear
 
 TEMPLATES: tuple[Template, ...] = (
     LinearGemv(),
@@ -27,6 +28,7 @@ TEMPLATES: tuple[Template, ...] = (
     ExpertGroups(),
     Rows(),
     Elementwise(),
+    WideLinear(),
 )
 
 

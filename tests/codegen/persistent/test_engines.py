@@ -16,7 +16,9 @@ from persistent_forms import GREEDY, Model, step_inputs
 from tilewright.codegen.base import get_backend
 from tilewright.codegen.persistent.lowering import with_one_launch
 from tilewright.codegen.persistent.reading import Attention, Begin, Product, read_decode
+from tilewright.codegen.persistent.tiling import Tiling
 from tilewright.codegen.program import Program
+from tilewright.codegen.triton.package import read_package
 from tilewright.compiler import api
 from tilewright.compiler.graphs import pass_graphs
 from tilewright.compiler.inspect.facts import Setting
@@ -68,7 +70,7 @@ def test_a_program_decodes_one_sequence_in_one_launch_as_hugging_face_does() -> 
     assert program.at({"B": 2}).calls == kernels.program.at({"B": 2}).calls
     weights = {param_name(node): graph.weights[param_name(node)].load() for node in graph.params}
     runner = ProgramRunner(program, weights, lowered.files.__getitem__)
-    prompt, new = [136, 114], 4  # whose best logits are at least 0.34 apart
+    prompt, new = [136, 114], 3  # whose best logits are at least 0.34 apart
     types = {name: type_ for name, type_ in program.buffers.items() if name in program.inputs}
     caches = {
         name: torch.zeros(4, *type_.shape[1:], dtype=torch.bfloat16)
@@ -93,14 +95,19 @@ def compiled(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_an_engine_has_it_where_it_is_asked_for(compiled, tmp_path) -> None:
-    engine = compiled(backend="triton", decode="persistent", max_batch_size=2)
-    (one,) = (c for c in engine.image.decode.program.calls if "/persistent/" in c.kernel)
+    engine = compiled(backend="triton", decode="persistent:2", max_batch_size=4)
+    calls = engine.image.decode.program.calls
+    one, *more = (call for call in calls if "/persistent/" in call.kernel)
+    assert [str(call.guard) for call in more] == ["(-1*B + 2, B - 2)"]
+    for number in (1, 2, 3):
+        made = [call.kind for call in engine.image.decode.program.at({"B": number}).calls]
+        assert ("persistent" in made) == (number < 3) == (len(made) == 2)
     assert one.kind == "persistent" and str(one.guard) == "(-1*B + 1,)"
     engine.save(tmp_path / "engine")
     assert load_image(tmp_path / "engine").decode == engine.image.decode
     settings = [Setting("decode", 1, 64)]
     report = kernel_report(engine.image, settings)
-    assert [kernel.kind for kernel in report.kernels].count("persistent") == 1
+    assert [kernel.kind for kernel in report.kernels].count("persistent") == 2
 
 
 @pytest.mark.parametrize(
@@ -140,3 +147,15 @@ def test_a_launch_of_other_buffers_weights_or_text_is_not_loaded() -> None:
     short = {**tensors, "o_0": tensors["o_0"][:-1]}
     with pytest.raises(EngineError, match="weight o_0"):
         backend.load(call, program, short, read, here)
+
+
+def test_the_launch_of_an_engine_compiles_for_a_gpu_without_spilling() -> None:
+    _, graph = decode_graph("llama")
+    tiling = Tiling(rows=2, num_warps=1, ahead=1, splits=4, block_n=16)
+    kernels = get_backend("triton").lower(graph, Target.parse("cpu"))
+    lowered = with_one_launch(kernels, graph, Target.parse("h100"), tiling=tiling)
+    (call,) = (call for call in lowered.program.calls if "/persistent/" in call.kernel)
+    package = read_package(lowered.files.__getitem__, call.kernel.rpartition("/")[2])
+    (binary,) = package.binaries.values()
+    assert binary.cooperative
+    assert binary.resources.spills == 0

@@ -15,6 +15,10 @@ from tensorrt_fakes import Device
 from tensorrt_running import graph_of
 from tilewright.codegen.base import get_backend
 from tilewright.codegen.tensorrt import flavor, regions
+from tilewright.codegen.tensorrt.backend import NO_PLUGINS
+from tilewright.codegen.tensorrt.profiles import Profile, Range
+from tilewright.compiler.options import resolve_options
+from tilewright.compiler.quantizing import keeps_codes
 from tilewright.errors import EngineError, UnsupportedError, UsageError, VerificationError
 from tilewright.runtime.engine import start
 from tilewright.runtime.folder import save_engine
@@ -23,6 +27,7 @@ from tilewright.targets import TARGETS
 from tiny_models import PROMPTS, tiny_model
 
 ROOM, STEPS = 64, 8
+SHORT = {"batch": Range(1, 1, 1), "length": Range(1, 5, 5), "rows": Range(1, 5, 5)}
 PARAMS = tw.SamplingParams(max_new_tokens=STEPS, ignore_eos=True)
 OPTIONS = {"backend": "tensorrt", "target": "l4", "max_model_len": ROOM, "max_batch_size": 3}
 
@@ -109,6 +114,28 @@ def test_compiled_kernels_are_kept(device: Device, saved, tmp_path: Path) -> Non
     assert not tw.load(folder).runner.artifacts()
 
 
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_long_prompts_go_in_pieces(family: str, device: Device, saved, compiled) -> None:
+    """Sequence by sequence, and each in runs of what a profile takes; the same logits of all of a
+    prompt's tokens.
+    """
+    folder = saved(family)
+    device.plug_in()
+    params = tw.SamplingParams(max_new_tokens=2, prompt_logprobs=1, ignore_eos=True)
+    prompts = [list(p) for p in PROMPTS]
+    whole = tw.load(folder).generate(prompts, params)
+    device.networks = [
+        (network, (Profile("prefill", SHORT), decode)) for network, (_, decode) in device.networks
+    ]
+    device.runs.clear()
+    found = tw.load(folder).generate(prompts, params)
+    assert {shape for _, shape in device.runs} >= {(1, 5), (1, 4)}
+    for one, other in zip(found, whole, strict=True):
+        assert one.token_ids == other.token_ids
+        for ours, theirs in zip(one.prompt_logprobs[1:], other.prompt_logprobs[1:], strict=True):
+            assert abs(ours.logprob - theirs.logprob) < 1e-4
+
+
 def test_experts_are_left_to_torch(device: Device, saved) -> None:
     folder = saved("mixtral")
     device.plug_in()
@@ -116,6 +143,7 @@ def test_experts_are_left_to_torch(device: Device, saved) -> None:
     report = engine.report()
     assert report["calls"]["tensorrt"] == 3, report["calls"]  # around the experts of two layers
     assert any("moe_experts" in note and "1 like it" in note for note in report["fallbacks"])
+    assert NO_PLUGINS in report["fallbacks"]
     found = [c.token_ids for c in engine.generate([list(p) for p in PROMPTS], PARAMS)]
     assert found == hugging_face("mixtral")
 
@@ -135,6 +163,21 @@ def test_a_wrong_network_is_found(device: Device, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(regions.CONVERTERS, "gated", lambda w, node: w.value(node.operands[0]))
     with pytest.raises(VerificationError, match="backend tensorrt"):
         tw.compile(tiny_model("llama"), **OPTIONS)
+
+
+@pytest.mark.usefixtures("device")
+def test_a_files_codes_become_numbers() -> None:
+    """Those of GGUF have zero points or short groups, and TensorRT no layer for them."""
+    common = {
+        "dtype": "bfloat16",
+        "max_model_len": None,
+        "max_batch_size": None,
+        "kv_cache": "auto",
+    }
+    options = resolve_options(
+        target="l4", backend="tensorrt", verify="off", trust_remote_code=False, **common
+    )
+    assert not keeps_codes(options)
 
 
 def test_plain_modules_are_left_to_torch(device: Device) -> None:
@@ -167,7 +210,7 @@ def test_engines_that_do_not_open(device: Device, saved, monkeypatch) -> None:
         tw.load(folder)
     part.write_bytes(whole)
     device.networks[0] = (device.networks[0][0], ())  # an engine without profiles
-    with pytest.raises(UsageError, match=r"a step with input_ids of \[1, 4\]"):
+    with pytest.raises(UsageError, match=r"a step with input_ids of \[1, 1\]"):
         tw.load(folder).generate([list(PROMPTS[0])], PARAMS)
     monkeypatch.setattr(device.api, "Runtime", _Refusing)
     opened = "expected one that tensorrt_rtx 9.9 opens here .tensorrt_rtx 9.9 built it., found tag"

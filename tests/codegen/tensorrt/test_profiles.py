@@ -28,6 +28,17 @@ def test_prefill_and_decode() -> None:
     check_profiles(NETWORK, [prefill, decode])
 
 
+@pytest.mark.parametrize(
+    ("length", "together", "longest"), [(2048, 8, 2048), (8192, 2, 8192), (131072, 1, 16383)]
+)
+def test_a_run_is_bounded(length: int, together: int, longest: int) -> None:
+    """Its memory is, and a mask of 2**31 elements has no kernel of attention."""
+    prefill, decode = decoder_profiles(8, length)
+    assert prefill.sizes["batch"].most == together and prefill.sizes["length"].most == longest
+    assert together * longest * length < 2**31
+    assert prefill.sizes["rows"].most == together * longest and decode.sizes["batch"].most == 8
+
+
 def test_a_dynamic_size_without_a_profile() -> None:
     with pytest.raises(UsageError, match="batch, length, found none"):
         check_profiles(NETWORK, [])

@@ -64,7 +64,7 @@ def test_an_unknown_architecture(folder, tmp_path):
     ("option", "value", "valid"),
     [
         ("--target", "h1000", "cpu, a100, a10, rtx3090, l4, rtx4090, h100, h200, rtx5090, b200"),
-        ("--backend", "cuda", "auto, eager, onnxruntime, triton"),
+        ("--backend", "cuda", "auto, eager, onnxruntime, tensorrt, triton"),
         ("--kv-cache", "pages", "auto, paged, static"),
         ("--dtype", "float31", "auto, float32, bfloat16, float16"),
         ("--verify", "some", "off, structure, sample, full"),

@@ -101,6 +101,7 @@ def attention_call() -> Node:
     return make("attention", q, k, v, mask, None, None, scale=0.1, causal=True)
 
 
+WIDE = Form(k=64, n=4224, halves=True, dtype=DType.BF16)  # as many tiles as multiprocessors
 EXPERTS = experts_forms.Form(32, 4, 512, 256, DType.BF16, biases=True)
 CASES = {
     "linear_gemv": (linear_call, {"B": 1}),
@@ -119,13 +120,14 @@ CASES = {
     ),
     "rows": (lambda: walk_forms.norm_call(8192), {"T": 32}),
     "elementwise": (lambda: walk_forms.gated_call(2048), {"T": 32}),
+    "wide_linear": (lambda: linear_node(WIDE), {"B": 512}),
     "attention": (attention_call, {}),
     "expert_rows": (lambda: experts_forms.node_of(EXPERTS), {"T": 2}),
     "expert_groups": (lambda: experts_forms.node_of(EXPERTS), {"T": 50}),
 }
 KERNELS = [name for name in CASES if name != "attention"]  # of the libraries alone
 # Those left out are cut as the plain ones are, or compiled in tests of their own.
-COMPILED = [name for name in KERNELS if not name.startswith(("scaled", "expert"))]
+COMPILED = [name for name in KERNELS if not name.startswith(("scaled", "expert", "wide"))]
 
 
 def tunable(name: str) -> KernelTunable:
@@ -148,11 +150,11 @@ def test_the_default_is_a_config_of_the_space_and_its_kernel_the_default_one(nam
 
 
 @settings(max_examples=60)
-@given(form=linear_forms.forms(large=True), tokens=st.sampled_from([1, 2, 16, 17, 64, 130]))
+@given(form=linear_forms.forms(large=True), tokens=st.sampled_from([1, 2, 17, 64, 130, 2048]))
 def test_any_linear_has_its_default_in_its_space(form: Form, tokens: int) -> None:
-    for template in TEMPLATES[:2]:
+    for template in (*TEMPLATES[:2], template_named("wide_linear")):
         one = KernelTunable.of(template, linear_node(form), {"B": tokens}, H100)
-        if template.takes(one.node):
+        if template.serves(one.node, H100):
             assert one.space.why_not(one.default) is None, one.name
 
 

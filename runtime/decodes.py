@@ -1,0 +1,104 @@
+"""Sequences that bring one token each to step after step, as arrays over all of them.
+
+While the same sequences go on, what a step is told of them follows from what the step before was
+told: positions are one more, streams of random numbers one number further, all else is as it was.
+So nothing here costs a statement for each sequence and step.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .request import Sequence
+
+_BLOCK = 16  # random numbers of a sequence that are asked for at once
+
+
+class Decodes:
+    """What is known of sequences of which each brings one token to a step. All of it holds as long
+    as none of them joins, ends, is preempted or is left out: then others are made.
+
+    Args:
+        seqs: at least one; none is part of it twice.
+
+    Attributes:
+        seqs: the rows of its steps.
+        ids: of the sequences, a tuple that tells by identity that the rows are the same.
+        positions: i64[B], of the tokens of the next step; not to be written to.
+        left: how many steps can come behind the next one before a sequence is full; below 0 not
+            even that can.
+        params: how each row is sampled.
+        random: whether any takes random numbers.
+        held: whether any waits for a mask.
+        stop_ids: tokens that end one of them.
+        loud: the rows that are not `quiet`.
+        wary: the sequences of which not all steps can sample on the device.
+        preemptions: of each, how often it had been preempted.
+    """
+
+    __slots__ = (
+        "_first",
+        "_numbers",
+        "held",
+        "ids",
+        "left",
+        "loud",
+        "params",
+        "positions",
+        "preemptions",
+        "random",
+        "seqs",
+        "stop_ids",
+        "wary",
+    )
+
+    def __init__(self, seqs: list[Sequence]) -> None:
+        self.seqs, self.ids = seqs, tuple([seq.id for seq in seqs])
+        starts = [seq.num_computed for seq in seqs]
+        self.positions: NDArray[np.int64] = np.array(starts, dtype=np.int64)
+        # The step at `start` samples token start + 1, counted from 0.
+        rooms = [seq.limit - start for seq, start in zip(seqs, starts, strict=True)]
+        self.left = min(rooms) - 2
+        self.params = [seq.sampling.params for seq in seqs]
+        self.random = not all([params.is_greedy for params in self.params])
+        self.held = any([seq.sampling.matcher is not None for seq in seqs])
+        self.stop_ids = frozenset().union(*{seq.request.stop_ids for seq in seqs})
+        self.loud = [row for row, seq in enumerate(seqs) if not seq.quiet]
+        self.wary = [seq for seq in seqs if not seq.sampling.always_in_step]
+        self.preemptions = [seq.timings.preemptions for seq in seqs]
+        self._numbers: NDArray[np.float64] = np.empty((0, 0))
+        self._first = 0  # the first row's position when these were the next
+
+    def step(self) -> NDArray[np.int64]:
+        """The positions i64[B] of the next step's tokens; that is taken then."""
+        positions = self.positions
+        self.positions = positions + 1
+        self.left -= 1
+        return positions
+
+    def uniform(self, positions: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        """The number f64[B] of each stream that the step at these positions takes, 0 of those that
+        are greedy; None if all are. To be asked for before that step counts as in flight.
+        """
+        if not self.random:
+            return None
+        place = int(positions[0])
+        if not 0 <= place - self._first < self._numbers.shape[1]:
+            self._numbers, self._first = self._draw(), place
+        return self._numbers[:, place - self._first]
+
+    def _draw(self) -> NDArray[np.float64]:
+        none = [0.0] * _BLOCK
+        pairs = zip(self.seqs, self.params, strict=True)
+        return np.array(
+            [
+                none if params.is_greedy else seq.sampling.uniforms(seq.in_flight, _BLOCK)
+                for seq, params in pairs
+            ]
+        )
+
+    def full(self, positions: NDArray[np.int64]) -> list[int]:
+        """The rows whose sequences are full with what the step at these positions samples."""
+        stops = zip(self.seqs, positions.tolist(), strict=True)
+        return [row for row, (seq, start) in enumerate(stops) if start + 2 >= seq.limit]
