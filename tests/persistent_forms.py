@@ -9,6 +9,7 @@ import torch
 from tilewright.ir.graph import Graph, input_name, param_name
 from tilewright.ir.interpreter import interpret
 from tilewright.ir.parser import parse_graph
+from tilewright.runtime.step_buffer import GROUPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +164,7 @@ GREEDY = {
     "top_p": torch.ones(1),
     "min_p": torch.zeros(1),
     "uniform": torch.zeros(1),
+    **{name: torch.zeros(1, dtype=dtype) for name, dtype in GROUPS.items()},
 }
 """What the sampling of one sequence is told."""
 _EMBED = """def embedding_1(weight: bf16[{v}, {d}], ids: i64[B]):

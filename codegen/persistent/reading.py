@@ -237,6 +237,7 @@ class _Reading:
 
     def _attention(self, node: Node) -> None:
         q, k_cache, v_cache, tables, lengths = node.operands[:5]
+        tables, _ = located(tables)  # who shares pages changes nothing: each is read by itself
         attrs = {name for name, _ in node.attrs}
         _insist(len(node.operands) == 5 and attrs == {"causal", "scale"}, node)
         append = q.operands[0] if q.op == "item" else q

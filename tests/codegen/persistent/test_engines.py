@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import tilewright as tw
-from captured_models import capture_once
 from persistent_forms import GREEDY, Model, step_inputs
 from tilewright.codegen.base import get_backend
 from tilewright.codegen.persistent.lowering import with_one_launch
@@ -19,8 +18,8 @@ from tilewright.codegen.persistent.reading import Attention, Begin, Product, rea
 from tilewright.codegen.persistent.tiling import Tiling
 from tilewright.codegen.program import Program
 from tilewright.codegen.triton.package import read_package
-from tilewright.compiler import api
 from tilewright.compiler.graphs import pass_graphs
+from tilewright.compiler.hf_model import capture_causal_lm
 from tilewright.compiler.inspect.facts import Setting
 from tilewright.compiler.inspect.kernels import kernel_report
 from tilewright.compiler.lowering import lower
@@ -43,7 +42,7 @@ GRAPH = MODEL.graph()
 def decode_graph(family: str) -> tuple[PreTrainedModel, Graph]:
     """A tiny model in bfloat16, and the decode graph that an engine on Triton has of it."""
     model = tiny_model(family).bfloat16()
-    graph = lower(capture_once(model), family)
+    graph = lower(capture_causal_lm(model), family)
     passed = pass_graphs(graph, "paged", get_backend("triton"), "off", None, PAGE)
     assert passed.decode is not None
     return model, passed.decode
@@ -87,9 +86,8 @@ def test_a_program_decodes_one_sequence_in_one_launch_as_hugging_face_does() -> 
 
 
 @pytest.fixture
-def compiled(monkeypatch: pytest.MonkeyPatch):
-    """Compiles the tiny model, which is captured once."""
-    monkeypatch.setattr(api, "capture_causal_lm", capture_once)
+def compiled():
+    """Compiles the tiny model."""
     model, _ = decode_graph("llama")
     return lambda **options: tw.compile(model, target="cpu", verify="off", tune="none", **options)
 
