@@ -224,7 +224,7 @@ def resolve_options(
         config is None or config.prefix_caching,
         0.0 if config is None else float(config.swap_space),
         None if config is None else _window(config, name, deterministic),
-        asked_cache="none" if config is None else config.kind,
+        "none" if config is None else config.kind,
     )
     if backend != "auto" or deterministic:
         return options
