@@ -72,7 +72,8 @@ def compile(
         model: an nn.Module, a Hugging Face model, or a path: a folder, a .gguf or an .onnx file.
         example_inputs: a tuple or dict of tensors; for a plain nn.Module, or an ONNX graph.
         target: "auto" (this machine), a name of `tilewright targets`, or a Target.
-        backend: "triton", "onnxruntime", "eager", or "auto": as tuned, else the device's default.
+        backend: "auto" (of a causal LM what was measured to be the fastest here, else the device's
+            default), "triton", "onnxruntime" or "eager".
         quantize: of the linears: "int8-weight", "int8", "fp8", "fp8-tensor", "fp8-block",
             "fp8-weight", "int4" or a QuantConfig; of a checkpoint in codes "stored" keeps them, as
             None does, and "expanded" makes numbers of them.
@@ -95,8 +96,9 @@ def compile(
             Triton backend, whose kernels then have one cut for all sizes: slower.
         memory_fraction: of a GPU's memory for weights, KV cache and steps; the cache has room for
             max_batch_size sequences of full length, or for what fits.
-        tune: "cached" uses what is known of kernels and backends, "none" does not; "quick", "full"
-            or a TuneConfig (trials a problem, seconds in all) measure first what is not known.
+        tune: "cached" uses what is known of kernels and of backends, "none" does not; "quick",
+            "full" or a TuneConfig (trials a problem, seconds in all) measure first what is not
+            known, here.
         progress: called as phases begin.
 
     Returns:
