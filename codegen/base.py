@@ -130,6 +130,7 @@ _BACKENDS = {
 _LIBRARIES = {
     "eager": ("torch",),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "tensorrt": ("tensorrt", "tensorrt_rtx"),
 }
 """What is installed for a backend; by default a distribution of its name."""
 
