@@ -172,9 +172,13 @@ def test_groups_hold_while_the_sequences_are_the_same() -> None:
     pool.append(second.id, 1)
     batches = DecodeBatches(pool, ALWAYS)
 
-    def groups(*copies, at=9, seqs=(first, second)):
-        plan = Plan([Chunk(seq, at, [0]) for seq in seqs], list(copies))
-        return batches.build(plan, None).groups
+    def plan(*copies, at=9, seqs=(first, second)):
+        for seq in seqs:
+            seq.num_computed = at
+        return Plan([Chunk(seq, at, [0]) for seq in seqs], list(copies)).gathered()
+
+    def groups(*copies, **of):
+        return batches.build(plan(*copies, **of), None).groups
 
     found = groups()
     assert found is not None and members_of(found) == {(0, 1): 2}
@@ -185,7 +189,7 @@ def test_groups_hold_while_the_sequences_are_the_same() -> None:
     assert groups() is not found
     batches = DecodeBatches(pool, 2 * found.saved - 20)
     assert groups(at=10) is not None and groups(at=11) is None and groups(at=10) is None
-    assert DecodeBatches(pool).build(Plan([Chunk(first, 9, [0])], []), None).groups is None
+    assert DecodeBatches(pool).build(plan(seqs=(first,)), None).groups is None
 
 
 @pytest.mark.parametrize(
