@@ -229,7 +229,9 @@ def test_decode_steps_are_timed_by_the_program_that_runs_them(engines, decoded, 
     image = engines("triton").image
     assert image.decode is not None
     program = image.decode.program
-    assert {p.call.kernel for p in decoded} == {call.kernel for call in program.calls}
+    # Sequences that are timed share no pages, so that cascade attention has nothing to do.
+    asked = {call.kernel for call in program.calls if "/cascade-" not in call.kernel}
+    assert {p.call.kernel for p in decoded} == asked
     subjects = {problem.subject for problem in decoded}
     assert {"paged_decode", "rms_norm_linear", "rms_norm_linear_gated", "linear_add"} <= subjects
     own = kernels(image)
