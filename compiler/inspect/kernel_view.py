@@ -33,13 +33,14 @@ def kernel_rows(
     report: KernelReport, target: Target, settings: Sequence[Setting]
 ) -> list[tuple[str, ...]]:
     """One row a kernel. Resources are those of the binaries that run at the first setting, one
-    behind the other where there are several; costs are those at the first setting.
+    behind the other where there are several, and none where none does; costs are those there.
     """
     first = settings[0].name
     rows = []
     for kernel in report.kernels:
         launches = (str(kernel.steps[setting.name].launches) for setting in settings)
-        columns = zip(*(_resources(b, target) for b in _running(kernel, first)), strict=True)
+        running = _running(kernel, first) if kernel.steps[first].launches else []
+        columns = zip(*(_resources(b, target) for b in running), strict=True)
         resources = [" / ".join(dict.fromkeys(column)) for column in columns]
         costs = _costs(kernel.steps[first])
         rows.append(
