@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-import torch
-
 from ..errors import UnsupportedError
 from ..formats.atomic import atomic_folder
 from ..ir.dtypes import DType
 from ..ir.graph import Graph
-from ..passes.driver import VerifyLevel
 from ..passes.expert_codes import expert_codes
 from ..passes.heads import GQA
 from ..passes.keep_codes import expanded_weights
@@ -24,10 +20,15 @@ from ..version import __version__
 from .api import Phases, Progress, identifier, sample_ids
 from .changes import make_changes
 from .emit_files import MODEL, largest_error, runs_on_cpu, save_model
-from .emit_source import Changes, captured, layer_names, open_causal_lm, slot_graphs
-from .graphs import Passed
+from .emit_source import (
+    Changes,
+    captured,
+    cut_graphs,
+    layer_names,
+    open_causal_lm,
+    slot_graphs,
+)
 from .options import CompileOptions, context_of, resolve_options, wrong_option
-from .sample_model import sample_source
 from .sources import Source, source_tokenizer
 
 if TYPE_CHECKING:
@@ -142,7 +143,9 @@ class _Export:
         stands, error = run("verify", 0.25, lambda: self._check_sample(source, limit, changes))
         level = "structure" if stands else self.options.verify
         samples = (sample_ids(graph, limit),)
-        passed = run("passes", 0.4, lambda: self._passed(graph, changes, level, samples))
+        passed = run(
+            "passes", 0.4, lambda: slot_graphs(graph, changes, level, samples, self.options)
+        )
         exported = run("convert", 0.6, lambda: self._exported(passed.final, limit))
         with atomic_folder(path) as folder:
             run("write", 0.7, lambda: save_model(exported, folder))
@@ -157,15 +160,6 @@ class _Export:
         size = sum(value.const_value.nbytes for value in model_graph.initializers.values())
         notes = (*exported.notes, *(() if runs_on_cpu(exported) else (UNRUN,)))
         return Emitted(path, self.flavor, len(model_graph), size, error, notes)
-
-    def _passed(
-        self,
-        graph: Graph,
-        changes: Changes,
-        level: VerifyLevel,
-        samples: Sequence[torch.Tensor],
-    ) -> Passed:
-        return slot_graphs(graph, changes, level, samples, self.options)
 
     def _exported(self, graph: Graph, limit: int) -> Exported:
         from ..codegen.onnx.export import export_decoder
@@ -199,12 +193,10 @@ class _Export:
         """Exports and runs the model cut to one layer of each kind: whether that stands for the
         whole one, and its error.
         """
-        cut = sample_source(source) if self.options.verify == "sample" else None
+        cut = cut_graphs(source, limit, changes, self.options)
         if cut is None:
             return False, None
-        graph = captured(cut, "sample")
-        samples = (sample_ids(graph, limit),)
-        passed = self._passed(graph, changes, "full", samples)
+        passed, samples = cut
         exported = self._exported(passed.final, limit)
         with TemporaryDirectory(prefix="tilewright-") as folder:
             save_model(exported, Path(folder))

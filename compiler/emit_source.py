@@ -14,6 +14,7 @@ from ..ir.node import Node
 from ..passes.driver import VerifyLevel
 from ..passes.heads import HeadPlan
 from ..passes.quantize import Recipe
+from .api import sample_ids
 from .changes import changed_graphs
 from .graphs import Passed
 from .hf_model import capture_causal_lm
@@ -22,6 +23,7 @@ from .lowering import lower
 from .open_model import open_model
 from .options import CompileOptions
 from .quantizing import check_stored
+from .sample_model import sample_source
 from .sources import Source
 
 Changes: TypeAlias = "tuple[HeadPlan | None, Recipe | None]"
@@ -75,6 +77,24 @@ def slot_graphs(
             remedy="Only a causal LM with a KV cache is emitted; tilewright.compile makes an "
             "engine of other models, with kv_cache=None.",
         ) from error
+
+
+def cut_graphs(
+    source: Source, limit: int, changes: Changes, options: CompileOptions
+) -> tuple[Passed, tuple[torch.Tensor]] | None:
+    """The `slot_graphs` of the model cut to one layer of each kind, every pass compared, and the
+    token ids that they were compared for; None where numbers of it are not wanted, or it has no
+    such cut.
+
+    Raises:
+        UnsupportedError, VerificationError: as `slot_graphs`.
+    """
+    cut = sample_source(source) if options.verify == "sample" else None
+    if cut is None:
+        return None
+    graph = captured(cut, "sample")
+    samples = (sample_ids(graph, limit),)
+    return slot_graphs(graph, changes, "full", samples, options), samples
 
 
 def layer_names(graph: Graph) -> dict[Node, str]:

@@ -8,23 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 from ..errors import UnsupportedError, UsageError
 from ..formats.atomic import atomic_folder
 from ..ir.graph import Graph
-from ..passes.driver import VerifyLevel
 from ..passes.heads import GQA
 from ..passes.schemes import QuantConfig
 from ..targets import Target
 from .api import Phases, Progress, identifier, sample_ids
 from .changes import make_changes
 from .emit_network import network_error
-from .emit_source import Changes, captured, layer_names, open_causal_lm, slot_graphs
-from .graphs import Passed
+from .emit_source import (
+    Changes,
+    captured,
+    cut_graphs,
+    layer_names,
+    open_causal_lm,
+    slot_graphs,
+)
 from .options import CompileOptions, context_of, resolve_options
-from .sample_model import sample_source
 from .sources import Source, source_tokenizer
 
 if TYPE_CHECKING:
@@ -186,7 +189,9 @@ class _Export:
         stands, error = run("verify", 0.2, lambda: self._check_sample(source, limit, changes))
         level = "structure" if stands else self.options.verify
         samples = (sample_ids(graph, limit),)
-        passed = run("passes", 0.3, lambda: self._passed(graph, changes, level, samples))
+        passed = run(
+            "passes", 0.3, lambda: slot_graphs(graph, changes, level, samples, self.options)
+        )
         final = passed.final
         lowered = run("convert", 0.4, lambda: self._lowered(final, limit))
         if level in ("sample", "full"):
@@ -218,27 +223,16 @@ class _Export:
             error,
         )
 
-    def _passed(
-        self,
-        graph: Graph,
-        changes: Changes,
-        level: VerifyLevel,
-        samples: Sequence[torch.Tensor],
-    ) -> Passed:
-        return slot_graphs(graph, changes, level, samples, self.options)
-
     def _check_sample(
         self, source: Source, limit: int, changes: Changes
     ) -> tuple[bool, float | None]:
         """Compares numbers of the model cut to one layer of each kind: whether that stands for the
         whole one, and its error.
         """
-        cut = sample_source(source) if self.options.verify == "sample" else None
+        cut = cut_graphs(source, limit, changes, self.options)
         if cut is None:
             return False, None
-        graph = captured(cut, "sample")
-        samples = (sample_ids(graph, limit),)
-        passed = self._passed(graph, changes, "full", samples)
+        passed, samples = cut
         lowered = self._lowered(passed.final, limit)
         return True, network_error(lowered, passed.final, passed.inputs(samples))
 
