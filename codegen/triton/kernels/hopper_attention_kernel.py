@@ -1,0 +1,444 @@
+"""The device side of prefill attention on Hopper: warps that load, warp groups that multiply.
+
+After FlashAttention-3 (2407.08608): a warp brings queries, keys and values by TMA, a page at a
+time, while two warp groups of 64 rows each have the scores of one tile and the sums of the one
+before in flight, and weigh the former's keys meanwhile. Tiles are met from the last to the first,
+so that those with masks come before the loop of those without.
+"""
+# ruff: noqa: ANN001, ANN202
+# mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call"
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+
+@gluon.jit
+def _sequence_of(query_start, num_seqs, block, BLOCK_Q: gl.constexpr):
+    """The sequence that a block of rows belongs to, as in paged_attention_kernel.py."""
+    # Each warp counts all starts, so that none waits for another.
+    lanes: gl.constexpr = gl.BlockedLayout([4], [32], [gl.num_warps()], [0])
+    count = 0
+    for first in range(0, num_seqs + 1, 128):
+        index = first + gl.arange(0, 128, layout=lanes)
+        known = index <= num_seqs
+        starts = gl.load(query_start + index, mask=known, other=0).to(gl.int32)
+        begun = known & (starts // BLOCK_Q + index + 1 <= block)
+        count += gl.sum(begun.to(gl.int32), 0)
+    return count - 1
+
+
+@gluon.jit
+def _work(
+    item,
+    query_start,
+    seq_lens,
+    num_tokens,
+    num_seqs,
+    table_width,
+    num_items,
+    KV_HEADS: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    WINDOW: gl.constexpr,
+    PAGE: gl.constexpr,
+    BLOCK_Q: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+):
+    """What an item of work is: its sequence, KV head, first token, the sequence's last token + 1,
+    the position of token 0, and the tiles of keys: the first, their number, and the last key + 1.
+    An item without tokens has no tiles. Items of many keys come first.
+    """
+    # Of two rounds of programs the second goes backwards, so that long and short items add up.
+    width = gl.num_programs(0)
+    within = item % width
+    turned = gl.where((item // width) % 2 == 0, within, width - 1 - within)
+    item = gl.minimum(item - within + turned, num_items)
+    block = num_items // KV_HEADS - 1 - item // KV_HEADS
+    seq = _sequence_of(query_start, num_seqs, block, BLOCK_Q)
+    start = gl.load(query_start + seq, mask=seq >= 0, other=0).to(gl.int32)
+    stop = gl.load(query_start + seq + 1, mask=seq < num_seqs, other=0).to(gl.int32)
+    length = gl.load(seq_lens + seq, mask=(seq >= 0) & (seq < num_seqs), other=0).to(gl.int32)
+    start = gl.maximum(start, 0)
+    stop = gl.minimum(stop, num_tokens)
+    first_row = start + (block - (start // BLOCK_Q + seq + 1)) * BLOCK_Q
+    origin = length - stop
+
+    high = gl.minimum(length, table_width * PAGE)
+    if CAUSAL:
+        high = gl.minimum(high, origin + gl.minimum(first_row + BLOCK_Q, stop))
+    high = gl.maximum(high, 0)
+    first_tile = 0
+    if WINDOW > 0:
+        first_tile = gl.maximum(origin + first_row - (WINDOW - 1), 0) // BLOCK_N
+    tiles = gl.maximum((high + BLOCK_N - 1) // BLOCK_N - first_tile, 1)
+    some = (seq >= 0) & (first_row < stop) & (item < num_items)
+    return seq, item % KV_HEADS, first_row, stop, origin, first_tile, gl.where(some, tiles, 0), high
+
+
+@gluon.jit
+def _bring(desc, rows, column, tiles, stage, ready, PAGE: gl.constexpr, PAGES: gl.constexpr):
+    """Tiles [., PAGES * PAGE, D] get pages of rows, in halves of 64 columns, one behind the other.
+    """
+    half: gl.constexpr = desc.block_type.shape[1]
+    HALVES: gl.constexpr = tiles.shape[2] // half
+    COUNT: gl.constexpr = tiles.shape[0] * HALVES * PAGES
+    boxes = tiles._reinterpret(tiles.dtype, [COUNT, PAGE, half], desc.layout)
+    for part in gl.static_range(HALVES):
+        for page in gl.static_range(PAGES):
+            box = boxes.index((stage * HALVES + part) * PAGES + page)
+            tma.async_copy_global_to_shared(desc, [rows[page], column + part * half], ready, box)
+
+
+@gluon.jit
+def _produce(
+    q_desc,
+    k_desc,
+    v_desc,
+    q_tile,
+    k_tiles,
+    v_tiles,
+    bars,
+    block_tables,
+    query_start,
+    seq_lens,
+    num_tokens,
+    num_seqs,
+    num_pages,
+    table_width,
+    num_items,
+    KV_HEADS: gl.constexpr,
+    GROUP: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    WINDOW: gl.constexpr,
+    PAGE: gl.constexpr,
+):
+    q_ready, q_free, k_ready, k_free, v_ready, v_free, _turn = bars
+    STAGES: gl.constexpr = k_tiles.shape[0]
+    BLOCK_N: gl.constexpr = k_tiles.shape[1]
+    DIM: gl.constexpr = k_tiles.shape[2]
+    HALF: gl.constexpr = q_desc.block_type.shape[2]
+    TOKENS: gl.constexpr = q_desc.block_type.shape[0]
+    HALVES: gl.constexpr = DIM // HALF
+    PAGES: gl.constexpr = BLOCK_N // PAGE
+    q_boxes = q_tile._reinterpret(
+        q_tile.dtype, [2 * HALVES, TOKENS, GROUP, HALF], q_desc.layout
+    )
+    met = 0
+    done = 0
+    programs = gl.num_programs(0)
+    for item in range(gl.program_id(0), gl.cdiv(num_items, programs) * programs, programs):
+        seq, kv_head, first_row, _stop, _origin, first_tile, tiles, high = _work(
+            item, query_start, seq_lens, num_tokens, num_seqs, table_width, num_items, KV_HEADS,
+            CAUSAL, WINDOW, PAGE, 2 * TOKENS, BLOCK_N,
+        )  # fmt: skip
+        if tiles > 0:
+            mbarrier.wait(q_free, (done & 1) ^ 1)
+            mbarrier.expect(q_ready, 128 * DIM * 2)
+            for part in gl.static_range(2 * HALVES):
+                where = [
+                    first_row + part // HALVES * TOKENS, kv_head * GROUP, part % HALVES * HALF,
+                ]  # fmt: skip
+                tma.async_copy_global_to_shared(q_desc, where, q_ready, q_boxes.index(part))
+            table = block_tables + seq.to(gl.int64) * table_width
+            for back in range(0, tiles):
+                key = (first_tile + tiles - 1 - back) * BLOCK_N
+                rows = ()
+                for page in gl.static_range(PAGES):
+                    # A page behind the keys is out of bounds, which TMA fills with zeros.
+                    known = key + page * PAGE < high
+                    number = gl.load(table + (key // PAGE + page), mask=known, other=num_pages)
+                    number = gl.where(number < 0, 0, number.to(gl.int32))
+                    last = gl.where(known, num_pages - 1, num_pages)
+                    rows = rows + (gl.minimum(number, last) * PAGE,)
+                stage = met % STAGES
+                parity = ((met // STAGES) & 1) ^ 1
+                mbarrier.wait(k_free.index(stage), parity)
+                mbarrier.expect(k_ready.index(stage), BLOCK_N * DIM * 2)
+                _bring(
+                    k_desc, rows, kv_head * DIM, k_tiles, stage, k_ready.index(stage), PAGE, PAGES
+                )
+                mbarrier.wait(v_free.index(stage), parity)
+                mbarrier.expect(v_ready.index(stage), BLOCK_N * DIM * 2)
+                _bring(
+                    v_desc, rows, kv_head * DIM, v_tiles, stage, v_ready.index(stage), PAGE, PAGES
+                )
+                met += 1
+            done += 1
+
+
+@gluon.jit
+def _softmax(
+    scores,
+    row_max,
+    row_sum,
+    query_pos,
+    key,
+    high,
+    FACTOR: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    WINDOW: gl.constexpr,
+    MASKED: gl.constexpr,
+):
+    """A tile's weights, what sums until now become smaller by, and the rows' maxima and sums."""
+    if MASKED:
+        BLOCK_N: gl.constexpr = scores.shape[1]
+        columns: gl.constexpr = gl.SliceLayout(0, scores.type.layout)
+        key_pos = key + gl.arange(0, BLOCK_N, layout=columns)
+        visible = (key_pos < high)[None, :]
+        distance = query_pos[:, None] - key_pos[None, :]
+        if CAUSAL:
+            visible = visible & (distance >= 0)
+        if WINDOW > 0:
+            visible = visible & (distance < WINDOW)
+        scores = gl.where(visible, scores, float("-inf"))
+    new_max = gl.maximum(row_max, gl.max(scores, 1))
+    finite_max = new_max
+    if MASKED:
+        finite_max = gl.where(new_max == float("-inf"), 0.0, new_max)
+    weights = gl.exp2(scores * FACTOR - (finite_max * FACTOR)[:, None])
+    decay = gl.exp2((row_max - finite_max) * FACTOR)
+    return weights, decay, new_max, row_sum * decay + gl.sum(weights, 1)
+
+
+@gluon.jit
+def _clear(v_tiles, stage, first, PAGE: gl.constexpr):
+    """Zeros for the values of a tile from row ``first`` to the end of its page: no weight hides a
+    NaN that memory not yet written may hold.
+    """
+    HALF: gl.constexpr = 64
+    BLOCK_N: gl.constexpr = v_tiles.shape[1]
+    HALVES: gl.constexpr = v_tiles.shape[2] // HALF
+    COUNT: gl.constexpr = v_tiles.shape[0] * HALVES * BLOCK_N // PAGE
+    spread: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+    boxes = v_tiles._reinterpret(v_tiles.dtype, [COUNT, PAGE, HALF], v_tiles.layout)
+    kept = gl.arange(0, PAGE, layout=gl.SliceLayout(1, spread)) < first % PAGE
+    for part in gl.static_range(HALVES):
+        box = boxes.index((stage * HALVES + part) * (BLOCK_N // PAGE) + first // PAGE)
+        values = box.load(spread)
+        box.store(gl.where(kept[:, None], values, gl.zeros_like(values)))
+    fence_async_shared()
+
+
+@gluon.jit
+def _consume(
+    WHICH: gl.constexpr,
+    out,
+    q_tile,
+    k_tiles,
+    v_tiles,
+    bars,
+    query_start,
+    seq_lens,
+    num_tokens,
+    num_seqs,
+    table_width,
+    num_items,
+    KV_HEADS: gl.constexpr,
+    GROUP: gl.constexpr,
+    FACTOR: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    WINDOW: gl.constexpr,
+    PAGE: gl.constexpr,
+    TURNS: gl.constexpr,
+):
+    q_ready, q_free, k_ready, k_free, v_ready, v_free, turn = bars
+    STAGES: gl.constexpr = k_tiles.shape[0]
+    BLOCK_N: gl.constexpr = k_tiles.shape[1]
+    DIM: gl.constexpr = k_tiles.shape[2]
+    BLOCK_Q: gl.constexpr = 128 // GROUP
+    scores_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
+    sums_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DIM, 16])
+    weights_layout: gl.constexpr = gl.DotOperandLayout(0, sums_layout, 2)
+    score_rows: gl.constexpr = gl.SliceLayout(1, scores_layout)
+    sum_rows: gl.constexpr = gl.SliceLayout(1, sums_layout)
+    written: gl.constexpr = gl.BlockedLayout([1, 8], [256 // DIM, DIM // 8], [4, 1], [1, 0])
+    query = q_tile.index(WHICH)
+    nothing = gl.zeros([64, BLOCK_N], gl.float32, scores_layout)
+    mine = WHICH * 64 + gl.arange(0, 64, layout=score_rows)
+    index = WHICH * 64 + gl.arange(0, 64, layout=gl.SliceLayout(1, written))
+    column = gl.arange(0, DIM, layout=gl.SliceLayout(0, written))
+    met = 0
+    done = 0
+    programs = gl.num_programs(0)
+    for item in range(gl.program_id(0), gl.cdiv(num_items, programs) * programs, programs):
+        _seq, kv_head, first_row, stop, origin, first_tile, tiles, high = _work(
+            item, query_start, seq_lens, num_tokens, num_seqs, table_width, num_items, KV_HEADS,
+            CAUSAL, WINDOW, PAGE, BLOCK_Q, BLOCK_N,
+        )  # fmt: skip
+        if tiles > 0:
+            first_pos = origin + first_row
+            query_pos = first_pos + mine // GROUP
+            # Tiles of which each row sees all keys need no masks; they lie between those that do.
+            full_end = high // BLOCK_N
+            if CAUSAL:
+                full_end = gl.minimum(full_end, (first_pos + 1) // BLOCK_N)
+            full_begin = first_tile
+            if WINDOW > 0:
+                last_low = gl.maximum(first_pos + BLOCK_Q - WINDOW, 0)
+                full_begin = gl.maximum(first_tile, (last_low + BLOCK_N - 1) // BLOCK_N)
+            tile = first_tile + tiles - 1
+            full_end = gl.maximum(gl.minimum(full_end, tile), full_begin)
+
+            mbarrier.wait(q_ready, done & 1)
+            stage = met % STAGES
+            mbarrier.wait(k_ready.index(stage), (met // STAGES) & 1)
+            if TURNS:
+                mbarrier.wait(turn.index(WHICH), (met & 1) ^ (1 - WHICH))
+            scores = warpgroup_mma(
+                query, k_tiles.index(stage).permute((1, 0)), nothing, use_acc=False, is_async=True
+            )
+            if TURNS:
+                mbarrier.arrive(turn.index(1 - WHICH))
+            scores = warpgroup_mma_wait(0, deps=(scores,))
+            mbarrier.arrive(k_free.index(stage))
+            row_max = gl.full([64], float("-inf"), gl.float32, score_rows)
+            row_sum = gl.full([64], 0.0, gl.float32, score_rows)
+            weights, _decay, row_max, row_sum = _softmax(
+                scores, row_max, row_sum, query_pos, tile * BLOCK_N, high, FACTOR, CAUSAL, WINDOW,
+                True,
+            )  # fmt: skip
+            weights = gl.convert_layout(weights.to(v_tiles.dtype), weights_layout)
+            if high % PAGE != 0:
+                mbarrier.wait(v_ready.index(stage), (met // STAGES) & 1)
+                _clear(v_tiles, stage, high - tile * BLOCK_N, PAGE)
+            acc = gl.zeros([64, DIM], gl.float32, sums_layout)
+            for stretch in gl.static_range(3 if WINDOW > 0 else 2):
+                # Masked before the diagonal's end, full, masked where the window ends.
+                until = full_end if stretch == 0 else full_begin if stretch == 1 else first_tile
+                for _ in range(until, gl.maximum(tile, until)):
+                    tile -= 1
+                    late = met % STAGES
+                    late_parity = (met // STAGES) & 1
+                    met += 1
+                    stage = met % STAGES
+                    mbarrier.wait(k_ready.index(stage), (met // STAGES) & 1)
+                    if TURNS:
+                        mbarrier.wait(turn.index(WHICH), (met & 1) ^ (1 - WHICH))
+                    scores = warpgroup_mma(
+                        query, k_tiles.index(stage).permute((1, 0)), nothing, use_acc=False,
+                        is_async=True,
+                    )  # fmt: skip
+                    mbarrier.wait(v_ready.index(late), late_parity)
+                    sums = warpgroup_mma(weights, v_tiles.index(late), acc, is_async=True)
+                    if TURNS:
+                        mbarrier.arrive(turn.index(1 - WHICH))
+                    scores = warpgroup_mma_wait(1, deps=(scores,))
+                    mbarrier.arrive(k_free.index(stage))
+                    fresh, decay, row_max, row_sum = _softmax(
+                        scores, row_max, row_sum, query_pos, tile * BLOCK_N, high, FACTOR, CAUSAL,
+                        WINDOW, stretch != 1,
+                    )  # fmt: skip
+                    fresh = gl.convert_layout(fresh.to(v_tiles.dtype), weights_layout)
+                    # Passed at once: a branch, past which the assembler moves no exponentials.
+                    mbarrier.wait(v_ready.index(late), late_parity)
+                    acc, weights = warpgroup_mma_wait(0, deps=(sums, weights))
+                    mbarrier.arrive(v_free.index(late))
+                    acc = acc * gl.convert_layout(decay, sum_rows)[:, None]
+                    weights = fresh
+            stage = met % STAGES
+            mbarrier.wait(v_ready.index(stage), (met // STAGES) & 1)
+            sums = warpgroup_mma(weights, v_tiles.index(stage), acc, is_async=True)
+            total = 1.0 / gl.where(row_sum == 0.0, 1.0, row_sum)
+            acc, weights = warpgroup_mma_wait(0, deps=(sums, weights))
+            mbarrier.arrive(v_free.index(stage))
+            met += 1
+            done += 1
+
+            # The queries have been read: rows leave by way of their place, in whole lines.
+            result = acc * gl.convert_layout(total, sum_rows)[:, None]
+            query.store(result.to(out.dtype.element_ty))
+            values = query.load(written)
+            token = first_row + index // GROUP
+            row = (token.to(gl.int64) * KV_HEADS + kv_head) * GROUP + index % GROUP
+            gl.store(out + (row * DIM)[:, None] + column[None, :], values, (token < stop)[:, None])
+            fence_async_shared()
+            mbarrier.arrive(q_free)
+
+
+@gluon.jit
+def _attend_hopper(
+    q_desc,
+    k_desc,
+    v_desc,
+    block_tables,
+    seq_lens,
+    query_start,
+    out,
+    num_tokens,
+    num_seqs,
+    num_pages,
+    table_width,
+    num_items,
+    KV_HEADS: gl.constexpr,
+    GROUP: gl.constexpr,
+    HEAD_DIM: gl.constexpr,
+    SCALE: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    WINDOW: gl.constexpr,
+    PAGE: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+    STAGES: gl.constexpr,
+    TURNS: gl.constexpr,
+):
+    # q_desc: [T, H, D] in boxes [64 / GROUP, GROUP, 64]; k_desc, v_desc: [N * P, G * D] in boxes
+    # [P, 64]; out: [T, H, D]
+    LOG2E: gl.constexpr = 1.4426950408889634
+    lines: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
+    q_tile = gl.allocate_shared_memory(q_desc.dtype, [2, 64, HEAD_DIM], lines)
+    k_tiles = gl.allocate_shared_memory(k_desc.dtype, [STAGES, BLOCK_N, HEAD_DIM], lines)
+    v_tiles = gl.allocate_shared_memory(v_desc.dtype, [STAGES, BLOCK_N, HEAD_DIM], lines)
+    bar: gl.constexpr = mbarrier.MBarrierLayout()
+    q_ready = gl.allocate_shared_memory(gl.int64, [1], bar)
+    q_free = gl.allocate_shared_memory(gl.int64, [1], bar)
+    k_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar)
+    k_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar)
+    v_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar)
+    v_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar)
+    turn = gl.allocate_shared_memory(gl.int64, [2, 1], bar)
+    mbarrier.init(q_ready, 1)
+    mbarrier.init(q_free, 2)
+    for stage in gl.static_range(STAGES):
+        mbarrier.init(k_ready.index(stage), 1)
+        mbarrier.init(k_free.index(stage), 2)
+        mbarrier.init(v_ready.index(stage), 1)
+        mbarrier.init(v_free.index(stage), 2)
+    mbarrier.init(turn.index(0), 1)
+    mbarrier.init(turn.index(1), 1)
+    fence_async_shared()
+    bars = (q_ready, q_free, k_ready, k_free, v_ready, v_free, turn)
+    gl.warp_specialize(
+        [
+            (
+                _consume,
+                (
+                    0, out, q_tile, k_tiles, v_tiles, bars, query_start, seq_lens, num_tokens,
+                    num_seqs, table_width, num_items, KV_HEADS, GROUP, SCALE * LOG2E, CAUSAL,
+                    WINDOW, PAGE, TURNS,
+                ),
+            ),
+            (
+                _consume,
+                (
+                    1, out, q_tile, k_tiles, v_tiles, bars, query_start, seq_lens, num_tokens,
+                    num_seqs, table_width, num_items, KV_HEADS, GROUP, SCALE * LOG2E, CAUSAL,
+                    WINDOW, PAGE, TURNS,
+                ),
+            ),
+            (
+                _produce,
+                (
+                    q_desc, k_desc, v_desc, q_tile, k_tiles, v_tiles, bars, block_tables,
+                    query_start, seq_lens, num_tokens, num_seqs, num_pages, table_width, num_items,
+                    KV_HEADS, GROUP, CAUSAL, WINDOW, PAGE,
+                ),
+            ),
+        ],
+        [4, 1],
+        [240, 24],
+    )  # fmt: skip
