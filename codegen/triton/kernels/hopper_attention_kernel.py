@@ -83,8 +83,7 @@ def _work(
 
 @gluon.jit
 def _bring(desc, rows, column, tiles, stage, ready, PAGE: gl.constexpr, PAGES: gl.constexpr):
-    """Tiles [., PAGES * PAGE, D] get pages of rows, in halves of 64 columns, one behind the other.
-    """
+    """Tiles [., PAGES * PAGE, D] get pages of rows; halves of 64 columns lie behind each other."""
     half: gl.constexpr = desc.block_type.shape[1]
     HALVES: gl.constexpr = tiles.shape[2] // half
     COUNT: gl.constexpr = tiles.shape[0] * HALVES * PAGES
@@ -126,9 +125,7 @@ def _produce(
     TOKENS: gl.constexpr = q_desc.block_type.shape[0]
     HALVES: gl.constexpr = DIM // HALF
     PAGES: gl.constexpr = BLOCK_N // PAGE
-    q_boxes = q_tile._reinterpret(
-        q_tile.dtype, [2 * HALVES, TOKENS, GROUP, HALF], q_desc.layout
-    )
+    q_boxes = q_tile._reinterpret(q_tile.dtype, [2 * HALVES, TOKENS, GROUP, HALF], q_desc.layout)
     met = 0
     done = 0
     programs = gl.num_programs(0)

@@ -1,0 +1,392 @@
+"""Prefill attention on an H100, several ways: Gluon's warp groups, the engine's kernel, libraries.
+
+    python benchmarks/gpu/trial_attention.py
+
+32 query heads and 8 KV heads of 128, bf16, causal; keys and values lie on shuffled pages for our
+kernels, in a row for libraries. Each way is first checked in float64 on sampled tokens, our own on
+a ragged batch too whose unwritten cache holds NaN, then timed by replays of a CUDA graph over
+rotated buffers. All are compiled side by side; then one process measures them in turn, and is
+replaced where a kernel hangs (20 s) or breaks the device. The table comes last.
+"""
+
+# ruff: noqa: ANN001, ANN201, ANN202, N803
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import statistics
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor as PlainDescriptor
+
+H, G, D = 32, 8, 128
+SCALE = D**-0.5
+LENGTHS = (512, 2048, 8192)
+COPIES = 3  # inputs that replays rotate over
+LIMIT = 20.0  # seconds for a line of the measuring process
+RAGGED = ((37, 37), (1, 70), (300, 300), (160, 933), (64, 128))  # tokens, keys of a sequence
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to compute attention.
+
+    Attributes:
+        kind: gluon, paged (the engine's kernel), plain (Triton, specialised by the compiler), sdpa.
+        options: of the kind.
+    """
+
+    kind: str
+    options: dict[str, int | str]
+
+
+def _gluon(block_n: int, stages: int, turns: int = 0, page: int = 16, persist: int = 1) -> Way:
+    cut = {"BLOCK_N": block_n, "STAGES": stages, "TURNS": turns, "page": page, "persist": persist}
+    return Way("gluon", cut)
+
+
+WAYS = {
+    "sdpa cudnn": Way("sdpa", {"backend": "CUDNN_ATTENTION"}),
+    "sdpa flash": Way("sdpa", {"backend": "FLASH_ATTENTION"}),
+    "engine 128x128 8w 1s": Way("paged", {"m": 128, "n": 128, "warps": 8, "stages": 1}),
+    "gluon 128 2s": _gluon(128, 2),
+    "gluon 128 2s turns": _gluon(128, 2, turns=1),
+    "gluon 128 2s single": _gluon(128, 2, persist=0),
+    "gluon 128 2s turns single": _gluon(128, 2, turns=1, persist=0),
+    "gluon 128 2s turns dense": _gluon(128, 2, turns=1, page=128),
+    "gluon 64 4s": _gluon(64, 4),
+    "gluon 64 4s turns": _gluon(64, 4, turns=1),
+    "gluon 64 2s turns": _gluon(64, 2, turns=1),
+    "plain 128x128 ws": Way("plain", {"m": 128, "n": 128, "warps": 4, "stages": 2, "ws": 1}),
+    "plain 128x128": Way("plain", {"m": 128, "n": 128, "warps": 8, "stages": 2, "ws": 0}),
+}
+
+
+@triton.jit
+def _plain_attention(
+    q_desc, k_desc, v_desc, out, length, HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr, FACTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    SPECIALISED: tl.constexpr,
+):  # fmt: skip
+    first = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_M
+    head = tl.program_id(1)
+    kv_head = head // (HEADS // KV_HEADS)
+    query = q_desc.load([first, head * DIM])
+    row = first + tl.arange(0, BLOCK_M)
+    row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    row_sum = tl.full([BLOCK_M], 0.0, tl.float32)
+    acc = tl.zeros([BLOCK_M, DIM], tl.float32)
+    for key in tl.range(0, first + BLOCK_M, BLOCK_N, warp_specialize=SPECIALISED):
+        keys = k_desc.load([key, kv_head * DIM])
+        scores = tl.dot(query, keys.T)
+        seen = row[:, None] >= (key + tl.arange(0, BLOCK_N))[None, :]
+        scores = tl.where(seen, scores, float("-inf"))
+        new_max = tl.maximum(row_max, tl.max(scores, 1))
+        weights = tl.exp2(scores * FACTOR - (new_max * FACTOR)[:, None])
+        decay = tl.exp2((row_max - new_max) * FACTOR)
+        row_sum = row_sum * decay + tl.sum(weights, 1)
+        values = v_desc.load([key, kv_head * DIM])
+        acc = tl.dot(weights.to(values.dtype), values, acc * decay[:, None])
+        row_max = new_max
+    cells = (row[:, None] * HEADS + head) * DIM + tl.arange(0, DIM)[None, :]
+    tl.store(
+        out + cells, (acc / row_sum[:, None]).to(out.dtype.element_ty), (row < length)[:, None]
+    )
+
+
+class Batch:
+    """Sequences with their queries, and keys and values both in a row and on pages.
+
+    Attributes:
+        q: bf16 [T, H, D]; k, v: bf16 [S, G, D] of all sequences; k_cache, v_cache: bf16
+            [N, P, G, D] with NaN where nothing was written; tables, lens, starts: i32.
+    """
+
+    def __init__(self, shape: Sequence[tuple[int, int]], page: int, seed: int) -> None:
+        random = torch.Generator("cuda").manual_seed(seed)
+
+        def normal(*size: int) -> torch.Tensor:
+            return torch.randn(*size, generator=random, device="cuda").bfloat16()
+
+        self.shape, self.page = shape, page
+        tokens, keys = sum(t for t, _ in shape), sum(s for _, s in shape)
+        self.q, self.k, self.v = normal(tokens, H, D), normal(keys, G, D), normal(keys, G, D)
+        self.out = torch.full_like(self.q, torch.nan)
+        used = [-(-s // page) for _, s in shape]
+        order = torch.randperm(sum(used), generator=random, device="cuda").int()
+        self.tables = torch.zeros(len(shape), max(used), dtype=torch.int32, device="cuda")
+        cells = (sum(used) * page, G, D)
+        caches = [torch.full(cells, torch.nan, device="cuda").bfloat16() for _ in "kv"]
+        begun = read = 0
+        for index, ((_, s), count) in enumerate(zip(shape, used, strict=True)):
+            pages = order[begun : begun + count]
+            self.tables[index, :count] = pages
+            slots = (pages[:, None] * page + torch.arange(page, device="cuda")).flatten()[:s].long()
+            for cache, rows in zip(caches, (self.k, self.v), strict=True):
+                cache[slots] = rows[read : read + s]
+            begun, read = begun + count, read + s
+        self.k_cache, self.v_cache = (c.view(-1, page, G, D) for c in caches)
+        self.lens = torch.tensor([s for _, s in shape], dtype=torch.int32, device="cuda")
+        starts = [sum(t for t, _ in shape[:i]) for i in range(len(shape) + 1)]
+        self.starts = torch.tensor(starts, dtype=torch.int32, device="cuda")
+
+    def worst(self, out: torch.Tensor) -> float:
+        """The largest difference of a row of sampled tokens from float64, relative to the row."""
+        worst = 0.0
+        token = read = 0
+        for tokens, keys in self.shape:
+            picked = torch.unique(torch.linspace(0, tokens - 1, 48, device="cuda").long())
+            q = self.q[token + picked].double().unflatten(1, (G, H // G))
+            k = self.k[read : read + keys].double()
+            v = self.v[read : read + keys].double()
+            scores = torch.einsum("tghd,sgd->tghs", q, k) * SCALE
+            hidden = torch.arange(keys, device="cuda") > (keys - tokens + picked)[:, None]
+            weights = scores.masked_fill(hidden[:, None, None], -torch.inf).softmax(-1)
+            truth = torch.einsum("tghs,sgd->tghd", weights, v).flatten(1, 2)
+            error = (out[token + picked].double() - truth).norm(dim=-1) / truth.norm(dim=-1)
+            worst = max(worst, float(error.nan_to_num(1e9).max()))
+            token, read = token + tokens, read + keys
+        return worst
+
+
+def launch_gluon(batch: Batch, BLOCK_N: int, STAGES: int, TURNS: int, page: int, persist: int):
+    """A launch of the Hopper kernel on a batch."""
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    from tilewright.codegen.triton.kernels.hopper_attention_kernel import _attend_hopper
+
+    flat = gl.NVMMASharedLayout(128, 16, rank=2)
+    deep = gl.NVMMASharedLayout(128, 16, rank=3)
+    q = TensorDescriptor.from_tensor(batch.q, [64 * G // H, H // G, 64], deep)
+    rows = [x.view(-1, G * D) for x in (batch.k_cache, batch.v_cache)]
+    k, v = (TensorDescriptor.from_tensor(x, [page, 64], flat) for x in rows)
+    tokens, seqs = batch.q.shape[0], len(batch.shape)
+    items = (tokens // (128 * G // H) + seqs + 1) * G
+    grid = min(items, torch.cuda.get_device_properties(0).multi_processor_count)
+    args = (q, k, v, batch.tables, batch.lens, batch.starts, batch.out, tokens, seqs,
+            batch.k_cache.shape[0], batch.tables.shape[1], items, G, H // G, D, SCALE, True, 0,
+            page, BLOCK_N, STAGES, TURNS)  # fmt: skip
+    return _attend_hopper, args, (grid if persist else items,), {"num_warps": 4}
+
+
+def launch_paged(batch: Batch, m: int, n: int, warps: int, stages: int):
+    """A launch of the engine's kernel."""
+    from tilewright.codegen.triton.kernels.paged_attention_kernel import _attend
+
+    tokens, seqs = batch.q.shape[0], len(batch.shape)
+    args = (batch.q, batch.k_cache, batch.v_cache, batch.tables, batch.lens, batch.starts, None,
+            None, None, batch.out, None, None, None, 0, H * D, D, 1, tokens, seqs,
+            batch.k_cache.shape[0], batch.tables.shape[1], batch.page, 1, G, H // G, 1, D, D, D, D,
+            SCALE, None, True, None, 0, batch.page, True, m, n)  # fmt: skip
+    grid = (tokens // (m * G // H) + seqs + 1, G, 1)
+    return _attend, args, grid, {"num_warps": warps, "num_stages": stages}
+
+
+def launch_plain(batch: Batch, m: int, n: int, warps: int, stages: int, ws: int):
+    """A launch of the plain kernel, on one sequence in a row."""
+    tokens = batch.q.shape[0]
+    q = PlainDescriptor.from_tensor(batch.q.view(tokens, H * D), [m, D])
+    k, v = (PlainDescriptor.from_tensor(x.view(-1, G * D), [n, D]) for x in (batch.k, batch.v))
+    factor = SCALE * 1.4426950408889634
+    args = (q, k, v, batch.out, tokens, H, G, D, factor, m, n, bool(ws))
+    return _plain_attention, args, (-(-tokens // m), H), {"num_warps": warps, "num_stages": stages}
+
+
+LAUNCHES = {"gluon": launch_gluon, "paged": launch_paged, "plain": launch_plain}
+
+
+def prepared(way: Way, batch: Batch) -> Callable[[], torch.Tensor]:
+    """A call that computes a batch's attention [T, H, D]."""
+    if way.kind != "sdpa":
+        kernel, args, grid, options = LAUNCHES[way.kind](batch, **way.options)
+
+        def run() -> torch.Tensor:
+            kernel[grid](*args, **options)
+            return batch.out
+
+        return run
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    backend = getattr(SDPBackend, str(way.options["backend"]))
+    q, k, v = (x.transpose(0, 1)[None] for x in (batch.q, batch.k, batch.v))
+
+    def library() -> torch.Tensor:
+        with sdpa_kernel(backend):
+            out = torch.nn.functional.scaled_dot_product_attention(
+                q, k, v, is_causal=True, enable_gqa=True
+            )
+        return out[0].transpose(0, 1)
+
+    return library
+
+
+def replay_us(calls: Sequence[Callable[[], torch.Tensor]], length: int) -> float:
+    """Median microseconds of a call, of replays that go round the calls."""
+    rounds = max(2, 8192 // length)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for call in calls:
+            call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(rounds):
+            for call in calls:
+                call()
+    times = []
+    for index in range(12):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        if index >= 2:
+            times.append(start.elapsed_time(end) * 1000 / (rounds * len(calls)))
+    return statistics.median(times)
+
+
+def page_of(way: Way) -> int:
+    """Tokens of a page in a way's cache."""
+    return int(way.options.get("page", 16))
+
+
+def measure(names: Sequence[str]) -> None:
+    """Prints a line of JSON for each part of each way."""
+    for name in names:
+        way = WAYS[name]
+        try:
+            ragged = way.kind in ("gluon", "paged")
+            for length in (0, *LENGTHS) if ragged else LENGTHS:
+                shape = ((length, length),) if length else RAGGED
+                batches = [Batch(shape, page_of(way), seed) for seed in range(COPIES)]
+                calls = [prepared(way, batch) for batch in batches]
+                error = batches[0].worst(calls[0]())
+                again = batches[0].worst(calls[0]())
+                us = replay_us(calls, length) if length else 0.0
+                said = {"name": name, "length": length, "error": max(error, again), "us": us}
+                print(json.dumps(said), flush=True)
+            print(json.dumps({"name": name, "end": True}), flush=True)
+        except Exception as error:  # a broken way must not take the others along
+            text = str(error).strip().splitlines() or [type(error).__name__]
+            print(json.dumps({"name": name, "end": True, "failed": text[-1][:150]}), flush=True)
+            if "CUDA" in str(error) or "illegal" in str(error):
+                os._exit(1)
+
+
+def compile_only(name: str) -> None:
+    """Compiles a way for the device into Triton's cache; launches nothing."""
+    way = WAYS[name]
+    for shape in (RAGGED, ((512, 512),)):
+        if way.kind == "plain" and shape is RAGGED:
+            continue
+        kernel, args, grid, options = LAUNCHES[way.kind](
+            Batch(shape, page_of(way), 0), **way.options
+        )
+        compiled = kernel.warmup(*args, grid=grid, **options)
+        compiled._init_handles()
+        used = {"registers": compiled.n_regs, "spilled": compiled.n_spills}
+    ptx = compiled.asm["ptx"]
+    used |= {"shared": compiled.metadata.shared, "setmaxnreg": ptx.count("setmaxnreg")}
+    print(f"compiled {name:28s} {used}", flush=True)
+
+
+def follow(names: list[str], lines: list[dict[str, object]]) -> list[str]:
+    """Reads one measuring process to its end, or kills it; what it left undone comes back."""
+    command = [sys.executable, __file__, "--measure", *names]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    said: queue.Queue[str | None] = queue.Queue()
+
+    def read() -> None:
+        for line in process.stdout or ():
+            said.put(line)
+        said.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    left = list(names)
+    while left:
+        try:
+            line = said.get(timeout=LIMIT)
+        except queue.Empty:
+            process.kill()
+            lines.append({"name": left[0], "failed": f"said nothing for {LIMIT:.0f} s: killed"})
+            left = left[1:]
+            break
+        if line is None:
+            lines.append({"name": left[0], "failed": f"process ended with {process.wait()}"})
+            left = left[1:]
+            break
+        if line.startswith("{"):
+            entry = json.loads(line)
+            lines.append(entry)
+            if entry.get("end"):
+                left.remove(entry["name"])
+    process.wait()
+    return left
+
+
+def table(lines: Sequence[dict[str, object]]) -> None:
+    """Prints what was measured, beside cuDNN's."""
+    times = {(x["name"], x["length"]): x for x in lines if "us" in x}
+    print(
+        f"\n{'way':28s}"
+        + "".join(f"| S = {s}: µs, TFLOP/s, of cuDNN " for s in LENGTHS)
+        + "| error"
+    )
+    for name in WAYS:
+        row = f"{name:28s}"
+        for length in LENGTHS:
+            entry = times.get((name, length))
+            best = times.get(("sdpa cudnn", length))
+            if entry is None:
+                row += "|" + " " * 30
+                continue
+            us = float(str(entry["us"]))
+            share = float(str(best["us"])) / us if best else float("nan")
+            tflops = 2 * length * (length + 1) * D * H / us / 1e6
+            row += f"| {us:10.1f} {tflops:8.0f} {share:8.2f}  "
+        errors = [f"{float(str(x['error'])):.1e}" for x in lines if x["name"] == name and "us" in x]
+        failed = [str(x["failed"]) for x in lines if x["name"] == name and "failed" in x]
+        print(row + "| " + " ".join(errors + failed))
+
+
+def main() -> None:
+    """Compiles side by side, measures in turn, prints the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--measure", nargs="*")
+    parser.add_argument("--compile")
+    options = parser.parse_args()
+    if options.measure:
+        measure(options.measure)
+        return
+    if options.compile:
+        compile_only(options.compile)
+        return
+    print(torch.cuda.get_device_name(), torch.__version__, triton.__version__, flush=True)
+    own = [name for name, way in WAYS.items() if way.kind != "sdpa"]
+    workers = [subprocess.Popen([sys.executable, __file__, "--compile", name]) for name in own]
+    for worker in workers:
+        try:
+            worker.wait(60)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+    lines: list[dict[str, object]] = []
+    left = list(WAYS)
+    while left:
+        left = follow(left, lines)
+    table(lines)
+
+
+if __name__ == "__main__":
+    main()
