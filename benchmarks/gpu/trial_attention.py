@@ -279,15 +279,17 @@ def measure(names: Sequence[str]) -> None:
             print(json.dumps({"name": name, "end": True}), flush=True)
         except Exception as error:  # a broken way must not take the others along
             text = str(error).strip().splitlines() or [type(error).__name__]
-            print(json.dumps({"name": name, "end": True, "failed": text[-1][:150]}), flush=True)
-            if "CUDA" in str(error) or "illegal" in str(error):
+            broken = isinstance(error, RuntimeError)
+            said = {"name": name, "end": True, "failed": text[-1][:150], "broken": broken}
+            print(json.dumps(said), flush=True)
+            if broken:  # the device's context may be lost: the next way gets another process
                 os._exit(1)
 
 
 def compile_only(name: str) -> None:
     """Compiles a way for the device into Triton's cache; launches nothing."""
     way = WAYS[name]
-    for shape in (RAGGED, ((512, 512),)):
+    for shape in (RAGGED, ((512, 512),), ((2048, 2048),)):
         if way.kind == "plain" and shape is RAGGED:
             continue
         kernel, args, grid, options = LAUNCHES[way.kind](
@@ -323,6 +325,8 @@ def follow(names: list[str], lines: list[dict[str, object]]) -> list[str]:
             lines.append({"name": left[0], "failed": f"said nothing for {LIMIT:.0f} s: killed"})
             left = left[1:]
             break
+        if line is None and len(left) < len(names) and lines[-1].get("broken"):
+            break  # it said so itself
         if line is None:
             lines.append({"name": left[0], "failed": f"process ended with {process.wait()}"})
             left = left[1:]
