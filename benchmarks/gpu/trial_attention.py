@@ -50,8 +50,11 @@ class Way:
     options: dict[str, int | str]
 
 
-def _gluon(block_n: int, stages: int, turns: int = 0, page: int = 16, persist: int = 1) -> Way:
+def _gluon(
+    block_n: int, stages: int, turns: int = 0, page: int = 16, persist: int = 1, made: int = 0
+) -> Way:
     cut = {"BLOCK_N": block_n, "STAGES": stages, "TURNS": turns, "page": page, "persist": persist}
+    cut["made"] = made  # descriptors by the kernel, as the engine's are, not by the host
     return Way("gluon", cut)
 
 
@@ -61,6 +64,7 @@ WAYS = {
     "engine 128x128 8w 1s": Way("paged", {"m": 128, "n": 128, "warps": 8, "stages": 1}),
     "gluon 128 2s": _gluon(128, 2),
     "gluon 128 2s turns": _gluon(128, 2, turns=1),
+    "gluon 128 2s turns made": _gluon(128, 2, turns=1, made=1),
     "gluon 128 2s single": _gluon(128, 2, persist=0),
     "gluon 128 2s turns single": _gluon(128, 2, turns=1, persist=0),
     "gluon 128 2s turns dense": _gluon(128, 2, turns=1, page=128),
@@ -159,25 +163,36 @@ class Batch:
         return worst
 
 
-def launch_gluon(batch: Batch, BLOCK_N: int, STAGES: int, TURNS: int, page: int, persist: int):
+def launch_gluon(
+    batch: Batch, BLOCK_N: int, STAGES: int, TURNS: int, page: int, persist: int, made: int
+):
     """A launch of the Hopper kernel on a batch."""
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-    from tilewright.codegen.triton.kernels.hopper_attention_kernel import _attend_hopper
+    from tilewright.codegen.triton.kernels.hopper_attention_kernel import (
+        _attend_described,
+        _attend_hopper,
+    )
 
+    tokens, seqs = batch.q.shape[0], len(batch.shape)
+    items = (tokens // (128 * G // H) + seqs + 1) * G
+    sms = torch.cuda.get_device_properties(0).multi_processor_count
+    grid = (min(items, sms) if persist else items,)
+    sizes = (tokens, seqs, batch.k_cache.shape[0], batch.tables.shape[1], items)
+    read = (batch.tables, batch.lens, batch.starts, batch.out)
+    cut = (G, H // G, D, SCALE, True, 0, page, BLOCK_N, STAGES, TURNS)
+    options = {"num_warps": 4}
+    if made:
+        strides = (0, H * D, D)
+        args = (batch.q, batch.k_cache, batch.v_cache, *read, *strides, *sizes, *cut)
+        return _attend_hopper, args, grid, options
     flat = gl.NVMMASharedLayout(128, 16, rank=2)
     deep = gl.NVMMASharedLayout(128, 16, rank=3)
     q = TensorDescriptor.from_tensor(batch.q, [64 * G // H, H // G, 64], deep)
     rows = [x.view(-1, G * D) for x in (batch.k_cache, batch.v_cache)]
     k, v = (TensorDescriptor.from_tensor(x, [page, 64], flat) for x in rows)
-    tokens, seqs = batch.q.shape[0], len(batch.shape)
-    items = (tokens // (128 * G // H) + seqs + 1) * G
-    grid = min(items, torch.cuda.get_device_properties(0).multi_processor_count)
-    args = (q, k, v, batch.tables, batch.lens, batch.starts, batch.out, tokens, seqs,
-            batch.k_cache.shape[0], batch.tables.shape[1], items, G, H // G, D, SCALE, True, 0,
-            page, BLOCK_N, STAGES, TURNS)  # fmt: skip
-    return _attend_hopper, args, (grid if persist else items,), {"num_warps": 4}
+    return _attend_described, (q, k, v, *read, *sizes, *cut), grid, options
 
 
 def launch_paged(batch: Batch, m: int, n: int, warps: int, stages: int):
@@ -201,6 +216,10 @@ def launch_plain(batch: Batch, m: int, n: int, warps: int, stages: int, ws: int)
     factor = SCALE * 1.4426950408889634
     args = (q, k, v, batch.out, tokens, H, G, D, factor, m, n, bool(ws))
     return _plain_attention, args, (-(-tokens // m), H), {"num_warps": warps, "num_stages": stages}
+
+
+def _scratch(size: int, align: int, stream: int | None) -> torch.Tensor:
+    return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
 LAUNCHES = {"gluon": launch_gluon, "paged": launch_paged, "plain": launch_plain}
@@ -371,6 +390,7 @@ def main() -> None:
     parser.add_argument("--measure", nargs="*")
     parser.add_argument("--compile")
     options = parser.parse_args()
+    triton.set_allocator(_scratch)
     if options.measure:
         measure(options.measure)
         return
