@@ -50,12 +50,13 @@ class Way:
     options: dict[str, int | str]
 
 
-def _gluon(
-    block_n: int, stages: int, turns: int = 0, page: int = 16, persist: int = 1, made: int = 0
-) -> Way:
-    cut = {"BLOCK_N": block_n, "STAGES": stages, "TURNS": turns, "page": page, "persist": persist}
-    cut["made"] = made  # descriptors by the kernel, as the engine's are, not by the host
-    return Way("gluon", cut)
+def _gluon(block_n: int, stages: int, **options: int) -> Way:
+    """A cut of the Hopper kernel: whether groups take turns, tokens of a page, a program for each
+    multiprocessor or for each item, descriptors by the kernel (as the engine's) or by the host,
+    warp groups that multiply, keys given back late.
+    """
+    cut = {"turns": 0, "page": 16, "persist": 1, "made": 0, "groups": 2, "late": 0} | options
+    return Way("gluon", {"block_n": block_n, "stages": stages, **cut})
 
 
 WAYS = {
@@ -67,10 +68,13 @@ WAYS = {
     "gluon 128 2s turns made": _gluon(128, 2, turns=1, made=1),
     "gluon 128 2s single": _gluon(128, 2, persist=0),
     "gluon 128 2s turns single": _gluon(128, 2, turns=1, persist=0),
+    "gluon 128 2s turns late": _gluon(128, 2, turns=1, late=1),
     "gluon 128 2s turns dense": _gluon(128, 2, turns=1, page=128),
     "gluon 64 4s": _gluon(64, 4),
     "gluon 64 4s turns": _gluon(64, 4, turns=1),
-    "gluon 64 2s turns": _gluon(64, 2, turns=1),
+    "gluon 64 3 groups": _gluon(64, 3, groups=3),
+    "gluon 64 3 groups turns": _gluon(64, 3, groups=3, turns=1),
+    "gluon 64 3 groups single": _gluon(64, 3, groups=3, persist=0),
     "plain 128x128 ws": Way("plain", {"m": 128, "n": 128, "warps": 4, "stages": 2, "ws": 1}),
     "plain 128x128": Way("plain", {"m": 128, "n": 128, "warps": 8, "stages": 2, "ws": 0}),
 }
@@ -164,7 +168,15 @@ class Batch:
 
 
 def launch_gluon(
-    batch: Batch, BLOCK_N: int, STAGES: int, TURNS: int, page: int, persist: int, made: int
+    batch: Batch,
+    block_n: int,
+    stages: int,
+    turns: int,
+    page: int,
+    persist: int,
+    made: int,
+    groups: int,
+    late: int,
 ):
     """A launch of the Hopper kernel on a batch."""
     from triton.experimental.gluon import language as gl
@@ -176,12 +188,12 @@ def launch_gluon(
     )
 
     tokens, seqs = batch.q.shape[0], len(batch.shape)
-    items = (tokens // (128 * G // H) + seqs + 1) * G
+    items = (tokens // (groups * 64 * G // H) + seqs + 1) * G
     sms = torch.cuda.get_device_properties(0).multi_processor_count
     grid = (min(items, sms) if persist else items,)
     sizes = (tokens, seqs, batch.k_cache.shape[0], batch.tables.shape[1], items)
     read = (batch.tables, batch.lens, batch.starts, batch.out)
-    cut = (G, H // G, D, SCALE, True, 0, page, BLOCK_N, STAGES, TURNS)
+    cut = (G, H // G, D, SCALE, True, 0, page, block_n, stages, turns, groups, late)
     options = {"num_warps": 4}
     if made:
         strides = (0, H * D, D)

@@ -99,7 +99,7 @@ def _produce(
     q_desc,
     k_desc,
     v_desc,
-    q_tile,
+    q_tiles,
     k_tiles,
     v_tiles,
     bars,
@@ -116,6 +116,7 @@ def _produce(
     CAUSAL: gl.constexpr,
     WINDOW: gl.constexpr,
     PAGE: gl.constexpr,
+    GROUPS: gl.constexpr,
 ):
     q_ready, q_free, k_ready, k_free, v_ready, v_free, _turn = bars
     STAGES: gl.constexpr = k_tiles.shape[0]
@@ -125,23 +126,26 @@ def _produce(
     TOKENS: gl.constexpr = q_desc.block_type.shape[0]
     HALVES: gl.constexpr = DIM // HALF
     PAGES: gl.constexpr = BLOCK_N // PAGE
-    q_boxes = q_tile._reinterpret(q_tile.dtype, [2 * HALVES, TOKENS, GROUP, HALF], q_desc.layout)
+    COUNT: gl.constexpr = 2 * GROUPS * HALVES
+    q_boxes = q_tiles._reinterpret(q_tiles.dtype, [COUNT, TOKENS, GROUP, HALF], q_desc.layout)
     met = 0
     done = 0
     programs = gl.num_programs(0)
     for item in range(gl.program_id(0), gl.cdiv(num_items, programs) * programs, programs):
         seq, kv_head, first_row, _stop, _origin, first_tile, tiles, high = _work(
             item, query_start, seq_lens, num_tokens, num_seqs, table_width, num_items, KV_HEADS,
-            CAUSAL, WINDOW, PAGE, 2 * TOKENS, BLOCK_N,
+            CAUSAL, WINDOW, PAGE, GROUPS * TOKENS, BLOCK_N,
         )  # fmt: skip
         if tiles > 0:
-            mbarrier.wait(q_free, (done & 1) ^ 1)
-            mbarrier.expect(q_ready, 128 * DIM * 2)
-            for part in gl.static_range(2 * HALVES):
+            slot = done & 1
+            mbarrier.wait(q_free.index(slot), ((done >> 1) & 1) ^ 1)
+            mbarrier.expect(q_ready.index(slot), GROUPS * 64 * DIM * 2)
+            for part in gl.static_range(GROUPS * HALVES):
                 where = [
                     first_row + part // HALVES * TOKENS, kv_head * GROUP, part % HALVES * HALF,
                 ]  # fmt: skip
-                tma.async_copy_global_to_shared(q_desc, where, q_ready, q_boxes.index(part))
+                box = q_boxes.index(slot * GROUPS * HALVES + part)
+                tma.async_copy_global_to_shared(q_desc, where, q_ready.index(slot), box)
             table = block_tables + seq.to(gl.int64) * table_width
             for back in range(0, tiles):
                 key = (first_tile + tiles - 1 - back) * BLOCK_N
@@ -226,7 +230,7 @@ def _clear(v_tiles, stage, first, PAGE: gl.constexpr):
 def _consume(
     WHICH: gl.constexpr,
     out,
-    q_tile,
+    q_tiles,
     k_tiles,
     v_tiles,
     bars,
@@ -243,19 +247,23 @@ def _consume(
     WINDOW: gl.constexpr,
     PAGE: gl.constexpr,
     TURNS: gl.constexpr,
+    GROUPS: gl.constexpr,
+    LATE: gl.constexpr,
 ):
     q_ready, q_free, k_ready, k_free, v_ready, v_free, turn = bars
     STAGES: gl.constexpr = k_tiles.shape[0]
     BLOCK_N: gl.constexpr = k_tiles.shape[1]
     DIM: gl.constexpr = k_tiles.shape[2]
-    BLOCK_Q: gl.constexpr = 128 // GROUP
+    BLOCK_Q: gl.constexpr = GROUPS * 64 // GROUP
     scores_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     sums_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DIM, 16])
     weights_layout: gl.constexpr = gl.DotOperandLayout(0, sums_layout, 2)
     score_rows: gl.constexpr = gl.SliceLayout(1, scores_layout)
     sum_rows: gl.constexpr = gl.SliceLayout(1, sums_layout)
     written: gl.constexpr = gl.BlockedLayout([1, 8], [256 // DIM, DIM // 8], [4, 1], [1, 0])
-    query = q_tile.index(WHICH)
+    # The first turn is the first group's, of whom nobody went before.
+    AHEAD: gl.constexpr = 1 if WHICH == 0 else 0
+    NEXT: gl.constexpr = (WHICH + 1) % GROUPS
     nothing = gl.zeros([64, BLOCK_N], gl.float32, scores_layout)
     mine = WHICH * 64 + gl.arange(0, 64, layout=score_rows)
     index = WHICH * 64 + gl.arange(0, 64, layout=gl.SliceLayout(1, written))
@@ -282,16 +290,18 @@ def _consume(
             tile = first_tile + tiles - 1
             full_end = gl.maximum(gl.minimum(full_end, tile), full_begin)
 
-            mbarrier.wait(q_ready, done & 1)
+            slot = done & 1
+            query = q_tiles.index(slot * GROUPS + WHICH)
+            mbarrier.wait(q_ready.index(slot), (done >> 1) & 1)
             stage = met % STAGES
             mbarrier.wait(k_ready.index(stage), (met // STAGES) & 1)
             if TURNS:
-                mbarrier.wait(turn.index(WHICH), (met & 1) ^ (1 - WHICH))
+                mbarrier.wait(turn.index(WHICH), (met & 1) ^ AHEAD)
             scores = warpgroup_mma(
                 query, k_tiles.index(stage).permute((1, 0)), nothing, use_acc=False, is_async=True
             )
             if TURNS:
-                mbarrier.arrive(turn.index(1 - WHICH))
+                mbarrier.arrive(turn.index(NEXT))
             scores = warpgroup_mma_wait(0, deps=(scores,))
             mbarrier.arrive(k_free.index(stage))
             row_max = gl.full([64], float("-inf"), gl.float32, score_rows)
@@ -316,7 +326,7 @@ def _consume(
                     stage = met % STAGES
                     mbarrier.wait(k_ready.index(stage), (met // STAGES) & 1)
                     if TURNS:
-                        mbarrier.wait(turn.index(WHICH), (met & 1) ^ (1 - WHICH))
+                        mbarrier.wait(turn.index(WHICH), (met & 1) ^ AHEAD)
                     scores = warpgroup_mma(
                         query, k_tiles.index(stage).permute((1, 0)), nothing, use_acc=False,
                         is_async=True,
@@ -324,9 +334,10 @@ def _consume(
                     mbarrier.wait(v_ready.index(late), late_parity)
                     sums = warpgroup_mma(weights, v_tiles.index(late), acc, is_async=True)
                     if TURNS:
-                        mbarrier.arrive(turn.index(1 - WHICH))
+                        mbarrier.arrive(turn.index(NEXT))
                     scores = warpgroup_mma_wait(1, deps=(scores,))
-                    mbarrier.arrive(k_free.index(stage))
+                    if not LATE:
+                        mbarrier.arrive(k_free.index(stage))
                     fresh, decay, row_max, row_sum = _softmax(
                         scores, row_max, row_sum, query_pos, tile * BLOCK_N, high, FACTOR, CAUSAL,
                         WINDOW, stretch != 1,
@@ -335,6 +346,8 @@ def _consume(
                     # Passed at once: a branch, past which the assembler moves no exponentials.
                     mbarrier.wait(v_ready.index(late), late_parity)
                     acc, weights = warpgroup_mma_wait(0, deps=(sums, weights))
+                    if LATE:
+                        mbarrier.arrive(k_free.index(stage))
                     mbarrier.arrive(v_free.index(late))
                     acc = acc * gl.convert_layout(decay, sum_rows)[:, None]
                     weights = fresh
@@ -355,7 +368,7 @@ def _consume(
             row = (token.to(gl.int64) * KV_HEADS + kv_head) * GROUP + index % GROUP
             gl.store(out + (row * DIM)[:, None] + column[None, :], values, (token < stop)[:, None])
             fence_async_shared()
-            mbarrier.arrive(q_free)
+            mbarrier.arrive(q_free.index(slot))
 
 
 @gluon.jit
@@ -382,63 +395,106 @@ def _attend_described(
     BLOCK_N: gl.constexpr,
     STAGES: gl.constexpr,
     TURNS: gl.constexpr,
+    GROUPS: gl.constexpr,
+    LATE: gl.constexpr,
 ):
     # q_desc: [T, H, D] in boxes [64 / GROUP, GROUP, 64]; k_desc, v_desc: [N * P, G * D] in boxes
     # [P, 64]; out: [T, H, D]
     LOG2E: gl.constexpr = 1.4426950408889634
     lines: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
-    q_tile = gl.allocate_shared_memory(q_desc.dtype, [2, 64, HEAD_DIM], lines)
+    q_tiles = gl.allocate_shared_memory(q_desc.dtype, [2 * GROUPS, 64, HEAD_DIM], lines)
     k_tiles = gl.allocate_shared_memory(k_desc.dtype, [STAGES, BLOCK_N, HEAD_DIM], lines)
     v_tiles = gl.allocate_shared_memory(v_desc.dtype, [STAGES, BLOCK_N, HEAD_DIM], lines)
     bar: gl.constexpr = mbarrier.MBarrierLayout()
-    q_ready = gl.allocate_shared_memory(gl.int64, [1], bar)
-    q_free = gl.allocate_shared_memory(gl.int64, [1], bar)
+    q_ready = gl.allocate_shared_memory(gl.int64, [2, 1], bar)
+    q_free = gl.allocate_shared_memory(gl.int64, [2, 1], bar)
     k_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar)
     k_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar)
     v_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar)
     v_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar)
-    turn = gl.allocate_shared_memory(gl.int64, [2, 1], bar)
-    mbarrier.init(q_ready, 1)
-    mbarrier.init(q_free, 2)
+    turn = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], bar)
+    for slot in gl.static_range(2):
+        mbarrier.init(q_ready.index(slot), 1)
+        mbarrier.init(q_free.index(slot), GROUPS)
     for stage in gl.static_range(STAGES):
         mbarrier.init(k_ready.index(stage), 1)
-        mbarrier.init(k_free.index(stage), 2)
+        mbarrier.init(k_free.index(stage), GROUPS)
         mbarrier.init(v_ready.index(stage), 1)
-        mbarrier.init(v_free.index(stage), 2)
-    mbarrier.init(turn.index(0), 1)
-    mbarrier.init(turn.index(1), 1)
+        mbarrier.init(v_free.index(stage), GROUPS)
+    for which in gl.static_range(GROUPS):
+        mbarrier.init(turn.index(which), 1)
     fence_async_shared()
     bars = (q_ready, q_free, k_ready, k_free, v_ready, v_free, turn)
-    gl.warp_specialize(
-        [
-            (
-                _consume,
+    if GROUPS == 2:
+        gl.warp_specialize(
+            [
                 (
-                    0, out, q_tile, k_tiles, v_tiles, bars, query_start, seq_lens, num_tokens,
-                    num_seqs, table_width, num_items, KV_HEADS, GROUP, SCALE * LOG2E, CAUSAL,
-                    WINDOW, PAGE, TURNS,
+                    _consume,
+                    (
+                        0, out, q_tiles, k_tiles, v_tiles, bars, query_start, seq_lens, num_tokens,
+                        num_seqs, table_width, num_items, KV_HEADS, GROUP, SCALE * LOG2E, CAUSAL,
+                        WINDOW, PAGE, TURNS, GROUPS, LATE,
+                    ),
                 ),
-            ),
-            (
-                _consume,
                 (
-                    1, out, q_tile, k_tiles, v_tiles, bars, query_start, seq_lens, num_tokens,
-                    num_seqs, table_width, num_items, KV_HEADS, GROUP, SCALE * LOG2E, CAUSAL,
-                    WINDOW, PAGE, TURNS,
+                    _consume,
+                    (
+                        1, out, q_tiles, k_tiles, v_tiles, bars, query_start, seq_lens, num_tokens,
+                        num_seqs, table_width, num_items, KV_HEADS, GROUP, SCALE * LOG2E, CAUSAL,
+                        WINDOW, PAGE, TURNS, GROUPS, LATE,
+                    ),
                 ),
-            ),
-            (
-                _produce,
                 (
-                    q_desc, k_desc, v_desc, q_tile, k_tiles, v_tiles, bars, block_tables,
-                    query_start, seq_lens, num_tokens, num_seqs, num_pages, table_width, num_items,
-                    KV_HEADS, GROUP, CAUSAL, WINDOW, PAGE,
+                    _produce,
+                    (
+                        q_desc, k_desc, v_desc, q_tiles, k_tiles, v_tiles, bars, block_tables,
+                        query_start, seq_lens, num_tokens, num_seqs, num_pages, table_width,
+                        num_items, KV_HEADS, GROUP, CAUSAL, WINDOW, PAGE, GROUPS,
+                    ),
                 ),
-            ),
-        ],
-        [4, 1],
-        [240, 24],
-    )  # fmt: skip
+            ],
+            [4, 1],
+            [240, 24],
+        )  # fmt: skip
+    else:
+        gl.warp_specialize(
+            [
+                (
+                    _consume,
+                    (
+                        0, out, q_tiles, k_tiles, v_tiles, bars, query_start, seq_lens, num_tokens,
+                        num_seqs, table_width, num_items, KV_HEADS, GROUP, SCALE * LOG2E, CAUSAL,
+                        WINDOW, PAGE, TURNS, GROUPS, LATE,
+                    ),
+                ),
+                (
+                    _consume,
+                    (
+                        1, out, q_tiles, k_tiles, v_tiles, bars, query_start, seq_lens, num_tokens,
+                        num_seqs, table_width, num_items, KV_HEADS, GROUP, SCALE * LOG2E, CAUSAL,
+                        WINDOW, PAGE, TURNS, GROUPS, LATE,
+                    ),
+                ),
+                (
+                    _consume,
+                    (
+                        2, out, q_tiles, k_tiles, v_tiles, bars, query_start, seq_lens, num_tokens,
+                        num_seqs, table_width, num_items, KV_HEADS, GROUP, SCALE * LOG2E, CAUSAL,
+                        WINDOW, PAGE, TURNS, GROUPS, LATE,
+                    ),
+                ),
+                (
+                    _produce,
+                    (
+                        q_desc, k_desc, v_desc, q_tiles, k_tiles, v_tiles, bars, block_tables,
+                        query_start, seq_lens, num_tokens, num_seqs, num_pages, table_width,
+                        num_items, KV_HEADS, GROUP, CAUSAL, WINDOW, PAGE, GROUPS,
+                    ),
+                ),
+            ],
+            [4, 4, 1],
+            [160, 160, 32],
+        )  # fmt: skip
 
 
 @gluon.jit
@@ -468,6 +524,8 @@ def _attend_hopper(
     BLOCK_N: gl.constexpr,
     STAGES: gl.constexpr,
     TURNS: gl.constexpr,
+    GROUPS: gl.constexpr,
+    LATE: gl.constexpr,
 ):
     # q: [T, H, D] strided; caches: [N, P, G, D]; out: [T, H, D]
     flat: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
@@ -486,5 +544,5 @@ def _attend_hopper(
     _attend_described(
         q_desc, k_desc, v_desc, block_tables, seq_lens, query_start, out, num_tokens, num_seqs,
         num_pages, table_width, num_items, KV_HEADS, GROUP, HEAD_DIM, SCALE, CAUSAL, WINDOW, PAGE,
-        BLOCK_N, STAGES, TURNS,
+        BLOCK_N, STAGES, TURNS, GROUPS, LATE,
     )  # fmt: skip
