@@ -188,7 +188,7 @@ def launch_gluon(
     )
 
     tokens, seqs = batch.q.shape[0], len(batch.shape)
-    items = (tokens // (groups * 64 * G // H) + seqs + 1) * G
+    items = (tokens // (groups * 64 * G // H) + seqs + 2) * G
     sms = torch.cuda.get_device_properties(0).multi_processor_count
     grid = (min(items, sms) if persist else items,)
     sizes = (tokens, seqs, batch.k_cache.shape[0], batch.tables.shape[1], items)

@@ -52,7 +52,8 @@ def _work(
 ):
     """What an item of work is: its sequence, KV head, first token, the sequence's last token + 1,
     the position of token 0, and the tiles of keys: the first, their number, and the last key + 1.
-    An item without tokens has no tiles. Items of many keys come first.
+    An item without tokens has no tiles. Items of many keys come first. Rows before the first
+    sequence are -1's, rows behind the last one B's: they see no key.
     """
     # Of two rounds of programs the second goes backwards, so that long and short items add up.
     width = gl.num_programs(0)
@@ -62,11 +63,12 @@ def _work(
     block = num_items // KV_HEADS - 1 - item // KV_HEADS
     seq = _sequence_of(query_start, num_seqs, block, BLOCK_Q)
     start = gl.load(query_start + seq, mask=seq >= 0, other=0).to(gl.int32)
-    stop = gl.load(query_start + seq + 1, mask=seq < num_seqs, other=0).to(gl.int32)
+    stop = gl.load(query_start + seq + 1, mask=seq < num_seqs, other=num_tokens).to(gl.int32)
     length = gl.load(seq_lens + seq, mask=(seq >= 0) & (seq < num_seqs), other=0).to(gl.int32)
     start = gl.maximum(start, 0)
     stop = gl.minimum(stop, num_tokens)
-    first_row = start + (block - (start // BLOCK_Q + seq + 1)) * BLOCK_Q
+    first_block = gl.where(seq >= 0, start // BLOCK_Q + seq + 1, 0)
+    first_row = start + (block - first_block) * BLOCK_Q
     origin = length - stop
 
     high = gl.minimum(length, table_width * PAGE)
@@ -77,21 +79,29 @@ def _work(
     if WINDOW > 0:
         first_tile = gl.maximum(origin + first_row - (WINDOW - 1), 0) // BLOCK_N
     tiles = gl.maximum((high + BLOCK_N - 1) // BLOCK_N - first_tile, 1)
-    some = (seq >= 0) & (first_row < stop) & (item < num_items)
+    some = (first_row < stop) & (item < num_items)
     return seq, item % KV_HEADS, first_row, stop, origin, first_tile, gl.where(some, tiles, 0), high
 
 
 @gluon.jit
-def _bring(desc, rows, column, tiles, stage, ready, PAGE: gl.constexpr, PAGES: gl.constexpr):
-    """Tiles [., PAGES * PAGE, D] get pages of rows; halves of 64 columns lie behind each other."""
+def _bring(desc, table, key, high, num_pages, column, tiles, stage, ready, PAGE: gl.constexpr):
+    """Tile ``stage`` of tiles [., BLOCK_N, D] gets the rows from ``key`` on, a page at a time;
+    halves of 64 columns lie behind each other.
+    """
     half: gl.constexpr = desc.block_type.shape[1]
     HALVES: gl.constexpr = tiles.shape[2] // half
+    PAGES: gl.constexpr = tiles.shape[1] // PAGE
     COUNT: gl.constexpr = tiles.shape[0] * HALVES * PAGES
     boxes = tiles._reinterpret(tiles.dtype, [COUNT, PAGE, half], desc.layout)
-    for part in gl.static_range(HALVES):
-        for page in gl.static_range(PAGES):
+    for page in range(PAGES):
+        # A page behind the keys is out of bounds, which TMA fills with zeros.
+        known = key + page * PAGE < high
+        number = gl.load(table + (key // PAGE + page), mask=known, other=num_pages).to(gl.int32)
+        last = gl.where(known, num_pages - 1, num_pages)
+        row = gl.minimum(gl.maximum(number, 0), last) * PAGE
+        for part in gl.static_range(HALVES):
             box = boxes.index((stage * HALVES + part) * PAGES + page)
-            tma.async_copy_global_to_shared(desc, [rows[page], column + part * half], ready, box)
+            tma.async_copy_global_to_shared(desc, [row, column + part * half], ready, box)
 
 
 @gluon.jit
@@ -125,7 +135,6 @@ def _produce(
     HALF: gl.constexpr = q_desc.block_type.shape[2]
     TOKENS: gl.constexpr = q_desc.block_type.shape[0]
     HALVES: gl.constexpr = DIM // HALF
-    PAGES: gl.constexpr = BLOCK_N // PAGE
     COUNT: gl.constexpr = 2 * GROUPS * HALVES
     q_boxes = q_tiles._reinterpret(q_tiles.dtype, [COUNT, TOKENS, GROUP, HALF], q_desc.layout)
     met = 0
@@ -149,26 +158,20 @@ def _produce(
             table = block_tables + seq.to(gl.int64) * table_width
             for back in range(0, tiles):
                 key = (first_tile + tiles - 1 - back) * BLOCK_N
-                rows = ()
-                for page in gl.static_range(PAGES):
-                    # A page behind the keys is out of bounds, which TMA fills with zeros.
-                    known = key + page * PAGE < high
-                    number = gl.load(table + (key // PAGE + page), mask=known, other=num_pages)
-                    number = gl.where(number < 0, 0, number.to(gl.int32))
-                    last = gl.where(known, num_pages - 1, num_pages)
-                    rows = rows + (gl.minimum(number, last) * PAGE,)
                 stage = met % STAGES
                 parity = ((met // STAGES) & 1) ^ 1
                 mbarrier.wait(k_free.index(stage), parity)
                 mbarrier.expect(k_ready.index(stage), BLOCK_N * DIM * 2)
                 _bring(
-                    k_desc, rows, kv_head * DIM, k_tiles, stage, k_ready.index(stage), PAGE, PAGES
-                )
+                    k_desc, table, key, high, num_pages, kv_head * DIM, k_tiles, stage,
+                    k_ready.index(stage), PAGE,
+                )  # fmt: skip
                 mbarrier.wait(v_free.index(stage), parity)
                 mbarrier.expect(v_ready.index(stage), BLOCK_N * DIM * 2)
                 _bring(
-                    v_desc, rows, kv_head * DIM, v_tiles, stage, v_ready.index(stage), PAGE, PAGES
-                )
+                    v_desc, table, key, high, num_pages, kv_head * DIM, v_tiles, stage,
+                    v_ready.index(stage), PAGE,
+                )  # fmt: skip
                 met += 1
             done += 1
 
@@ -454,7 +457,7 @@ def _attend_described(
                 ),
             ],
             [4, 1],
-            [240, 24],
+            [232, 40],
         )  # fmt: skip
     else:
         gl.warp_specialize(
