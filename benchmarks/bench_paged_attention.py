@@ -2,12 +2,14 @@
 scaled_dot_product_attention of torch (cuDNN and FlashAttention) in the same run.
 
     python benchmarks/bench_paged_attention.py [--lengths 2048,8192] [--all] [-o lines.jsonl]
-        [--cache-dtype fp8]
+        [--cache-dtype fp8] [--sequences 8]
 
-One sequence, 32 query and 8 KV heads of 128 in bfloat16; ours reads K and V from scattered pages,
-torch from one piece. TFLOP/s count the half of the scores that a causal mask leaves. Some rows are
-held against float64 first; exit code 1 if one is wrong. ``--all`` times the search space that fits,
-else the default alone; ``--list`` names what would be timed. With ``--cache-dtype`` ours reads
+One sequence, or several of one length, 32 query and 8 KV heads of 128 in bfloat16; ours reads K and
+V from scattered pages, torch from one piece. TFLOP/s count the half of the scores that a causal
+mask leaves. Some rows are held against float64 first; exit code 1 if one is wrong. ``--all`` times
+the search space that fits,
+``--tiles 128x64x8x2`` these beside the default (rows, keys, warps, stages); ``--list`` names what
+would be timed. With ``--cache-dtype`` ours reads
 codes, and torch the numbers that they stand for.
 """
 
@@ -96,17 +98,16 @@ def problem_of(node: Node) -> Problem:
     return found
 
 
-def variants(problem: Problem, target: Target, whole: bool) -> list[tuple[Tiles, KernelSource]]:
-    """The default first, then all that fit if the ``whole`` space is wanted; each for any number of
-    tokens.
-    """
+def variants(
+    problem: Problem, target: Target, more: Sequence[Tiles]
+) -> list[tuple[Tiles, KernelSource]]:
+    """The default first, then what fits of others; each for any number of tokens."""
     if problem.node.op == "scaled_paged_attention":
-        return _over_codes(problem, target, whole)
+        return _over_codes(problem, target, more)
     decode, default = (default_tiles(problem, target, table) for table in (DECODE, PREFILL))
     assert decode is not None and default is not None
-    tried = [default, *(Tiles(*v) for v in itertools.product(*SPACE.values()) if whole)]
     found = []
-    for tiles in dict.fromkeys(tried):
+    for tiles in dict.fromkeys([default, *more]):
         if shared_bytes(problem, tiles) > target.shared_memory_per_block:
             continue
         source = paged_attention_source(problem, decode, tiles, num_splits(problem, target))
@@ -114,33 +115,37 @@ def variants(problem: Problem, target: Target, whole: bool) -> list[tuple[Tiles,
     return found
 
 
-def _over_codes(problem: Problem, target: Target, whole: bool) -> list[tuple[Tiles, KernelSource]]:
+def _over_codes(
+    problem: Problem, target: Target, more: Sequence[Tiles]
+) -> list[tuple[Tiles, KernelSource]]:
     default = prefill_tiles(problem, target)
     assert default is not None
-    tried = [default, *(Tiles(*v) for v in itertools.product(*SPACE.values()) if whole)]
-    fitting = [tiles for tiles in dict.fromkeys(tried) if prefill_fits(problem, tiles, target)]
+    tried = dict.fromkeys([default, *more])
+    fitting = [tiles for tiles in tried if prefill_fits(problem, tiles, target)]
     return [(tiles, scaled_attention_source(problem, tiles)) for tiles in fitting]
 
 
 @dataclass
 class Case:
-    """One sequence of ``length`` tokens, all of them new; the caches may hold codes."""
+    """Sequences of ``length`` tokens, all of them new; the caches may hold codes."""
 
     length: int
     codes: DType | None = None
+    sequences: int = 1
 
     def __post_init__(self) -> None:
         generator = torch.Generator("cuda").manual_seed(0)
 
         def draw(heads: int) -> torch.Tensor:
-            shape = (self.length, heads, DIM)
+            shape = (self.sequences * self.length, heads, DIM)
             return torch.randn(shape, generator=generator, device="cuda").bfloat16()
 
         self.q, self.k, self.v = draw(HEADS), draw(KV_HEADS), draw(KV_HEADS)
-        pages = -(-self.length // PAGE)
-        self.tables = torch.randperm(pages + 7, generator=generator, device="cuda")[:pages]
-        self.tables = self.tables.int()[None]
-        self.caches = [self._scattered(rows, pages) for rows in (self.k, self.v)]
+        each = -(-self.length // PAGE)
+        pages = self.sequences * each
+        tables = torch.randperm(pages + 7, generator=generator, device="cuda")[:pages]
+        self.tables = tables.int().view(self.sequences, each)
+        self.caches = [self._scattered(rows) for rows in (self.k, self.v)]
         self.scales: list[torch.Tensor] = []
         self.numbers = self.caches
         if self.codes is not None:
@@ -148,50 +153,55 @@ class Case:
             pairs = [rounded(x.nan_to_num(0.0), dtype=self.codes) for x in self.caches]
             self.caches, self.scales = ([pair[i] for pair in pairs] for i in range(2))
             self.numbers = [codes.double() * scales for codes, scales in pairs]
-            slots = self.tables[0].long()
+            slots = self.tables.long()
             self.k, self.v = (
-                x[slots].flatten(0, 1)[: self.length].bfloat16() for x in self.numbers
+                x[slots].flatten(1, 2)[:, : self.length].flatten(0, 1).bfloat16()
+                for x in self.numbers
             )
 
-    def _scattered(self, rows: torch.Tensor, pages: int) -> torch.Tensor:
-        cache = torch.full((pages + 7, PAGE, KV_HEADS, DIM), torch.nan, device="cuda").bfloat16()
-        padded = cache.new_full((pages * PAGE, KV_HEADS, DIM), torch.nan)
-        padded[: self.length] = rows
-        cache[self.tables[0].long()] = padded.unflatten(0, (pages, PAGE))
+    def _scattered(self, rows: torch.Tensor) -> torch.Tensor:
+        sequences, each = self.tables.shape
+        shape = (sequences * each + 7, PAGE, KV_HEADS, DIM)
+        cache = torch.full(shape, torch.nan, device="cuda").bfloat16()
+        padded = cache.new_full((sequences, each * PAGE, KV_HEADS, DIM), torch.nan)
+        padded[:, : self.length] = rows.unflatten(0, (sequences, self.length))
+        cache[self.tables.long()] = padded.unflatten(1, (each, PAGE))
         return cache
 
     @property
     def flops(self) -> float:
         """Of both products, under the causal mask."""
-        return 2.0 * self.length**2 * HEADS * DIM
+        return 2.0 * self.length**2 * HEADS * DIM * self.sequences
 
     @property
     def sizes(self) -> dict[str, int]:
         """The value of each symbol."""
-        pages = self.tables.shape[1]
-        return {"T": self.length, "B": 1, "M": pages, "N": pages + 7}
+        count, pages = self.tables.shape
+        return {"T": count * self.length, "B": count, "M": pages, "N": count * pages + 7}
 
     @property
     def operands(self) -> list[torch.Tensor | None]:
         """Of the call."""
-        ends = torch.tensor([0, self.length], dtype=torch.int32, device="cuda")
-        metadata = (self.tables, ends[1:].clone(), ends, None, None)
+        ends = torch.arange(self.sequences + 1, dtype=torch.int32, device="cuda") * self.length
+        lens = torch.full_like(ends[1:], self.length)
+        metadata = (self.tables, lens, ends, None, None)
         return [self.q, *self.caches, *metadata, *self.scales]
 
     def sdpa(self, backend: SDPBackend) -> Callable[[int], torch.Tensor]:
         """Torch's call, result [S, H, D]; heads of K and V are repeated where it groups none."""
-        q, k, v = (x.transpose(0, 1)[None].contiguous() for x in (self.q, self.k, self.v))
+        parts = (x.unflatten(0, (self.sequences, self.length)) for x in (self.q, self.k, self.v))
+        q, k, v = (x.transpose(1, 2).contiguous() for x in parts)
         repeated = [x.repeat_interleave(HEADS // KV_HEADS, 1) for x in (k, v)]
 
         def grouped(index: int) -> torch.Tensor:
             with sdpa_kernel(backend):
                 found = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-            return found[0].transpose(0, 1)
+            return found.transpose(1, 2).flatten(0, 1)
 
         def each(index: int) -> torch.Tensor:
             with sdpa_kernel(backend):
                 found = F.scaled_dot_product_attention(q, *repeated, is_causal=True)
-            return found[0].transpose(0, 1)
+            return found.transpose(1, 2).flatten(0, 1)
 
         try:
             grouped(0)
@@ -202,11 +212,13 @@ class Case:
     def error(self, found: torch.Tensor) -> float:
         """The largest error of some rows, over what the op's tolerance allows; inf for NaN."""
         some = {0, 1, 15, 16, 127, 128, self.length // 3, self.length - 2, self.length - 1}
-        rows = torch.tensor(sorted(some), device="cuda")
+        which = [0] * len(some) + [self.sequences - 1] * len(some)
+        tokens = torch.tensor([*sorted(some), *sorted(some)], device="cuda")
+        rows = torch.tensor(which, device="cuda") * self.length + tokens
         # Each as the last token of a sequence of its own over the same pages.
-        tables = self.tables.expand(len(rows), -1)
+        tables = self.tables[which]
         caches = (cache.double() for cache in self.numbers)
-        lens = (rows + 1).int()
+        lens = (tokens + 1).int()
         wanted = OP.reference(self.q[rows].double(), *caches, tables, lens, scale=DIM**-0.5)
         assert isinstance(wanted, torch.Tensor)
         relative, absolute = OP.tolerance[DType.BF16]
@@ -228,6 +240,7 @@ def timed(
     record = {
         "kernel": "paged_attention",
         "length": case.length,
+        "sequences": case.sequences,
         "cache": str(case.codes or DType.BF16),
         "variant": name,
         "microseconds": seconds * 1e6,
@@ -235,7 +248,8 @@ def timed(
         "error": error,
         **more,
     }
-    text = f"S{case.length:<6} {name:24} {seconds * 1e6:9.1f} us {rate * 1e-12:6.1f} TFLOP/s"
+    shape = f"{case.sequences} x {case.length}"
+    text = f"{shape:9} {name:24} {seconds * 1e6:9.1f} us {rate * 1e-12:6.1f} TFLOP/s"
     report(record, f"{text} error {error:.2f}", out)
     return error <= 1.0
 
@@ -254,14 +268,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parses the command line, measures, and prints a line a variant."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lengths", default="2048,8192")
+    parser.add_argument("--sequences", type=int, default=1)
     parser.add_argument("--all", action="store_true")
+    parser.add_argument("--tiles", default="", help="by commas")
     parser.add_argument("--cache-dtype", choices=CODES, default="auto", help="of the caches")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args(arguments)
     target = TARGETS["h100"] if options.list else Target.detect()
     codes = CODES[options.cache_dtype]
-    tried = variants(problem_of(attention_node(codes=codes)), target, options.all)
+    more = [Tiles(*map(int, text.split("x"))) for text in options.tiles.split(",") if text]
+    if options.all:
+        more = [Tiles(*values) for values in itertools.product(*SPACE.values())]
+    tried = variants(problem_of(attention_node(codes=codes)), target, more)
     if options.list:
         for tiles, source in tried:
             print(tiles, source.digest[:8])
@@ -270,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(torch.cuda.get_device_name())
     wrong = 0
     for length in map(int, options.lengths.split(",")):
-        case = Case(length, codes)
+        case = Case(length, codes, options.sequences)
         for name, backend in RIVALS.items():
             try:
                 timed(case, f"torch {name}", case.sdpa(backend), {}, options.output)

@@ -32,7 +32,7 @@ from .pool import KVPool, PagedPool, SlotPool
 from .refit import refit, refit_refused
 from .runner import ProgramRunner
 from .sampling import Sampler
-from .scheduler import Scheduler
+from .scheduler import ROWS, Scheduler
 from .sliding import ENDLESS
 from .sliding_pool import SlidingPool
 from .step import Step, StepExecutor
@@ -49,7 +49,8 @@ class CausalLMEngine(RunningEngine):
         assert image.lm is not None
         self.config: LMConfig = image.lm
         tokens = prefill_tokens(self.runner.program, self.config, self.runner.device)
-        self.executor, self.pool = _memory(self.config, self.runner, self.decode_runner, tokens)
+        most = tokens + -(-self.config.max_batch_size // ROWS) * ROWS  # decodes beside prompts
+        self.executor, self.pool = _memory(self.config, self.runner, self.decode_runner, most)
         scheduler = Scheduler(
             self.pool,
             self.executor.capabilities,

@@ -28,6 +28,7 @@ _deadline = attrgetter("deadline")
 
 STEP_TOKENS = 2048  # large enough for products to be bound by arithmetic
 CROWD = 8  # waiting sequences
+ROWS = 128  # tokens of a tile of the products: a step of 8193 takes as long as one of 8320
 SCORED_TOKENS = 256  # of a prompt, where each wants its logits: 128 MB of 128k a token
 
 
@@ -40,7 +41,9 @@ class Scheduler:
             token of each running sequence.
         max_tokens_per_step: the token budget of a step, for executors that mix.
         max_prefill_tokens: the budget of a step while no sequence decodes, if it is larger: nobody
-            waits for a token then. And while a crowd waits, that would wait all the longer.
+            waits for a token then. And from when a crowd waits, that would wait all the longer,
+            until the last of it is computed; tokens of decodes come beside it then, and whatever
+            fills the last `ROWS`.
         max_num_seqs: the most sequences that run at once.
         clock: seconds that never go back, for deadlines, and for the loop's times.
         buckets: prompts of one are computed together, by executors that do not mix; None for each
@@ -81,6 +84,7 @@ class Scheduler:
         # An executor that does not mix computes a prompt whole.
         self.reuses = pool.caches and capabilities.mixes
         self.waiting: list[Sequence] = []
+        self._crowded = False
         self.running: list[Sequence] = []
         self.num_preemptions = self.num_drops = 0
         self.num_guests = 0  # whose pages nobody here holds, and who will let go of them
@@ -281,8 +285,12 @@ class Scheduler:
         ahead of a step in flight only of those that may be sampled there.
         """
         decoding = plan.num_sequences
-        large = not decoding or len(self.waiting) >= CROWD
-        budget = (self.max_prefill_tokens if large else self.max_tokens_per_step) - decoding
+        self._crowded = self._crowded or len(self.waiting) >= CROWD
+        if self._crowded:
+            budget = self.max_prefill_tokens + -decoding % ROWS
+        else:
+            budget = self.max_tokens_per_step if decoding else self.max_prefill_tokens
+            budget -= decoding
         for seq in self.running:
             count = self._chunk(seq, budget)
             if seq.remaining > 1 and count and self._has_pages(seq, count):
@@ -290,11 +298,12 @@ class Scheduler:
                 budget -= count
         while budget and self._admits():
             if ahead and not samples_anywhere(self.waiting[0]):
-                return
+                break
             seq = self._admit(plan)
             count = self._chunk(seq, budget)
             self._take(plan, seq, count)
             budget -= count
+        self._crowded = self._crowded and bool(self.waiting)
 
     def _chunk(self, seq: Sequence, budget: int) -> int:
         """How many of a sequence's tokens a step takes, of those that it has a budget for."""

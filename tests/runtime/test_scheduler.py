@@ -94,13 +94,20 @@ def test_prompts_get_a_larger_budget_while_no_sequence_decodes():
     assert advance(scheduler) == [(a, 4)]  # never less than the budget of any step
 
 
-def test_so_they_do_while_a_crowd_waits():
-    scheduler = Scheduler(PagedPool(99, 4), PAGED, max_tokens_per_step=4, max_prefill_tokens=10)
+def test_so_they_do_until_the_last_of_a_crowd_is_computed():
+    scheduler = Scheduler(PagedPool(99, 4), PAGED, max_tokens_per_step=16, max_prefill_tokens=40)
     (first,) = add(scheduler, request(3))
     assert advance(scheduler) == [(first, 3)]
-    others = add(scheduler, *(request(9) for _ in range(CROWD)))
-    assert advance(scheduler) == [(first, 1), (others[0], 9)]
-    assert advance(scheduler) == [(first, 1), (others[0], 1), (others[1], 2)]  # one fewer waits
+    crowd = add(scheduler, *(request(30) for _ in range(CROWD)))
+    # Decodes come beside the budget, and so does what fills a tile of the products.
+    whole = [(one, 30) for one in crowd[:5]]
+    assert advance(scheduler) == [(first, 1), *whole, (crowd[5], 40 + 127 - 150)]
+    decodes = [(one, 1) for one in (first, *crowd[:5])]
+    assert advance(scheduler) == [*decodes, (crowd[5], 13), (crowd[6], 30), (crowd[7], 30)]
+    late, later = add(scheduler, request(30), request(30))
+    assert advance(scheduler)[9:] == [(late, 16 - 9)]
+    scheduler.drop(late)
+    assert advance(scheduler)[9:] == [(later, 16 - 9)]
 
 
 def test_an_executor_that_does_not_mix_gets_prefill_alone():
