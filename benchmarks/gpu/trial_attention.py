@@ -3,10 +3,10 @@
     python benchmarks/gpu/trial_attention.py
 
 32 query heads and 8 KV heads of 128, bf16, causal; keys and values lie on shuffled pages for our
-kernels, in a row for libraries. Each way is first checked in float64 on sampled tokens, our own on
-a ragged batch too whose unwritten cache holds NaN, then timed by replays of a CUDA graph over
-rotated buffers. All are compiled side by side; then one process measures them in turn, and is
-replaced where a kernel hangs (20 s) or breaks the device. The table comes last.
+kernels, in a row for libraries, which take no ragged batches here. Each way is first checked in
+float64 on sampled tokens, with NaN where the cache is unwritten, then timed by replays of a CUDA
+graph over rotated buffers. All are compiled side by side; then one process measures them in turn,
+and is replaced where a kernel hangs (20 s) or breaks the device. The table comes last.
 """
 
 # ruff: noqa: ANN001, ANN201, ANN202, N803
@@ -26,15 +26,21 @@ from dataclasses import dataclass
 
 import torch
 import triton
-import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor as PlainDescriptor
 
 H, G, D = 32, 8, 128
 SCALE = D**-0.5
-LENGTHS = (512, 2048, 8192)
 COPIES = 3  # inputs that replays rotate over
 LIMIT = 20.0  # seconds for a line of the measuring process
-RAGGED = ((37, 37), (1, 70), (300, 300), (160, 933), (64, 128))  # tokens, keys of a sequence
+SHAPES: dict[str, tuple[tuple[int, int], ...]] = {  # tokens and keys of sequences
+    "512": ((512, 512),),
+    "2048": ((2048, 2048),),
+    "8192": ((8192, 8192),),
+    "ragged": ((37, 37), (1, 70), (300, 300), (160, 933), (64, 128)),
+    "chunk": ((2048, 8192),),
+    "8x1024": ((1024, 1024),) * 8,
+    "mixed": ((1, 1100),) * 120 + ((1024, 1024),) * 8,
+    "mixed behind": ((1024, 1024),) * 8 + ((1, 1100),) * 120,
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class Way:
     """A way to compute attention.
 
     Attributes:
-        kind: gluon, paged (the engine's kernel), plain (Triton, specialised by the compiler), sdpa.
+        kind: gluon, paged (the engine's kernel), sdpa.
         options: of the kind.
     """
 
@@ -50,66 +56,15 @@ class Way:
     options: dict[str, int | str]
 
 
-def _gluon(block_n: int, stages: int, **options: int) -> Way:
-    """A cut of the Hopper kernel: whether groups take turns, tokens of a page, a program for each
-    multiprocessor or for each item, descriptors by the kernel (as the engine's) or by the host,
-    warp groups that multiply, keys given back late.
-    """
-    cut = {"turns": 0, "page": 16, "persist": 1, "made": 0, "groups": 2, "late": 0} | options
-    return Way("gluon", {"block_n": block_n, "stages": stages, **cut})
-
-
 WAYS = {
     "sdpa cudnn": Way("sdpa", {"backend": "CUDNN_ATTENTION"}),
-    "sdpa flash": Way("sdpa", {"backend": "FLASH_ATTENTION"}),
     "engine 128x128 8w 1s": Way("paged", {"m": 128, "n": 128, "warps": 8, "stages": 1}),
-    "gluon 128 2s": _gluon(128, 2),
-    "gluon 128 2s turns": _gluon(128, 2, turns=1),
-    "gluon 128 2s turns made": _gluon(128, 2, turns=1, made=1),
-    "gluon 128 2s single": _gluon(128, 2, persist=0),
-    "gluon 128 2s turns single": _gluon(128, 2, turns=1, persist=0),
-    "gluon 128 2s turns late": _gluon(128, 2, turns=1, late=1),
-    "gluon 128 2s turns dense": _gluon(128, 2, turns=1, page=128),
-    "gluon 64 4s": _gluon(64, 4),
-    "gluon 64 4s turns": _gluon(64, 4, turns=1),
-    "gluon 64 3 groups": _gluon(64, 3, groups=3),
-    "gluon 64 3 groups turns": _gluon(64, 3, groups=3, turns=1),
-    "gluon 64 3 groups single": _gluon(64, 3, groups=3, persist=0),
-    "plain 128x128 ws": Way("plain", {"m": 128, "n": 128, "warps": 4, "stages": 2, "ws": 1}),
-    "plain 128x128": Way("plain", {"m": 128, "n": 128, "warps": 8, "stages": 2, "ws": 0}),
+    "engine 64x64 4w 2s": Way("paged", {"m": 64, "n": 64, "warps": 4, "stages": 2}),
+    "gluon host": Way("gluon", {"block_n": 128, "stages": 2, "mixed": 0, "made": 0}),
+    "gluon": Way("gluon", {"block_n": 128, "stages": 2, "mixed": 0, "made": 1}),
+    "gluon two ways": Way("gluon", {"block_n": 128, "stages": 2, "mixed": 1, "made": 1}),
+    "gluon 64 4s two ways": Way("gluon", {"block_n": 64, "stages": 4, "mixed": 1, "made": 1}),
 }
-
-
-@triton.jit
-def _plain_attention(
-    q_desc, k_desc, v_desc, out, length, HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
-    DIM: tl.constexpr, FACTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    SPECIALISED: tl.constexpr,
-):  # fmt: skip
-    first = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_M
-    head = tl.program_id(1)
-    kv_head = head // (HEADS // KV_HEADS)
-    query = q_desc.load([first, head * DIM])
-    row = first + tl.arange(0, BLOCK_M)
-    row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    row_sum = tl.full([BLOCK_M], 0.0, tl.float32)
-    acc = tl.zeros([BLOCK_M, DIM], tl.float32)
-    for key in tl.range(0, first + BLOCK_M, BLOCK_N, warp_specialize=SPECIALISED):
-        keys = k_desc.load([key, kv_head * DIM])
-        scores = tl.dot(query, keys.T)
-        seen = row[:, None] >= (key + tl.arange(0, BLOCK_N))[None, :]
-        scores = tl.where(seen, scores, float("-inf"))
-        new_max = tl.maximum(row_max, tl.max(scores, 1))
-        weights = tl.exp2(scores * FACTOR - (new_max * FACTOR)[:, None])
-        decay = tl.exp2((row_max - new_max) * FACTOR)
-        row_sum = row_sum * decay + tl.sum(weights, 1)
-        values = v_desc.load([key, kv_head * DIM])
-        acc = tl.dot(weights.to(values.dtype), values, acc * decay[:, None])
-        row_max = new_max
-    cells = (row[:, None] * HEADS + head) * DIM + tl.arange(0, DIM)[None, :]
-    tl.store(
-        out + cells, (acc / row_sum[:, None]).to(out.dtype.element_ty), (row < length)[:, None]
-    )
 
 
 class Batch:
@@ -167,17 +122,7 @@ class Batch:
         return worst
 
 
-def launch_gluon(
-    batch: Batch,
-    block_n: int,
-    stages: int,
-    turns: int,
-    page: int,
-    persist: int,
-    made: int,
-    groups: int,
-    late: int,
-):
+def launch_gluon(batch: Batch, block_n: int, stages: int, mixed: int, made: int):
     """A launch of the Hopper kernel on a batch."""
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
@@ -188,12 +133,12 @@ def launch_gluon(
     )
 
     tokens, seqs = batch.q.shape[0], len(batch.shape)
-    items = (tokens // (groups * 64 * G // H) + seqs + 2) * G
-    sms = torch.cuda.get_device_properties(0).multi_processor_count
-    grid = (min(items, sms) if persist else items,)
+    items = (tokens // (128 * G // H) + seqs + 2) * G
+    page = batch.page
+    grid = (min(items, torch.cuda.get_device_properties(0).multi_processor_count),)
     sizes = (tokens, seqs, batch.k_cache.shape[0], batch.tables.shape[1], items)
     read = (batch.tables, batch.lens, batch.starts, batch.out)
-    cut = (G, H // G, D, SCALE, True, 0, page, block_n, stages, turns, groups, late)
+    cut = (G, H // G, D, SCALE, True, 0, page, block_n, stages, mixed)
     options = {"num_warps": 4}
     if made:
         strides = (0, H * D, D)
@@ -220,21 +165,11 @@ def launch_paged(batch: Batch, m: int, n: int, warps: int, stages: int):
     return _attend, args, grid, {"num_warps": warps, "num_stages": stages}
 
 
-def launch_plain(batch: Batch, m: int, n: int, warps: int, stages: int, ws: int):
-    """A launch of the plain kernel, on one sequence in a row."""
-    tokens = batch.q.shape[0]
-    q = PlainDescriptor.from_tensor(batch.q.view(tokens, H * D), [m, D])
-    k, v = (PlainDescriptor.from_tensor(x.view(-1, G * D), [n, D]) for x in (batch.k, batch.v))
-    factor = SCALE * 1.4426950408889634
-    args = (q, k, v, batch.out, tokens, H, G, D, factor, m, n, bool(ws))
-    return _plain_attention, args, (-(-tokens // m), H), {"num_warps": warps, "num_stages": stages}
-
-
 def _scratch(size: int, align: int, stream: int | None) -> torch.Tensor:
     return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
-LAUNCHES = {"gluon": launch_gluon, "paged": launch_paged, "plain": launch_plain}
+LAUNCHES = {"gluon": launch_gluon, "paged": launch_paged}
 
 
 def prepared(way: Way, batch: Batch) -> Callable[[], torch.Tensor]:
@@ -250,21 +185,22 @@ def prepared(way: Way, batch: Batch) -> Callable[[], torch.Tensor]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     backend = getattr(SDPBackend, str(way.options["backend"]))
-    q, k, v = (x.transpose(0, 1)[None] for x in (batch.q, batch.k, batch.v))
+    count = len(batch.shape)
+    q, k, v = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (batch.q, batch.k, batch.v))
 
     def library() -> torch.Tensor:
         with sdpa_kernel(backend):
             out = torch.nn.functional.scaled_dot_product_attention(
                 q, k, v, is_causal=True, enable_gqa=True
             )
-        return out[0].transpose(0, 1)
+        return out.transpose(1, 2).flatten(0, 1)
 
     return library
 
 
-def replay_us(calls: Sequence[Callable[[], torch.Tensor]], length: int) -> float:
+def replay_us(calls: Sequence[Callable[[], torch.Tensor]], tokens: int) -> float:
     """Median microseconds of a call, of replays that go round the calls."""
-    rounds = max(2, 8192 // length)
+    rounds = max(2, 8192 // tokens)
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for call in calls:
@@ -287,25 +223,19 @@ def replay_us(calls: Sequence[Callable[[], torch.Tensor]], length: int) -> float
     return statistics.median(times)
 
 
-def page_of(way: Way) -> int:
-    """Tokens of a page in a way's cache."""
-    return int(way.options.get("page", 16))
-
-
 def measure(names: Sequence[str]) -> None:
     """Prints a line of JSON for each part of each way."""
     for name in names:
         way = WAYS[name]
         try:
-            ragged = way.kind in ("gluon", "paged")
-            for length in (0, *LENGTHS) if ragged else LENGTHS:
-                shape = ((length, length),) if length else RAGGED
-                batches = [Batch(shape, page_of(way), seed) for seed in range(COPIES)]
+            for label, shape in SHAPES.items():
+                if way.kind == "sdpa" and len(set(shape)) + (shape[0][0] != shape[0][1]) > 1:
+                    continue
+                batches = [Batch(shape, 16, seed) for seed in range(COPIES)]
                 calls = [prepared(way, batch) for batch in batches]
-                error = batches[0].worst(calls[0]())
-                again = batches[0].worst(calls[0]())
-                us = replay_us(calls, length) if length else 0.0
-                said = {"name": name, "length": length, "error": max(error, again), "us": us}
+                errors = [batches[0].worst(calls[0]()) for _ in range(2)]
+                us = replay_us(calls, len(batches[0].q))
+                said = {"name": name, "shape": label, "error": max(errors), "us": us}
                 print(json.dumps(said), flush=True)
             print(json.dumps({"name": name, "end": True}), flush=True)
         except Exception as error:  # a broken way must not take the others along
@@ -320,12 +250,8 @@ def measure(names: Sequence[str]) -> None:
 def compile_only(name: str) -> None:
     """Compiles a way for the device into Triton's cache; launches nothing."""
     way = WAYS[name]
-    for shape in (RAGGED, ((512, 512),), ((2048, 2048),)):
-        if way.kind == "plain" and shape is RAGGED:
-            continue
-        kernel, args, grid, options = LAUNCHES[way.kind](
-            Batch(shape, page_of(way), 0), **way.options
-        )
+    for shape in SHAPES.values():
+        kernel, args, grid, options = LAUNCHES[way.kind](Batch(shape, 16, 0), **way.options)
         compiled = kernel.warmup(*args, grid=grid, **options)
         compiled._init_handles()
         used = {"registers": compiled.n_regs, "spilled": compiled.n_spills}
@@ -372,28 +298,22 @@ def follow(names: list[str], lines: list[dict[str, object]]) -> list[str]:
 
 
 def table(lines: Sequence[dict[str, object]]) -> None:
-    """Prints what was measured, beside cuDNN's."""
-    times = {(x["name"], x["length"]): x for x in lines if "us" in x}
-    print(
-        f"\n{'way':28s}"
-        + "".join(f"| S = {s}: µs, TFLOP/s, of cuDNN " for s in LENGTHS)
-        + "| error"
-    )
+    """Prints what was measured: for each shape the times, and each way's largest error."""
+    times = {(x["name"], x["shape"]): float(str(x["us"])) for x in lines if "us" in x}
+    flops = {
+        label: 4 * D * H * sum(t * s - t * (t - 1) / 2 for t, s in shape)
+        for label, shape in SHAPES.items()
+    }
+    print(f"\n{'µs (TFLOP/s)':22s}" + "".join(f"|{label:>14s} " for label in SHAPES) + "| error")
     for name in WAYS:
-        row = f"{name:28s}"
-        for length in LENGTHS:
-            entry = times.get((name, length))
-            best = times.get(("sdpa cudnn", length))
-            if entry is None:
-                row += "|" + " " * 30
-                continue
-            us = float(str(entry["us"]))
-            share = float(str(best["us"])) / us if best else float("nan")
-            tflops = 2 * length * (length + 1) * D * H / us / 1e6
-            row += f"| {us:10.1f} {tflops:8.0f} {share:8.2f}  "
-        errors = [f"{float(str(x['error'])):.1e}" for x in lines if x["name"] == name and "us" in x]
+        row = f"{name:22s}"
+        for label in SHAPES:
+            us = times.get((name, label))
+            cell = f"{us:8.1f} ({flops[label] / us / 1e6:3.0f})" if us else ""
+            row += f"|{cell:>14s} "
+        errors = [float(str(x["error"])) for x in lines if x["name"] == name and "us" in x]
         failed = [str(x["failed"]) for x in lines if x["name"] == name and "failed" in x]
-        print(row + "| " + " ".join(errors + failed))
+        print(f"{row}| {max(errors, default=0):.1e} {' '.join(failed)}")
 
 
 def main() -> None:

@@ -36,30 +36,34 @@ def _sequence_of(query_start, num_seqs, block, BLOCK_Q: gl.constexpr):
 
 @gluon.jit
 def _work(
-    item,
+    turn,
     query_start,
     seq_lens,
     num_tokens,
     num_seqs,
-    table_width,
     num_items,
     KV_HEADS: gl.constexpr,
     CAUSAL: gl.constexpr,
     WINDOW: gl.constexpr,
-    PAGE: gl.constexpr,
     BLOCK_Q: gl.constexpr,
     BLOCK_N: gl.constexpr,
+    MIXED: gl.constexpr,
 ):
-    """What an item of work is: its sequence, KV head, first token, the sequence's last token + 1,
-    the position of token 0, and the tiles of keys: the first, their number, and the last key + 1.
-    An item without tokens has no tiles. Items of many keys come first. Rows before the first
-    sequence are -1's, rows behind the last one B's: they see no key.
+    """What a program's next item of work is: its sequence, KV head, first token, the sequence's
+    last token + 1, the position of token 0, and the tiles of keys: the first, their number, and
+    the last key + 1. An item without tokens has no tiles. Items of many keys come first. Rows
+    before the first sequence are -1's, rows behind the last one B's: they see no key.
     """
-    # Of two rounds of programs the second goes backwards, so that long and short items add up.
+    # Every second round goes backwards, so that long and short items add up; and every second
+    # program goes from the last round to the first, so that items that wait for memory, of one
+    # token each, run beside those that multiply.
     width = gl.num_programs(0)
-    within = item % width
-    turned = gl.where((item // width) % 2 == 0, within, width - 1 - within)
-    item = gl.minimum(item - within + turned, num_items)
+    within = gl.program_id(0)
+    rounds = gl.cdiv(num_items, width)
+    if MIXED:
+        turn = gl.where(within % 2 == 0, turn, rounds - 1 - turn)
+    item = turn * width + gl.where(turn % 2 == 0, within, width - 1 - within)
+    item = gl.minimum(item, num_items)
     block = num_items // KV_HEADS - 1 - item // KV_HEADS
     seq = _sequence_of(query_start, num_seqs, block, BLOCK_Q)
     start = gl.load(query_start + seq, mask=seq >= 0, other=0).to(gl.int32)
@@ -71,7 +75,7 @@ def _work(
     first_row = start + (block - first_block) * BLOCK_Q
     origin = length - stop
 
-    high = gl.minimum(length, table_width * PAGE)
+    high = length
     if CAUSAL:
         high = gl.minimum(high, origin + gl.minimum(first_row + BLOCK_Q, stop))
     high = gl.maximum(high, 0)
@@ -84,7 +88,7 @@ def _work(
 
 
 @gluon.jit
-def _bring(desc, table, key, high, num_pages, column, tiles, stage, ready, PAGE: gl.constexpr):
+def _bring(desc, table, key, last_key, num_pages, column, tiles, stage, ready, PAGE: gl.constexpr):
     """Tile ``stage`` of tiles [., BLOCK_N, D] gets the rows from ``key`` on, a page at a time;
     halves of 64 columns lie behind each other.
     """
@@ -95,7 +99,7 @@ def _bring(desc, table, key, high, num_pages, column, tiles, stage, ready, PAGE:
     boxes = tiles._reinterpret(tiles.dtype, [COUNT, PAGE, half], desc.layout)
     for page in range(PAGES):
         # A page behind the keys is out of bounds, which TMA fills with zeros.
-        known = key + page * PAGE < high
+        known = key + page * PAGE < last_key
         number = gl.load(table + (key // PAGE + page), mask=known, other=num_pages).to(gl.int32)
         last = gl.where(known, num_pages - 1, num_pages)
         row = gl.minimum(gl.maximum(number, 0), last) * PAGE
@@ -126,24 +130,24 @@ def _produce(
     CAUSAL: gl.constexpr,
     WINDOW: gl.constexpr,
     PAGE: gl.constexpr,
-    GROUPS: gl.constexpr,
+    MIXED: gl.constexpr,
 ):
-    q_ready, q_free, k_ready, k_free, v_ready, v_free, _turn = bars
+    q_ready, q_free, k_ready, k_free, v_ready, v_free = bars
     STAGES: gl.constexpr = k_tiles.shape[0]
     BLOCK_N: gl.constexpr = k_tiles.shape[1]
     DIM: gl.constexpr = k_tiles.shape[2]
     HALF: gl.constexpr = q_desc.block_type.shape[2]
     TOKENS: gl.constexpr = q_desc.block_type.shape[0]
     HALVES: gl.constexpr = DIM // HALF
+    GROUPS: gl.constexpr = 2
     COUNT: gl.constexpr = 2 * GROUPS * HALVES
     q_boxes = q_tiles._reinterpret(q_tiles.dtype, [COUNT, TOKENS, GROUP, HALF], q_desc.layout)
     met = 0
     done = 0
-    programs = gl.num_programs(0)
-    for item in range(gl.program_id(0), gl.cdiv(num_items, programs) * programs, programs):
+    for turn in range(gl.cdiv(num_items, gl.num_programs(0))):
         seq, kv_head, first_row, _stop, _origin, first_tile, tiles, high = _work(
-            item, query_start, seq_lens, num_tokens, num_seqs, table_width, num_items, KV_HEADS,
-            CAUSAL, WINDOW, PAGE, GROUPS * TOKENS, BLOCK_N,
+            turn, query_start, seq_lens, num_tokens, num_seqs, num_items, KV_HEADS,
+            CAUSAL, WINDOW, GROUPS * TOKENS, BLOCK_N, MIXED,
         )  # fmt: skip
         if tiles > 0:
             slot = done & 1
@@ -155,7 +159,9 @@ def _produce(
                 ]  # fmt: skip
                 box = q_boxes.index(slot * GROUPS * HALVES + part)
                 tma.async_copy_global_to_shared(q_desc, where, q_ready.index(slot), box)
-            table = block_tables + seq.to(gl.int64) * table_width
+            # Rows of tables are few enough for 32 bits.
+            table = block_tables + seq * table_width
+            last_key = gl.minimum(high, table_width * PAGE)
             for back in range(0, tiles):
                 key = (first_tile + tiles - 1 - back) * BLOCK_N
                 stage = met % STAGES
@@ -163,13 +169,13 @@ def _produce(
                 mbarrier.wait(k_free.index(stage), parity)
                 mbarrier.expect(k_ready.index(stage), BLOCK_N * DIM * 2)
                 _bring(
-                    k_desc, table, key, high, num_pages, kv_head * DIM, k_tiles, stage,
+                    k_desc, table, key, last_key, num_pages, kv_head * DIM, k_tiles, stage,
                     k_ready.index(stage), PAGE,
                 )  # fmt: skip
                 mbarrier.wait(v_free.index(stage), parity)
                 mbarrier.expect(v_ready.index(stage), BLOCK_N * DIM * 2)
                 _bring(
-                    v_desc, table, key, high, num_pages, kv_head * DIM, v_tiles, stage,
+                    v_desc, table, key, last_key, num_pages, kv_head * DIM, v_tiles, stage,
                     v_ready.index(stage), PAGE,
                 )  # fmt: skip
                 met += 1
@@ -241,7 +247,6 @@ def _consume(
     seq_lens,
     num_tokens,
     num_seqs,
-    table_width,
     num_items,
     KV_HEADS: gl.constexpr,
     GROUP: gl.constexpr,
@@ -249,14 +254,13 @@ def _consume(
     CAUSAL: gl.constexpr,
     WINDOW: gl.constexpr,
     PAGE: gl.constexpr,
-    TURNS: gl.constexpr,
-    GROUPS: gl.constexpr,
-    LATE: gl.constexpr,
+    MIXED: gl.constexpr,
 ):
-    q_ready, q_free, k_ready, k_free, v_ready, v_free, turn = bars
+    q_ready, q_free, k_ready, k_free, v_ready, v_free = bars
     STAGES: gl.constexpr = k_tiles.shape[0]
     BLOCK_N: gl.constexpr = k_tiles.shape[1]
     DIM: gl.constexpr = k_tiles.shape[2]
+    GROUPS: gl.constexpr = 2
     BLOCK_Q: gl.constexpr = GROUPS * 64 // GROUP
     scores_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     sums_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DIM, 16])
@@ -264,20 +268,16 @@ def _consume(
     score_rows: gl.constexpr = gl.SliceLayout(1, scores_layout)
     sum_rows: gl.constexpr = gl.SliceLayout(1, sums_layout)
     written: gl.constexpr = gl.BlockedLayout([1, 8], [256 // DIM, DIM // 8], [4, 1], [1, 0])
-    # The first turn is the first group's, of whom nobody went before.
-    AHEAD: gl.constexpr = 1 if WHICH == 0 else 0
-    NEXT: gl.constexpr = (WHICH + 1) % GROUPS
     nothing = gl.zeros([64, BLOCK_N], gl.float32, scores_layout)
     mine = WHICH * 64 + gl.arange(0, 64, layout=score_rows)
     index = WHICH * 64 + gl.arange(0, 64, layout=gl.SliceLayout(1, written))
     column = gl.arange(0, DIM, layout=gl.SliceLayout(0, written))
     met = 0
     done = 0
-    programs = gl.num_programs(0)
-    for item in range(gl.program_id(0), gl.cdiv(num_items, programs) * programs, programs):
+    for turn in range(gl.cdiv(num_items, gl.num_programs(0))):
         _seq, kv_head, first_row, stop, origin, first_tile, tiles, high = _work(
-            item, query_start, seq_lens, num_tokens, num_seqs, table_width, num_items, KV_HEADS,
-            CAUSAL, WINDOW, PAGE, BLOCK_Q, BLOCK_N,
+            turn, query_start, seq_lens, num_tokens, num_seqs, num_items, KV_HEADS,
+            CAUSAL, WINDOW, BLOCK_Q, BLOCK_N, MIXED,
         )  # fmt: skip
         if tiles > 0:
             first_pos = origin + first_row
@@ -298,13 +298,9 @@ def _consume(
             mbarrier.wait(q_ready.index(slot), (done >> 1) & 1)
             stage = met % STAGES
             mbarrier.wait(k_ready.index(stage), (met // STAGES) & 1)
-            if TURNS:
-                mbarrier.wait(turn.index(WHICH), (met & 1) ^ AHEAD)
             scores = warpgroup_mma(
                 query, k_tiles.index(stage).permute((1, 0)), nothing, use_acc=False, is_async=True
             )
-            if TURNS:
-                mbarrier.arrive(turn.index(NEXT))
             scores = warpgroup_mma_wait(0, deps=(scores,))
             mbarrier.arrive(k_free.index(stage))
             row_max = gl.full([64], float("-inf"), gl.float32, score_rows)
@@ -328,19 +324,14 @@ def _consume(
                     met += 1
                     stage = met % STAGES
                     mbarrier.wait(k_ready.index(stage), (met // STAGES) & 1)
-                    if TURNS:
-                        mbarrier.wait(turn.index(WHICH), (met & 1) ^ AHEAD)
                     scores = warpgroup_mma(
                         query, k_tiles.index(stage).permute((1, 0)), nothing, use_acc=False,
                         is_async=True,
                     )  # fmt: skip
                     mbarrier.wait(v_ready.index(late), late_parity)
                     sums = warpgroup_mma(weights, v_tiles.index(late), acc, is_async=True)
-                    if TURNS:
-                        mbarrier.arrive(turn.index(NEXT))
                     scores = warpgroup_mma_wait(1, deps=(scores,))
-                    if not LATE:
-                        mbarrier.arrive(k_free.index(stage))
+                    mbarrier.arrive(k_free.index(stage))
                     fresh, decay, row_max, row_sum = _softmax(
                         scores, row_max, row_sum, query_pos, tile * BLOCK_N, high, FACTOR, CAUSAL,
                         WINDOW, stretch != 1,
@@ -349,8 +340,6 @@ def _consume(
                     # Passed at once: a branch, past which the assembler moves no exponentials.
                     mbarrier.wait(v_ready.index(late), late_parity)
                     acc, weights = warpgroup_mma_wait(0, deps=(sums, weights))
-                    if LATE:
-                        mbarrier.arrive(k_free.index(stage))
                     mbarrier.arrive(v_free.index(late))
                     acc = acc * gl.convert_layout(decay, sum_rows)[:, None]
                     weights = fresh
@@ -397,14 +386,13 @@ def _attend_described(
     PAGE: gl.constexpr,
     BLOCK_N: gl.constexpr,
     STAGES: gl.constexpr,
-    TURNS: gl.constexpr,
-    GROUPS: gl.constexpr,
-    LATE: gl.constexpr,
+    MIXED: gl.constexpr,
 ):
     # q_desc: [T, H, D] in boxes [64 / GROUP, GROUP, 64]; k_desc, v_desc: [N * P, G * D] in boxes
     # [P, 64]; out: [T, H, D]
     LOG2E: gl.constexpr = 1.4426950408889634
     lines: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
+    GROUPS: gl.constexpr = 2
     q_tiles = gl.allocate_shared_memory(q_desc.dtype, [2 * GROUPS, 64, HEAD_DIM], lines)
     k_tiles = gl.allocate_shared_memory(k_desc.dtype, [STAGES, BLOCK_N, HEAD_DIM], lines)
     v_tiles = gl.allocate_shared_memory(v_desc.dtype, [STAGES, BLOCK_N, HEAD_DIM], lines)
@@ -415,7 +403,6 @@ def _attend_described(
     k_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar)
     v_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar)
     v_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar)
-    turn = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], bar)
     for slot in gl.static_range(2):
         mbarrier.init(q_ready.index(slot), 1)
         mbarrier.init(q_free.index(slot), GROUPS)
@@ -424,80 +411,38 @@ def _attend_described(
         mbarrier.init(k_free.index(stage), GROUPS)
         mbarrier.init(v_ready.index(stage), 1)
         mbarrier.init(v_free.index(stage), GROUPS)
-    for which in gl.static_range(GROUPS):
-        mbarrier.init(turn.index(which), 1)
     fence_async_shared()
-    bars = (q_ready, q_free, k_ready, k_free, v_ready, v_free, turn)
-    if GROUPS == 2:
-        gl.warp_specialize(
-            [
+    bars = (q_ready, q_free, k_ready, k_free, v_ready, v_free)
+    gl.warp_specialize(
+        [
+            (
+                _consume,
                 (
-                    _consume,
-                    (
-                        0, out, q_tiles, k_tiles, v_tiles, bars, query_start, seq_lens, num_tokens,
-                        num_seqs, table_width, num_items, KV_HEADS, GROUP, SCALE * LOG2E, CAUSAL,
-                        WINDOW, PAGE, TURNS, GROUPS, LATE,
-                    ),
+                    0, out, q_tiles, k_tiles, v_tiles, bars, query_start, seq_lens, num_tokens,
+                    num_seqs, num_items, KV_HEADS, GROUP, SCALE * LOG2E, CAUSAL,
+                    WINDOW, PAGE, MIXED,
                 ),
+            ),
+            (
+                _consume,
                 (
-                    _consume,
-                    (
-                        1, out, q_tiles, k_tiles, v_tiles, bars, query_start, seq_lens, num_tokens,
-                        num_seqs, table_width, num_items, KV_HEADS, GROUP, SCALE * LOG2E, CAUSAL,
-                        WINDOW, PAGE, TURNS, GROUPS, LATE,
-                    ),
+                    1, out, q_tiles, k_tiles, v_tiles, bars, query_start, seq_lens, num_tokens,
+                    num_seqs, num_items, KV_HEADS, GROUP, SCALE * LOG2E, CAUSAL,
+                    WINDOW, PAGE, MIXED,
                 ),
+            ),
+            (
+                _produce,
                 (
-                    _produce,
-                    (
-                        q_desc, k_desc, v_desc, q_tiles, k_tiles, v_tiles, bars, block_tables,
-                        query_start, seq_lens, num_tokens, num_seqs, num_pages, table_width,
-                        num_items, KV_HEADS, GROUP, CAUSAL, WINDOW, PAGE, GROUPS,
-                    ),
+                    q_desc, k_desc, v_desc, q_tiles, k_tiles, v_tiles, bars, block_tables,
+                    query_start, seq_lens, num_tokens, num_seqs, num_pages, table_width,
+                    num_items, KV_HEADS, GROUP, CAUSAL, WINDOW, PAGE, MIXED,
                 ),
-            ],
-            [4, 1],
-            [232, 40],
-        )  # fmt: skip
-    else:
-        gl.warp_specialize(
-            [
-                (
-                    _consume,
-                    (
-                        0, out, q_tiles, k_tiles, v_tiles, bars, query_start, seq_lens, num_tokens,
-                        num_seqs, table_width, num_items, KV_HEADS, GROUP, SCALE * LOG2E, CAUSAL,
-                        WINDOW, PAGE, TURNS, GROUPS, LATE,
-                    ),
-                ),
-                (
-                    _consume,
-                    (
-                        1, out, q_tiles, k_tiles, v_tiles, bars, query_start, seq_lens, num_tokens,
-                        num_seqs, table_width, num_items, KV_HEADS, GROUP, SCALE * LOG2E, CAUSAL,
-                        WINDOW, PAGE, TURNS, GROUPS, LATE,
-                    ),
-                ),
-                (
-                    _consume,
-                    (
-                        2, out, q_tiles, k_tiles, v_tiles, bars, query_start, seq_lens, num_tokens,
-                        num_seqs, table_width, num_items, KV_HEADS, GROUP, SCALE * LOG2E, CAUSAL,
-                        WINDOW, PAGE, TURNS, GROUPS, LATE,
-                    ),
-                ),
-                (
-                    _produce,
-                    (
-                        q_desc, k_desc, v_desc, q_tiles, k_tiles, v_tiles, bars, block_tables,
-                        query_start, seq_lens, num_tokens, num_seqs, num_pages, table_width,
-                        num_items, KV_HEADS, GROUP, CAUSAL, WINDOW, PAGE, GROUPS,
-                    ),
-                ),
-            ],
-            [4, 4, 1],
-            [160, 160, 32],
-        )  # fmt: skip
+            ),
+        ],
+        [4, 1],
+        [232, 40],
+    )  # fmt: skip
 
 
 @gluon.jit
@@ -526,9 +471,7 @@ def _attend_hopper(
     PAGE: gl.constexpr,
     BLOCK_N: gl.constexpr,
     STAGES: gl.constexpr,
-    TURNS: gl.constexpr,
-    GROUPS: gl.constexpr,
-    LATE: gl.constexpr,
+    MIXED: gl.constexpr,
 ):
     # q: [T, H, D] strided; caches: [N, P, G, D]; out: [T, H, D]
     flat: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
@@ -547,5 +490,5 @@ def _attend_hopper(
     _attend_described(
         q_desc, k_desc, v_desc, block_tables, seq_lens, query_start, out, num_tokens, num_seqs,
         num_pages, table_width, num_items, KV_HEADS, GROUP, HEAD_DIM, SCALE, CAUSAL, WINDOW, PAGE,
-        BLOCK_N, STAGES, TURNS, GROUPS, LATE,
+        BLOCK_N, STAGES, MIXED,
     )  # fmt: skip
