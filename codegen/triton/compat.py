@@ -19,7 +19,7 @@ def compile_ahead_of_time(
     contracts: bool,
     pdl: bool = False,
 ) -> Any:
-    """Compiles a ``@triton.jit`` function without a device.
+    """Compiles a ``@triton.jit`` or ``@gluon.jit`` function without a device.
 
     Args:
         function: the function; its first parameters are the run-time ones.
@@ -46,7 +46,10 @@ def compile_ahead_of_time(
         for index, type_ in enumerate(types)
         if type_.startswith("*")
     }
-    source = ASTSource(function, signature, constants, pointers)
+    kind = ASTSource
+    if function.is_gluon():
+        from triton.experimental.gluon._runtime import GluonASTSource as kind
+    source = kind(function, signature, constants, pointers)
     options = {
         "num_warps": num_warps,
         "num_stages": num_stages,

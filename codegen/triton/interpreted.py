@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -17,20 +18,31 @@ import torch
 from ...errors import UnsupportedError
 from ...ir.node import Node
 from ...ir.schema import schema
+from ...ir.types import TensorType
 from .compat import interpret_programs, repair_interpreter
 from .invocation import Invocation
 from .loading import module_of
-from .source import PDL, KernelSource, Launch
+from .source import PDL, KernelSource, Launch, Variant
 
 SWITCH = "TRITON_INTERPRET"
 
 
 class InterpretedKernel(Invocation):
-    """One call's kernel on CPU tensors.
+    """One call's kernel on CPU tensors. The interpreter knows no Gluon: variants with functions in
+    that are left out.
 
     Raises:
-        UnsupportedError: the interpreter is not switched on in this process.
+        UnsupportedError: the interpreter is not switched on in this process, or no variant is left.
     """
+
+    def __init__(
+        self,
+        source: KernelSource,
+        results: Sequence[TensorType],
+        aliases: Sequence[tuple[int, int]],
+        device: torch.device,
+    ) -> None:
+        super().__init__(_without_gluon(source), results, aliases, device)
 
     @classmethod
     def of(cls, source: KernelSource, node: Node) -> InterpretedKernel:
@@ -55,6 +67,22 @@ class InterpretedKernel(Invocation):
         """Which of a launch's programs are run: all of them."""
         x, y, z = grid
         return ((i, j, k) for i in range(x) for j in range(y) for k in range(z))
+
+
+def _without_gluon(source: KernelSource) -> KernelSource:
+    def known(variant: Variant) -> bool:
+        heads = (f"@gluon.jit\ndef {launch.function}(" for launch in variant.launches)
+        return not any(head in source.text for head in heads)
+
+    left = tuple(filter(known, source.variants))
+    if not left or left[-1].guard:
+        raise UnsupportedError(
+            f"kernel {source.name} on a CPU",
+            expected="a variant in Triton for all sizes",
+            found="one in Gluon, which Triton's interpreter does not know",
+            remedy="Emit it for another architecture, or for any size of pages.",
+        )
+    return source if len(left) == len(source.variants) else replace(source, variants=left)
 
 
 def can_interpret() -> bool:

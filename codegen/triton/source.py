@@ -168,23 +168,27 @@ node. Results are dense buffers, or the operand's own where the op's schema has 
 
 
 def jit_text(module: ModuleType, names: Iterable[str]) -> str:
-    """The text of ``@triton.jit`` functions of a module, in the module's order, to stand in a
-    kernel's source. Names of functions that they call must be given too.
+    """The text of ``@triton.jit`` or ``@gluon.jit`` functions of a module, in the module's order,
+    to stand in a kernel's source. Names of functions that they call must be given too.
     """
     wanted, functions = set(names), _functions(module)
     found = [segment for name, segment in functions.items() if name in wanted]
     assert len(found) == len(wanted), f"{module.__name__} lacks one of {sorted(wanted)}"
-    return "".join(f"\n\n@triton.jit\n{segment}\n" for segment in found)
+    return "".join(f"\n\n{segment}\n" for segment in found)
 
 
 @cache
 def _functions(module: ModuleType) -> dict[str, str]:
-    """The text of each function of a module, in its order. Cutting them out costs 50 ms a module,
-    which emitting a kernel would spend again and again.
+    """The text of each function of a module with its decorators, in its order. Cutting them out
+    costs 50 ms a module, which emitting a kernel would spend again and again.
     """
     text = inspect.getsource(module)
     nodes = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
-    return {node.name: ast.get_source_segment(text, node) or "" for node in nodes}
+    return {
+        node.name: "".join(f"@{ast.unparse(one)}\n" for one in node.decorator_list)
+        + (ast.get_source_segment(text, node) or "")
+        for node in nodes
+    }
 
 
 def has_e4m3(target: Target) -> bool:

@@ -22,9 +22,11 @@ def entry_of(
     inner: str,
     sizes: Sequence[Scalar],
     constants: Mapping[str, Constexpr | None],
+    decorator: str = "triton.jit",
 ) -> Entry:
     """A function of the launch's name that calls ``inner``: sizes that are known stand in its text,
-    where Triton folds them, and the others become arguments of the launch.
+    where Triton folds them, and the others become arguments of the launch. ``decorator`` is that of
+    ``inner``.
     """
     arguments = (*launch.arguments, *(s for s in sizes if not isinstance(s.value, int)))
     passed = {name: repr(value) for name, value in constants.items()}
@@ -34,7 +36,7 @@ def entry_of(
     parameters = [argument.name for argument in arguments]
     parameters += [f"{name}: tl.constexpr" for name in launch.constexprs]
     call_lines = "".join(f"        {name}={text},\n" for name, text in passed.items())
-    text = f"\n\n@triton.jit\ndef {launch.function}({', '.join(parameters)}):\n"
+    text = f"\n\n@{decorator}\ndef {launch.function}({', '.join(parameters)}):\n"
     text += f"    {inner}(\n{call_lines}    )\n"
     return Entry(replace(launch, arguments=arguments), text)
 

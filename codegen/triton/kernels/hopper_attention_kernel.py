@@ -20,7 +20,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 
 @gluon.jit
-def _sequence_of(query_start, num_seqs, block, BLOCK_Q: gl.constexpr):
+def _item_sequence(query_start, num_seqs, block, BLOCK_Q: gl.constexpr):
     """The sequence that a block of rows belongs to, as in paged_attention_kernel.py."""
     # Each warp counts all starts, so that none waits for another.
     lanes: gl.constexpr = gl.BlockedLayout([4], [32], [gl.num_warps()], [0])
@@ -65,7 +65,7 @@ def _work(
     item = turn * width + gl.where(turn % 2 == 0, within, width - 1 - within)
     item = gl.minimum(item, num_items)
     block = num_items // KV_HEADS - 1 - item // KV_HEADS
-    seq = _sequence_of(query_start, num_seqs, block, BLOCK_Q)
+    seq = _item_sequence(query_start, num_seqs, block, BLOCK_Q)
     start = gl.load(query_start + seq, mask=seq >= 0, other=0).to(gl.int32)
     stop = gl.load(query_start + seq + 1, mask=seq < num_seqs, other=num_tokens).to(gl.int32)
     length = gl.load(seq_lens + seq, mask=(seq >= 0) & (seq < num_seqs), other=0).to(gl.int32)

@@ -17,8 +17,9 @@ from ....targets import Target
 from ..cuts import Cuts
 from ..layout import Layout
 from ..source import HEADER, Constexpr, KernelSource, Launch, Pointer, Scalar, Variant, jit_text
-from . import paged_attention_kernel
+from . import hopper_attention, hopper_attention_kernel, paged_attention_kernel
 from .entries import Entry, described, entry_of
+from .hopper_attention import default_prefill, hopper_entry
 from .paged_attention_tiles import (
     DECODE,
     MAX_SPLITS,
@@ -45,6 +46,9 @@ _OPERANDS = (
     "q_sinks",
 )
 _PARTS = ("partial_acc", "partial_max", "partial_sum")
+_ANY_PAGE = Tiles(
+    64, 64, 4, 2
+)  # of the plain kernel, where hopper_attention.py has the usual pages
 
 
 def emit_paged_attention(
@@ -63,7 +67,7 @@ def emit_paged_attention(
     if problem is None:
         return None
     decode = default_tiles(problem, target, DECODE)
-    prefill = default_tiles(problem, target, PREFILL)
+    prefill = default_prefill(problem, target)
     if decode is None or prefill is None:
         return None
     prefill = (None if cuts is None else cuts.prefill(node)) or prefill
@@ -109,10 +113,14 @@ def _whole(problem: Problem, tiles: Tiles) -> tuple[list[Entry], list[Variant]]:
     comes first: its rows find their pages by shifts.
     """
     size = problem.node.operands[1].shape[1]
+    page = size if isinstance(size, int) else PAGE
+    if tiles.programs:
+        usual = hopper_entry(problem, "prefill", tiles, page)
+        tiles = _ANY_PAGE
+    else:
+        usual = _attend(problem, "prefill", tiles, 1, (), page)
     if isinstance(size, int):
-        entry = _attend(problem, "prefill", tiles, 1, (), size)
-        return [entry], [Variant((entry.launch,))]
-    usual = _attend(problem, "prefill", tiles, 1, (), PAGE)
+        return [usual], [Variant((usual.launch,))]
     other = _attend(problem, "prefill_any", tiles, 1, ())
     guarded = Variant((usual.launch,), guard=(size - PAGE, PAGE - size))
     return [usual, other], [guarded, Variant((other.launch,))]
@@ -127,6 +135,9 @@ def _source(
         described(problem.node, _OPERANDS),
         jit_text(paged_attention_kernel, functions),
     ]
+    if any("@gluon.jit" in entry.text for entry in entries):
+        texts.insert(1, hopper_attention.HEADER)
+        texts.append(jit_text(hopper_attention_kernel, hopper_attention.FUNCTIONS))
     texts += [entry.text for entry in entries]
     return KernelSource(
         "paged_attention", "template", "".join(texts), tuple(variants), contracts=True

@@ -18,7 +18,9 @@ SPACE: Mapping[str, tuple[int, ...]] = {
     "num_warps": (2, 4, 8),
     "num_stages": (1, 2, 3, 4),
 }
-"""What may be tuned, and the values to try: the fields of `Tiles`."""
+"""What may be tuned, and the values to try: the fields of `Tiles` but ``programs``, which are none
+or one on each multiprocessor.
+"""
 
 MAX_SPLITS = 32
 _WAVES = 2  # programs of a decode step for each multiprocessor, where there are keys enough
@@ -34,13 +36,16 @@ class Tiles:
     Attributes:
         block_m: rows of a tile, each a (token, head) pair of one KV head.
         block_n: keys of a tile.
-        num_warps, num_stages: as Triton takes them.
+        num_warps, num_stages: as Triton takes them; of hopper_attention.py, the warps that
+            multiply, and tiles of keys in shared memory.
+        programs: of hopper_attention.py, which stay for all tiles; 0 for the plain kernel.
     """
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
+    programs: int = 0
 
 
 _Rows = tuple[tuple[int, Tiles], ...]
@@ -181,7 +186,7 @@ def shared_bytes(problem: Problem, tiles: Tiles) -> int:
     """Shared memory of a block, an upper bound: keys and values in flight, queries, weights."""
     block_d, block_e = block(problem.head_dim), block(problem.value_dim)
     in_flight = tiles.num_stages * tiles.block_n * (block_d + block_e)
-    resident = tiles.block_m * (block_d + tiles.block_n)
+    resident = tiles.block_m * (2 * block_d if tiles.programs else block_d + tiles.block_n)
     return (in_flight + resident) * problem.node.dtype.bytes + (1 << 10)
 
 

@@ -10,19 +10,24 @@ from types import ModuleType
 import torch
 
 from ....autotune.prior import Constants, Work
-from ....autotune.space import Config, Constraint, Space, Value
+from ....autotune.space import Choice, Config, Constraint, Space, Value
 from ....ir.dims import evaluate
 from ....ir.node import Node
 from ....targets import Target
-from ..kernels import paged_attention, paged_attention_kernel, paged_attention_tiles
+from ..kernels import (
+    hopper_attention,
+    hopper_attention_kernel,
+    paged_attention,
+    paged_attention_kernel,
+    paged_attention_tiles,
+)
+from ..kernels.hopper_attention import default_prefill, takes_tiles, why_not
 from ..kernels.paged_attention import PAGE, prefill_source
 from ..kernels.paged_attention_tiles import (
-    PREFILL,
     SPACE,
     Problem,
     Tiles,
     block,
-    default_tiles,
     shared_bytes,
 )
 from ..source import KernelSource
@@ -34,6 +39,7 @@ TOKENS = 2048
 """Tokens of the one sequence that prefill is timed on."""
 
 _STEP_KEYS = 24  # what a step costs beside its products, in keys
+_HIDDEN = 0.55  # of the plain kernel's time, on an H100
 _REGISTERS = 160  # float32 values of sums, scores and weights that a thread may hold
 
 
@@ -50,6 +56,8 @@ class PagedAttention(Template):
     # way.
     constants = Constants(tensor=0.554, tail=0.5, step=0.0, many_warps=0.0, few_warps=0.1)
     modules: tuple[ModuleType, ...] = (
+        hopper_attention,
+        hopper_attention_kernel,
         paged_attention,
         paged_attention_kernel,
         paged_attention_tiles,
@@ -67,8 +75,8 @@ class PagedAttention(Template):
         return self.takes(node) and self.tiles(problem_of(node), target) is not None
 
     def tiles(self, problem: Problem, target: Target) -> Tiles | None:
-        """``default_tiles`` of the kernel, those for prefill."""
-        return default_tiles(problem, target, PREFILL)
+        """``default_prefill`` of the kernels."""
+        return default_prefill(problem, target)
 
     def shared(self, problem: Problem, tiles: Tiles) -> int:
         """``shared_bytes`` of the kernel."""
@@ -87,13 +95,19 @@ class PagedAttention(Template):
         )
 
     def space(self, node: Node, sizes: Sizes, target: Target) -> Space:
-        """Tiles, warps and stages."""
+        """Tiles, warps and stages; on Hopper, programs that stay, of the kernel for that."""
         p, default = problem_of(node), self.default(node, sizes, target)
+        stays = why_not(p, target) is None
         return Space(
-            tuple(
-                with_default(name, values, int_(default, name)) for name, values in SPACE.items()
+            (
+                *(with_default(name, v, int_(default, name)) for name, v in SPACE.items()),
+                Choice("programs", (0, target.sms) if stays else (0,)),
             ),
             (
+                Constraint(
+                    "two groups of 64 rows where programs stay",
+                    lambda c: not int_(c, "programs") or takes_tiles(p, tiles_of(c), target),
+                ),
                 Constraint(
                     "a row for each head of a group",
                     lambda c: int_(c, "block_m") >= block(p.chunk_heads),
@@ -118,7 +132,7 @@ class PagedAttention(Template):
         )
 
     def default(self, node: Node, sizes: Sizes, target: Target) -> Config:
-        """``default_tiles``, those for prefill."""
+        """``default_prefill``."""
         tiles = self.tiles(problem_of(node), target)
         assert tiles is not None, "what the template takes has a default"
         return config_of(tiles)
@@ -158,11 +172,17 @@ class PagedAttention(Template):
             accumulators=_held(p, tiles),
         )
 
+    def prior(self, node: Node, config: Config, sizes: Sizes, target: Target) -> float:
+        """Products of the kernel whose programs stay hide its weights, which others wait for."""
+        seconds = super().prior(node, config, sizes, target)
+        return seconds * _HIDDEN if int_(config, "programs") else seconds
+
     def numerics(self, config: Config) -> str:
         """A row adds up its tiles of keys one after the other; rows and warps decide which
         instruction multiplies, and between whom a row of weights is added up.
         """
-        return " ".join(f"{n}={config[n]}" for n in ("block_m", "block_n", "num_warps"))
+        deciding = ("block_m", "block_n", "num_warps", "programs")
+        return " ".join(f"{n}={config[n]}" for n in deciding)
 
     def contents(self, node: Node, sizes: Sizes, generator: torch.Generator, seed: int) -> Contents:
         """Random pages in random places; sequences that share the tokens evenly, all new."""

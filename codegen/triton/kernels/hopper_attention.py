@@ -1,0 +1,131 @@
+"""Prefill attention on Hopper: which calls the kernel with warps that load takes, and its launch.
+
+On an H100, 32 heads of 128, it takes 0.94 and 0.89 of cuDNN's time for 8192 and 2048 tokens, where
+the kernel that any target takes (paged_attention_kernel.py) takes 1.8 (benchmarks/NOTES.md).
+"""
+
+from __future__ import annotations
+
+from ....ir.dims import call
+from ....ir.dtypes import DType
+from ....targets import Target
+from ..source import Constexpr, Launch, Pointer, Scalar
+from .entries import Entry, entry_of
+from .paged_attention_tiles import PREFILL, Problem, Tiles, default_tiles, shared_bytes
+
+ARCH = 90
+"""Whose products (wgmma) the kernel is written for; no other architecture has them."""
+
+HEADER = """from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared, mbarrier, tma, warpgroup_mma, warpgroup_mma_wait,
+)
+"""
+FUNCTIONS = (
+    "_item_sequence",
+    "_work",
+    "_bring",
+    "_produce",
+    "_softmax",
+    "_clear",
+    "_consume",
+    "_attend_described",
+    "_attend_hopper",
+)
+ROWS, WARPS = 128, 8  # two warp groups of 64 rows
+BLOCK_NS, STAGES = (64, 128), (2, 3, 4)
+
+_DIMS, _PAGES = (64, 128), (16, 32, 64, 128)
+_LINE = 8  # elements of 16 bytes: where rows begin that TMA reads
+
+
+def why_not(problem: Problem, target: Target) -> str | None:
+    """Why the kernel does not compute a problem on a target; None where it does."""
+    p, node = problem, problem.node
+    group = p.heads // p.kv_heads
+    page = node.operands[1].shape[1]
+    added = [node.args[6], node.args[7], p.softcap, p.num_sinks or None]
+    refusals = (
+        (target.arch != ARCH, f"sm_{target.arch}: the products are those of sm_{ARCH}"),
+        (node.op != "paged_attention", f"{node.op}: codes would have to be converted on the way"),
+        (p.node.dtype not in (DType.F16, DType.BF16), f"{node.dtype}: not of 16 bits"),
+        (any(x is not None for x in added), "something is added to scores, or they are capped"),
+        (p.scale <= 0, f"scale {p.scale}: maxima are those of unscaled scores"),
+        (p.head_dim not in _DIMS or p.value_dim != p.head_dim, f"heads of {p.head_dim}"),
+        (p.heads % p.kv_heads or group & (group - 1) or group > 64, f"groups of {group} heads"),
+        (isinstance(page, int) and page not in _PAGES, f"pages of {page}"),
+        (not _in_lines(p), "rows of q that begin between lines of 16 bytes"),
+    )
+    return next((reason for refused, reason in refusals if refused), None)
+
+
+def takes_tiles(problem: Problem, tiles: Tiles, target: Target) -> bool:
+    """Whether a cut is one of the kernel's, on a target where it takes the problem."""
+    return (
+        (tiles.block_m, tiles.num_warps) == (ROWS, WARPS)
+        and tiles.block_n in BLOCK_NS
+        and tiles.num_stages in STAGES
+        and shared_bytes(problem, tiles) <= target.shared_memory_per_block
+    )
+
+
+def default_prefill(problem: Problem, target: Target) -> Tiles | None:
+    """The cut of prefill without tuning: of this kernel where it takes the problem, else the plain
+    one's, None where none fits.
+    """
+    if why_not(problem, target) is None:
+        tiles = Tiles(ROWS, 128, WARPS, 2, programs=target.sms)
+        if takes_tiles(problem, tiles, target):
+            return tiles
+    return default_tiles(problem, target, PREFILL)
+
+
+def hopper_entry(problem: Problem, name: str, tiles: Tiles, page: int) -> Entry:
+    """The launch of a cut, for pages of ``page`` tokens: ``tiles.programs`` programs, one on each
+    multiprocessor, that share the tiles of rows.
+    """
+    p, node = problem, problem.node
+    names = ("q", "k_cache", "v_cache", "block_tables", "seq_lens", "query_start")
+    operands = tuple(
+        Pointer(operand, arg.dtype, "operand", index)
+        for index, (operand, arg) in enumerate(zip(names, node.operands, strict=False))
+    )
+    pointers = (*operands, Pointer("out", node.dtype, "result", 0))
+    group = p.heads // p.kv_heads
+    # As many tiles of rows as paged_attention.py has.
+    items = (p.num_tokens // (ROWS // group) + p.num_seqs + 2) * p.kv_heads
+    stride_t, stride_h, _ = p.q.strides
+    sizes = (
+        Scalar("q_offset", p.q.offset, "i64"),
+        Scalar("q_stride_t", stride_t, "i64"),
+        Scalar("q_stride_h", stride_h, "i64"),
+        Scalar("num_tokens", p.num_tokens),
+        Scalar("num_seqs", p.num_seqs),
+        Scalar("num_pages", node.operands[1].shape[0]),
+        Scalar("table_width", node.operands[3].shape[1]),
+        Scalar("num_items", items),
+    )
+    constants: dict[str, Constexpr | None] = {
+        "KV_HEADS": p.kv_heads,
+        "GROUP": group,
+        "HEAD_DIM": p.head_dim,
+        "SCALE": p.scale,
+        "CAUSAL": bool(node.attr("causal")),
+        "WINDOW": p.window or 0,
+        "PAGE": page,
+        "MIXED": False,
+    }
+    cut: dict[str, Constexpr] = {"BLOCK_N": tiles.block_n, "STAGES": tiles.num_stages}
+    grid = (call("min", tiles.programs, items), 1, 1)
+    # The warps of one group are declared; the kernel adds the other's, and those that load.
+    launch = Launch(name, pointers, grid, cut, WARPS // 2)
+    return entry_of(launch, "_attend_hopper", sizes, constants, "gluon.jit")
+
+
+def _in_lines(problem: Problem) -> bool:
+    """Whether q's rows lie as TMA reads them."""
+    places = (problem.q.offset, *problem.q.strides[:2])
+    return problem.q.strides[2] == 1 and all(
+        isinstance(place, int) and place % _LINE == 0 for place in places
+    )
