@@ -39,6 +39,7 @@ TOKENS = 2048
 """Tokens of the one sequence that prefill is timed on."""
 
 _STEP_KEYS = 24  # what a step costs beside its products, in keys
+_STAY = "programs"  # a parameter where the kernel of programs that stay takes the problem alone
 _HIDDEN = 0.55  # of the plain kernel's time, on an H100
 _REGISTERS = 160  # float32 values of sums, scores and weights that a thread may hold
 
@@ -97,16 +98,13 @@ class PagedAttention(Template):
     def space(self, node: Node, sizes: Sizes, target: Target) -> Space:
         """Tiles, warps and stages; on Hopper, programs that stay, of the kernel for that."""
         p, default = problem_of(node), self.default(node, sizes, target)
-        stays = why_not(p, target) is None
+        stays = (Choice(_STAY, (0, target.sms)),) if default.get(_STAY) is not None else ()
         return Space(
-            (
-                *(with_default(name, v, int_(default, name)) for name, v in SPACE.items()),
-                Choice("programs", (0, target.sms) if stays else (0,)),
-            ),
+            (*(with_default(n, v, int_(default, n)) for n, v in SPACE.items()), *stays),
             (
                 Constraint(
                     "two groups of 64 rows where programs stay",
-                    lambda c: not int_(c, "programs") or takes_tiles(p, tiles_of(c), target),
+                    lambda c: not c.get(_STAY) or takes_tiles(p, tiles_of(c), target),
                 ),
                 Constraint(
                     "a row for each head of a group",
@@ -135,7 +133,9 @@ class PagedAttention(Template):
         """``default_prefill``."""
         tiles = self.tiles(problem_of(node), target)
         assert tiles is not None, "what the template takes has a default"
-        return config_of(tiles)
+        if why_not(problem_of(node), target) is None:
+            return config_of(tiles)
+        return Config(tuple((name, getattr(tiles, name)) for name in SPACE))
 
     def source(
         self, node: Node, config: Config, sizes: Sizes, target: Target
@@ -175,14 +175,14 @@ class PagedAttention(Template):
     def prior(self, node: Node, config: Config, sizes: Sizes, target: Target) -> float:
         """Products of the kernel whose programs stay hide its weights, which others wait for."""
         seconds = super().prior(node, config, sizes, target)
-        return seconds * _HIDDEN if int_(config, "programs") else seconds
+        return seconds * _HIDDEN if config.get(_STAY) else seconds
 
     def numerics(self, config: Config) -> str:
         """A row adds up its tiles of keys one after the other; rows and warps decide which
         instruction multiplies, and between whom a row of weights is added up.
         """
-        deciding = ("block_m", "block_n", "num_warps", "programs")
-        return " ".join(f"{n}={config[n]}" for n in deciding)
+        deciding = ("block_m", "block_n", "num_warps", _STAY)
+        return " ".join(f"{n}={config[n]}" for n in deciding if config.get(n))
 
     def contents(self, node: Node, sizes: Sizes, generator: torch.Generator, seed: int) -> Contents:
         """Random pages in random places; sequences that share the tokens evenly, all new."""
@@ -233,7 +233,8 @@ def config_of(tiles: Tiles) -> Config:
 
 def tiles_of(config: Config | Mapping[str, Value]) -> Tiles:
     """The cut of a config."""
-    return Tiles(*(int_(config, field.name) for field in fields(Tiles)))
+    given = (field.name for field in fields(Tiles) if config.get(field.name) is not None)
+    return Tiles(**{name: int_(config, name) for name in given})
 
 
 def _tiles_seen(problem: Problem, tiles: Tiles, first: int, tokens: int) -> int:
