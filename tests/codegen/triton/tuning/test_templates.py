@@ -382,4 +382,6 @@ def test_the_prior_ranks_what_was_measured() -> None:
         first, _, ten = problem.regrets(problem.tunable.template.constants)
         assert ten < 0.03, (problem.name, ten)
         assert first < 0.30, (problem.name, first)
-        assert problem.tunable.default in problem.seconds
+        default = problem.tunable.default
+        # The kernel whose programs stay came after what was measured.
+        assert default in problem.seconds or default.get("programs")
