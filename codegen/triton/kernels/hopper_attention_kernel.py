@@ -50,9 +50,9 @@ def _work(
     MIXED: gl.constexpr,
 ):
     """What a program's next item of work is: its sequence, KV head, first token, the sequence's
-    last token + 1, the position of token 0, and the tiles of keys: the first, their number, and
-    the last key + 1. An item without tokens has no tiles. Items of many keys come first. Rows
-    before the first sequence are -1's, rows behind the last one B's: they see no key.
+    last token + 1, the position of token 0, the first key and the last one + 1, and the number of
+    tiles that these lie in. An item without tokens has no tiles. Items of many keys come first.
+    Rows before the first sequence are -1's, rows behind the last one B's: they see no key.
     """
     # Every second round goes backwards, so that long and short items add up; and every second
     # program goes from the last round to the first, so that items that wait for memory, of one
@@ -79,16 +79,18 @@ def _work(
     if CAUSAL:
         high = gl.minimum(high, origin + gl.minimum(first_row + BLOCK_Q, stop))
     high = gl.maximum(high, 0)
-    first_tile = 0
+    low = 0
     if WINDOW > 0:
-        first_tile = gl.maximum(origin + first_row - (WINDOW - 1), 0) // BLOCK_N
-    tiles = gl.maximum((high + BLOCK_N - 1) // BLOCK_N - first_tile, 1)
+        low = gl.maximum(origin + first_row - (WINDOW - 1), 0)
+    tiles = gl.maximum((high + BLOCK_N - 1) // BLOCK_N - low // BLOCK_N, 1)
     some = (first_row < stop) & (item < num_items)
-    return seq, item % KV_HEADS, first_row, stop, origin, first_tile, gl.where(some, tiles, 0), high
+    return seq, item % KV_HEADS, first_row, stop, origin, low, high, gl.where(some, tiles, 0)
 
 
 @gluon.jit
-def _bring(desc, table, key, last_key, num_pages, column, tiles, stage, ready, PAGE: gl.constexpr):
+def _bring(
+    desc, table, key, low, last_key, num_pages, column, tiles, stage, ready, PAGE: gl.constexpr
+):
     """Tile ``stage`` of tiles [., BLOCK_N, D] gets the rows from ``key`` on, a page at a time;
     halves of 64 columns lie behind each other.
     """
@@ -98,8 +100,10 @@ def _bring(desc, table, key, last_key, num_pages, column, tiles, stage, ready, P
     COUNT: gl.constexpr = tiles.shape[0] * HALVES * PAGES
     boxes = tiles._reinterpret(tiles.dtype, [COUNT, PAGE, half], desc.layout)
     for page in range(PAGES):
-        # A page behind the keys is out of bounds, which TMA fills with zeros.
-        known = key + page * PAGE < last_key
+        # A page without keys that are seen is out of bounds, which TMA fills with zeros: what it
+        # holds may be NaN, which no weight hides.
+        first = key + page * PAGE
+        known = (first < last_key) & (first + PAGE > low)
         number = gl.load(table + (key // PAGE + page), mask=known, other=num_pages).to(gl.int32)
         last = gl.where(known, num_pages - 1, num_pages)
         row = gl.minimum(gl.maximum(number, 0), last) * PAGE
@@ -145,7 +149,7 @@ def _produce(
     met = 0
     done = 0
     for turn in range(gl.cdiv(num_items, gl.num_programs(0))):
-        seq, kv_head, first_row, _stop, _origin, first_tile, tiles, high = _work(
+        seq, kv_head, first_row, _stop, _origin, low, high, tiles = _work(
             turn, query_start, seq_lens, num_tokens, num_seqs, num_items, KV_HEADS,
             CAUSAL, WINDOW, GROUPS * TOKENS, BLOCK_N, MIXED,
         )  # fmt: skip
@@ -163,19 +167,19 @@ def _produce(
             table = block_tables + seq * table_width
             last_key = gl.minimum(high, table_width * PAGE)
             for back in range(0, tiles):
-                key = (first_tile + tiles - 1 - back) * BLOCK_N
+                key = (low // BLOCK_N + tiles - 1 - back) * BLOCK_N
                 stage = met % STAGES
                 parity = ((met // STAGES) & 1) ^ 1
                 mbarrier.wait(k_free.index(stage), parity)
                 mbarrier.expect(k_ready.index(stage), BLOCK_N * DIM * 2)
                 _bring(
-                    k_desc, table, key, last_key, num_pages, kv_head * DIM, k_tiles, stage,
+                    k_desc, table, key, low, last_key, num_pages, kv_head * DIM, k_tiles, stage,
                     k_ready.index(stage), PAGE,
                 )  # fmt: skip
                 mbarrier.wait(v_free.index(stage), parity)
                 mbarrier.expect(v_ready.index(stage), BLOCK_N * DIM * 2)
                 _bring(
-                    v_desc, table, key, last_key, num_pages, kv_head * DIM, v_tiles, stage,
+                    v_desc, table, key, low, last_key, num_pages, kv_head * DIM, v_tiles, stage,
                     v_ready.index(stage), PAGE,
                 )  # fmt: skip
                 met += 1
@@ -275,12 +279,13 @@ def _consume(
     met = 0
     done = 0
     for turn in range(gl.cdiv(num_items, gl.num_programs(0))):
-        _seq, kv_head, first_row, stop, origin, first_tile, tiles, high = _work(
+        _seq, kv_head, first_row, stop, origin, low, high, tiles = _work(
             turn, query_start, seq_lens, num_tokens, num_seqs, num_items, KV_HEADS,
             CAUSAL, WINDOW, BLOCK_Q, BLOCK_N, MIXED,
         )  # fmt: skip
         if tiles > 0:
             first_pos = origin + first_row
+            first_tile = low // BLOCK_N
             query_pos = first_pos + mine // GROUP
             # Tiles of which each row sees all keys need no masks; they lie between those that do.
             full_end = high // BLOCK_N
