@@ -46,9 +46,11 @@ def compile_ahead_of_time(
         for index, type_ in enumerate(types)
         if type_.startswith("*")
     }
-    kind = ASTSource
+    kind: Any = ASTSource
     if function.is_gluon():
-        from triton.experimental.gluon._runtime import GluonASTSource as kind
+        from triton.experimental.gluon._runtime import GluonASTSource
+
+        kind = GluonASTSource
     source = kind(function, signature, constants, pointers)
     options = {
         "num_warps": num_warps,
