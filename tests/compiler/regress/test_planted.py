@@ -148,7 +148,7 @@ def test_a_pipeline_that_was_lost_is_found_in_its_launch_alone(monkeypatch, comp
     rows = tiles.PREFILL[False]
     single = tuple((width, replace(tile, num_stages=1)) for width, tile in rows)
     monkeypatch.setattr(tiles, "PREFILL", {**tiles.PREFILL, False: single})
-    monkeypatch.setattr("tilewright.codegen.triton.kernels.paged_attention.PREFILL", tiles.PREFILL)
+    monkeypatch.setattr("tilewright.codegen.triton.kernels.hopper_attention.PREFILL", tiles.PREFILL)
     comparison = compared()
     row = _found(comparison)["paged_attention", "async loads (prefill)"]
     assert (row.old, row.new, row.gate) == (1, 0, "-0")
