@@ -29,6 +29,8 @@ FUNCTIONS = (
     "_produce",
     "_softmax",
     "_clear",
+    "_pass",
+    "_multiply",
     "_consume",
     "_attend_described",
     "_attend_hopper",

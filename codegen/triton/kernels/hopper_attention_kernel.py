@@ -240,6 +240,133 @@ def _clear(v_tiles, stage, first, PAGE: gl.constexpr):
 
 
 @gluon.jit
+def _pass(met, tiles, bars, STAGES: gl.constexpr):
+    """Gives ``tiles`` tiles back as they come."""
+    _q_ready, _q_free, k_ready, k_free, v_ready, v_free = bars
+    for _ in range(tiles):
+        stage = met % STAGES
+        parity = (met // STAGES) & 1
+        mbarrier.wait(k_ready.index(stage), parity)
+        mbarrier.arrive(k_free.index(stage))
+        mbarrier.wait(v_ready.index(stage), parity)
+        mbarrier.arrive(v_free.index(stage))
+        met += 1
+    return met
+
+
+@gluon.jit
+def _multiply(
+    met,
+    work,
+    out,
+    query,
+    k_tiles,
+    v_tiles,
+    bars,
+    WHICH: gl.constexpr,
+    KV_HEADS: gl.constexpr,
+    GROUP: gl.constexpr,
+    FACTOR: gl.constexpr,
+    CAUSAL: gl.constexpr,
+    WINDOW: gl.constexpr,
+    PAGE: gl.constexpr,
+):
+    """The attention of a group's 64 rows; tiles met until now."""
+    _seq, kv_head, first_row, stop, origin, low, high, tiles = work
+    _q_ready, _q_free, k_ready, k_free, v_ready, v_free = bars
+    STAGES: gl.constexpr = k_tiles.shape[0]
+    BLOCK_N: gl.constexpr = k_tiles.shape[1]
+    DIM: gl.constexpr = k_tiles.shape[2]
+    BLOCK_Q: gl.constexpr = 128 // GROUP
+    scores_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
+    sums_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DIM, 16])
+    weights_layout: gl.constexpr = gl.DotOperandLayout(0, sums_layout, 2)
+    score_rows: gl.constexpr = gl.SliceLayout(1, scores_layout)
+    sum_rows: gl.constexpr = gl.SliceLayout(1, sums_layout)
+    written: gl.constexpr = gl.BlockedLayout([1, 8], [256 // DIM, DIM // 8], [4, 1], [1, 0])
+    nothing = gl.zeros([64, BLOCK_N], gl.float32, scores_layout)
+    mine = WHICH * 64 + gl.arange(0, 64, layout=score_rows)
+    index = WHICH * 64 + gl.arange(0, 64, layout=gl.SliceLayout(1, written))
+    column = gl.arange(0, DIM, layout=gl.SliceLayout(0, written))
+    first_pos = origin + first_row
+    first_tile = low // BLOCK_N
+    query_pos = first_pos + mine // GROUP
+    # Tiles of which each row sees all keys need no masks; they lie between those that do.
+    full_end = high // BLOCK_N
+    if CAUSAL:
+        full_end = gl.minimum(full_end, (first_pos + 1) // BLOCK_N)
+    full_begin = first_tile
+    if WINDOW > 0:
+        last_low = gl.maximum(first_pos + BLOCK_Q - WINDOW, 0)
+        full_begin = gl.maximum(first_tile, (last_low + BLOCK_N - 1) // BLOCK_N)
+    tile = first_tile + tiles - 1
+    full_end = gl.maximum(gl.minimum(full_end, tile), full_begin)
+
+    stage = met % STAGES
+    mbarrier.wait(k_ready.index(stage), (met // STAGES) & 1)
+    scores = warpgroup_mma(
+        query, k_tiles.index(stage).permute((1, 0)), nothing, use_acc=False, is_async=True
+    )
+    scores = warpgroup_mma_wait(0, deps=(scores,))
+    mbarrier.arrive(k_free.index(stage))
+    row_max = gl.full([64], float("-inf"), gl.float32, score_rows)
+    row_sum = gl.full([64], 0.0, gl.float32, score_rows)
+    weights, _decay, row_max, row_sum = _softmax(
+        scores, row_max, row_sum, query_pos, tile * BLOCK_N, high, FACTOR, CAUSAL, WINDOW,
+        True,
+    )  # fmt: skip
+    weights = gl.convert_layout(weights.to(v_tiles.dtype), weights_layout)
+    if high % PAGE != 0:
+        mbarrier.wait(v_ready.index(stage), (met // STAGES) & 1)
+        _clear(v_tiles, stage, high - tile * BLOCK_N, PAGE)
+    acc = gl.zeros([64, DIM], gl.float32, sums_layout)
+    for stretch in gl.static_range(3 if WINDOW > 0 else 2):
+        # Masked before the diagonal's end, full, masked where the window ends.
+        until = full_end if stretch == 0 else full_begin if stretch == 1 else first_tile
+        for _ in range(until, gl.maximum(tile, until)):
+            tile -= 1
+            late = met % STAGES
+            late_parity = (met // STAGES) & 1
+            met += 1
+            stage = met % STAGES
+            mbarrier.wait(k_ready.index(stage), (met // STAGES) & 1)
+            scores = warpgroup_mma(
+                query, k_tiles.index(stage).permute((1, 0)), nothing, use_acc=False,
+                is_async=True,
+            )  # fmt: skip
+            mbarrier.wait(v_ready.index(late), late_parity)
+            sums = warpgroup_mma(weights, v_tiles.index(late), acc, is_async=True)
+            scores = warpgroup_mma_wait(1, deps=(scores,))
+            mbarrier.arrive(k_free.index(stage))
+            fresh, decay, row_max, row_sum = _softmax(
+                scores, row_max, row_sum, query_pos, tile * BLOCK_N, high, FACTOR, CAUSAL,
+                WINDOW, stretch != 1,
+            )  # fmt: skip
+            fresh = gl.convert_layout(fresh.to(v_tiles.dtype), weights_layout)
+            # Passed at once: a branch, past which the assembler moves no exponentials.
+            mbarrier.wait(v_ready.index(late), late_parity)
+            acc, weights = warpgroup_mma_wait(0, deps=(sums, weights))
+            mbarrier.arrive(v_free.index(late))
+            acc = acc * gl.convert_layout(decay, sum_rows)[:, None]
+            weights = fresh
+    stage = met % STAGES
+    mbarrier.wait(v_ready.index(stage), (met // STAGES) & 1)
+    sums = warpgroup_mma(weights, v_tiles.index(stage), acc, is_async=True)
+    total = 1.0 / gl.where(row_sum == 0.0, 1.0, row_sum)
+    acc, weights = warpgroup_mma_wait(0, deps=(sums, weights))
+    mbarrier.arrive(v_free.index(stage))
+    met += 1
+    # The queries have been read: rows leave by way of their place, in whole lines.
+    result = acc * gl.convert_layout(total, sum_rows)[:, None]
+    query.store(result.to(out.dtype.element_ty))
+    values = query.load(written)
+    token = first_row + index // GROUP
+    row = (token.to(gl.int64) * KV_HEADS + kv_head) * GROUP + index % GROUP
+    gl.store(out + (row * DIM)[:, None] + column[None, :], values, (token < stop)[:, None])
+    return met
+
+
+@gluon.jit
 def _consume(
     WHICH: gl.constexpr,
     out,
@@ -260,110 +387,26 @@ def _consume(
     PAGE: gl.constexpr,
     MIXED: gl.constexpr,
 ):
-    q_ready, q_free, k_ready, k_free, v_ready, v_free = bars
-    STAGES: gl.constexpr = k_tiles.shape[0]
-    BLOCK_N: gl.constexpr = k_tiles.shape[1]
-    DIM: gl.constexpr = k_tiles.shape[2]
-    GROUPS: gl.constexpr = 2
-    BLOCK_Q: gl.constexpr = GROUPS * 64 // GROUP
-    scores_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
-    sums_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DIM, 16])
-    weights_layout: gl.constexpr = gl.DotOperandLayout(0, sums_layout, 2)
-    score_rows: gl.constexpr = gl.SliceLayout(1, scores_layout)
-    sum_rows: gl.constexpr = gl.SliceLayout(1, sums_layout)
-    written: gl.constexpr = gl.BlockedLayout([1, 8], [256 // DIM, DIM // 8], [4, 1], [1, 0])
-    nothing = gl.zeros([64, BLOCK_N], gl.float32, scores_layout)
-    mine = WHICH * 64 + gl.arange(0, 64, layout=score_rows)
-    index = WHICH * 64 + gl.arange(0, 64, layout=gl.SliceLayout(1, written))
-    column = gl.arange(0, DIM, layout=gl.SliceLayout(0, written))
+    q_ready, q_free = bars[0], bars[1]
     met = 0
     done = 0
     for turn in range(gl.cdiv(num_items, gl.num_programs(0))):
-        _seq, kv_head, first_row, stop, origin, low, high, tiles = _work(
-            turn, query_start, seq_lens, num_tokens, num_seqs, num_items, KV_HEADS,
-            CAUSAL, WINDOW, BLOCK_Q, BLOCK_N, MIXED,
+        work = _work(
+            turn, query_start, seq_lens, num_tokens, num_seqs, num_items, KV_HEADS, CAUSAL,
+            WINDOW, 128 // GROUP, k_tiles.shape[1], MIXED,
         )  # fmt: skip
-        if tiles > 0:
-            first_pos = origin + first_row
-            first_tile = low // BLOCK_N
-            query_pos = first_pos + mine // GROUP
-            # Tiles of which each row sees all keys need no masks; they lie between those that do.
-            full_end = high // BLOCK_N
-            if CAUSAL:
-                full_end = gl.minimum(full_end, (first_pos + 1) // BLOCK_N)
-            full_begin = first_tile
-            if WINDOW > 0:
-                last_low = gl.maximum(first_pos + BLOCK_Q - WINDOW, 0)
-                full_begin = gl.maximum(first_tile, (last_low + BLOCK_N - 1) // BLOCK_N)
-            tile = first_tile + tiles - 1
-            full_end = gl.maximum(gl.minimum(full_end, tile), full_begin)
-
+        if work[7] > 0:
             slot = done & 1
-            query = q_tiles.index(slot * GROUPS + WHICH)
             mbarrier.wait(q_ready.index(slot), (done >> 1) & 1)
-            stage = met % STAGES
-            mbarrier.wait(k_ready.index(stage), (met // STAGES) & 1)
-            scores = warpgroup_mma(
-                query, k_tiles.index(stage).permute((1, 0)), nothing, use_acc=False, is_async=True
-            )
-            scores = warpgroup_mma_wait(0, deps=(scores,))
-            mbarrier.arrive(k_free.index(stage))
-            row_max = gl.full([64], float("-inf"), gl.float32, score_rows)
-            row_sum = gl.full([64], 0.0, gl.float32, score_rows)
-            weights, _decay, row_max, row_sum = _softmax(
-                scores, row_max, row_sum, query_pos, tile * BLOCK_N, high, FACTOR, CAUSAL, WINDOW,
-                True,
-            )  # fmt: skip
-            weights = gl.convert_layout(weights.to(v_tiles.dtype), weights_layout)
-            if high % PAGE != 0:
-                mbarrier.wait(v_ready.index(stage), (met // STAGES) & 1)
-                _clear(v_tiles, stage, high - tile * BLOCK_N, PAGE)
-            acc = gl.zeros([64, DIM], gl.float32, sums_layout)
-            for stretch in gl.static_range(3 if WINDOW > 0 else 2):
-                # Masked before the diagonal's end, full, masked where the window ends.
-                until = full_end if stretch == 0 else full_begin if stretch == 1 else first_tile
-                for _ in range(until, gl.maximum(tile, until)):
-                    tile -= 1
-                    late = met % STAGES
-                    late_parity = (met // STAGES) & 1
-                    met += 1
-                    stage = met % STAGES
-                    mbarrier.wait(k_ready.index(stage), (met // STAGES) & 1)
-                    scores = warpgroup_mma(
-                        query, k_tiles.index(stage).permute((1, 0)), nothing, use_acc=False,
-                        is_async=True,
-                    )  # fmt: skip
-                    mbarrier.wait(v_ready.index(late), late_parity)
-                    sums = warpgroup_mma(weights, v_tiles.index(late), acc, is_async=True)
-                    scores = warpgroup_mma_wait(1, deps=(scores,))
-                    mbarrier.arrive(k_free.index(stage))
-                    fresh, decay, row_max, row_sum = _softmax(
-                        scores, row_max, row_sum, query_pos, tile * BLOCK_N, high, FACTOR, CAUSAL,
-                        WINDOW, stretch != 1,
-                    )  # fmt: skip
-                    fresh = gl.convert_layout(fresh.to(v_tiles.dtype), weights_layout)
-                    # Passed at once: a branch, past which the assembler moves no exponentials.
-                    mbarrier.wait(v_ready.index(late), late_parity)
-                    acc, weights = warpgroup_mma_wait(0, deps=(sums, weights))
-                    mbarrier.arrive(v_free.index(late))
-                    acc = acc * gl.convert_layout(decay, sum_rows)[:, None]
-                    weights = fresh
-            stage = met % STAGES
-            mbarrier.wait(v_ready.index(stage), (met // STAGES) & 1)
-            sums = warpgroup_mma(weights, v_tiles.index(stage), acc, is_async=True)
-            total = 1.0 / gl.where(row_sum == 0.0, 1.0, row_sum)
-            acc, weights = warpgroup_mma_wait(0, deps=(sums, weights))
-            mbarrier.arrive(v_free.index(stage))
-            met += 1
+            if work[2] + WHICH * (64 // GROUP) < work[3]:
+                met = _multiply(
+                    met, work, out, q_tiles.index(slot * 2 + WHICH), k_tiles, v_tiles, bars, WHICH,
+                    KV_HEADS, GROUP, FACTOR, CAUSAL, WINDOW, PAGE,
+                )  # fmt: skip
+            else:
+                # One token's rows leave the second group none.
+                met = _pass(met, work[7], bars, k_tiles.shape[0])
             done += 1
-
-            # The queries have been read: rows leave by way of their place, in whole lines.
-            result = acc * gl.convert_layout(total, sum_rows)[:, None]
-            query.store(result.to(out.dtype.element_ty))
-            values = query.load(written)
-            token = first_row + index // GROUP
-            row = (token.to(gl.int64) * KV_HEADS + kv_head) * GROUP + index % GROUP
-            gl.store(out + (row * DIM)[:, None] + column[None, :], values, (token < stop)[:, None])
             fence_async_shared()
             mbarrier.arrive(q_free.index(slot))
 
