@@ -8,7 +8,8 @@ One sequence, or several of one length, 32 query and 8 KV heads of 128 in bfloat
 V from scattered pages, torch from one piece. TFLOP/s count the half of the scores that a causal
 mask leaves. Some rows are held against float64 first; exit code 1 if one is wrong. ``--all`` times
 the search space that fits,
-``--tiles 128x64x8x2`` these beside the default (rows, keys, warps, stages); ``--list`` names what
+``--tiles 128x64x8x2`` these beside the default (rows, keys, warps, stages, and programs of the
+Hopper kernel); ``--list`` names what
 would be timed. With ``--cache-dtype`` ours reads
 codes, and torch the numbers that they stand for.
 """
@@ -28,6 +29,7 @@ from graph_timing import report, seconds_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tilewright.codegen.triton.aot import compile_sources
+from tilewright.codegen.triton.kernels.hopper_attention import default_prefill
 from tilewright.codegen.triton.kernels.paged_attention import paged_attention_source
 from tilewright.codegen.triton.kernels.paged_attention_tiles import (
     DECODE,
@@ -101,13 +103,14 @@ def problem_of(node: Node) -> Problem:
 def variants(
     problem: Problem, target: Target, more: Sequence[Tiles]
 ) -> list[tuple[Tiles, KernelSource]]:
-    """The default first, then what fits of others; each for any number of tokens."""
+    """The default first, then the plain kernel's and what fits of others; each for any number of tokens."""
     if problem.node.op == "scaled_paged_attention":
         return _over_codes(problem, target, more)
-    decode, default = (default_tiles(problem, target, table) for table in (DECODE, PREFILL))
-    assert decode is not None and default is not None
+    decode, plain = (default_tiles(problem, target, table) for table in (DECODE, PREFILL))
+    default = default_prefill(problem, target)
+    assert decode is not None and plain is not None and default is not None
     found = []
-    for tiles in dict.fromkeys([default, *more]):
+    for tiles in dict.fromkeys([default, plain, *more]):
         if shared_bytes(problem, tiles) > target.shared_memory_per_block:
             continue
         source = paged_attention_source(problem, decode, tiles, num_splits(problem, target))
@@ -297,6 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"torch {name}: {str(failure).splitlines()[0]}")
         for (tiles, _), package in zip(tried, packages, strict=True):
             name = "m{block_m} n{block_n} w{num_warps} s{num_stages}".format(**asdict(tiles))
+            name += f" p{tiles.programs}" if tiles.programs else ""
             resources = [r.registers for r in package.resources]
             more = {"tiles": asdict(tiles), "registers": resources}
             wrong += not timed(case, name, kernel_of(case, package), more, options.output)
