@@ -103,7 +103,9 @@ def problem_of(node: Node) -> Problem:
 def variants(
     problem: Problem, target: Target, more: Sequence[Tiles]
 ) -> list[tuple[Tiles, KernelSource]]:
-    """The default first, then the plain kernel's and what fits of others; each for any number of tokens."""
+    """The default first, then the plain kernel's, and what fits of others; each for any number of
+    tokens.
+    """
     if problem.node.op == "scaled_paged_attention":
         return _over_codes(problem, target, more)
     decode, plain = (default_tiles(problem, target, table) for table in (DECODE, PREFILL))

@@ -2,7 +2,8 @@
 nothing to attend to that a dense causal attention would not know.
 
 Whether a step is of that kind no size tells; the runtime says it (``FRESH``). Keys and values come
-from the pages that they have just been written to, which costs a copy of them::
+from the pages that they have just been written to, which costs a copy of them. What our kernel for
+Hopper computes (kernels/hopper_attention.py) is its own, of any number of tokens::
 
     paged_attention_0 = fresh_attention(q, k_cache, v_cache, slot_mapping)   guard: T*fresh - 1024
     paged_attention_0 = paged_attention(q, k_cache, v_cache, …)              guard: 1023 - T*fresh
