@@ -21,6 +21,8 @@ LIKE_LINEAR = frozenset({"packed_linear", "quant_linear", "scaled_linear"})
 """Kernels with defaults of their own in the tiles of linear, whose fields their space names too."""
 OVER_CODES = {"scaled_attention": "paged_attention", "scaled_decode": "paged_decode"}
 """Kernels cut as others are, whose space, default and benchmark (--cache-dtype) are theirs."""
+OF_OTHERS = {"hopper_attention": "paged_attention"}
+"""Kernels that another template takes where it can, within its space and in its benchmark."""
 
 
 def stems(root: Path) -> list[str]:
@@ -65,7 +67,7 @@ def spaces(stem: str) -> list[tuple[ModuleType, object]]:
 
 @pytest.mark.quick
 def test_the_templates_are_found() -> None:
-    assert stems(ROOT) == sorted({*NAMED, *OVER_CODES})
+    assert stems(ROOT) == sorted({*NAMED, *OVER_CODES, *OF_OTHERS})
 
 
 @pytest.mark.quick
@@ -81,6 +83,13 @@ def test_each_over_codes_has_a_test_and_the_others_benchmark(stem: str) -> None:
     assert missing(ROOT, stem) == ["SPACE", "a default", f"benchmarks/bench_{stem}.py"]
     assert missing(ROOT, plain) == []
     assert "--cache-dtype" in (ROOT / f"benchmarks/bench_{plain}.py").read_text("utf-8")
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("stem", OF_OTHERS)
+def test_each_of_another_template_has_a_default_and_a_test(stem: str) -> None:
+    assert missing(ROOT, stem) == ["SPACE", f"benchmarks/bench_{stem}.py"]
+    assert missing(ROOT, OF_OTHERS[stem]) == []
 
 
 @pytest.mark.parametrize("stem", sorted({*NAMED} - LIKE_LINEAR))
