@@ -32,6 +32,8 @@ SCALE = D**-0.5
 COPIES = 3  # inputs that replays rotate over
 LIMIT = 20.0  # seconds for a line of the measuring process
 SHAPES: dict[str, tuple[tuple[int, int], ...]] = {  # tokens and keys of sequences
+    "128": ((128, 128),),
+    "256": ((256, 256),),
     "512": ((512, 512),),
     "2048": ((2048, 2048),),
     "8192": ((8192, 8192),),
@@ -39,6 +41,7 @@ SHAPES: dict[str, tuple[tuple[int, int], ...]] = {  # tokens and keys of sequenc
     "chunk": ((2048, 8192),),
     "8x1024": ((1024, 1024),) * 8,
     "mixed": ((1, 1100),) * 120 + ((1024, 1024),) * 8,
+    "mixed few": ((1, 1100),) * 30 + ((96, 96),) * 2,
     "mixed behind": ((1024, 1024),) * 8 + ((1, 1100),) * 120,
 }
 
