@@ -36,6 +36,7 @@ def _place(
     ids,
     order,
     experts,
+    places,
     tokens,
     IDS_OFFSET: tl.constexpr,
     IDS_ROW: tl.constexpr,
@@ -49,7 +50,8 @@ def _place(
 ):
     """Program e writes the pairs of expert e to ``order``, as they come, from the start of a tile
     on; the last tile's rest is filled with the number of pairs. ``experts`` gets e for each of
-    its tiles, and -1 behind the last one's.
+    its tiles, and -1 behind the last one's. Where there are ``places``, they get each pair's index
+    in ``order``, and ``experts`` the number of tiles behind as many as there can be.
 
     Counts are sums of integers, so nothing depends on who comes first.
     """
@@ -78,7 +80,10 @@ def _place(
             ids, tl.minimum(at, pairs - 1), IDS_OFFSET, IDS_ROW, IDS_COLUMN, SLOTS, E
         )
         is_mine = ((expert == me) & (at < pairs)).to(tl.int32)
-        tl.store(slots + before + tl.cumsum(is_mine, axis=0) - 1, at, mask=is_mine != 0)
+        place = before + tl.cumsum(is_mine, axis=0) - 1
+        tl.store(slots + place, at, mask=is_mine != 0)
+        if places is not None:
+            tl.store(places + at, first * BLOCK_M + place, mask=is_mine != 0)
         before += tl.sum(is_mine, axis=0)
     rest = count + tl.arange(0, BLOCK_M)
     tl.store(slots + rest, tl.zeros_like(rest) + pairs, mask=rest < mine * BLOCK_M)
@@ -90,6 +95,20 @@ def _place(
         for start in range(first + mine, most, 128):
             tile = start + tl.arange(0, 128)
             tl.store(experts + tile, tl.full([128], -1, tl.int32), mask=tile < most)
+        if places is not None:
+            tl.store(experts + most, first + mine)
+
+
+@triton.jit
+def _of_group(index, tiles, BLOCKS: tl.constexpr, GROUP: tl.constexpr):
+    """The tile of pairs and the block of columns that come ``index``-th: GROUP tiles, most of them
+    of one expert, go through the columns together, so that weights are in the L2 for all but the
+    first.
+    """
+    first = index // (GROUP * BLOCKS) * GROUP
+    height = tl.minimum(tiles - first, GROUP)
+    within = index % (GROUP * BLOCKS)
+    return first + within % height, within // height
 
 
 @triton.jit
@@ -97,14 +116,9 @@ def _tile_and_block(
     pairs, N: tl.constexpr, E: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """This program's tile of pairs and block of columns: GROUP tiles, most of them of one expert,
-    go through the columns together, so that weights are in the L2 for all but the first.
-    """
+    """This program's tile of pairs and block of columns."""
     BLOCKS: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
-    first = tl.program_id(0) // (GROUP * BLOCKS) * GROUP
-    height = tl.minimum(_most_tiles(pairs, E, BLOCK_M) - first, GROUP)
-    within = tl.program_id(0) % (GROUP * BLOCKS)
-    return first + within % height, within // height
+    return _of_group(tl.program_id(0), _most_tiles(pairs, E, BLOCK_M), BLOCKS, GROUP)
 
 
 @triton.jit
@@ -293,6 +307,7 @@ def _down(
 @triton.jit
 def _weighted(
     results,
+    places,
     weights,
     out,
     WEIGHTS_OFFSET: tl.constexpr,
@@ -303,17 +318,21 @@ def _weighted(
     BLOCK_N: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """The sum of a token's results times its weights, slot by slot in float32."""
+    """The sum of a token's results times its weights, slot by slot in float32. Results stand in
+    the order of pairs, or at their ``places``.
+    """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    rows = results + token * (SLOTS * K) + column
     acc = tl.zeros([BLOCK_N], tl.float32)
     for slot in tl.static_range(SLOTS):
         weight = tl.load(weights + WEIGHTS_OFFSET + token * WEIGHTS_ROW + slot * WEIGHTS_COLUMN)
-        value = tl.load(rows + slot * K, mask=column < K, other=0.0)
+        row = token * SLOTS + slot
+        if places is not None:
+            row = tl.load(places + row).to(tl.int64)
+        value = tl.load(results + row * K + column, mask=column < K, other=0.0)
         acc += value.to(tl.float32) * weight.to(tl.float32)
     tl.store(out + token * K + column, acc.to(out.dtype.element_ty), mask=column < K)
 

@@ -16,6 +16,9 @@ from ..generate_ops import attr_float
 from ..layout import Layout, is_dense
 from .linear_tiles import FLOATS
 
+OPERANDS = ("x", "ids", "weights", "gate_up", "down", "gate_up_bias", "down_bias")
+"""Of a ``moe_experts``, in order."""
+
 BUCKETS = (16, 32, 64, 128)
 """Pairs of a tile."""
 
@@ -56,6 +59,10 @@ class GroupTiles:
         block_n, block_k, num_warps: as of `RowTiles`.
         num_stages: as Triton takes it.
         group: tiles of pairs that go through the columns side by side.
+        wide: whether tiles come by descriptors, in programs that stay (wide_experts.py); the same
+            in both products.
+        flat: of those, whether the first steps of a program's next tile are brought while one is
+            stored.
     """
 
     block_m: int
@@ -64,6 +71,8 @@ class GroupTiles:
     num_warps: int
     num_stages: int
     group: int = 8
+    wide: bool = False
+    flat: bool = True
 
 
 Rows: TypeAlias = tuple[RowTiles, RowTiles]

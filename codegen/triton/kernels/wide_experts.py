@@ -1,0 +1,94 @@
+"""Experts of many pairs each: tiles of them all by tensor descriptors (TMA), in programs that stay.
+
+Descriptors take dense rows, so those of x are written in the order of their experts first, and each
+token's results are found by their places in the end. Between, as many programs as multiprocessors
+hold go through the tiles of pairs and the blocks of columns: the list of tiles is made on the GPU,
+and its length is read there. Gates and ups are one product, as in wide_linear.py, so that what
+``down`` takes is all that is written of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ....ir.dims import Size
+from ....ir.dtypes import DType
+from ..source import Constexpr, Launch, Pointer, Scalar, Variant
+from .experts_entries import Entries, blocks_of, most_tiles
+from .experts_tiles import PRODUCTS, Groups, GroupTiles, Product
+from .wide_experts_tiles import resident
+
+WIDE_FUNCTIONS = ("_spread", "_wide_sums", "_wide_gate_up", "_wide_down")
+
+
+@dataclass(slots=True)
+class WideEntries(Entries):
+    """The entry points of all forms."""
+
+    def in_any_groups(self, tiles: Groups, most: int | None, guard: tuple[Size, ...]) -> Variant:
+        """The launches of many tokens: up to ``most``, or any number."""
+        wide = all(each.wide for each in tiles)
+        assert wide or not any(each.wide for each in tiles), "one order of rows for both products"
+        return (self.in_wide_groups if wide else self.in_groups)(tiles, most, guard)
+
+    def in_wide_groups(self, tiles: Groups, most: int | None, guard: tuple[Size, ...]) -> Variant:
+        """Those by descriptors."""
+        p, (first, second) = self.problem, tiles
+        block_m = first.block_m
+        assert second.block_m == block_m, "both products have the same tiles of pairs"
+        count = most_tiles(p, block_m)
+        rows = count * block_m
+        hidden_space, hidden = self._space(rows * p.inner, "hidden", 0)
+        # What gate_up takes and what down gives never live at one time.
+        row_space, sorted_x = self._space(rows * p.width, "sorted_x", 1)
+        _, results = self._space(rows * p.width, "results", 1)
+        names = ("order", "experts", "places")
+        order, experts, places = (
+            Pointer(n, DType.I32, "workspace", 2 + i) for i, n in enumerate(names)
+        )
+        tokens = Scalar("tokens", p.tokens)
+        biased = (self._operands("gate_up", "gate_up_bias"), self._operands("down", "down_bias"))
+        launches = (
+            self._place((order, experts, places), tokens, block_m, most),
+            self._spread(places, sorted_x),
+            self._product("gate_up", first, (sorted_x, experts, *biased[0], hidden, tokens)),
+            self._product("down", second, (hidden, experts, *biased[1], results, tokens)),
+            self._weighted(results, places),
+        )
+        spaces = (
+            hidden_space,
+            row_space,
+            (DType.I32, rows),
+            (DType.I32, count + 1),
+            (DType.I32, p.pairs),
+        )
+        return Variant(launches, spaces, guard)
+
+    def _spread(self, places: Pointer, sorted_x: Pointer) -> Launch:
+        p, block = self.problem, self._columns()
+        sizes: dict[str, Constexpr | None] = {"SLOTS": p.slots, "K": p.width}
+        return self._launch(
+            "spread",
+            (*self._operands("x"), places, sorted_x),
+            (p.tokens, -(-p.width // block), 1),
+            self._x() | sizes,
+            {"BLOCK_N": block},
+            max(1, block // 256),
+        )
+
+    def _product(
+        self, product: Product, tiles: GroupTiles, arguments: tuple[Pointer | Scalar, ...]
+    ) -> Launch:
+        programs = self.target.sms * resident(self.problem, product, tiles, self.target)
+        rows = self._rows_of(3 + PRODUCTS.index(product))
+        if product == "gate_up":
+            del rows["W_EXPERT"]
+        return self._launch(
+            f"wide_{product}",
+            arguments,
+            (programs, 1, 1),
+            rows | self._sizes("F", "K") | (self._act() if product == "gate_up" else {}),
+            {**blocks_of(tiles), "PROGRAMS": programs, "FLAT": tiles.flat},
+            tiles.num_warps,
+            tiles.num_stages,
+        )

@@ -1,0 +1,169 @@
+"""The device side of experts of many pairs each: what wide_experts.py puts into a kernel's text.
+
+Tiles come by descriptors, which fill what lies beyond an end with zeros. Rows stand in the order of
+their experts, each expert's from the start of a tile on: the rest of its last tile holds anything,
+stays in its rows, and is read by no one.
+"""
+# ruff: noqa: ANN001, ANN202
+# mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call"
+
+import triton
+import triton.language as tl
+
+from .experts_kernel import _activated, _most_tiles, _of_group
+
+
+@triton.jit
+def _spread(
+    x,
+    places,
+    sorted_x,
+    X_OFFSET: tl.constexpr,
+    X_ROW: tl.constexpr,
+    SLOTS: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """A token's row of x to the place of each of its pairs."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    value = tl.load(x + X_OFFSET + token * X_ROW + column, mask=column < K, other=0.0)
+    for slot in tl.static_range(SLOTS):
+        place = tl.load(places + token * SLOTS + slot).to(tl.int64)
+        tl.store(sorted_x + place * K + column, value, mask=column < K)
+
+
+@triton.jit
+def _wide_sums(
+    rows, weights, row, matrix, column,
+    LENGTH: tl.constexpr, BLOCK_M: tl.constexpr, ROWS: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """A tile of rows times rows of weights, from ``column`` on of as many matrices from ``matrix``
+    on as a block of the descriptor has, ROWS in all: f32 [BLOCK_M, ROWS], one operand and one sum
+    of the tensor cores.
+    """
+    acc = tl.zeros([BLOCK_M, ROWS], tl.float32)
+    for step in range(0, (LENGTH + BLOCK_K - 1) // BLOCK_K):
+        left = rows.load([row, step * BLOCK_K])
+        right = tl.reshape(weights.load([matrix, column, step * BLOCK_K]), (ROWS, BLOCK_K))
+        acc = tl.dot(left, tl.trans(right), acc)
+    return acc
+
+
+@triton.jit
+def _wide_gate_up(
+    sorted_x,
+    experts,
+    gate_up,
+    gate_up_bias,
+    hidden,
+    tokens,
+    W_OFFSET: tl.constexpr,
+    SLOTS: tl.constexpr,
+    E: tl.constexpr,
+    F: tl.constexpr,
+    K: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    LIMIT: tl.constexpr,
+    ALPHA: tl.constexpr,
+    NATIVE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    FLAT: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """All tiles of rows through all blocks of their experts' gates and ups, to ``hidden``
+    [rows, F]. Gates and ups that are halves are two matrices, [2 E, F, K]; else one, [E, 2 F, K].
+    """
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    MATRICES: tl.constexpr = 1 if INTERLEAVED else 2
+    OUTPUTS: tl.constexpr = 2 * F // MATRICES  # of a matrix
+    EACH: tl.constexpr = 2 * BLOCK_N // MATRICES  # of which a tile has so many
+    BLOCKS: tl.constexpr = (F + BLOCK_N - 1) // BLOCK_N
+    most = _most_tiles(tokens * SLOTS, E, BLOCK_M)
+    rows = tl.make_tensor_descriptor(sorted_x, [most * BLOCK_M, K], [K, 1], [BLOCK_M, BLOCK_K])
+    weights = tl.make_tensor_descriptor(
+        gate_up + W_OFFSET, [E * MATRICES, OUTPUTS, K], [OUTPUTS * K, K, 1],
+        [MATRICES, EACH, BLOCK_K],
+    )  # fmt: skip
+    values = tl.make_tensor_descriptor(hidden, [most * BLOCK_M, F], [F, 1], [BLOCK_M, BLOCK_N])
+    count = tl.load(experts + most)
+    for index in tl.range(tl.program_id(0), count * BLOCKS, PROGRAMS, flatten=FLAT):
+        tile, block = _of_group(index, count, BLOCKS, GROUP)
+        expert = tl.load(experts + tile)
+        first = block * EACH
+        acc = _wide_sums(
+            rows, weights, tile * BLOCK_M, expert * MATRICES, first,
+            K, BLOCK_M, 2 * BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+        if gate_up_bias is not None:
+            both = tl.arange(0, 2 * BLOCK_N)
+            output = tl.minimum(first + both % EACH, OUTPUTS - 1) + both // EACH * OUTPUTS
+            bias = tl.load(gate_up_bias + expert * (2 * F) + output)
+            acc += bias.to(tl.float32)[None, :]
+        if INTERLEAVED:
+            gate, up = tl.split(tl.reshape(acc, (BLOCK_M, BLOCK_N, 2)))
+        else:
+            gate, up = tl.split(tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_N)), (0, 2, 1)))
+        value = _activated(gate, up, ACTIVATION, LIMIT, ALPHA, NATIVE)
+        values.store([tile * BLOCK_M, block * BLOCK_N], value.to(hidden.dtype.element_ty))
+
+
+@triton.jit
+def _wide_down(
+    hidden,
+    experts,
+    down,
+    down_bias,
+    results,
+    tokens,
+    W_OFFSET: tl.constexpr,
+    W_EXPERT: tl.constexpr,
+    SLOTS: tl.constexpr,
+    E: tl.constexpr,
+    F: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    FLAT: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """All tiles of rows through all blocks of their experts' ``down``, to ``results`` [rows, K],
+    rounded as the op's own products are.
+    """
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    BLOCKS: tl.constexpr = (K + BLOCK_N - 1) // BLOCK_N
+    most = _most_tiles(tokens * SLOTS, E, BLOCK_M)
+    rows = tl.make_tensor_descriptor(hidden, [most * BLOCK_M, F], [F, 1], [BLOCK_M, BLOCK_K])
+    weights = tl.make_tensor_descriptor(
+        down + W_OFFSET, [E, K, F], [W_EXPERT, F, 1], [1, BLOCK_N, BLOCK_K]
+    )
+    values = tl.make_tensor_descriptor(results, [most * BLOCK_M, K], [K, 1], [BLOCK_M, BLOCK_N])
+    count = tl.load(experts + most)
+    for index in tl.range(tl.program_id(0), count * BLOCKS, PROGRAMS, flatten=FLAT):
+        tile, block = _of_group(index, count, BLOCKS, GROUP)
+        expert = tl.load(experts + tile)
+        first = block * BLOCK_N
+        acc = _wide_sums(
+            rows, weights, tile * BLOCK_M, expert, first,
+            F, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+        if down_bias is not None:
+            output = tl.minimum(first + tl.arange(0, BLOCK_N), K - 1)
+            acc += tl.load(down_bias + expert * K + output).to(tl.float32)[None, :]
+        values.store([tile * BLOCK_M, first], acc.to(results.dtype.element_ty))

@@ -1,0 +1,112 @@
+"""Which experts the kernels by descriptors take, and how they are cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ....ir.dtypes import DType
+from ....targets import Target
+from .experts_tiles import (
+    BUCKETS,
+    PRODUCTS,
+    Groups,
+    GroupTiles,
+    Problem,
+    Product,
+    default_groups,
+)
+
+_ARCHITECTURES = (90,)  # where descriptors are read well by what Triton makes of them
+_ALIGNMENT = 16  # bytes between rows, and of where they begin, for a descriptor
+_BARRIERS = 1 << 10  # bytes, of which each stage has a few
+_LEAST_M = 64  # rows of an instruction of the tensor cores
+_SUMS = 128  # of a thread, beside which others find room in its 255 registers
+_WARPS = 8  # of a multiprocessor, whose registers hold _SUMS of each of their threads
+
+WIDE_SPACE: Mapping[str, tuple[int, ...]] = {
+    "block_m": (64, 128),
+    "gate_up_block_n": (64, 128),
+    "down_block_n": (128, 256),
+    "block_k": (64,),
+    "num_warps": (4, 8),
+    "num_stages": (2, 3, 4, 5),
+    "group": (8, 16),
+}
+"""What may be tuned, and the values to try."""
+
+_WANTED: Mapping[tuple[Product, int], GroupTiles] = {
+    ("gate_up", 64): GroupTiles(64, 128, 64, 4, 2, wide=True),
+    ("gate_up", 128): GroupTiles(128, 128, 64, 8, 3, wide=True),
+    ("down", 64): GroupTiles(64, 256, 64, 4, 2, wide=True),
+    ("down", 128): GroupTiles(128, 256, 64, 8, 3, wide=True),
+}
+
+
+def takes_wide(problem: Problem, target: Target) -> bool:
+    """Whether the kernels take experts on a target: of 16 bits, their weights in dense rows that
+    lie as descriptors want them.
+    """
+    p = problem
+    if target.arch not in _ARCHITECTURES or p.dtype not in (DType.F16, DType.BF16):
+        return False
+    if not p.in_rows or p.strides(3)[0] != 2 * p.inner * p.width:
+        return False
+    places = (p.width, p.inner, p.offset(3), p.offset(4), p.strides(4)[0])
+    return all(place * p.dtype.bytes % _ALIGNMENT == 0 for place in places)
+
+
+def takes_tiles(problem: Problem, product: Product, tiles: GroupTiles, target: Target) -> bool:
+    """Whether a block has the shared memory of a cut, and its threads registers for the sums."""
+    sums, threads = tiles.block_m * _rows(product, tiles), 32 * tiles.num_warps
+    fits = wide_shared_bytes(problem, product, tiles) <= target.shared_memory_per_block
+    return fits and tiles.block_m >= _LEAST_M and threads <= sums <= _SUMS * threads
+
+
+def wide_shared_bytes(problem: Problem, product: Product, tiles: GroupTiles) -> int:
+    """Shared memory of a block, an upper bound: what is on its way, and a tile of the result."""
+    on_the_way = tiles.num_stages * tiles.block_k * (tiles.block_m + _rows(product, tiles))
+    stored = tiles.block_m * tiles.block_n
+    return (on_the_way + stored) * problem.dtype.bytes + _BARRIERS
+
+
+def resident(problem: Problem, product: Product, tiles: GroupTiles, target: Target) -> int:
+    """Programs that a multiprocessor holds at once, by shared memory and registers."""
+    shared = wide_shared_bytes(problem, product, tiles) + _BARRIERS
+    return max(1, min(target.shared_memory_per_sm // shared, _WARPS // tiles.num_warps))
+
+
+def default_wide(
+    problem: Problem, product: Product, target: Target, block_m: int
+) -> GroupTiles | None:
+    """Tiles of 128 sums a thread; None where the kernels take no such experts."""
+    if block_m < _LEAST_M or not takes_wide(problem, target):
+        return None
+    outputs, length = problem.sizes(product)
+    wanted = _WANTED[product, block_m]
+    return replace(
+        wanted,
+        block_n=min(wanted.block_n, max(16, _power(outputs))),
+        block_k=min(wanted.block_k, max(16, _power(length))),
+    )
+
+
+def default_tiles(problem: Problem, target: Target, block_m: int) -> Groups | None:
+    """Of both products, where tiles have ``block_m`` pairs: by descriptors for the most, where
+    the other kernels reach three quarters of their rate; None where no tiles fit the target.
+    """
+    if block_m == BUCKETS[-1]:
+        first, second = (default_wide(problem, x, target, block_m) for x in PRODUCTS)
+        if first is not None and second is not None:
+            return first, second
+    first, second = (default_groups(problem, x, target, block_m) for x in PRODUCTS)
+    return None if first is None or second is None else (first, second)
+
+
+def _rows(product: Product, tiles: GroupTiles) -> int:
+    """Rows of weights of a tile."""
+    return tiles.block_n * (2 if product == "gate_up" else 1)
+
+
+def _power(size: int) -> int:
+    return 1 << max(size - 1, 0).bit_length()
