@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ....ir.dims import Size
 from ....ir.dtypes import DType
 from ....ir.node import Node
 from ....targets import Target

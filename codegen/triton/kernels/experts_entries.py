@@ -223,7 +223,7 @@ _ABSENT: Mapping[str, tuple[str, ...]] = {
     "gate_up_rows": ("gate_up_bias",),
     "down": ("down_bias",),
     "down_rows": ("down_bias",),
-    "wide_gate_up": ("gate_up_bias",),
+    "wide_gate_up": ("gate_up_bias", "order"),
     "wide_down": ("down_bias",),
     "place": ("places",),
     "weighted": ("places",),

@@ -73,6 +73,7 @@ class GroupTiles:
     group: int = 8
     wide: bool = False
     flat: bool = True
+    spread: bool = True
 
 
 Rows: TypeAlias = tuple[RowTiles, RowTiles]

@@ -40,7 +40,8 @@ class WideEntries(Entries):
         rows = count * block_m
         hidden_space, hidden = self._space(rows * p.inner, "hidden", 0)
         # What gate_up takes and what down gives never live at one time.
-        row_space, sorted_x = self._space(rows * p.width, "sorted_x", 1)
+        row_space, x = self._space(rows * p.width, "x", 1)
+        _, sorted_x = self._space(rows * p.width, "sorted_x", 1)
         _, results = self._space(rows * p.width, "results", 1)
         names = ("order", "experts", "places")
         order, experts, places = (
@@ -50,8 +51,18 @@ class WideEntries(Entries):
         biased = (self._operands("gate_up", "gate_up_bias"), self._operands("down", "down_bias"))
         launches = (
             self._place((order, experts, places), tokens, block_m, most),
-            self._spread(places, sorted_x),
-            self._product("gate_up", first, (sorted_x, experts, *biased[0], hidden, tokens)),
+            *([self._spread(places, sorted_x)] if first.spread else []),
+            self._product(
+                "gate_up",
+                first,
+                (
+                    *([x] if first.spread else [*self._operands("x"), order]),
+                    experts,
+                    *biased[0],
+                    hidden,
+                    tokens,
+                ),
+            ),
             self._product("down", second, (hidden, experts, *biased[1], results, tokens)),
             self._weighted(results, places),
         )
@@ -84,11 +95,14 @@ class WideEntries(Entries):
         if product == "gate_up":
             del rows["W_EXPERT"]
         return self._launch(
-            f"wide_{product}",
+            f"wide_{product}" + ("" if tiles.spread else "_of_pairs"),
             arguments,
             (programs, 1, 1),
-            rows | self._sizes("F", "K") | (self._act() if product == "gate_up" else {}),
+            rows
+            | self._sizes("F", "K")
+            | ((self._act() | self._x()) if product == "gate_up" else {}),
             {**blocks_of(tiles), "PROGRAMS": programs, "FLAT": tiles.flat},
             tiles.num_warps,
             tiles.num_stages,
+            inner=f"wide_{product}",
         )

@@ -10,7 +10,7 @@ stays in its rows, and is read by no one.
 import triton
 import triton.language as tl
 
-from .experts_kernel import _activated, _most_tiles, _of_group
+from .experts_kernel import _activated, _most_tiles, _of_group, _tile_of
 
 
 @triton.jit
@@ -41,6 +41,7 @@ def _spread(
 def _wide_sums(
     rows, weights, row, matrix, column,
     LENGTH: tl.constexpr, BLOCK_M: tl.constexpr, ROWS: tl.constexpr, BLOCK_K: tl.constexpr,
+    POINTERS: tl.constexpr = False,
 ):  # fmt: skip
     """A tile of rows times rows of weights, from ``column`` on of as many matrices from ``matrix``
     on as a block of the descriptor has, ROWS in all: f32 [BLOCK_M, ROWS], one operand and one sum
@@ -48,7 +49,12 @@ def _wide_sums(
     """
     acc = tl.zeros([BLOCK_M, ROWS], tl.float32)
     for step in range(0, (LENGTH + BLOCK_K - 1) // BLOCK_K):
-        left = rows.load([row, step * BLOCK_K])
+        if POINTERS:
+            left = _tile_of(
+                rows[:, None], step * BLOCK_K + tl.arange(0, BLOCK_K)[None, :], 1, LENGTH, BLOCK_K
+            )
+        else:
+            left = rows.load([row, step * BLOCK_K])
         right = tl.reshape(weights.load([matrix, column, step * BLOCK_K]), (ROWS, BLOCK_K))
         acc = tl.dot(left, tl.trans(right), acc)
     return acc
@@ -56,12 +62,15 @@ def _wide_sums(
 
 @triton.jit
 def _wide_gate_up(
-    sorted_x,
+    x,
+    order,
     experts,
     gate_up,
     gate_up_bias,
     hidden,
     tokens,
+    X_OFFSET: tl.constexpr,
+    X_ROW: tl.constexpr,
     W_OFFSET: tl.constexpr,
     SLOTS: tl.constexpr,
     E: tl.constexpr,
@@ -91,7 +100,8 @@ def _wide_gate_up(
     EACH: tl.constexpr = 2 * BLOCK_N // MATRICES  # of which a tile has so many
     BLOCKS: tl.constexpr = (F + BLOCK_N - 1) // BLOCK_N
     most = _most_tiles(tokens * SLOTS, E, BLOCK_M)
-    rows = tl.make_tensor_descriptor(sorted_x, [most * BLOCK_M, K], [K, 1], [BLOCK_M, BLOCK_K])
+    if order is None:
+        rows = tl.make_tensor_descriptor(x, [most * BLOCK_M, K], [K, 1], [BLOCK_M, BLOCK_K])
     weights = tl.make_tensor_descriptor(
         gate_up + W_OFFSET, [E * MATRICES, OUTPUTS, K], [OUTPUTS * K, K, 1],
         [MATRICES, EACH, BLOCK_K],
@@ -102,10 +112,18 @@ def _wide_gate_up(
         tile, block = _of_group(index, count, BLOCKS, GROUP)
         expert = tl.load(experts + tile)
         first = block * EACH
-        acc = _wide_sums(
-            rows, weights, tile * BLOCK_M, expert * MATRICES, first,
-            K, BLOCK_M, 2 * BLOCK_N, BLOCK_K,
-        )  # fmt: skip
+        if order is None:
+            acc = _wide_sums(
+                rows, weights, tile * BLOCK_M, expert * MATRICES, first,
+                K, BLOCK_M, 2 * BLOCK_N, BLOCK_K,
+            )  # fmt: skip
+        else:
+            pair = tl.load(order + tile * BLOCK_M + tl.arange(0, BLOCK_M))
+            token = (tl.minimum(pair, tokens * SLOTS - 1) // SLOTS).to(tl.int64)
+            acc = _wide_sums(
+                x + X_OFFSET + token * X_ROW, weights, 0, expert * MATRICES, first,
+                K, BLOCK_M, 2 * BLOCK_N, BLOCK_K, True,
+            )  # fmt: skip
         if gate_up_bias is not None:
             both = tl.arange(0, 2 * BLOCK_N)
             output = tl.minimum(first + both % EACH, OUTPUTS - 1) + both // EACH * OUTPUTS

@@ -119,7 +119,7 @@ def test_numbers_that_are_no_expert_read_nothing_else() -> None:
 
 
 def test_a_chunk_of_pairs_is_not_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tilewright.codegen.triton.kernels.experts._CHUNK", 64)
+    monkeypatch.setattr("tilewright.codegen.triton.kernels.experts_entries._CHUNK", 64)
     form = Form(experts=2, slots=2, inner=8)
     found_by(source_of(node_of(form), None), form, routed(form, 45, "any"))
 

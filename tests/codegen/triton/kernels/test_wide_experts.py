@@ -1,0 +1,64 @@
+"""Experts by descriptors against float64: every form and routing, what they compile to, and where
+they are taken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from experts_forms import (
+    H100,
+    OP,
+    Form,
+    node_of,
+    operands_of,
+    problem_of,
+    routed,
+    source_of,
+    truth_of,
+)
+from tilewright.codegen.triton.kernels.experts_tiles import GroupTiles
+from tilewright.ir.dtypes import DType
+from triton_bodies import run
+
+PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
+SMALL = GroupTiles(64, 16, 16, 4, 2, 2, wide=True)
+
+
+def check(form: Form, ids: torch.Tensor, tiles: GroupTiles, sms: int) -> None:
+    """The kernel is as near to float64 as torch, where so many multiprocessors share the tiles."""
+    node = node_of(form)
+    target = replace(H100, sms=sms)
+    source = source_of(node, None, (((tiles, tiles), None),), target)
+    operands = operands_of(form, ids)
+    (found,) = run(source, node, operands, {"T": len(ids)})
+    wanted = truth_of(form, node, operands)
+    relative, absolute = OP.tolerance[form.dtype]
+    torch.testing.assert_close(found.double(), wanted, rtol=relative, atol=absolute)
+
+
+@settings(max_examples=8, phases=PHASES)
+@given(
+    form=st.builds(
+        Form,
+        experts=st.sampled_from([8, 11]),
+        slots=st.sampled_from([1, 2, 8]),
+        inner=st.sampled_from([8, 24, 40]),
+        width=st.sampled_from([16, 40]),
+        dtype=st.sampled_from([DType.F16, DType.BF16]),
+        activation=st.sampled_from(["silu", "gelu_tanh", "gpt_oss"]),
+        biases=st.booleans(),
+        wide=st.booleans(),
+    ),
+    kind=st.sampled_from(["any", "the same", "not the first"]),
+    tokens=st.sampled_from([1, 17, 70, 130]),
+    sms=st.integers(1, 3),
+    group=st.integers(1, 3),
+)
+def test_it_is_the_op_in_float64(form, kind, tokens, sms, group) -> None:
+    check(form, routed(form, tokens, kind), replace(SMALL, block_m=16, group=group), sms)
