@@ -108,22 +108,20 @@ class Entries:
         self, placed: tuple[Pointer, ...], tokens: Scalar, block_m: int, most: int | None
     ) -> Launch:
         p = self.problem
-        name = "place" if len(placed) == 2 else "place_rows"
-        chunk = _CHUNK if most is None else min(_CHUNK, max(_LEAST_CHUNK, _power(most * p.slots)))
-        bins: dict[str, Constexpr | None] = {"BINS": max(_LEAST_BINS, _power(p.experts + 1))}
+        chunk = _CHUNK if most is None else min(_CHUNK, max(_LEAST_CHUNK, power(most * p.slots)))
+        bins: dict[str, Constexpr | None] = {"BINS": max(_LEAST_BINS, power(p.experts + 1))}
         return self._launch(
-            name,
+            "place",
             (*self._operands("ids"), *placed, tokens),
             (p.experts, 1, 1),
             self._ids() | self._sizes() | bins,
             {"CHUNK": chunk, "BLOCK_M": block_m},
             max(1, min(8, chunk // 128)),
-            inner="place",
         )
 
     def _columns(self) -> int:
         """Of a program that copies or adds up rows."""
-        return min(_SUMMED, max(16, _power(self.problem.width)))
+        return min(_SUMMED, max(16, power(self.problem.width)))
 
     def _weighted(self, results: Pointer, *places: Pointer) -> Launch:
         p, block = self.problem, self._columns()
@@ -225,7 +223,7 @@ _ABSENT: Mapping[str, tuple[str, ...]] = {
     "down_rows": ("down_bias",),
     "wide_gate_up": ("gate_up_bias", "order"),
     "wide_down": ("down_bias",),
-    "place": ("places",),
+    "place_rows": ("order",),
     "weighted": ("places",),
 }
 
@@ -247,5 +245,6 @@ def most_tiles(problem: Problem, block_m: int) -> Size:
     return call("floordiv", pairs + used * (block_m - 1), block_m)
 
 
-def _power(size: int) -> int:
+def power(size: int) -> int:
+    """The least power of two that is no less."""
     return 1 << max(size - 1, 0).bit_length()

@@ -36,7 +36,6 @@ def _place(
     ids,
     order,
     experts,
-    places,
     tokens,
     IDS_OFFSET: tl.constexpr,
     IDS_ROW: tl.constexpr,
@@ -50,8 +49,7 @@ def _place(
 ):
     """Program e writes the pairs of expert e to ``order``, as they come, from the start of a tile
     on; the last tile's rest is filled with the number of pairs. ``experts`` gets e for each of
-    its tiles, and -1 behind the last one's. Where there are ``places``, they get each pair's index
-    in ``order``, and ``experts`` the number of tiles behind as many as there can be.
+    its tiles, and -1 behind the last one's.
 
     Counts are sums of integers, so nothing depends on who comes first.
     """
@@ -80,10 +78,7 @@ def _place(
             ids, tl.minimum(at, pairs - 1), IDS_OFFSET, IDS_ROW, IDS_COLUMN, SLOTS, E
         )
         is_mine = ((expert == me) & (at < pairs)).to(tl.int32)
-        place = before + tl.cumsum(is_mine, axis=0) - 1
-        tl.store(slots + place, at, mask=is_mine != 0)
-        if places is not None:
-            tl.store(places + at, first * BLOCK_M + place, mask=is_mine != 0)
+        tl.store(slots + before + tl.cumsum(is_mine, axis=0) - 1, at, mask=is_mine != 0)
         before += tl.sum(is_mine, axis=0)
     rest = count + tl.arange(0, BLOCK_M)
     tl.store(slots + rest, tl.zeros_like(rest) + pairs, mask=rest < mine * BLOCK_M)
@@ -95,8 +90,6 @@ def _place(
         for start in range(first + mine, most, 128):
             tile = start + tl.arange(0, 128)
             tl.store(experts + tile, tl.full([128], -1, tl.int32), mask=tile < most)
-        if places is not None:
-            tl.store(experts + most, first + mine)
 
 
 @triton.jit

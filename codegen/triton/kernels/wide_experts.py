@@ -9,16 +9,22 @@ and its length is read there. Gates and ups are one product, as in wide_linear.p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ....ir.dims import Size
+from ....ir.dims import Size, call
 from ....ir.dtypes import DType
 from ..source import Constexpr, Launch, Pointer, Scalar, Variant
-from .experts_entries import Entries, blocks_of, most_tiles
+from .experts_entries import Entries, blocks_of, most_tiles, power
 from .experts_tiles import PRODUCTS, Groups, GroupTiles, Product
 from .wide_experts_tiles import resident
 
-WIDE_FUNCTIONS = ("_spread", "_wide_sums", "_wide_gate_up", "_wide_down")
+WIDE_FUNCTIONS = (
+    *("_share", "_count", "_place_rows", "_spread", "_wide_sums", "_wide_gate_up", "_wide_down"),
+)
+_CHUNK = 128  # pairs that are looked at at once
+_SHARERS = 128  # programs of them at most: each reads what all count
+_LEAST_BINS = 32
 
 
 @dataclass(slots=True)
@@ -43,20 +49,27 @@ class WideEntries(Entries):
         row_space, x = self._space(rows * p.width, "x", 1)
         _, sorted_x = self._space(rows * p.width, "sorted_x", 1)
         _, results = self._space(rows * p.width, "results", 1)
-        names = ("order", "experts", "places")
-        order, experts, places = (
-            Pointer(n, DType.I32, "workspace", 2 + i) for i, n in enumerate(names)
-        )
+        sharers = call("min", -(-p.pairs // _CHUNK), _SHARERS)
+        bins = max(_LEAST_BINS, power(p.experts + 1))
+        sizes: dict[str, Size] = {
+            "places": p.pairs,
+            "experts": count + 1,
+            "counts": sharers * bins,
+            "starts": sharers * bins,
+            **({} if first.spread else {"order": rows}),
+        }
+        placed = {n: Pointer(n, DType.I32, "workspace", 2 + i) for i, n in enumerate(sizes)}
+        places, experts = placed["places"], placed["experts"]
         tokens = Scalar("tokens", p.tokens)
         biased = (self._operands("gate_up", "gate_up_bias"), self._operands("down", "down_bias"))
         launches = (
-            self._place((order, experts, places), tokens, block_m, most),
+            *self._places(placed, tokens, block_m, bins, sharers),
             *([self._spread(places, sorted_x)] if first.spread else []),
             self._product(
                 "gate_up",
                 first,
                 (
-                    *([x] if first.spread else [*self._operands("x"), order]),
+                    *([x] if first.spread else [*self._operands("x"), placed["order"]]),
                     experts,
                     *biased[0],
                     hidden,
@@ -66,14 +79,37 @@ class WideEntries(Entries):
             self._product("down", second, (hidden, experts, *biased[1], results, tokens)),
             self._weighted(results, places),
         )
-        spaces = (
-            hidden_space,
-            row_space,
-            (DType.I32, rows),
-            (DType.I32, count + 1),
-            (DType.I32, p.pairs),
-        )
+        spaces = (hidden_space, row_space, *((DType.I32, size) for size in sizes.values()))
         return Variant(launches, spaces, guard)
+
+    def _places(
+        self, placed: Mapping[str, Pointer], tokens: Scalar, block_m: int, bins: int, sharers: Size
+    ) -> tuple[Launch, Launch]:
+        """Where the row of each pair is; by as many programs as there are ``sharers``."""
+        ids, grid = self._operands("ids"), (sharers, 1, 1)
+        constants = self._ids() | self._sizes() | {"BINS": bins}
+        names = ("counts", "starts", "places", "order", "experts")
+        given = tuple(placed[name] for name in names if name in placed)
+        suffix = "_and_order" if "order" in placed else ""
+        return (
+            self._launch(
+                "count",
+                (*ids, placed["counts"], tokens),
+                grid,
+                constants,
+                {"CHUNK": _CHUNK},
+                _CHUNK // 32,
+            ),
+            self._launch(
+                f"place_rows{suffix}",
+                (*ids, *given, tokens),
+                grid,
+                constants,
+                {"CHUNK": _CHUNK, "BLOCK_M": block_m},
+                _CHUNK // 32,
+                inner="place_rows",
+            ),
+        )
 
     def _spread(self, places: Pointer, sorted_x: Pointer) -> Launch:
         p, block = self.problem, self._columns()

@@ -10,7 +10,108 @@ stays in its rows, and is read by no one.
 import triton
 import triton.language as tl
 
-from .experts_kernel import _activated, _most_tiles, _of_group, _tile_of
+from .experts_kernel import _activated, _expert_of, _most_tiles, _of_group, _tile_of
+
+
+@triton.jit
+def _share(pairs, CHUNK: tl.constexpr):
+    """The first of this program's pairs, and how many chunks of them it has."""
+    chunks = tl.cdiv(tl.cdiv(pairs, CHUNK), tl.num_programs(0))
+    return tl.program_id(0) * chunks * CHUNK, chunks
+
+
+@triton.jit
+def _count(
+    ids,
+    counts,
+    tokens,
+    IDS_OFFSET: tl.constexpr,
+    IDS_ROW: tl.constexpr,
+    IDS_COLUMN: tl.constexpr,
+    SLOTS: tl.constexpr,
+    E: tl.constexpr,
+    BINS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """How many of a program's pairs choose each expert, to its row of ``counts`` [programs, BINS].
+    Bin E holds what is no pair.
+    """
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    pairs = tokens * SLOTS
+    first, chunks = _share(pairs, CHUNK)
+    found = tl.zeros([BINS], tl.int32)
+    for chunk in range(0, chunks):
+        pair = first + chunk * CHUNK + tl.arange(0, CHUNK)
+        at = tl.minimum(pair, pairs - 1)
+        expert = _expert_of(ids, at, IDS_OFFSET, IDS_ROW, IDS_COLUMN, SLOTS, E)
+        found += tl.histogram(tl.where(pair < pairs, expert, E), BINS)
+    tl.store(counts + tl.program_id(0) * BINS + tl.arange(0, BINS), found)
+
+
+@triton.jit
+def _place_rows(
+    ids,
+    counts,
+    starts,
+    places,
+    order,
+    experts,
+    tokens,
+    IDS_OFFSET: tl.constexpr,
+    IDS_ROW: tl.constexpr,
+    IDS_COLUMN: tl.constexpr,
+    SLOTS: tl.constexpr,
+    E: tl.constexpr,
+    BINS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Each pair's row, in the order of experts and of pairs, each expert's from the start of a tile
+    on; the expert of each tile, and behind as many tiles as there can be their number.
+
+    Args:
+        counts: as the same programs of ``_count`` leave them.
+        starts: a row for each program, where its pairs of each expert go next.
+    """
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    ROWS: tl.constexpr = 16  # of counts, read at once
+    me, sharers = tl.program_id(0), tl.num_programs(0)
+    pairs = tokens * SLOTS
+    bins, step = tl.arange(0, BINS), tl.arange(0, CHUNK)
+    total = tl.zeros([BINS], tl.int32)
+    before = tl.zeros([BINS], tl.int32)
+    for start in range(0, sharers, ROWS):
+        sharer = (start + tl.arange(0, ROWS))[:, None]
+        some = tl.load(counts + sharer * BINS + bins[None, :], mask=sharer < sharers, other=0)
+        total += tl.sum(some, axis=0)
+        before += tl.sum(tl.where(sharer < me, some, 0), axis=0)
+    tiles = tl.where(bins < E, (total + BLOCK_M - 1) // BLOCK_M, 0)
+    first_tile = tl.cumsum(tiles, axis=0) - tiles
+    for tile in range(me, tl.max(tiles, axis=0), sharers):
+        tl.store(experts + first_tile + tile, bins, mask=tile < tiles)
+    if me == 0:
+        tl.store(experts + _most_tiles(pairs, E, BLOCK_M), tl.sum(tiles, axis=0))
+    next_row = first_tile * BLOCK_M + before
+    first, chunks = _share(pairs, CHUNK)
+    for chunk in range(0, chunks):
+        tl.store(starts + me * BINS + bins, next_row)
+        tl.debug_barrier()  # they are looked up by other threads
+        pair = first + chunk * CHUNK + step
+        at = tl.minimum(pair, pairs - 1)
+        expert = _expert_of(ids, at, IDS_OFFSET, IDS_ROW, IDS_COLUMN, SLOTS, E)
+        same = (expert[:, None] == expert[None, :]) & (step[None, :] < step[:, None])
+        place = tl.load(starts + me * BINS + expert) + tl.sum(same.to(tl.int32), axis=1)
+        tl.store(places + at, place, mask=pair < pairs)
+        if order is not None:
+            tl.store(order + place, at, mask=pair < pairs)
+        next_row += tl.histogram(tl.where(pair < pairs, expert, E), BINS)
+        tl.debug_barrier()  # until they were
 
 
 @triton.jit
@@ -119,7 +220,9 @@ def _wide_gate_up(
             )  # fmt: skip
         else:
             pair = tl.load(order + tile * BLOCK_M + tl.arange(0, BLOCK_M))
-            token = (tl.minimum(pair, tokens * SLOTS - 1) // SLOTS).to(tl.int64)
+            # A rest of a tile, whose order no one wrote, may be any number.
+            pair = tl.minimum(tl.maximum(pair, 0), tokens * SLOTS - 1)
+            token = (pair // SLOTS).to(tl.int64)
             acc = _wide_sums(
                 x + X_OFFSET + token * X_ROW, weights, 0, expert * MATRICES, first,
                 K, BLOCK_M, 2 * BLOCK_N, BLOCK_K, True,

@@ -17,7 +17,6 @@ from experts_forms import (
     Form,
     node_of,
     operands_of,
-    problem_of,
     routed,
     source_of,
     truth_of,
@@ -42,13 +41,13 @@ def check(form: Form, ids: torch.Tensor, tiles: GroupTiles, sms: int) -> None:
     torch.testing.assert_close(found.double(), wanted, rtol=relative, atol=absolute)
 
 
-@settings(max_examples=8, phases=PHASES)
+@settings(max_examples=6, phases=PHASES)
 @given(
     form=st.builds(
         Form,
         experts=st.sampled_from([8, 11]),
-        slots=st.sampled_from([1, 2, 8]),
-        inner=st.sampled_from([8, 24, 40]),
+        slots=st.sampled_from([1, 2, 3, 8]),
+        inner=st.sampled_from([8, 24]),
         width=st.sampled_from([16, 40]),
         dtype=st.sampled_from([DType.F16, DType.BF16]),
         activation=st.sampled_from(["silu", "gelu_tanh", "gpt_oss"]),
@@ -56,9 +55,23 @@ def check(form: Form, ids: torch.Tensor, tiles: GroupTiles, sms: int) -> None:
         wide=st.booleans(),
     ),
     kind=st.sampled_from(["any", "the same", "not the first"]),
-    tokens=st.sampled_from([1, 17, 70, 130]),
+    tokens=st.sampled_from([1, 7, 40]),
     sms=st.integers(1, 3),
     group=st.integers(1, 3),
+    spread=st.booleans(),
 )
-def test_it_is_the_op_in_float64(form, kind, tokens, sms, group) -> None:
-    check(form, routed(form, tokens, kind), replace(SMALL, block_m=16, group=group), sms)
+def test_it_is_the_op_in_float64(form, kind, tokens, sms, group, spread) -> None:
+    tiles = replace(SMALL, block_m=16, group=group, spread=spread)
+    check(form, routed(form, tokens, kind), tiles, sms)
+
+
+@pytest.mark.parametrize(("chunk", "sharers"), [(16, 3), (32, 128)])
+def test_places_are_found_by_several_programs_of_several_chunks(
+    monkeypatch: pytest.MonkeyPatch, chunk: int, sharers: int
+) -> None:
+    module = "tilewright.codegen.triton.kernels.wide_experts"
+    monkeypatch.setattr(f"{module}._CHUNK", chunk)
+    monkeypatch.setattr(f"{module}._SHARERS", sharers)
+    form = Form(experts=5, slots=2, inner=8, dtype=DType.BF16)
+    for kind in ("any", "the same"):
+        check(form, routed(form, 53, kind), replace(SMALL, block_m=16), 2)
