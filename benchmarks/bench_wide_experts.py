@@ -30,10 +30,9 @@ from tilewright.codegen.triton.kernels.experts import experts_source
 from tilewright.codegen.triton.kernels.experts_tiles import (
     PRODUCTS,
     Groups,
-    GroupTiles,
     default_groups,
 )
-from tilewright.codegen.triton.kernels.wide_experts_tiles import takes_tiles, takes_wide
+from tilewright.codegen.triton.kernels.wide_experts_tiles import WideTiles, takes_tiles, takes_wide
 from tilewright.codegen.triton.package import KernelPackage
 from tilewright.targets import Target
 
@@ -42,27 +41,26 @@ ROUNDED = 1e-2  # of a result's norm, between two orders of sums in bfloat16
 ROUNDS = 2  # in which all are timed, the least counts: a GPU that throttles slows who comes late
 
 
-def _wide(*sizes: int, **others: Any) -> GroupTiles:
-    return GroupTiles(*sizes, wide=True, **others)
-
-
 CUTS: Mapping[str, Groups] = {
-    "128": (_wide(128, 128, 64, 8, 3), _wide(128, 256, 64, 8, 3)),
-    "128, 4 stages": (_wide(128, 128, 64, 8, 4), _wide(128, 256, 64, 8, 3)),
-    "128, group 16": (_wide(128, 128, 64, 8, 3, 16), _wide(128, 256, 64, 8, 3, 16)),
+    "128": (WideTiles(128, 128, 64, 8, 3), WideTiles(128, 256, 64, 8, 3)),
+    "128, 4 stages": (WideTiles(128, 128, 64, 8, 4), WideTiles(128, 256, 64, 8, 3)),
+    "128, group 16": (WideTiles(128, 128, 64, 8, 3, 16), WideTiles(128, 256, 64, 8, 3, 16)),
     "128, not flat": (
-        _wide(128, 128, 64, 8, 3, flat=False),
-        _wide(128, 256, 64, 8, 3, flat=False),
+        WideTiles(128, 128, 64, 8, 3, flat=False),
+        WideTiles(128, 256, 64, 8, 3, flat=False),
     ),
-    "128, x by pointers": (_wide(128, 128, 64, 8, 4, spread=False), _wide(128, 256, 64, 8, 3)),
+    "128, x by pointers": (
+        WideTiles(128, 128, 64, 8, 4, spread=False),
+        WideTiles(128, 256, 64, 8, 3),
+    ),
     "128, x by pointers, not flat": (
-        _wide(128, 128, 64, 8, 4, spread=False, flat=False),
-        _wide(128, 256, 64, 8, 3),
+        WideTiles(128, 128, 64, 8, 4, spread=False, flat=False),
+        WideTiles(128, 256, 64, 8, 3),
     ),
-    "128, two a multiprocessor": (_wide(128, 64, 64, 4, 3), _wide(128, 128, 64, 4, 2)),
-    "64, two a multiprocessor": (_wide(64, 128, 64, 4, 2), _wide(64, 256, 64, 4, 2)),
-    "64": (_wide(64, 128, 64, 8, 4), _wide(64, 256, 64, 8, 4)),
-    "64, x by pointers": (_wide(64, 128, 64, 8, 4, spread=False), _wide(64, 256, 64, 8, 4)),
+    "128, two a multiprocessor": (WideTiles(128, 64, 64, 4, 3), WideTiles(128, 128, 64, 4, 2)),
+    "64, two a multiprocessor": (WideTiles(64, 128, 64, 4, 2), WideTiles(64, 256, 64, 4, 2)),
+    "64": (WideTiles(64, 128, 64, 8, 4), WideTiles(64, 256, 64, 8, 4)),
+    "64, x by pointers": (WideTiles(64, 128, 64, 8, 4, spread=False), WideTiles(64, 256, 64, 8, 4)),
 }
 
 

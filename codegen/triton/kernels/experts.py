@@ -35,7 +35,7 @@ from .experts_tiles import (
     most_row_tokens,
 )
 from .wide_experts import WIDE_FUNCTIONS, WideEntries
-from .wide_experts_tiles import default_tiles
+from .wide_experts_tiles import WideTiles, default_tiles
 
 _FUNCTIONS = (
     *("_expert_of", "_most_tiles", "_place", "_of_group", "_tile_and_block", "_tile_of"),
@@ -106,7 +106,7 @@ def experts_source(
         groups: for more tokens, each with the most that it is for; the last one is for any number.
             Without any, the kernel is never called for more than the ``rows``.
     """
-    wide = any(each.wide for tiles, _ in groups for each in tiles)
+    wide = any(isinstance(tiles[0], WideTiles) for tiles, _ in groups)
     entries = WideEntries(problem, target)
     variants = []
     if rows is not None:

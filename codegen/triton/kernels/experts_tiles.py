@@ -59,10 +59,6 @@ class GroupTiles:
         block_n, block_k, num_warps: as of `RowTiles`.
         num_stages: as Triton takes it.
         group: tiles of pairs that go through the columns side by side.
-        wide: whether tiles come by descriptors, in programs that stay (wide_experts.py); the same
-            in both products.
-        flat: of those, whether the first steps of a program's next tile are brought while one is
-            stored.
     """
 
     block_m: int
@@ -71,14 +67,11 @@ class GroupTiles:
     num_warps: int
     num_stages: int
     group: int = 8
-    wide: bool = False
-    flat: bool = True
-    spread: bool = True
 
 
 Rows: TypeAlias = tuple[RowTiles, RowTiles]
 Groups: TypeAlias = tuple[GroupTiles, GroupTiles]
-"""The tiles of gate_up and of down."""
+"""The tiles of gate_up and of down, of one kind, with the same pairs a tile."""
 
 
 @dataclass(frozen=True, slots=True)

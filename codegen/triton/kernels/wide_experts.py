@@ -16,8 +16,8 @@ from ....ir.dims import Size, call
 from ....ir.dtypes import DType
 from ..source import Constexpr, Launch, Pointer, Scalar, Variant
 from .experts_entries import Entries, blocks_of, most_tiles, power
-from .experts_tiles import PRODUCTS, Groups, GroupTiles, Product
-from .wide_experts_tiles import resident
+from .experts_tiles import PRODUCTS, Groups, Product
+from .wide_experts_tiles import WideTiles, resident
 
 WIDE_FUNCTIONS = (
     *("_share", "_count", "_place_rows", "_spread", "_wide_sums", "_wide_gate_up", "_wide_down"),
@@ -33,14 +33,17 @@ class WideEntries(Entries):
 
     def in_any_groups(self, tiles: Groups, most: int | None, guard: tuple[Size, ...]) -> Variant:
         """The launches of many tokens: up to ``most``, or any number."""
-        wide = all(each.wide for each in tiles)
-        assert wide or not any(each.wide for each in tiles), "one order of rows for both products"
-        return (self.in_wide_groups if wide else self.in_groups)(tiles, most, guard)
+        first, second = tiles
+        if isinstance(first, WideTiles):
+            assert isinstance(second, WideTiles), "one order of rows for both products"
+            return self.in_wide_groups(first, second, guard)
+        return self.in_groups(tiles, most, guard)
 
-    def in_wide_groups(self, tiles: Groups, most: int | None, guard: tuple[Size, ...]) -> Variant:
-        """Those by descriptors."""
-        p, (first, second) = self.problem, tiles
-        block_m = first.block_m
+    def in_wide_groups(
+        self, first: WideTiles, second: WideTiles, guard: tuple[Size, ...]
+    ) -> Variant:
+        """Those by descriptors, gate_up cut as ``first`` says and down as ``second``."""
+        p, block_m = self.problem, first.block_m
         assert second.block_m == block_m, "both products have the same tiles of pairs"
         count = most_tiles(p, block_m)
         rows = count * block_m
@@ -124,7 +127,7 @@ class WideEntries(Entries):
         )
 
     def _product(
-        self, product: Product, tiles: GroupTiles, arguments: tuple[Pointer | Scalar, ...]
+        self, product: Product, tiles: WideTiles, arguments: tuple[Pointer | Scalar, ...]
     ) -> Launch:
         programs = self.target.sms * resident(self.problem, product, tiles, self.target)
         rows = self._rows_of(3 + PRODUCTS.index(product))

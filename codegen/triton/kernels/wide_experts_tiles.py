@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ....ir.dtypes import DType
 from ....targets import Target
@@ -24,22 +24,37 @@ _LEAST_M = 64  # rows of an instruction of the tensor cores
 _SUMS = 128  # of a thread, beside which others find room in its 255 registers
 _WARPS = 8  # of a multiprocessor, whose registers hold _SUMS of each of their threads
 
-WIDE_SPACE: Mapping[str, tuple[int, ...]] = {
+SPACE: Mapping[str, tuple[int, ...]] = {
     "block_m": (64, 128),
-    "gate_up_block_n": (64, 128),
-    "down_block_n": (128, 256),
-    "block_k": (64,),
+    "block_n": (64, 128, 256),
     "num_warps": (4, 8),
     "num_stages": (2, 3, 4, 5),
     "group": (8, 16),
 }
-"""What may be tuned, and the values to try."""
+"""What may be tuned, and the values to try: fields of `WideTiles`. A row of ``block_k`` elements
+fills what descriptors put in order at once.
+"""
 
-_WANTED: Mapping[tuple[Product, int], GroupTiles] = {
-    ("gate_up", 64): GroupTiles(64, 128, 64, 4, 2, wide=True),
-    ("gate_up", 128): GroupTiles(128, 128, 64, 8, 3, wide=True),
-    ("down", 64): GroupTiles(64, 256, 64, 4, 2, wide=True),
-    ("down", 128): GroupTiles(128, 256, 64, 8, 3, wide=True),
+
+@dataclass(frozen=True, slots=True)
+class WideTiles(GroupTiles):
+    """How a product of many pairs is cut whose tiles come by descriptors.
+
+    Attributes:
+        flat: whether the first steps of a program's next tile are brought while one is stored.
+        spread: of gate_up, whether rows of x are put in order in memory first; else they are read
+            by pointers.
+    """
+
+    flat: bool = True
+    spread: bool = True
+
+
+_WANTED: Mapping[tuple[Product, int], WideTiles] = {
+    ("gate_up", 64): WideTiles(64, 128, 64, 4, 2),
+    ("gate_up", 128): WideTiles(128, 128, 64, 8, 3),
+    ("down", 64): WideTiles(64, 256, 64, 4, 2),
+    ("down", 128): WideTiles(128, 256, 64, 8, 3),
 }
 
 
@@ -56,21 +71,21 @@ def takes_wide(problem: Problem, target: Target) -> bool:
     return all(place * p.dtype.bytes % _ALIGNMENT == 0 for place in places)
 
 
-def takes_tiles(problem: Problem, product: Product, tiles: GroupTiles, target: Target) -> bool:
+def takes_tiles(problem: Problem, product: Product, tiles: WideTiles, target: Target) -> bool:
     """Whether a block has the shared memory of a cut, and its threads registers for the sums."""
     sums, threads = tiles.block_m * _rows(product, tiles), 32 * tiles.num_warps
     fits = wide_shared_bytes(problem, product, tiles) <= target.shared_memory_per_block
     return fits and tiles.block_m >= _LEAST_M and threads <= sums <= _SUMS * threads
 
 
-def wide_shared_bytes(problem: Problem, product: Product, tiles: GroupTiles) -> int:
+def wide_shared_bytes(problem: Problem, product: Product, tiles: WideTiles) -> int:
     """Shared memory of a block, an upper bound: what is on its way, and a tile of the result."""
     on_the_way = tiles.num_stages * tiles.block_k * (tiles.block_m + _rows(product, tiles))
     stored = tiles.block_m * tiles.block_n
     return (on_the_way + stored) * problem.dtype.bytes + _BARRIERS
 
 
-def resident(problem: Problem, product: Product, tiles: GroupTiles, target: Target) -> int:
+def resident(problem: Problem, product: Product, tiles: WideTiles, target: Target) -> int:
     """Programs that a multiprocessor holds at once, by shared memory and registers."""
     shared = wide_shared_bytes(problem, product, tiles) + _BARRIERS
     return max(1, min(target.shared_memory_per_sm // shared, _WARPS // tiles.num_warps))
@@ -78,7 +93,7 @@ def resident(problem: Problem, product: Product, tiles: GroupTiles, target: Targ
 
 def default_wide(
     problem: Problem, product: Product, target: Target, block_m: int
-) -> GroupTiles | None:
+) -> WideTiles | None:
     """Tiles of 128 sums a thread; None where the kernels take no such experts."""
     if block_m < _LEAST_M or not takes_wide(problem, target):
         return None
@@ -103,7 +118,7 @@ def default_tiles(problem: Problem, target: Target, block_m: int) -> Groups | No
     return None if first is None or second is None else (first, second)
 
 
-def _rows(product: Product, tiles: GroupTiles) -> int:
+def _rows(product: Product, tiles: WideTiles) -> int:
     """Rows of weights of a tile."""
     return tiles.block_n * (2 if product == "gate_up" else 1)
 

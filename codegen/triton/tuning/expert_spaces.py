@@ -16,10 +16,9 @@ from ..kernels.experts_tiles import (
     default_groups,
     shared_bytes,
 )
-from ..kernels.wide_experts_tiles import WIDE_SPACE, default_wide, takes_tiles
+from ..kernels.wide_experts_tiles import SPACE, WideTiles, default_wide, takes_tiles
 from .template import int_, power_range, sensible, with_default
 
-_SHARED = ("wide", "block_m")  # by both products
 _OWN = ("block_n", "block_k", "num_warps", "num_stages", "group")
 _SUMS = 128  # float32 sums that a thread may hold
 _WIDE, _POINTERS = When("wide", (True,)), When("wide", (False,))
@@ -37,7 +36,7 @@ def rows_config(tiles: tuple[RowTiles, RowTiles]) -> Config:
 
 def groups_config(tiles: tuple[GroupTiles, GroupTiles]) -> Config:
     """Cuts of both products by their fields, what both share once."""
-    named = [(name, getattr(tiles[0], name)) for name in _SHARED]
+    named = [("wide", isinstance(tiles[0], WideTiles)), ("block_m", tiles[0].block_m)]
     for product, each in zip(PRODUCTS, tiles, strict=True):
         named += [(f"{product}_{name}", getattr(each, name)) for name in _OWN]
     return Config(tuple(named))
@@ -54,10 +53,9 @@ def rows_of(config: Config | Mapping[str, Value]) -> tuple[RowTiles, RowTiles]:
 
 def groups_of(config: Config | Mapping[str, Value]) -> tuple[GroupTiles, GroupTiles]:
     """The cuts of a config of `ExpertGroups`."""
-    shared = {name: config[name] for name in _SHARED}
+    kind, block_m = WideTiles if config["wide"] else GroupTiles, int_(config, "block_m")
     first, second = (
-        GroupTiles(**shared, **{n: int_(config, f"{product}_{n}") for n in _OWN})  # type: ignore[arg-type]
-        for product in PRODUCTS
+        kind(block_m, *(int_(config, f"{product}_{name}") for name in _OWN)) for product in PRODUCTS
     )
     return first, second
 
@@ -101,7 +99,7 @@ def group_space(p: Problem, default: Config, block_m: int, target: Target) -> Sp
     constraints = []
     wide = [default_wide(p, product, target, block_m) for product in PRODUCTS]
     if None not in wide:
-        sizes = WIDE_SPACE["block_m"]
+        sizes = SPACE["block_m"]
         parameters.append(Choice("wide", (False, True)))
         parameters.append(Choice("block_m", sizes, when=_WIDE, otherwise=block_m))
     else:
@@ -135,9 +133,9 @@ def _group_parameters(
             Integer(s, stages[0], stages[-1]),
             Choice(g, (by_pointers.group,)),
         ]
-    columns = {64, 128, by_pointers.block_n, by_descriptors.block_n}
+    columns = {64, 128, by_pointers.block_n, by_descriptors.block_n, *SPACE["block_n"]}
     return [
-        Choice(n, tuple(sorted({*columns, *WIDE_SPACE[f"{product}_block_n"]}))),
+        Choice(n, tuple(sorted(columns))),
         Choice(
             k,
             tuple(sorted({64, 128, by_pointers.block_k})),
@@ -145,8 +143,8 @@ def _group_parameters(
             otherwise=by_descriptors.block_k,
         ),
         power_range(w, 4, 8, by_pointers.num_warps),
-        Integer(s, min(stages[0], 2), max(stages[-1], *WIDE_SPACE["num_stages"])),
-        Choice(g, WIDE_SPACE["group"], when=_WIDE, otherwise=by_pointers.group),
+        Integer(s, min(stages[0], 2), max(stages[-1], *SPACE["num_stages"])),
+        Choice(g, SPACE["group"], when=_WIDE, otherwise=by_pointers.group),
     ]
 
 
@@ -157,7 +155,7 @@ def _groups_that_fit(
 
     def fits(values: Mapping[str, Value]) -> bool:
         tiles = groups_of(values)[place]
-        if tiles.wide:
+        if isinstance(tiles, WideTiles):
             return takes_tiles(p, product, tiles, target)
         return shared_bytes(p, product, tiles) <= target.shared_memory_per_block
 

@@ -36,7 +36,7 @@ from ..kernels.experts_tiles import (
     most_row_tokens,
     shared_bytes,
 )
-from ..kernels.wide_experts_tiles import default_tiles, resident
+from ..kernels.wide_experts_tiles import WideTiles, default_tiles, resident
 from ..source import KernelSource
 from .expert_spaces import (
     group_space,
@@ -290,7 +290,7 @@ BLOCK = 16
 
 def _resident(problem: Problem, product: Product, tiles: GroupTiles, target: Target) -> int:
     """Programs of a product that a multiprocessor holds at once."""
-    if tiles.wide:
+    if isinstance(tiles, WideTiles):
         return resident(problem, product, tiles, target)
     shared = shared_bytes(problem, product, tiles) + 1024
     threads = 32 * tiles.num_warps

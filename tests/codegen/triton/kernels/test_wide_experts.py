@@ -21,15 +21,15 @@ from experts_forms import (
     source_of,
     truth_of,
 )
-from tilewright.codegen.triton.kernels.experts_tiles import GroupTiles
+from tilewright.codegen.triton.kernels.wide_experts_tiles import WideTiles
 from tilewright.ir.dtypes import DType
 from triton_bodies import run
 
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
-SMALL = GroupTiles(64, 16, 16, 4, 2, 2, wide=True)
+SMALL = WideTiles(16, 16, 16, 4, 2, 2)
 
 
-def check(form: Form, ids: torch.Tensor, tiles: GroupTiles, sms: int) -> None:
+def check(form: Form, ids: torch.Tensor, tiles: WideTiles, sms: int) -> None:
     """The kernel is as near to float64 as torch, where so many multiprocessors share the tiles."""
     node = node_of(form)
     target = replace(H100, sms=sms)
@@ -61,7 +61,7 @@ def check(form: Form, ids: torch.Tensor, tiles: GroupTiles, sms: int) -> None:
     spread=st.booleans(),
 )
 def test_it_is_the_op_in_float64(form, kind, tokens, sms, group, spread) -> None:
-    tiles = replace(SMALL, block_m=16, group=group, spread=spread)
+    tiles = replace(SMALL, group=group, spread=spread)
     check(form, routed(form, tokens, kind), tiles, sms)
 
 
@@ -74,4 +74,4 @@ def test_places_are_found_by_several_programs_of_several_chunks(
     monkeypatch.setattr(f"{module}._SHARERS", sharers)
     form = Form(experts=5, slots=2, inner=8, dtype=DType.BF16)
     for kind in ("any", "the same"):
-        check(form, routed(form, 53, kind), replace(SMALL, block_m=16), 2)
+        check(form, routed(form, 53, kind), SMALL, 2)
