@@ -1,7 +1,7 @@
 """Cuts of experts of many pairs on a GPU: kernels by descriptors beside those by pointers.
 
     python benchmarks/bench_wide_experts.py [--layers mixtral,qwen3_moe] [--tokens 4096,512]
-                                            [--rivals grouped_mm] [--seconds 25] [--json FILE]
+                                            [--rivals grouped_mm] [--seconds 30] [--json FILE]
 
 Layers, inputs, float64 and rivals are bench_experts.py's. Each layer is a process of its own, and
 so are its rivals: one that hangs or fails after ``--seconds`` leaves the others' lines. A table of
@@ -205,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--layers", default=",".join(LAYERS))
     parser.add_argument("--tokens", default="4096,512")
     parser.add_argument("--rivals", default="grouped_mm")
-    parser.add_argument("--seconds", type=float, default=25.0)
+    parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
