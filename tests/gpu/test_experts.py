@@ -98,7 +98,6 @@ WIDE_TILES = st.builds(
     num_stages=st.sampled_from([2, 3]),
     group=st.sampled_from([1, 8]),
     flat=st.booleans(),
-    spread=st.booleans(),
 )
 
 

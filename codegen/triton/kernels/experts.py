@@ -38,7 +38,7 @@ from .wide_experts import WIDE_FUNCTIONS, WideEntries
 from .wide_experts_tiles import WideTiles, default_tiles
 
 _FUNCTIONS = (
-    *("_expert_of", "_most_tiles", "_place", "_of_group", "_tile_and_block", "_tile_of"),
+    *("_expert_of", "_most_tiles", "_place", "_tile_and_block", "_tile_of"),
     *("_within", "_sums", "_pairs_of_sums", "_activated", "_gate_up", "_down", "_weighted"),
     *("_gate_up_rows", "_down_rows"),
 )

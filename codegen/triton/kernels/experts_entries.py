@@ -221,9 +221,8 @@ _ABSENT: Mapping[str, tuple[str, ...]] = {
     "gate_up_rows": ("gate_up_bias",),
     "down": ("down_bias",),
     "down_rows": ("down_bias",),
-    "wide_gate_up": ("gate_up_bias", "order"),
+    "wide_gate_up": ("gate_up_bias",),
     "wide_down": ("down_bias",),
-    "place_rows": ("order",),
     "weighted": ("places",),
 }
 

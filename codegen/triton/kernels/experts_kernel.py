@@ -93,25 +93,18 @@ def _place(
 
 
 @triton.jit
-def _of_group(index, tiles, BLOCKS: tl.constexpr, GROUP: tl.constexpr):
-    """The tile of pairs and the block of columns that come ``index``-th: GROUP tiles, most of them
-    of one expert, go through the columns together, so that weights are in the L2 for all but the
-    first.
-    """
-    first = index // (GROUP * BLOCKS) * GROUP
-    height = tl.minimum(tiles - first, GROUP)
-    within = index % (GROUP * BLOCKS)
-    return first + within % height, within // height
-
-
-@triton.jit
 def _tile_and_block(
     pairs, N: tl.constexpr, E: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """This program's tile of pairs and block of columns."""
+    """This program's tile of pairs and block of columns: GROUP tiles, most of them of one expert,
+    go through the columns together, so that weights are in the L2 for all but the first.
+    """
     BLOCKS: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
-    return _of_group(tl.program_id(0), _most_tiles(pairs, E, BLOCK_M), BLOCKS, GROUP)
+    first = tl.program_id(0) // (GROUP * BLOCKS) * GROUP
+    height = tl.minimum(_most_tiles(pairs, E, BLOCK_M) - first, GROUP)
+    within = tl.program_id(0) % (GROUP * BLOCKS)
+    return first + within % height, within // height
 
 
 @triton.jit

@@ -20,7 +20,16 @@ from .experts_tiles import PRODUCTS, Groups, Product
 from .wide_experts_tiles import WideTiles, resident
 
 WIDE_FUNCTIONS = (
-    *("_share", "_count", "_place_rows", "_spread", "_wide_sums", "_wide_gate_up", "_wide_down"),
+    *(
+        "_share",
+        "_count",
+        "_place_rows",
+        "_spread",
+        "_turn",
+        "_wide_sums",
+        "_wide_gate_up",
+        "_wide_down",
+    ),
 )
 _CHUNK = 128  # pairs that are looked at at once
 _SHARERS = 128  # programs of them at most: each reads what all count
@@ -55,45 +64,37 @@ class WideEntries(Entries):
         sharers = call("min", -(-p.pairs // _CHUNK), _SHARERS)
         bins = max(_LEAST_BINS, power(p.experts + 1))
         sizes: dict[str, Size] = {
-            "places": p.pairs,
-            "experts": count + 1,
             "counts": sharers * bins,
             "starts": sharers * bins,
-            **({} if first.spread else {"order": rows}),
+            "places": p.pairs,
+            "turns": count + 1,
         }
         placed = {n: Pointer(n, DType.I32, "workspace", 2 + i) for i, n in enumerate(sizes)}
-        places, experts = placed["places"], placed["experts"]
+        places, turns = placed["places"], placed["turns"]
         tokens = Scalar("tokens", p.tokens)
         biased = (self._operands("gate_up", "gate_up_bias"), self._operands("down", "down_bias"))
+        cut: dict[str, Constexpr] = {"BLOCK_M": block_m, "GROUP": first.group}
         launches = (
-            *self._places(placed, tokens, block_m, bins, sharers),
-            *([self._spread(places, sorted_x)] if first.spread else []),
-            self._product(
-                "gate_up",
-                first,
-                (
-                    *([x] if first.spread else [*self._operands("x"), placed["order"]]),
-                    experts,
-                    *biased[0],
-                    hidden,
-                    tokens,
-                ),
-            ),
-            self._product("down", second, (hidden, experts, *biased[1], results, tokens)),
+            *self._places(placed, tokens, cut, bins, sharers),
+            self._spread(places, sorted_x),
+            self._product("gate_up", first, (x, turns, *biased[0], hidden, tokens)),
+            self._product("down", second, (hidden, turns, *biased[1], results, tokens)),
             self._weighted(results, places),
         )
         spaces = (hidden_space, row_space, *((DType.I32, size) for size in sizes.values()))
         return Variant(launches, spaces, guard)
 
     def _places(
-        self, placed: Mapping[str, Pointer], tokens: Scalar, block_m: int, bins: int, sharers: Size
+        self,
+        placed: Mapping[str, Pointer],
+        tokens: Scalar,
+        cut: Mapping[str, Constexpr],
+        bins: int,
+        sharers: Size,
     ) -> tuple[Launch, Launch]:
         """Where the row of each pair is; by as many programs as there are ``sharers``."""
         ids, grid = self._operands("ids"), (sharers, 1, 1)
         constants = self._ids() | self._sizes() | {"BINS": bins}
-        names = ("counts", "starts", "places", "order", "experts")
-        given = tuple(placed[name] for name in names if name in placed)
-        suffix = "_and_order" if "order" in placed else ""
         return (
             self._launch(
                 "count",
@@ -104,13 +105,12 @@ class WideEntries(Entries):
                 _CHUNK // 32,
             ),
             self._launch(
-                f"place_rows{suffix}",
-                (*ids, *given, tokens),
+                "place_rows",
+                (*ids, *placed.values(), tokens),
                 grid,
                 constants,
-                {"CHUNK": _CHUNK, "BLOCK_M": block_m},
+                {"CHUNK": _CHUNK, **cut},
                 _CHUNK // 32,
-                inner="place_rows",
             ),
         )
 
@@ -133,15 +133,14 @@ class WideEntries(Entries):
         rows = self._rows_of(3 + PRODUCTS.index(product))
         if product == "gate_up":
             del rows["W_EXPERT"]
+        cut = blocks_of(tiles)
+        del cut["GROUP"]  # of the turns
         return self._launch(
-            f"wide_{product}" + ("" if tiles.spread else "_of_pairs"),
+            f"wide_{product}",
             arguments,
             (programs, 1, 1),
-            rows
-            | self._sizes("F", "K")
-            | ((self._act() | self._x()) if product == "gate_up" else {}),
-            {**blocks_of(tiles), "PROGRAMS": programs, "FLAT": tiles.flat},
+            rows | self._sizes("F", "K") | (self._act() if product == "gate_up" else {}),
+            {**cut, "PROGRAMS": programs, "FLAT": tiles.flat},
             tiles.num_warps,
             tiles.num_stages,
-            inner=f"wide_{product}",
         )

@@ -10,7 +10,7 @@ stays in its rows, and is read by no one.
 import triton
 import triton.language as tl
 
-from .experts_kernel import _activated, _expert_of, _most_tiles, _of_group, _tile_of
+from .experts_kernel import _activated, _expert_of, _most_tiles
 
 
 @triton.jit
@@ -57,8 +57,7 @@ def _place_rows(
     counts,
     starts,
     places,
-    order,
-    experts,
+    turns,
     tokens,
     IDS_OFFSET: tl.constexpr,
     IDS_ROW: tl.constexpr,
@@ -68,10 +67,11 @@ def _place_rows(
     BINS: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    GROUP: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Each pair's row, in the order of experts and of pairs, each expert's from the start of a tile
-    on; the expert of each tile, and behind as many tiles as there can be their number.
+    on; what ``_turn`` reads of each tile, and behind as many tiles as there can be their number.
 
     Args:
         counts: as the same programs of ``_count`` leave them.
@@ -93,10 +93,15 @@ def _place_rows(
         before += tl.sum(tl.where(sharer < me, some, 0), axis=0)
     tiles = tl.where(bins < E, (total + BLOCK_M - 1) // BLOCK_M, 0)
     first_tile = tl.cumsum(tiles, axis=0) - tiles
+    groups = tl.maximum((tiles + GROUP - 1) // GROUP, 1)
+    size = tl.maximum((tiles + groups - 1) // groups, 1)
     for tile in range(me, tl.max(tiles, axis=0), sharers):
-        tl.store(experts + first_tile + tile, bins, mask=tile < tiles)
+        inside = tile % size
+        height = tl.minimum(size, tiles - tile + inside)
+        turn = bins * 256 + inside * 16 + height - 1
+        tl.store(turns + first_tile + tile, turn, mask=tile < tiles)
     if me == 0:
-        tl.store(experts + _most_tiles(pairs, E, BLOCK_M), tl.sum(tiles, axis=0))
+        tl.store(turns + _most_tiles(pairs, E, BLOCK_M), tl.sum(tiles, axis=0))
     next_row = first_tile * BLOCK_M + before
     first, chunks = _share(pairs, CHUNK)
     for chunk in range(0, chunks):
@@ -108,8 +113,6 @@ def _place_rows(
         same = (expert[:, None] == expert[None, :]) & (step[None, :] < step[:, None])
         place = tl.load(starts + me * BINS + expert) + tl.sum(same.to(tl.int32), axis=1)
         tl.store(places + at, place, mask=pair < pairs)
-        if order is not None:
-            tl.store(order + place, at, mask=pair < pairs)
         next_row += tl.histogram(tl.where(pair < pairs, expert, E), BINS)
         tl.debug_barrier()  # until they were
 
@@ -139,10 +142,22 @@ def _spread(
 
 
 @triton.jit
+def _turn(turns, index, BLOCKS: tl.constexpr):
+    """Expert, tile of rows and block of columns that come ``index``-th. Tiles of one expert, up to
+    16 of them, go through the columns together, so that its weights come from memory once.
+    """
+    nominal = index // BLOCKS
+    turn = tl.load(turns + nominal)
+    first = nominal - turn // 16 % 16
+    height = turn % 16 + 1
+    within = index - first * BLOCKS
+    return turn // 256, first + within % height, within // height
+
+
+@triton.jit
 def _wide_sums(
     rows, weights, row, matrix, column,
     LENGTH: tl.constexpr, BLOCK_M: tl.constexpr, ROWS: tl.constexpr, BLOCK_K: tl.constexpr,
-    POINTERS: tl.constexpr = False,
 ):  # fmt: skip
     """A tile of rows times rows of weights, from ``column`` on of as many matrices from ``matrix``
     on as a block of the descriptor has, ROWS in all: f32 [BLOCK_M, ROWS], one operand and one sum
@@ -150,12 +165,7 @@ def _wide_sums(
     """
     acc = tl.zeros([BLOCK_M, ROWS], tl.float32)
     for step in range(0, (LENGTH + BLOCK_K - 1) // BLOCK_K):
-        if POINTERS:
-            left = _tile_of(
-                rows[:, None], step * BLOCK_K + tl.arange(0, BLOCK_K)[None, :], 1, LENGTH, BLOCK_K
-            )
-        else:
-            left = rows.load([row, step * BLOCK_K])
+        left = rows.load([row, step * BLOCK_K])
         right = tl.reshape(weights.load([matrix, column, step * BLOCK_K]), (ROWS, BLOCK_K))
         acc = tl.dot(left, tl.trans(right), acc)
     return acc
@@ -164,14 +174,11 @@ def _wide_sums(
 @triton.jit
 def _wide_gate_up(
     x,
-    order,
-    experts,
+    turns,
     gate_up,
     gate_up_bias,
     hidden,
     tokens,
-    X_OFFSET: tl.constexpr,
-    X_ROW: tl.constexpr,
     W_OFFSET: tl.constexpr,
     SLOTS: tl.constexpr,
     E: tl.constexpr,
@@ -185,7 +192,6 @@ def _wide_gate_up(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
     PROGRAMS: tl.constexpr,
     FLAT: tl.constexpr,
     PDL: tl.constexpr,
@@ -201,32 +207,20 @@ def _wide_gate_up(
     EACH: tl.constexpr = 2 * BLOCK_N // MATRICES  # of which a tile has so many
     BLOCKS: tl.constexpr = (F + BLOCK_N - 1) // BLOCK_N
     most = _most_tiles(tokens * SLOTS, E, BLOCK_M)
-    if order is None:
-        rows = tl.make_tensor_descriptor(x, [most * BLOCK_M, K], [K, 1], [BLOCK_M, BLOCK_K])
+    rows = tl.make_tensor_descriptor(x, [most * BLOCK_M, K], [K, 1], [BLOCK_M, BLOCK_K])
     weights = tl.make_tensor_descriptor(
         gate_up + W_OFFSET, [E * MATRICES, OUTPUTS, K], [OUTPUTS * K, K, 1],
         [MATRICES, EACH, BLOCK_K],
     )  # fmt: skip
     values = tl.make_tensor_descriptor(hidden, [most * BLOCK_M, F], [F, 1], [BLOCK_M, BLOCK_N])
-    count = tl.load(experts + most)
+    count = tl.load(turns + most)
     for index in tl.range(tl.program_id(0), count * BLOCKS, PROGRAMS, flatten=FLAT):
-        tile, block = _of_group(index, count, BLOCKS, GROUP)
-        expert = tl.load(experts + tile)
+        expert, tile, block = _turn(turns, index, BLOCKS)
         first = block * EACH
-        if order is None:
-            acc = _wide_sums(
-                rows, weights, tile * BLOCK_M, expert * MATRICES, first,
-                K, BLOCK_M, 2 * BLOCK_N, BLOCK_K,
-            )  # fmt: skip
-        else:
-            pair = tl.load(order + tile * BLOCK_M + tl.arange(0, BLOCK_M))
-            # A rest of a tile, whose order no one wrote, may be any number.
-            pair = tl.minimum(tl.maximum(pair, 0), tokens * SLOTS - 1)
-            token = (pair // SLOTS).to(tl.int64)
-            acc = _wide_sums(
-                x + X_OFFSET + token * X_ROW, weights, 0, expert * MATRICES, first,
-                K, BLOCK_M, 2 * BLOCK_N, BLOCK_K, True,
-            )  # fmt: skip
+        acc = _wide_sums(
+            rows, weights, tile * BLOCK_M, expert * MATRICES, first,
+            K, BLOCK_M, 2 * BLOCK_N, BLOCK_K,
+        )  # fmt: skip
         if gate_up_bias is not None:
             both = tl.arange(0, 2 * BLOCK_N)
             output = tl.minimum(first + both % EACH, OUTPUTS - 1) + both // EACH * OUTPUTS
@@ -243,7 +237,7 @@ def _wide_gate_up(
 @triton.jit
 def _wide_down(
     hidden,
-    experts,
+    turns,
     down,
     down_bias,
     results,
@@ -257,7 +251,6 @@ def _wide_down(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
     PROGRAMS: tl.constexpr,
     FLAT: tl.constexpr,
     PDL: tl.constexpr,
@@ -275,10 +268,10 @@ def _wide_down(
         down + W_OFFSET, [E, K, F], [W_EXPERT, F, 1], [1, BLOCK_N, BLOCK_K]
     )
     values = tl.make_tensor_descriptor(results, [most * BLOCK_M, K], [K, 1], [BLOCK_M, BLOCK_N])
-    count = tl.load(experts + most)
+    count = tl.load(turns + most)
     for index in tl.range(tl.program_id(0), count * BLOCKS, PROGRAMS, flatten=FLAT):
-        tile, block = _of_group(index, count, BLOCKS, GROUP)
-        expert = tl.load(experts + tile)
+        # From behind: what gate_up gave last is in the L2 still.
+        expert, tile, block = _turn(turns, count * BLOCKS - 1 - index, BLOCKS)
         first = block * BLOCK_N
         acc = _wide_sums(
             rows, weights, tile * BLOCK_M, expert, first,

@@ -42,12 +42,9 @@ class WideTiles(GroupTiles):
 
     Attributes:
         flat: whether the first steps of a program's next tile are brought while one is stored.
-        spread: of gate_up, whether rows of x are put in order in memory first; else they are read
-            by pointers.
     """
 
     flat: bool = True
-    spread: bool = True
 
 
 _WANTED: Mapping[tuple[Product, int], WideTiles] = {
