@@ -1,6 +1,6 @@
 """Cuts of experts of many pairs on a GPU: kernels by descriptors beside those by pointers.
 
-    python benchmarks/bench_wide_experts.py [--layers mixtral,qwen3_moe] [--tokens 4096,512]
+    python benchmarks/bench_wide_experts.py [--layers mixtral,qwen3_moe] [--tokens 4096,512,256]
                                             [--rivals grouped_mm] [--seconds 30] [--json FILE]
 
 Layers, inputs, float64 and rivals are bench_experts.py's. Each layer is a process of its own, and
@@ -30,9 +30,11 @@ from tilewright.codegen.triton.kernels.experts import experts_source
 from tilewright.codegen.triton.kernels.experts_tiles import (
     PRODUCTS,
     Groups,
+    GroupTiles,
     default_groups,
 )
-from tilewright.codegen.triton.kernels.wide_experts_tiles import WideTiles, takes_tiles, takes_wide
+from tilewright.codegen.triton.kernels.wide_experts_tiles import WideTiles, takes_wide
+from tilewright.codegen.triton.launch import LaunchedKernel
 from tilewright.codegen.triton.package import KernelPackage
 from tilewright.targets import Target
 
@@ -41,56 +43,65 @@ ROUNDED = 1e-2  # of a result's norm, between two orders of sums in bfloat16
 ROUNDS = 2  # in which all are timed, the least counts: a GPU that throttles slows who comes late
 
 
+SMALL = 128  # pairs an expert up to which tiles of 64 or fewer are tried
 CUTS: Mapping[str, Groups] = {
     "128": (WideTiles(128, 128, 64, 8, 3), WideTiles(128, 256, 64, 8, 3)),
-    "128, 4 stages": (WideTiles(128, 128, 64, 8, 4), WideTiles(128, 256, 64, 8, 3)),
-    "128, group 16": (WideTiles(128, 128, 64, 8, 3, 16), WideTiles(128, 256, 64, 8, 3, 16)),
+    "128, group 8": (WideTiles(128, 128, 64, 8, 3, 8), WideTiles(128, 256, 64, 8, 3, 8)),
     "128, not flat": (
         WideTiles(128, 128, 64, 8, 3, flat=False),
         WideTiles(128, 256, 64, 8, 3, flat=False),
     ),
-    "128, x by pointers": (
-        WideTiles(128, 128, 64, 8, 4, spread=False),
+    "128, gate_up not flat": (
+        WideTiles(128, 128, 64, 8, 3, flat=False),
         WideTiles(128, 256, 64, 8, 3),
     ),
-    "128, x by pointers, not flat": (
-        WideTiles(128, 128, 64, 8, 4, spread=False, flat=False),
-        WideTiles(128, 256, 64, 8, 3),
-    ),
-    "128, two a multiprocessor": (WideTiles(128, 64, 64, 4, 3), WideTiles(128, 128, 64, 4, 2)),
-    "64, two a multiprocessor": (WideTiles(64, 128, 64, 4, 2), WideTiles(64, 256, 64, 4, 2)),
+    "128, long steps": (WideTiles(128, 128, 128, 8, 2), WideTiles(128, 256, 64, 8, 3)),
     "64": (WideTiles(64, 128, 64, 8, 4), WideTiles(64, 256, 64, 8, 4)),
-    "64, x by pointers": (WideTiles(64, 128, 64, 8, 4, spread=False), WideTiles(64, 256, 64, 8, 4)),
+    "64, long steps": (WideTiles(64, 128, 128, 8, 2), WideTiles(64, 256, 128, 8, 2)),
+    "64, two a multiprocessor": (WideTiles(64, 128, 64, 4, 2), WideTiles(64, 256, 64, 4, 2)),
+    "by pointers, 64, long steps": (GroupTiles(64, 64, 128, 4, 2), GroupTiles(64, 128, 128, 4, 2)),
+    "by pointers, 64, short rows": (GroupTiles(64, 32, 128, 4, 3), GroupTiles(64, 64, 128, 4, 3)),
+    "by pointers, 32, short rows": (GroupTiles(32, 32, 128, 4, 4), GroupTiles(32, 64, 128, 4, 4)),
 }
 
 
-def cuts_of(layer: Layer, target: Target) -> dict[str, Groups]:
+def cuts_of(layer: Layer, tokens: int, target: Target) -> dict[str, Groups]:
     """By name, the present ones first."""
     p = layer.problem
     assert takes_wide(p, target), "of bfloat16 in dense rows, on a GPU with descriptors"
     found: dict[str, Groups] = {}
-    for block_m in (64, 128):
+    few = tokens * p.slots <= SMALL * p.experts
+    for block_m in (128, 64, 32, 16):
         first, second = (default_groups(p, product, target, block_m) for product in PRODUCTS)
         assert first is not None and second is not None
         found[f"by pointers, {block_m}"] = first, second
-    return found | {
-        name: tiles
-        for name, tiles in CUTS.items()
-        if all(takes_tiles(p, x, y, target) for x, y in zip(PRODUCTS, tiles, strict=True))
-    }
+    found |= CUTS
+    return {name: cut for name, cut in found.items() if cut[0].block_m == 128 or few}
 
 
-def launches(run: Callable[..., object], inputs: Sequence[torch.Tensor]) -> dict[str, float]:
+class Stepped(LaunchedKernel):
+    """A kernel each of whose launches ends before the next one begins."""
+
+    def launch(self, *arguments: Any) -> None:
+        super().launch(*arguments)
+        torch.cuda.synchronize()
+
+
+def launches(layer: Layer, package: KernelPackage, case: Case) -> dict[str, float]:
     """Microseconds of each launch of a call, by the profiler."""
+    kernel = Stepped(package, layer.node.types, (), torch.device("cuda", 0))
+    x, ids, weights = case.inputs[0]
+    operands = [x, ids, weights, *layer.weights, None, None]
+    kernel(operands, {"T": len(x)})
     activities = [torch.profiler.ProfilerActivity.CUDA]
-    run(*inputs)
-    torch.cuda.synchronize()
     with torch.profiler.profile(activities=activities) as profile:
         for _ in range(4):
-            run(*inputs)
-        torch.cuda.synchronize()
-    events = profile.key_averages()
-    return {event.key: event.device_time_total / event.count for event in events if event.count}
+            kernel(operands, {"T": len(x)})
+    return {
+        event.key.removeprefix("experts_"): event.device_time_total / event.count
+        for event in profile.key_averages()
+        if event.key.startswith("experts_")
+    }
 
 
 def our_records(layer: Layer, tokens: Sequence[int]) -> Iterator[dict[str, Any]]:
@@ -100,14 +111,14 @@ def our_records(layer: Layer, tokens: Sequence[int]) -> Iterator[dict[str, Any]]
     print(
         f"{layer.name}: read {rates[0] / 1e9:.0f} GB/s, {rates[1] / 1e12:.0f} TFLOP/s", flush=True
     )
-    cuts = cuts_of(layer, target)
-    sources = [experts_source(layer.problem, target, None, [(cut, None)]) for cut in cuts.values()]
-    packages = dict(zip(cuts, compile_sources(sources, target.arch), strict=True))
-    for name, package in packages.items():
-        if any(taken.spills for taken in package.resources):
-            print(f"{layer.name}: {name} spills", flush=True)
     for count in tokens:
         case = Case(layer, count, rates)
+        cuts = cuts_of(layer, count, target)
+        every = [experts_source(layer.problem, target, None, [(c, None)]) for c in cuts.values()]
+        packages = dict(zip(cuts, compile_sources(every, target.arch), strict=True))
+        for name, package in packages.items():
+            if any(taken.spills for taken in package.resources):
+                print(f"{layer.name}: {name} spills", flush=True)
         records: dict[str, dict[str, Any]] = {}
         first = ours(layer, next(iter(packages.values())))(*case.inputs[0]).float()
         for _ in range(ROUNDS):
@@ -118,7 +129,7 @@ def our_records(layer: Layer, tokens: Sequence[int]) -> Iterator[dict[str, Any]]
         best = min(records, key=lambda name: records[name].get("microseconds", 1e9))
         for name in (best, "by pointers, 128"):
             try:
-                records[name]["launches"] = launches(ours(layer, packages[name]), case.inputs[0])
+                records[name]["launches"] = launches(layer, packages[name], case)
             except Exception as error:  # a profiler that fails costs its lines alone
                 records[name]["launches"] = {f"no profile: {error}": 0.0}
         yield from ({**record, "floor": case.floor * 1e6} for record in records.values())
@@ -203,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parses the command line, measures in processes of its own, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", default=",".join(LAYERS))
-    parser.add_argument("--tokens", default="4096,512")
+    parser.add_argument("--tokens", default="4096,512,256")
     parser.add_argument("--rivals", default="grouped_mm")
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--json", type=Path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ....ir.dims import Size, call
 from ....ir.dtypes import DType
@@ -13,9 +14,21 @@ from ..source import PDL, Argument, Constexpr, Launch, Pointer, Scalar, Variant,
 from .entries import entry_of
 from .experts_tiles import OPERANDS, Groups, GroupTiles, Problem, Rows
 
-_CHUNK, _LEAST_CHUNK = 2048, 64  # pairs that a program of the first launch looks at at once
+_FEW, _LEAST_CHUNK = 1024, 64  # pairs that each expert's program looks at, all at once
+_CHUNK = 128  # of more pairs, those that a program looks at at once
+_SHARERS = 128  # programs of more pairs at most: each reads what all count
 _LEAST_BINS = 32
 _SUMMED = 1024  # columns of a program of the last launch
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """The launches that put pairs in order, what they find, the turns, and their workspaces."""
+
+    launches: tuple[Launch, ...]
+    found: Pointer
+    turns: Pointer
+    spaces: tuple[tuple[DType, Size], ...]
 
 
 @dataclass(slots=True)
@@ -64,12 +77,11 @@ class Entries:
         count = most_tiles(p, block_m)
         hidden_space, hidden = self._space(p.pairs * p.inner, "hidden", 0)
         result_space, results = self._space(p.pairs * p.width, "results", 1)
-        order = Pointer("order", DType.I32, "workspace", 2)
-        experts = Pointer("experts", DType.I32, "workspace", 3)
         tokens = Scalar("tokens", p.tokens)
-        placed = (order, experts)
+        order = self._order("order", first, tokens, most)
+        placed = (order.found, order.turns)
         launches = (
-            self._place(placed, tokens, block_m, most),
+            *order.launches,
             self._launch(
                 "gate_up",
                 (
@@ -96,28 +108,49 @@ class Entries:
             ),
             self._weighted(results),
         )
-        spaces = (
-            hidden_space,
-            result_space,
-            (DType.I32, count * block_m),
-            (DType.I32, count),
-        )
-        return Variant(launches, spaces, guard)
+        return Variant(launches, (hidden_space, result_space, *order.spaces), guard)
 
-    def _place(
-        self, placed: tuple[Pointer, ...], tokens: Scalar, block_m: int, most: int | None
-    ) -> Launch:
-        p = self.problem
-        chunk = _CHUNK if most is None else min(_CHUNK, max(_LEAST_CHUNK, power(most * p.slots)))
-        bins: dict[str, Constexpr | None] = {"BINS": max(_LEAST_BINS, power(p.experts + 1))}
-        return self._launch(
-            "place",
-            (*self._operands("ids"), *placed, tokens),
-            (p.experts, 1, 1),
-            self._ids() | self._sizes() | bins,
-            {"CHUNK": chunk, "BLOCK_M": block_m},
-            max(1, min(8, chunk // 128)),
-        )
+    def _order(
+        self,
+        what: Literal["order", "places"],
+        tiles: GroupTiles,
+        tokens: Scalar,
+        most: int | None = None,
+    ) -> _Order:
+        """Which pair goes where, or where each pair goes, for up to ``most`` tokens; None: any
+        number. Its workspaces are the third and those behind.
+        """
+        p, count = self.problem, most_tiles(self.problem, tiles.block_m)
+        few = what == "order" and most is not None and most * p.slots <= _FEW
+        bins = max(_LEAST_BINS, power(p.experts + 1))
+        sharers = call("min", -(-p.pairs // _CHUNK), _SHARERS)
+        sizes: dict[str, Size] = {
+            **({} if few else {"counts": sharers * bins, "starts": sharers * bins}),
+            what: count * tiles.block_m if what == "order" else p.pairs,
+            "turns": count + 1,
+        }
+        placed = {n: Pointer(n, DType.I32, "workspace", 2 + i) for i, n in enumerate(sizes)}
+        constants = self._ids() | self._sizes() | {"BINS": bins}
+        cut: dict[str, Constexpr] = {"BLOCK_M": tiles.block_m, "GROUP": tiles.group}
+        ids, arguments = self._operands("ids"), (*placed.values(), tokens)
+        if few:
+            assert most is not None
+            chunk = max(_LEAST_CHUNK, power(most * p.slots))
+            cut = {"CHUNK": chunk, **cut}
+            warps = max(1, chunk // 128)
+            grid = (p.experts, 1, 1)
+            launches = [self._launch("place", (*ids, *arguments), grid, constants, cut, warps)]
+        else:
+            cut, warps, by = {"CHUNK": _CHUNK, **cut}, _CHUNK // 32, (sharers, 1, 1)
+            counts, chunk_cut = (*ids, placed["counts"], tokens), {"CHUNK": _CHUNK}
+            launches = [
+                self._launch("count", counts, by, constants, chunk_cut, warps),
+                self._launch(
+                    f"find_{what}", (*ids, *arguments), by, constants, cut, warps, inner="find"
+                ),
+            ]
+        spaces = tuple((DType.I32, size) for size in sizes.values())
+        return _Order(tuple(launches), placed[what], placed["turns"], spaces)
 
     def _columns(self) -> int:
         """Of a program that copies or adds up rows."""
@@ -224,6 +257,7 @@ _ABSENT: Mapping[str, tuple[str, ...]] = {
     "wide_gate_up": ("gate_up_bias",),
     "wide_down": ("down_bias",),
     "weighted": ("places",),
+    "find": ("order", "places"),
 }
 
 
@@ -233,7 +267,6 @@ def blocks_of(tiles: GroupTiles) -> dict[str, Constexpr]:
         "BLOCK_M": tiles.block_m,
         "BLOCK_N": tiles.block_n,
         "BLOCK_K": tiles.block_k,
-        "GROUP": tiles.group,
     }
 
 

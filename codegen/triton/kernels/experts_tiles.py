@@ -58,7 +58,8 @@ class GroupTiles:
         block_m: pairs of a tile, all of one expert; the same in both products.
         block_n, block_k, num_warps: as of `RowTiles`.
         num_stages: as Triton takes it.
-        group: tiles of pairs that go through the columns side by side.
+        group: tiles of an expert that go through the columns side by side, up to 16; those of
+            gate_up are so in both products.
     """
 
     block_m: int
@@ -66,7 +67,7 @@ class GroupTiles:
     block_k: int
     num_warps: int
     num_stages: int
-    group: int = 8
+    group: int = 16
 
 
 Rows: TypeAlias = tuple[RowTiles, RowTiles]

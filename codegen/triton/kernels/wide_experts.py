@@ -9,31 +9,15 @@ and its length is read there. Gates and ups are one product, as in wide_linear.p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ....ir.dims import Size, call
-from ....ir.dtypes import DType
+from ....ir.dims import Size
 from ..source import Constexpr, Launch, Pointer, Scalar, Variant
-from .experts_entries import Entries, blocks_of, most_tiles, power
+from .experts_entries import Entries, blocks_of, most_tiles
 from .experts_tiles import PRODUCTS, Groups, Product
 from .wide_experts_tiles import WideTiles, resident
 
-WIDE_FUNCTIONS = (
-    *(
-        "_share",
-        "_count",
-        "_place_rows",
-        "_spread",
-        "_turn",
-        "_wide_sums",
-        "_wide_gate_up",
-        "_wide_down",
-    ),
-)
-_CHUNK = 128  # pairs that are looked at at once
-_SHARERS = 128  # programs of them at most: each reads what all count
-_LEAST_BINS = 32
+WIDE_FUNCTIONS = ("_spread", "_wide_sums", "_wide_gate_up", "_wide_down")
 
 
 @dataclass(slots=True)
@@ -61,58 +45,19 @@ class WideEntries(Entries):
         row_space, x = self._space(rows * p.width, "x", 1)
         _, sorted_x = self._space(rows * p.width, "sorted_x", 1)
         _, results = self._space(rows * p.width, "results", 1)
-        sharers = call("min", -(-p.pairs // _CHUNK), _SHARERS)
-        bins = max(_LEAST_BINS, power(p.experts + 1))
-        sizes: dict[str, Size] = {
-            "counts": sharers * bins,
-            "starts": sharers * bins,
-            "places": p.pairs,
-            "turns": count + 1,
-        }
-        placed = {n: Pointer(n, DType.I32, "workspace", 2 + i) for i, n in enumerate(sizes)}
-        places, turns = placed["places"], placed["turns"]
         tokens = Scalar("tokens", p.tokens)
+        order = self._order("places", first, tokens)
+        places, turns = order.found, order.turns
         biased = (self._operands("gate_up", "gate_up_bias"), self._operands("down", "down_bias"))
-        cut: dict[str, Constexpr] = {"BLOCK_M": block_m, "GROUP": first.group}
         launches = (
-            *self._places(placed, tokens, cut, bins, sharers),
+            *order.launches,
             self._spread(places, sorted_x),
             self._product("gate_up", first, (x, turns, *biased[0], hidden, tokens)),
             self._product("down", second, (hidden, turns, *biased[1], results, tokens)),
             self._weighted(results, places),
         )
-        spaces = (hidden_space, row_space, *((DType.I32, size) for size in sizes.values()))
+        spaces = (hidden_space, row_space, *order.spaces)
         return Variant(launches, spaces, guard)
-
-    def _places(
-        self,
-        placed: Mapping[str, Pointer],
-        tokens: Scalar,
-        cut: Mapping[str, Constexpr],
-        bins: int,
-        sharers: Size,
-    ) -> tuple[Launch, Launch]:
-        """Where the row of each pair is; by as many programs as there are ``sharers``."""
-        ids, grid = self._operands("ids"), (sharers, 1, 1)
-        constants = self._ids() | self._sizes() | {"BINS": bins}
-        return (
-            self._launch(
-                "count",
-                (*ids, placed["counts"], tokens),
-                grid,
-                constants,
-                {"CHUNK": _CHUNK},
-                _CHUNK // 32,
-            ),
-            self._launch(
-                "place_rows",
-                (*ids, *placed.values(), tokens),
-                grid,
-                constants,
-                {"CHUNK": _CHUNK, **cut},
-                _CHUNK // 32,
-            ),
-        )
 
     def _spread(self, places: Pointer, sorted_x: Pointer) -> Launch:
         p, block = self.problem, self._columns()
@@ -133,14 +78,12 @@ class WideEntries(Entries):
         rows = self._rows_of(3 + PRODUCTS.index(product))
         if product == "gate_up":
             del rows["W_EXPERT"]
-        cut = blocks_of(tiles)
-        del cut["GROUP"]  # of the turns
         return self._launch(
             f"wide_{product}",
             arguments,
             (programs, 1, 1),
             rows | self._sizes("F", "K") | (self._act() if product == "gate_up" else {}),
-            {**cut, "PROGRAMS": programs, "FLAT": tiles.flat},
+            {**blocks_of(tiles), "PROGRAMS": programs, "FLAT": tiles.flat},
             tiles.num_warps,
             tiles.num_stages,
         )

@@ -10,111 +10,8 @@ stays in its rows, and is read by no one.
 import triton
 import triton.language as tl
 
-from .experts_kernel import _activated, _expert_of, _most_tiles
-
-
-@triton.jit
-def _share(pairs, CHUNK: tl.constexpr):
-    """The first of this program's pairs, and how many chunks of them it has."""
-    chunks = tl.cdiv(tl.cdiv(pairs, CHUNK), tl.num_programs(0))
-    return tl.program_id(0) * chunks * CHUNK, chunks
-
-
-@triton.jit
-def _count(
-    ids,
-    counts,
-    tokens,
-    IDS_OFFSET: tl.constexpr,
-    IDS_ROW: tl.constexpr,
-    IDS_COLUMN: tl.constexpr,
-    SLOTS: tl.constexpr,
-    E: tl.constexpr,
-    BINS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """How many of a program's pairs choose each expert, to its row of ``counts`` [programs, BINS].
-    Bin E holds what is no pair.
-    """
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
-    pairs = tokens * SLOTS
-    first, chunks = _share(pairs, CHUNK)
-    found = tl.zeros([BINS], tl.int32)
-    for chunk in range(0, chunks):
-        pair = first + chunk * CHUNK + tl.arange(0, CHUNK)
-        at = tl.minimum(pair, pairs - 1)
-        expert = _expert_of(ids, at, IDS_OFFSET, IDS_ROW, IDS_COLUMN, SLOTS, E)
-        found += tl.histogram(tl.where(pair < pairs, expert, E), BINS)
-    tl.store(counts + tl.program_id(0) * BINS + tl.arange(0, BINS), found)
-
-
-@triton.jit
-def _place_rows(
-    ids,
-    counts,
-    starts,
-    places,
-    turns,
-    tokens,
-    IDS_OFFSET: tl.constexpr,
-    IDS_ROW: tl.constexpr,
-    IDS_COLUMN: tl.constexpr,
-    SLOTS: tl.constexpr,
-    E: tl.constexpr,
-    BINS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    GROUP: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """Each pair's row, in the order of experts and of pairs, each expert's from the start of a tile
-    on; what ``_turn`` reads of each tile, and behind as many tiles as there can be their number.
-
-    Args:
-        counts: as the same programs of ``_count`` leave them.
-        starts: a row for each program, where its pairs of each expert go next.
-    """
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
-    ROWS: tl.constexpr = 16  # of counts, read at once
-    me, sharers = tl.program_id(0), tl.num_programs(0)
-    pairs = tokens * SLOTS
-    bins, step = tl.arange(0, BINS), tl.arange(0, CHUNK)
-    total = tl.zeros([BINS], tl.int32)
-    before = tl.zeros([BINS], tl.int32)
-    for start in range(0, sharers, ROWS):
-        sharer = (start + tl.arange(0, ROWS))[:, None]
-        some = tl.load(counts + sharer * BINS + bins[None, :], mask=sharer < sharers, other=0)
-        total += tl.sum(some, axis=0)
-        before += tl.sum(tl.where(sharer < me, some, 0), axis=0)
-    tiles = tl.where(bins < E, (total + BLOCK_M - 1) // BLOCK_M, 0)
-    first_tile = tl.cumsum(tiles, axis=0) - tiles
-    groups = tl.maximum((tiles + GROUP - 1) // GROUP, 1)
-    size = tl.maximum((tiles + groups - 1) // groups, 1)
-    for tile in range(me, tl.max(tiles, axis=0), sharers):
-        inside = tile % size
-        height = tl.minimum(size, tiles - tile + inside)
-        turn = bins * 256 + inside * 16 + height - 1
-        tl.store(turns + first_tile + tile, turn, mask=tile < tiles)
-    if me == 0:
-        tl.store(turns + _most_tiles(pairs, E, BLOCK_M), tl.sum(tiles, axis=0))
-    next_row = first_tile * BLOCK_M + before
-    first, chunks = _share(pairs, CHUNK)
-    for chunk in range(0, chunks):
-        tl.store(starts + me * BINS + bins, next_row)
-        tl.debug_barrier()  # they are looked up by other threads
-        pair = first + chunk * CHUNK + step
-        at = tl.minimum(pair, pairs - 1)
-        expert = _expert_of(ids, at, IDS_OFFSET, IDS_ROW, IDS_COLUMN, SLOTS, E)
-        same = (expert[:, None] == expert[None, :]) & (step[None, :] < step[:, None])
-        place = tl.load(starts + me * BINS + expert) + tl.sum(same.to(tl.int32), axis=1)
-        tl.store(places + at, place, mask=pair < pairs)
-        next_row += tl.histogram(tl.where(pair < pairs, expert, E), BINS)
-        tl.debug_barrier()  # until they were
+from .experts_kernel import _activated
+from .experts_order_kernel import _most_tiles, _turned
 
 
 @triton.jit
@@ -139,19 +36,6 @@ def _spread(
     for slot in tl.static_range(SLOTS):
         place = tl.load(places + token * SLOTS + slot).to(tl.int64)
         tl.store(sorted_x + place * K + column, value, mask=column < K)
-
-
-@triton.jit
-def _turn(turns, index, BLOCKS: tl.constexpr):
-    """Expert, tile of rows and block of columns that come ``index``-th. Tiles of one expert, up to
-    16 of them, go through the columns together, so that its weights come from memory once.
-    """
-    nominal = index // BLOCKS
-    turn = tl.load(turns + nominal)
-    first = nominal - turn // 16 % 16
-    height = turn % 16 + 1
-    within = index - first * BLOCKS
-    return turn // 256, first + within % height, within // height
 
 
 @triton.jit
@@ -215,7 +99,7 @@ def _wide_gate_up(
     values = tl.make_tensor_descriptor(hidden, [most * BLOCK_M, F], [F, 1], [BLOCK_M, BLOCK_N])
     count = tl.load(turns + most)
     for index in tl.range(tl.program_id(0), count * BLOCKS, PROGRAMS, flatten=FLAT):
-        expert, tile, block = _turn(turns, index, BLOCKS)
+        expert, tile, block = _turned(tl.load(turns + index // BLOCKS), index, BLOCKS)
         first = block * EACH
         acc = _wide_sums(
             rows, weights, tile * BLOCK_M, expert * MATRICES, first,
@@ -270,8 +154,9 @@ def _wide_down(
     values = tl.make_tensor_descriptor(results, [most * BLOCK_M, K], [K, 1], [BLOCK_M, BLOCK_N])
     count = tl.load(turns + most)
     for index in tl.range(tl.program_id(0), count * BLOCKS, PROGRAMS, flatten=FLAT):
-        # From behind: what gate_up gave last is in the L2 still.
-        expert, tile, block = _turn(turns, count * BLOCKS - 1 - index, BLOCKS)
+        from_behind = count * BLOCKS - 1 - index  # what gate_up gave last is in the L2 still
+        turn = tl.load(turns + from_behind // BLOCKS)
+        expert, tile, block = _turned(turn, from_behind, BLOCKS)
         first = block * BLOCK_N
         acc = _wide_sums(
             rows, weights, tile * BLOCK_M, expert, first,

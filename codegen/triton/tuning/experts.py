@@ -19,6 +19,7 @@ from ..kernels import (
     experts,
     experts_entries,
     experts_kernel,
+    experts_order_kernel,
     experts_tiles,
     linear_kernel,
     wide_experts,
@@ -63,8 +64,8 @@ class _Experts(Template):
     """What both kernels have in common. A config names the fields of each product's tiles."""
 
     modules: tuple[ModuleType, ...] = (
-        *(experts, experts_entries, experts_kernel, experts_tiles, linear_kernel),
-        *(wide_experts, wide_experts_kernel, wide_experts_tiles),
+        *(experts, experts_entries, experts_kernel, experts_order_kernel, experts_tiles),
+        *(linear_kernel, wide_experts, wide_experts_kernel, wide_experts_tiles),
     )
 
     def takes(self, node: Node) -> bool:

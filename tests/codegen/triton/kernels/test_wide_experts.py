@@ -67,7 +67,7 @@ def test_it_is_the_op_in_float64(form, kind, tokens, sms, group) -> None:
 def test_places_are_found_by_several_programs_of_several_chunks(
     monkeypatch: pytest.MonkeyPatch, chunk: int, sharers: int
 ) -> None:
-    module = "tilewright.codegen.triton.kernels.wide_experts"
+    module = "tilewright.codegen.triton.kernels.experts_entries"
     monkeypatch.setattr(f"{module}._CHUNK", chunk)
     monkeypatch.setattr(f"{module}._SHARERS", sharers)
     form = Form(experts=5, slots=2, inner=8, dtype=DType.BF16)
