@@ -70,10 +70,10 @@ def emit_experts(
         chosen = None if cuts is None else cuts.expert_groups(node, block_m)
         groups.append((chosen or tiles, limit))
     if not problem.in_rows:
-        return experts_source(problem, target, None, groups)
+        return experts_source(problem, target, None, groups, most)
     rows = None if cuts is None else cuts.expert_rows(node)
     default = default_rows(problem, "gate_up"), default_rows(problem, "down")
-    return experts_source(problem, target, rows or default, groups)
+    return experts_source(problem, target, rows or default, groups, most)
 
 
 def emit_invariant_experts(
@@ -96,6 +96,7 @@ def experts_source(
     target: Target,
     rows: Rows | None,
     groups: Sequence[tuple[Groups, int | None]],
+    most: int | None = None,
 ) -> KernelSource:
     """The kernel of a problem with these tiles.
 
@@ -105,6 +106,7 @@ def experts_source(
         rows: of gate_up and down, for up to ``most_row_tokens`` tokens; None: as for more.
         groups: for more tokens, each with the most that it is for; the last one is for any number.
             Without any, the kernel is never called for more than the ``rows``.
+        most: tokens that the last one is made for; None: many.
     """
     wide = any(isinstance(tiles[0], WideTiles) for tiles, _ in groups)
     entries = WideEntries(problem, target)
@@ -112,10 +114,10 @@ def experts_source(
     if rows is not None:
         guard = (most_row_tokens(problem) - problem.tokens,) if groups else ()
         variants.append(entries.in_rows(rows, guard))
-    for index, (tiles, most) in enumerate(groups):
+    for index, (tiles, limit) in enumerate(groups):
         last = index == len(groups) - 1
-        guard = () if last or most is None else (most - problem.tokens,)
-        variants.append(entries.in_any_groups(tiles, None if last else most, guard))
+        guard = () if last or limit is None else (limit - problem.tokens,)
+        variants.append(entries.in_any_groups(tiles, most if last else limit, guard))
     texts = (
         HEADER,
         described(problem.node, OPERANDS),

@@ -70,7 +70,7 @@ class Entries:
         return Variant(launches, (space,), guard)
 
     def in_groups(self, tiles: Groups, most: int | None, guard: tuple[Size, ...]) -> Variant:
-        """The launches for up to ``most`` tokens, or any number."""
+        """The launches made for up to ``most`` tokens, or many; right for any number."""
         p, (first, second) = self.problem, tiles
         block_m = first.block_m
         assert second.block_m == block_m, "both products have the same tiles of pairs"
@@ -117,8 +117,8 @@ class Entries:
         tokens: Scalar,
         most: int | None = None,
     ) -> _Order:
-        """Which pair goes where, or where each pair goes, for up to ``most`` tokens; None: any
-        number. Its workspaces are the third and those behind.
+        """Which pair goes where, or where each pair goes, made for up to ``most`` tokens; None:
+        many. Its workspaces are the third and those behind.
         """
         p, count = self.problem, most_tiles(self.problem, tiles.block_m)
         few = what == "order" and most is not None and most * p.slots <= _FEW
@@ -130,24 +130,20 @@ class Entries:
             "turns": count + 1,
         }
         placed = {n: Pointer(n, DType.I32, "workspace", 2 + i) for i, n in enumerate(sizes)}
+        arguments = (*self._operands("ids"), *placed.values(), tokens)
         constants = self._ids() | self._sizes() | {"BINS": bins}
         cut: dict[str, Constexpr] = {"BLOCK_M": tiles.block_m, "GROUP": tiles.group}
-        ids, arguments = self._operands("ids"), (*placed.values(), tokens)
         if few:
             assert most is not None
-            chunk = max(_LEAST_CHUNK, power(most * p.slots))
-            cut = {"CHUNK": chunk, **cut}
-            warps = max(1, chunk // 128)
-            grid = (p.experts, 1, 1)
-            launches = [self._launch("place", (*ids, *arguments), grid, constants, cut, warps)]
+            cut["CHUNK"] = chunk = max(_LEAST_CHUNK, power(most * p.slots))
+            grid, warps = (p.experts, 1, 1), max(1, chunk // 128)
+            launches = [self._launch("place", arguments, grid, constants, cut, warps)]
         else:
-            cut, warps, by = {"CHUNK": _CHUNK, **cut}, _CHUNK // 32, (sharers, 1, 1)
-            counts, chunk_cut = (*ids, placed["counts"], tokens), {"CHUNK": _CHUNK}
+            cut["CHUNK"], by, warps = _CHUNK, (sharers, 1, 1), _CHUNK // 32
+            counted = (*self._operands("ids"), placed["counts"], tokens)
             launches = [
-                self._launch("count", counts, by, constants, chunk_cut, warps),
-                self._launch(
-                    f"find_{what}", (*ids, *arguments), by, constants, cut, warps, inner="find"
-                ),
+                self._launch("count", counted, by, constants, {"CHUNK": _CHUNK}, warps),
+                self._launch(f"find_{what}", arguments, by, constants, cut, warps, inner="find"),
             ]
         spaces = tuple((DType.I32, size) for size in sizes.values())
         return _Order(tuple(launches), placed[what], placed["turns"], spaces)

@@ -25,7 +25,7 @@ class WideEntries(Entries):
     """The entry points of all forms."""
 
     def in_any_groups(self, tiles: Groups, most: int | None, guard: tuple[Size, ...]) -> Variant:
-        """The launches of many tokens: up to ``most``, or any number."""
+        """The launches of many tokens, in the form of their tiles; see ``in_groups``."""
         first, second = tiles
         if isinstance(first, WideTiles):
             assert isinstance(second, WideTiles), "one order of rows for both products"

@@ -108,9 +108,9 @@ def default_tiles(problem: Problem, target: Target, block_m: int) -> Groups | No
     the other kernels reach three quarters of their rate; None where no tiles fit the target.
     """
     if block_m == BUCKETS[-1]:
-        first, second = (default_wide(problem, x, target, block_m) for x in PRODUCTS)
-        if first is not None and second is not None:
-            return first, second
+        wide = [default_wide(problem, x, target, block_m) for x in PRODUCTS]
+        if wide[0] is not None and wide[1] is not None:
+            return wide[0], wide[1]
     first, second = (default_groups(problem, x, target, block_m) for x in PRODUCTS)
     return None if first is None or second is None else (first, second)
 

@@ -239,7 +239,9 @@ class ExpertGroups(_Experts):
         self, node: Node, config: Config, sizes: Sizes, target: Target
     ) -> KernelSource | None:
         """The kernel with this one cut."""
-        return experts_source(problem_of(node), target, None, [(groups_of(config), None)])
+        p = problem_of(node)
+        most = evaluate(p.tokens, sizes)
+        return experts_source(p, target, None, [(groups_of(config), None)], most)
 
     def prior(self, node: Node, config: Config, sizes: Sizes, target: Target) -> float:
         """Of one product and the other; by descriptors, also of rows that are put in order."""
