@@ -55,6 +55,10 @@ CUTS: Mapping[str, Groups] = {
         WideTiles(128, 128, 64, 8, 3, flat=False),
         WideTiles(128, 256, 64, 8, 3),
     ),
+    "128, down shared": (
+        WideTiles(128, 128, 64, 8, 3),
+        WideTiles(128, 256, 64, 8, 3, shared=True),
+    ),
     "128, long steps": (WideTiles(128, 128, 128, 8, 2), WideTiles(128, 256, 64, 8, 3)),
     "64": (WideTiles(64, 128, 64, 8, 4), WideTiles(64, 256, 64, 8, 4)),
     "64, long steps": (WideTiles(64, 128, 128, 8, 2), WideTiles(64, 256, 128, 8, 2)),

@@ -74,7 +74,8 @@ def test_a_layer_is_as_near_to_float64_as_torch(name: str) -> None:
 
 def wide_of(form: Form, tiles: WideTiles) -> KernelSource:
     """The kernels by descriptors alone."""
-    return source_of(node_of(form), None, (((tiles, tiles), None),), here())
+    groups = (((replace(tiles, shared=False), tiles), None),)
+    return source_of(node_of(form), None, groups, here())
 
 
 WIDE_FORMS = st.builds(
@@ -98,6 +99,7 @@ WIDE_TILES = st.builds(
     num_stages=st.sampled_from([2, 3]),
     group=st.sampled_from([1, 8]),
     flat=st.booleans(),
+    shared=st.booleans(),
 )
 
 

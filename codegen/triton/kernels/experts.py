@@ -21,7 +21,13 @@ from ..cuts import Cuts
 from ..generate_text import helper_text
 from ..layout import Layout
 from ..source import HEADER, KernelSource, jit_text
-from . import experts_kernel, experts_order_kernel, linear_kernel, wide_experts_kernel
+from . import (
+    experts_kernel,
+    experts_order_kernel,
+    linear_kernel,
+    wide_experts_kernel,
+    wide_linear_kernel,
+)
 from .entries import described
 from .experts_tiles import (
     OPERANDS,
@@ -34,10 +40,10 @@ from .experts_tiles import (
     invariant_groups,
     most_row_tokens,
 )
-from .wide_experts import WIDE_FUNCTIONS, WideEntries
+from .wide_experts import SHARED_FUNCTIONS, WIDE_FUNCTIONS, WideEntries
 from .wide_experts_tiles import WideTiles, default_tiles
 
-_ORDER = ("_expert_of", "_most_tiles", "_turn", "_turned", "_place", "_share", "_count", "_find")
+_ORDER = ("_expert_of", "_most_tiles", "_turn", "_turned", "_place", "_own", "_count", "_find")
 _FUNCTIONS = (
     *("_tile_of", "_within", "_sums", "_pairs_of_sums", "_activated", "_gate_up", "_down"),
     *("_weighted", "_gate_up_rows", "_down_rows"),
@@ -125,6 +131,7 @@ def experts_source(
         jit_text(linear_kernel, ("_weights", "_inputs", "_one_token")),
         jit_text(experts_order_kernel, _ORDER),
         jit_text(experts_kernel, _FUNCTIONS),
+        jit_text(wide_linear_kernel, SHARED_FUNCTIONS) if wide else "",
         jit_text(wide_experts_kernel, WIDE_FUNCTIONS) if wide else "",
         *entries.texts.values(),
     )

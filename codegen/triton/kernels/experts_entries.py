@@ -252,6 +252,7 @@ _ABSENT: Mapping[str, tuple[str, ...]] = {
     "down_rows": ("down_bias",),
     "wide_gate_up": ("gate_up_bias",),
     "wide_down": ("down_bias",),
+    "wide_down_shared": ("down_bias",),
     "weighted": ("places",),
     "find": ("order", "places"),
 }

@@ -116,7 +116,7 @@ def _place(
 
 
 @triton.jit
-def _share(pairs, CHUNK: tl.constexpr):
+def _own(pairs, CHUNK: tl.constexpr):
     """The first of this program's pairs, and how many chunks of them it has."""
     chunks = tl.cdiv(tl.cdiv(pairs, CHUNK), tl.num_programs(0))
     return tl.program_id(0) * chunks * CHUNK, chunks
@@ -143,7 +143,7 @@ def _count(
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     pairs = tokens * SLOTS
-    first, chunks = _share(pairs, CHUNK)
+    first, chunks = _own(pairs, CHUNK)
     found = tl.zeros([BINS], tl.int32)
     for chunk in range(0, chunks):
         pair = first + chunk * CHUNK + tl.arange(0, CHUNK)
@@ -213,7 +213,7 @@ def _find(
             there = rest < tiles * BLOCK_M - total
             tl.store(order + behind - rest, tl.zeros_like(bins) + pairs, mask=there)
     next_row = first_tile * BLOCK_M + before
-    first, chunks = _share(pairs, CHUNK)
+    first, chunks = _own(pairs, CHUNK)
     for chunk in range(0, chunks):
         tl.store(starts + me * BINS + bins, next_row)
         tl.debug_barrier()  # they are looked up by other threads

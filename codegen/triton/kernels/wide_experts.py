@@ -12,12 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ....ir.dims import Size
+from ....ir.dtypes import DType
 from ..source import Constexpr, Launch, Pointer, Scalar, Variant
 from .experts_entries import Entries, blocks_of, most_tiles
 from .experts_tiles import PRODUCTS, Groups, Product
 from .wide_experts_tiles import WideTiles, resident
 
-WIDE_FUNCTIONS = ("_spread", "_wide_sums", "_wide_gate_up", "_wide_down")
+SHARED_FUNCTIONS = ("_share", "_piece", "_halves", "_cells", "_leave", "_gather")
+WIDE_FUNCTIONS = ("_spread", "_wide_sums", "_wide_gate_up", "_wide_down", "_wide_down_shared")
 
 
 @dataclass(slots=True)
@@ -49,15 +51,25 @@ class WideEntries(Entries):
         order = self._order("places", first, tokens)
         places, turns = order.found, order.turns
         biased = (self._operands("gate_up", "gate_up_bias"), self._operands("down", "down_bias"))
+        parts = (
+            Pointer("partial", DType.F32, "workspace", 2 + len(order.spaces)),
+            Pointer("counters", DType.I32, "counter", 0),
+        )[: 2 * second.shared]
         launches = (
             *order.launches,
             self._spread(places, sorted_x),
             self._product("gate_up", first, (x, turns, *biased[0], hidden, tokens)),
-            self._product("down", second, (hidden, turns, *biased[1], results, tokens)),
+            self._product("down", second, (hidden, turns, *biased[1], results, *parts, tokens)),
             self._weighted(results, places),
         )
-        spaces = (hidden_space, row_space, *order.spaces)
-        return Variant(launches, spaces, guard)
+        spaces = [hidden_space, row_space, *order.spaces]
+        counters = 0
+        if second.shared:
+            programs = self._programs("down", second)
+            # A program leaves one part at most, and fewer than two rounds of tiles are in parts.
+            spaces.append((DType.F32, programs * block_m * second.block_n))
+            counters = 2 * programs
+        return Variant(launches, tuple(spaces), guard, counters)
 
     def _spread(self, places: Pointer, sorted_x: Pointer) -> Launch:
         p, block = self.problem, self._columns()
@@ -74,16 +86,20 @@ class WideEntries(Entries):
     def _product(
         self, product: Product, tiles: WideTiles, arguments: tuple[Pointer | Scalar, ...]
     ) -> Launch:
-        programs = self.target.sms * resident(self.problem, product, tiles, self.target)
+        programs = self._programs(product, tiles)
         rows = self._rows_of(3 + PRODUCTS.index(product))
         if product == "gate_up":
             del rows["W_EXPERT"]
+        flat: dict[str, Constexpr] = {} if tiles.shared else {"FLAT": tiles.flat}
         return self._launch(
-            f"wide_{product}",
+            f"wide_{product}" + "_shared" * tiles.shared,
             arguments,
             (programs, 1, 1),
             rows | self._sizes("F", "K") | (self._act() if product == "gate_up" else {}),
-            {**blocks_of(tiles), "PROGRAMS": programs, "FLAT": tiles.flat},
+            {**blocks_of(tiles), "PROGRAMS": programs, **flat},
             tiles.num_warps,
             tiles.num_stages,
         )
+
+    def _programs(self, product: Product, tiles: WideTiles) -> int:
+        return self.target.sms * resident(self.problem, product, tiles, self.target)

@@ -12,6 +12,7 @@ import triton.language as tl
 
 from .experts_kernel import _activated
 from .experts_order_kernel import _most_tiles, _turned
+from .wide_linear_kernel import _gather, _leave, _piece, _share
 
 
 @triton.jit
@@ -40,15 +41,15 @@ def _spread(
 
 @triton.jit
 def _wide_sums(
-    rows, weights, row, matrix, column,
-    LENGTH: tl.constexpr, BLOCK_M: tl.constexpr, ROWS: tl.constexpr, BLOCK_K: tl.constexpr,
+    rows, weights, row, matrix, column, begin, end,
+    BLOCK_M: tl.constexpr, ROWS: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """A tile of rows times rows of weights, from ``column`` on of as many matrices from ``matrix``
-    on as a block of the descriptor has, ROWS in all: f32 [BLOCK_M, ROWS], one operand and one sum
-    of the tensor cores.
+    """A tile of rows times rows of weights, over the steps from ``begin`` to ``end``: those from
+    ``column`` on of as many matrices from ``matrix`` on as a block of the descriptor has, ROWS in
+    all. f32 [BLOCK_M, ROWS], one operand and one sum of the tensor cores.
     """
     acc = tl.zeros([BLOCK_M, ROWS], tl.float32)
-    for step in range(0, (LENGTH + BLOCK_K - 1) // BLOCK_K):
+    for step in range(begin, end):
         left = rows.load([row, step * BLOCK_K])
         right = tl.reshape(weights.load([matrix, column, step * BLOCK_K]), (ROWS, BLOCK_K))
         acc = tl.dot(left, tl.trans(right), acc)
@@ -103,7 +104,7 @@ def _wide_gate_up(
         first = block * EACH
         acc = _wide_sums(
             rows, weights, tile * BLOCK_M, expert * MATRICES, first,
-            K, BLOCK_M, 2 * BLOCK_N, BLOCK_K,
+            0, (K + BLOCK_K - 1) // BLOCK_K, BLOCK_M, 2 * BLOCK_N, BLOCK_K,
         )  # fmt: skip
         if gate_up_bias is not None:
             both = tl.arange(0, 2 * BLOCK_N)
@@ -160,9 +161,71 @@ def _wide_down(
         first = block * BLOCK_N
         acc = _wide_sums(
             rows, weights, tile * BLOCK_M, expert, first,
-            F, BLOCK_M, BLOCK_N, BLOCK_K,
+            0, (F + BLOCK_K - 1) // BLOCK_K, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
         if down_bias is not None:
             output = tl.minimum(first + tl.arange(0, BLOCK_N), K - 1)
             acc += tl.load(down_bias + expert * K + output).to(tl.float32)[None, :]
         values.store([tile * BLOCK_M, first], acc.to(results.dtype.element_ty))
+
+
+@triton.jit
+def _wide_down_shared(
+    hidden,
+    turns,
+    down,
+    down_bias,
+    results,
+    partial,
+    counters,
+    tokens,
+    W_OFFSET: tl.constexpr,
+    W_EXPERT: tl.constexpr,
+    SLOTS: tl.constexpr,
+    E: tl.constexpr,
+    F: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """As ``_wide_down``; the steps of tiles that do not fill whole rounds of programs are dealt out
+    evenly, and who has a tile's first ones adds up what others leave.
+    """
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    BLOCKS: tl.constexpr = (K + BLOCK_N - 1) // BLOCK_N
+    most = _most_tiles(tokens * SLOTS, E, BLOCK_M)
+    rows = tl.make_tensor_descriptor(hidden, [most * BLOCK_M, F], [F, 1], [BLOCK_M, BLOCK_K])
+    weights = tl.make_tensor_descriptor(
+        down + W_OFFSET, [E, K, F], [W_EXPERT, F, 1], [1, BLOCK_N, BLOCK_K]
+    )
+    values = tl.make_tensor_descriptor(results, [most * BLOCK_M, K], [K, 1], [BLOCK_M, BLOCK_N])
+    count = tl.load(turns + most)
+    STEPS: tl.constexpr = (F + BLOCK_K - 1) // BLOCK_K
+    tiles = count * BLOCKS
+    rounds, start, stop, steps, sharers = _share(tiles, STEPS, PROGRAMS)
+    part = sharers - 1 - tl.program_id(0)
+    pieces = rounds + tl.cdiv(stop, STEPS) - start // STEPS
+    for index in tl.range(0, pieces):
+        at, begin, end = _piece(index, rounds, start, stop, STEPS, PROGRAMS)
+        expert, tile, block = _turned(tl.load(turns + at // BLOCKS), at, BLOCKS)
+        first = block * BLOCK_N
+        acc = _wide_sums(
+            rows, weights, tile * BLOCK_M, expert, first,
+            begin, end, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+        own = at - rounds * PROGRAMS
+        if begin > 0:
+            _leave(acc, partial, counters, own, part)
+        else:
+            if end < STEPS:
+                behind = (own + 1) * STEPS
+                acc = _gather(acc, partial, counters, own, behind, part, steps, sharers)
+            if down_bias is not None:
+                output = tl.minimum(first + tl.arange(0, BLOCK_N), K - 1)
+                acc += tl.load(down_bias + expert * K + output).to(tl.float32)[None, :]
+            values.store([tile * BLOCK_M, first], acc.to(results.dtype.element_ty))

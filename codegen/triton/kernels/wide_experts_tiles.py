@@ -42,9 +42,12 @@ class WideTiles(GroupTiles):
 
     Attributes:
         flat: whether the first steps of a program's next tile are brought while one is stored.
+        shared: of down, whether tiles that do not fill a whole round of programs are computed by
+            all of them, a share of the steps each, as in wide_linear.py; never flat.
     """
 
     flat: bool = True
+    shared: bool = False
 
 
 _WANTED: Mapping[tuple[Product, int], WideTiles] = {

@@ -49,7 +49,7 @@ def check(form: Form, ids: torch.Tensor, tiles: WideTiles, sms: int) -> None:
     """The kernel is as near to float64 as torch, where so many multiprocessors share the tiles."""
     node = node_of(form)
     target = replace(H100, sms=sms)
-    source = source_of(node, None, (((tiles, tiles), None),), target)
+    source = source_of(node, None, (((replace(tiles, shared=False), tiles), None),), target)
     operands = operands_of(form, ids)
     (found,) = run(source, node, operands, {"T": len(ids)})
     wanted = truth_of(form, node, operands)
@@ -74,9 +74,10 @@ def check(form: Form, ids: torch.Tensor, tiles: WideTiles, sms: int) -> None:
     tokens=st.sampled_from([1, 7, 40]),
     sms=st.integers(1, 3),
     group=st.integers(1, 3),
+    shared=st.booleans(),
 )
-def test_it_is_the_op_in_float64(form, kind, tokens, sms, group) -> None:
-    check(form, routed(form, tokens, kind), replace(SMALL, group=group), sms)
+def test_it_is_the_op_in_float64(form, kind, tokens, sms, group, shared) -> None:
+    check(form, routed(form, tokens, kind), replace(SMALL, group=group, shared=shared), sms)
 
 
 @pytest.mark.parametrize(("chunk", "sharers"), [(16, 3), (32, 128)])
