@@ -30,6 +30,8 @@ SPACE: Mapping[str, tuple[int, ...]] = {
     "num_warps": (4, 8),
     "num_stages": (2, 3, 4, 5),
     "group": (8, 16),
+    "flat": (False, True),
+    "shared": (False, True),
 }
 """What may be tuned, and the values to try: fields of `WideTiles`. A row of ``block_k`` elements
 fills what descriptors put in order at once.

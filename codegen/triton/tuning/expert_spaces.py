@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 
-from ....autotune.space import Choice, Config, Constraint, Integer, Parameter, Space, Value, When
+from ....autotune.space import (
+    Boolean,
+    Choice,
+    Config,
+    Constraint,
+    Integer,
+    Parameter,
+    Space,
+    Value,
+    When,
+)
 from ....targets import Target
 from ..kernels.experts_tiles import (
     PRODUCTS,
@@ -19,7 +29,7 @@ from ..kernels.experts_tiles import (
 from ..kernels.wide_experts_tiles import SPACE, WideTiles, default_wide, takes_tiles
 from .template import int_, power_range, sensible, with_default
 
-_OWN = ("block_n", "block_k", "num_warps", "num_stages", "group")
+_OWN = ("block_n", "block_k", "num_warps", "num_stages")
 _SUMS = 128  # float32 sums that a thread may hold
 _WIDE, _POINTERS = When("wide", (True,)), When("wide", (False,))
 
@@ -36,7 +46,15 @@ def rows_config(tiles: tuple[RowTiles, RowTiles]) -> Config:
 
 def groups_config(tiles: tuple[GroupTiles, GroupTiles]) -> Config:
     """Cuts of both products by their fields, what both share once."""
-    named = [("wide", isinstance(tiles[0], WideTiles)), ("block_m", tiles[0].block_m)]
+    first, second = tiles
+    wide = isinstance(first, WideTiles) and isinstance(second, WideTiles)
+    named: list[tuple[str, Value]] = [
+        ("wide", wide),
+        ("block_m", first.block_m),
+        ("group", first.group),
+        ("flat", isinstance(first, WideTiles) and first.flat),
+        ("down_shared", isinstance(second, WideTiles) and second.shared),
+    ]
     for product, each in zip(PRODUCTS, tiles, strict=True):
         named += [(f"{product}_{name}", getattr(each, name)) for name in _OWN]
     return Config(tuple(named))
@@ -53,11 +71,15 @@ def rows_of(config: Config | Mapping[str, Value]) -> tuple[RowTiles, RowTiles]:
 
 def groups_of(config: Config | Mapping[str, Value]) -> tuple[GroupTiles, GroupTiles]:
     """The cuts of a config of `ExpertGroups`."""
-    kind, block_m = WideTiles if config["wide"] else GroupTiles, int_(config, "block_m")
-    first, second = (
-        kind(block_m, *(int_(config, f"{product}_{name}") for name in _OWN)) for product in PRODUCTS
+    block_m, group = int_(config, "block_m"), int_(config, "group")
+    own = [[int_(config, f"{product}_{name}") for name in _OWN] for product in PRODUCTS]
+    if not config["wide"]:
+        return GroupTiles(block_m, *own[0], group), GroupTiles(block_m, *own[1], group)
+    flat, shared = bool(config["flat"]), bool(config["down_shared"])
+    return (
+        WideTiles(block_m, *own[0], group, flat=flat),
+        WideTiles(block_m, *own[1], group, flat=flat, shared=shared),
     )
-    return first, second
 
 
 def rows_worth_trying(p: Problem, product: Product, default: Config) -> Iterator[Constraint]:
@@ -98,32 +120,41 @@ def group_space(p: Problem, default: Config, block_m: int, target: Target) -> Sp
     parameters: list[Parameter] = []
     constraints = []
     wide = [default_wide(p, product, target, block_m) for product in PRODUCTS]
+    group = int_(default, "group")
     if None not in wide:
-        sizes = SPACE["block_m"]
-        parameters.append(Choice("wide", (False, True)))
-        parameters.append(Choice("block_m", sizes, when=_WIDE, otherwise=block_m))
+        parameters += [
+            Boolean("wide"),
+            Choice("block_m", SPACE["block_m"], when=_WIDE, otherwise=block_m),
+            Choice("group", SPACE["group"], when=_WIDE, otherwise=group),
+            Boolean("flat", when=_WIDE, otherwise=False),
+            Boolean("down_shared", when=_WIDE, otherwise=False),
+        ]
     else:
-        parameters += [Choice("wide", (False,)), Choice("block_m", (block_m,))]
+        fixed = {"block_m": block_m, "group": group}
+        parameters += [Choice("wide", (False,)), *(Choice(n, (v,)) for n, v in fixed.items())]
+        parameters += [Choice(name, (False,)) for name in ("flat", "down_shared")]
     for product, by_descriptors in zip(PRODUCTS, wide, strict=True):
         by_pointers = default_groups(p, product, target, block_m)
         assert by_pointers is not None, "what the template takes has a default"
         parameters += _group_parameters(product, by_pointers, by_descriptors)
         constraints += list(_groups_that_fit(p, product, default, target))
-    if None not in wide:
-        constraints.append(
-            sensible(
-                default,
-                "tiles of pairs in one order, by descriptors",
-                lambda c: not c["wide"] or c["gate_up_group"] == c["down_group"],
-            )
-        )
     return Space(tuple(parameters), tuple(constraints))
+
+
+def group_defaults(p: Problem, block_m: int, target: Target) -> list[Config]:
+    """Those of both forms, as far as they are taken, in a bucket."""
+    found = []
+    for default in (default_groups, default_wide):
+        first, second = (default(p, product, target, block_m) for product in PRODUCTS)
+        if first is not None and second is not None:
+            found.append(groups_config((first, second)))
+    return found
 
 
 def _group_parameters(
     product: Product, by_pointers: GroupTiles, by_descriptors: GroupTiles | None
 ) -> list[Parameter]:
-    n, k, w, s, g = (f"{product}_{name}" for name in _OWN)
+    n, k, w, s = (f"{product}_{name}" for name in _OWN)
     stages = range(max(2, by_pointers.num_stages - 1), max(2, by_pointers.num_stages) + 2)
     if by_descriptors is None:
         return [
@@ -131,7 +162,6 @@ def _group_parameters(
             with_default(k, (64, 128), by_pointers.block_k),
             power_range(w, 4, 8, by_pointers.num_warps),
             Integer(s, stages[0], stages[-1]),
-            Choice(g, (by_pointers.group,)),
         ]
     columns = {64, 128, by_pointers.block_n, by_descriptors.block_n, *SPACE["block_n"]}
     return [
@@ -144,7 +174,6 @@ def _group_parameters(
         ),
         power_range(w, 4, 8, by_pointers.num_warps),
         Integer(s, min(stages[0], 2), max(stages[-1], *SPACE["num_stages"])),
-        Choice(g, SPACE["group"], when=_WIDE, otherwise=by_pointers.group),
     ]
 
 

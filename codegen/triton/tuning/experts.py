@@ -40,6 +40,7 @@ from ..kernels.experts_tiles import (
 from ..kernels.wide_experts_tiles import WideTiles, default_tiles, resident
 from ..source import KernelSource
 from .expert_spaces import (
+    group_defaults,
     group_space,
     groups_config,
     groups_of,
@@ -236,6 +237,10 @@ class ExpertGroups(_Experts):
         assert tiles is not None, "what the template takes has a default"
         return groups_config(tiles)
 
+    def pinned(self, node: Node, sizes: Sizes, target: Target) -> Sequence[Config]:
+        """The defaults of both forms."""
+        return group_defaults(problem_of(node), bucket(problem_of(node), sizes), target)
+
     def source(
         self, node: Node, config: Config, sizes: Sizes, target: Target
     ) -> KernelSource | None:
@@ -266,7 +271,11 @@ class ExpertGroups(_Experts):
         # Where an expert has several tiles, half of the last one is rest on average.
         count = math.ceil(used * max(1.0, each / tiles.block_m + 0.5))
         blocks, rows = -(-outputs // tiles.block_n), tiles.block_n * parts(product)
-        size = p.dtype.bytes
+        size, programs, splits = p.dtype.bytes, count * blocks, 1
+        resident = _resident(p, product, tiles, target)
+        if product == "down" and isinstance(tiles, WideTiles) and tiles.shared:
+            at_once = target.sms * resident
+            programs, splits = -(-programs // at_once) * at_once, 2  # they fill their rounds
         expert = outputs * parts(product) * length * size
         moved = count * blocks * (rows + tiles.block_m) * length * size
         return Work(
@@ -274,18 +283,22 @@ class ExpertGroups(_Experts):
             l2_bytes=float(moved),
             flops=2.0 * count * blocks * rows * tiles.block_m * length,
             dtype=str(p.dtype.torch).removeprefix("torch."),
-            programs=count * blocks,
-            blocks_per_sm=_resident(p, product, tiles, target),
+            programs=programs,
+            blocks_per_sm=resident,
             bytes_in_flight=float((tiles.num_stages - 1) * tiles.block_k * rows * size),
             steps=-(-length // tiles.block_k),
             stages=tiles.num_stages,
+            splits=splits,
             warps=tiles.num_warps,
             accumulators=rows * tiles.block_m / (32 * tiles.num_warps),
         )
 
     def numerics(self, config: Config) -> str:
-        """Products add up column by column, whatever the tiles."""
-        return "one order"
+        """Products add up column by column, whatever the tiles; parts begin where these say."""
+        if not config["down_shared"]:
+            return "one order"
+        names = ("block_m", "down_block_n", "down_block_k")
+        return " ".join(f"{name}={config[name]}" for name in names)
 
 
 BLOCK = 16
