@@ -52,11 +52,11 @@ def groups_config(tiles: tuple[GroupTiles, GroupTiles]) -> Config:
         ("wide", wide),
         ("block_m", first.block_m),
         ("group", first.group),
-        ("flat", isinstance(first, WideTiles) and first.flat),
         ("down_shared", isinstance(second, WideTiles) and second.shared),
     ]
     for product, each in zip(PRODUCTS, tiles, strict=True):
         named += [(f"{product}_{name}", getattr(each, name)) for name in _OWN]
+        named.append((f"{product}_flat", isinstance(each, WideTiles) and each.flat))
     return Config(tuple(named))
 
 
@@ -75,10 +75,10 @@ def groups_of(config: Config | Mapping[str, Value]) -> tuple[GroupTiles, GroupTi
     own = [[int_(config, f"{product}_{name}") for name in _OWN] for product in PRODUCTS]
     if not config["wide"]:
         return GroupTiles(block_m, *own[0], group), GroupTiles(block_m, *own[1], group)
-    flat, shared = bool(config["flat"]), bool(config["down_shared"])
+    flat = [bool(config[f"{product}_flat"]) for product in PRODUCTS]
     return (
-        WideTiles(block_m, *own[0], group, flat=flat),
-        WideTiles(block_m, *own[1], group, flat=flat, shared=shared),
+        WideTiles(block_m, *own[0], group, flat[0]),
+        WideTiles(block_m, *own[1], group, flat[1], bool(config["down_shared"])),
     )
 
 
@@ -126,18 +126,23 @@ def group_space(p: Problem, default: Config, block_m: int, target: Target) -> Sp
             Boolean("wide"),
             Choice("block_m", SPACE["block_m"], when=_WIDE, otherwise=block_m),
             Choice("group", SPACE["group"], when=_WIDE, otherwise=group),
-            Boolean("flat", when=_WIDE, otherwise=False),
             Boolean("down_shared", when=_WIDE, otherwise=False),
         ]
     else:
         fixed = {"block_m": block_m, "group": group}
         parameters += [Choice("wide", (False,)), *(Choice(n, (v,)) for n, v in fixed.items())]
-        parameters += [Choice(name, (False,)) for name in ("flat", "down_shared")]
+        parameters.append(Choice("down_shared", (False,)))
     for product, by_descriptors in zip(PRODUCTS, wide, strict=True):
         by_pointers = default_groups(p, product, target, block_m)
         assert by_pointers is not None, "what the template takes has a default"
         parameters += _group_parameters(product, by_pointers, by_descriptors)
         constraints += list(_groups_that_fit(p, product, default, target))
+    constraints.append(
+        Constraint(
+            "tiles that are shared do not follow each other flat",
+            lambda c: not (c["down_shared"] and c["down_flat"]),
+        )
+    )
     return Space(tuple(parameters), tuple(constraints))
 
 
@@ -162,6 +167,7 @@ def _group_parameters(
             with_default(k, (64, 128), by_pointers.block_k),
             power_range(w, 4, 8, by_pointers.num_warps),
             Integer(s, stages[0], stages[-1]),
+            Choice(f"{product}_flat", (False,)),
         ]
     columns = {64, 128, by_pointers.block_n, by_descriptors.block_n, *SPACE["block_n"]}
     return [
@@ -174,6 +180,7 @@ def _group_parameters(
         ),
         power_range(w, 4, 8, by_pointers.num_warps),
         Integer(s, min(stages[0], 2), max(stages[-1], *SPACE["num_stages"])),
+        Boolean(f"{product}_flat", when=_WIDE, otherwise=False),
     ]
 
 
