@@ -130,7 +130,8 @@ class Entries:
             "turns": count + 1,
         }
         placed = {n: Pointer(n, DType.I32, "workspace", 2 + i) for i, n in enumerate(sizes)}
-        arguments = (*self._operands("ids"), *placed.values(), tokens)
+        ids = self._operands("ids")
+        arguments: tuple[Argument, ...] = (*ids, *placed.values(), tokens)
         constants = self._ids() | self._sizes() | {"BINS": bins}
         cut: dict[str, Constexpr] = {"BLOCK_M": tiles.block_m, "GROUP": tiles.group}
         if few:
@@ -140,7 +141,7 @@ class Entries:
             launches = [self._launch("place", arguments, grid, constants, cut, warps)]
         else:
             cut["CHUNK"], by, warps = _CHUNK, (sharers, 1, 1), _CHUNK // 32
-            counted = (*self._operands("ids"), placed["counts"], tokens)
+            counted: tuple[Argument, ...] = (*ids, placed["counts"], tokens)
             launches = [
                 self._launch("count", counted, by, constants, {"CHUNK": _CHUNK}, warps),
                 self._launch(f"find_{what}", arguments, by, constants, cut, warps, inner="find"),

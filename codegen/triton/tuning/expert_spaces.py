@@ -71,15 +71,17 @@ def rows_of(config: Config | Mapping[str, Value]) -> tuple[RowTiles, RowTiles]:
 
 def groups_of(config: Config | Mapping[str, Value]) -> tuple[GroupTiles, GroupTiles]:
     """The cuts of a config of `ExpertGroups`."""
+    first, second = (_tiles_of(config, product) for product in PRODUCTS)
+    return first, second
+
+
+def _tiles_of(config: Config | Mapping[str, Value], product: Product) -> GroupTiles:
+    n, k, warps, stages = (int_(config, f"{product}_{name}") for name in _OWN)
     block_m, group = int_(config, "block_m"), int_(config, "group")
-    own = [[int_(config, f"{product}_{name}") for name in _OWN] for product in PRODUCTS]
     if not config["wide"]:
-        return GroupTiles(block_m, *own[0], group), GroupTiles(block_m, *own[1], group)
-    flat = [bool(config[f"{product}_flat"]) for product in PRODUCTS]
-    return (
-        WideTiles(block_m, *own[0], group, flat[0]),
-        WideTiles(block_m, *own[1], group, flat[1], bool(config["down_shared"])),
-    )
+        return GroupTiles(block_m, n, k, warps, stages, group)
+    flat, shared = bool(config[f"{product}_flat"]), bool(config["down_shared"])
+    return WideTiles(block_m, n, k, warps, stages, group, flat, shared and product == "down")
 
 
 def rows_worth_trying(p: Problem, product: Product, default: Config) -> Iterator[Constraint]:
