@@ -104,6 +104,8 @@ WIDE_TILES = st.builds(
 
 
 def test_any_form_by_descriptors() -> None:
+    if here().arch != 90:
+        pytest.skip("these kernels are for Hopper alone")
     tokens = st.sampled_from([1, 17, 200, 1333])
     cases = examples(st.tuples(WIDE_FORMS, WIDE_TILES, ROUTINGS, tokens), 16)
     sources = [(wide_of(form, tiles), node_of(form)) for form, tiles, _, _ in cases]

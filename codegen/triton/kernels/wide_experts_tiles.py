@@ -34,8 +34,8 @@ SPACE: Mapping[str, tuple[int, ...]] = {
     "flat": (False, True),
     "shared": (False, True),
 }
-"""What may be tuned, and the values to try: fields of `WideTiles`. A row of ``block_k`` elements
-fills what descriptors put in order at once.
+"""What may be tuned, and the values to try: fields of `WideTiles`. ``block_k`` is what a descriptor
+swizzles at once, 128 bytes of a row.
 """
 
 
@@ -97,17 +97,20 @@ def resident(problem: Problem, product: Product, tiles: WideTiles, target: Targe
 def default_wide(
     problem: Problem, product: Product, target: Target, block_m: int
 ) -> WideTiles | None:
-    """Tiles of 128 sums a thread; None where the kernels take no such experts."""
+    """Tiles of 128 sums a thread; None where the kernels take no such experts, or a block has no
+    room.
+    """
     if block_m < _LEAST_M or not takes_wide(problem, target):
         return None
     outputs, length = problem.sizes(product)
     wanted = _WANTED[product, block_m]
-    return replace(
+    tiles = replace(
         wanted,
         block_n=min(wanted.block_n, max(16, _power(outputs))),
         block_k=min(wanted.block_k, max(16, _power(length))),
         flat=is_flat(length),
     )
+    return tiles if takes_tiles(problem, product, tiles, target) else None
 
 
 def is_flat(length: int) -> bool:
@@ -118,8 +121,8 @@ def is_flat(length: int) -> bool:
 
 
 def default_tiles(problem: Problem, target: Target, block_m: int) -> Groups | None:
-    """Of both products, where tiles have ``block_m`` pairs: by descriptors for the most, where
-    the other kernels reach three quarters of their rate; None where no tiles fit the target.
+    """Of both products, where tiles have ``block_m`` pairs: by descriptors for the most pairs alone,
+    for with fewer the weights' way from memory decides. None where no tiles fit the target.
     """
     if block_m == BUCKETS[-1]:
         wide = [default_wide(problem, x, target, block_m) for x in PRODUCTS]

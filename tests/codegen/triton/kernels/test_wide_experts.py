@@ -135,6 +135,8 @@ def test_cuts_that_no_block_holds_are_declined() -> None:
     assert not takes_tiles(problem, "down", replace(down, num_stages=4), H100)
     assert not takes_tiles(problem, "gate_up", replace(gate_up, num_warps=4), H100)
     assert not takes_tiles(problem, "gate_up", replace(gate_up, block_m=32), H100)
+    small = replace(H100, shared_memory_per_block=100_000)
+    assert not any(isinstance(x, WideTiles) for x in default_tiles(problem, small, 128) or ())
 
 
 def test_experts_of_few_pairs_and_any_where_order_matters_keep_the_pointers() -> None:
