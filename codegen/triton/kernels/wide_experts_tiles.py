@@ -121,7 +121,7 @@ def is_flat(length: int) -> bool:
 
 
 def default_tiles(problem: Problem, target: Target, block_m: int) -> Groups | None:
-    """Of both products, where tiles have ``block_m`` pairs: by descriptors for the most pairs alone,
+    """Of both products, where tiles have ``block_m`` pairs: by descriptors for the most alone,
     for with fewer the weights' way from memory decides. None where no tiles fit the target.
     """
     if block_m == BUCKETS[-1]:
