@@ -38,10 +38,15 @@ from tilewright.codegen.triton.kernels.experts_tiles import (
     Product,
     RowTiles,
     buckets,
-    default_groups,
     default_rows,
     most_row_tokens,
     shared_bytes,
+)
+from tilewright.codegen.triton.kernels.wide_experts_tiles import SPACE as WIDE_SPACE
+from tilewright.codegen.triton.kernels.wide_experts_tiles import (
+    WideTiles,
+    default_tiles,
+    takes_tiles,
 )
 from tilewright.codegen.triton.launch import LaunchedKernel
 from tilewright.codegen.triton.layout import located
@@ -147,8 +152,7 @@ def our_source(layer: Layer, target: Target, swept: Mapping[Product, Cut]) -> Ke
         return experts_source(p, target, rows, ())  # type: ignore[arg-type]
     groups = []
     for block_m, most in buckets(p, None):
-        cuts = [default_groups(p, product, target, block_m) for product in ("gate_up", "down")]
-        groups.append((tuple(cuts), most))
+        groups.append((default_tiles(p, target, block_m), most))
     for product, cut in swept.items():
         place = 0 if product == "gate_up" else 1
         (tiles,) = [tiles for tiles, _ in groups if tiles[0].block_m == cut.block_m]
@@ -283,14 +287,16 @@ def other_cuts(layer: Layer, product: Product, target: Target, tokens: int) -> l
         default: Cut = default_rows(p, product)
     else:
         block_m = next(m for m, most in buckets(p, None) if most is None or tokens <= most)
-        found = default_groups(p, product, target, block_m)
-        assert found is not None
-        default = found
-    names = [name for name in SPACE if hasattr(default, name)]
+        both = default_tiles(p, target, block_m)
+        assert both is not None
+        default = both[0 if product == "gate_up" else 1]
+    space = WIDE_SPACE if isinstance(default, WideTiles) else SPACE
+    # The order of pairs is one for both products.
+    names = [n for n in space if hasattr(default, n) and n not in ("block_m", "group")]
     others = (
         replace(default, **dict(zip(some, values, strict=True)))
         for some in itertools.combinations(names, 2)
-        for values in itertools.product(*(SPACE[name] for name in some))
+        for values in itertools.product(*(space[name] for name in some))
     )
     return [
         cut
@@ -304,6 +310,8 @@ def _is_sound(p: Problem, product: Product, cut: Cut, default: Cut, target: Targ
         threads = cut.block_n * cut.block_k / (32 * cut.num_warps)
         return cut.block_n <= 8 and cut.block_k >= 256 and 8 <= threads <= 128
     assert isinstance(default, GroupTiles)
+    if isinstance(cut, WideTiles):
+        return takes_tiles(p, product, cut, target)
     fits = shared_bytes(p, product, cut) <= target.shared_memory_per_block
     near = 0.5 <= cut.block_n * cut.block_k / (default.block_n * default.block_k) <= 2
     sums = cut.block_n * cut.block_m * (2 if product == "gate_up" else 1) / (32 * cut.num_warps)

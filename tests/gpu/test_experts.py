@@ -27,6 +27,7 @@ from experts_forms import (
 from gpu_kernels import examples, here, on_device, poisoned_kernels
 from tilewright.codegen.triton.kernels.experts import emit_experts, emit_invariant_experts
 from tilewright.codegen.triton.kernels.experts_tiles import most_row_tokens
+from tilewright.codegen.triton.kernels.wide_experts_tiles import WideTiles
 from tilewright.codegen.triton.source import KernelSource
 from tilewright.ir.dtypes import DType
 from tiny_models import PROMPTS, greedy, tiny_model
@@ -71,6 +72,52 @@ def test_a_layer_is_as_near_to_float64_as_torch(name: str) -> None:
         assert error <= 1.05 * (torchs[:tokens].double() - truth[:tokens]).norm(), tokens
 
 
+def wide_of(form: Form, tiles: WideTiles) -> KernelSource:
+    """The kernels by descriptors alone."""
+    groups = (((replace(tiles, shared=False), tiles), None),)
+    return source_of(node_of(form), None, groups, here())
+
+
+WIDE_FORMS = st.builds(
+    Form,
+    experts=st.sampled_from([8, 13]),
+    slots=st.sampled_from([1, 2, 3, 8]),
+    inner=st.sampled_from([8, 72, 200]),
+    width=st.sampled_from([16, 136, 264]),
+    dtype=st.sampled_from([DType.F16, DType.BF16]),
+    activation=st.sampled_from(["silu", "gelu", "relu", "gpt_oss"]),
+    biases=st.booleans(),
+    wide=st.booleans(),
+    routed=st.sampled_from([(DType.I64, DType.F32), (DType.I32, DType.BF16)]),
+)
+WIDE_TILES = st.builds(
+    WideTiles,
+    block_m=st.sampled_from([64, 128]),
+    block_n=st.sampled_from([64, 128]),
+    block_k=st.just(64),
+    num_warps=st.just(8),
+    num_stages=st.sampled_from([2, 3]),
+    group=st.sampled_from([1, 8]),
+    flat=st.booleans(),
+    shared=st.booleans(),
+)
+
+
+def test_any_form_by_descriptors() -> None:
+    if here().arch != 90:
+        pytest.skip("these kernels are for Hopper alone")
+    tokens = st.sampled_from([1, 17, 200, 1333])
+    cases = examples(st.tuples(WIDE_FORMS, WIDE_TILES, ROUTINGS, tokens), 16)
+    sources = [(wide_of(form, tiles), node_of(form)) for form, tiles, _, _ in cases]
+    kernels = poisoned_kernels(sources)
+    for (form, _, kind, tokens), kernel, (_, node) in zip(cases, kernels, sources, strict=True):
+        operands = operands_of(form, routed(form, tokens, kind))
+        (found,) = kernel([on_device(operand) for operand in operands], {"T": tokens})
+        relative, absolute = OP.tolerance[form.dtype]
+        wanted = truth_of(form, node, operands)
+        torch.testing.assert_close(found.cpu().double(), wanted, rtol=relative, atol=absolute)
+
+
 @pytest.mark.parametrize("kind", ["the same", "not the first"])
 def test_routings_that_leave_experts_alone(kind: str) -> None:
     form = replace(LAYERS["odd"], dtype=DType.F32)
@@ -101,7 +148,7 @@ def test_the_same_bits_every_time() -> None:
     form = LAYERS["qwen3_moe"]
     (kernel,) = poisoned_kernels([(default_of(form), node_of(form))])
     assert most_row_tokens(problem_of(node_of(form))) == 4
-    for tokens in (3, 70, 1200):
+    for tokens in (3, 70, 1200, 4096):
         operands = operands_of(form, routed(form, tokens, "any"), device="cuda")
         (first,) = kernel(operands, {"T": tokens})
         for _ in range(8):

@@ -11,100 +11,8 @@ import triton
 import triton.language as tl
 
 from ..functions import _gelu, _gelu_tanh, _relu, _sigmoid, _silu
+from .experts_order_kernel import _expert_of, _turned
 from .linear_kernel import _one_token
-
-
-@triton.jit
-def _expert_of(
-    ids, pair, IDS_OFFSET: tl.constexpr, IDS_ROW: tl.constexpr, IDS_COLUMN: tl.constexpr,
-    SLOTS: tl.constexpr, E: tl.constexpr,
-):  # fmt: skip
-    """The expert of a pair; a number that is none is the nearest, so that nothing else is read."""
-    token = (pair // SLOTS).to(tl.int64)
-    expert = tl.load(ids + IDS_OFFSET + token * IDS_ROW + pair % SLOTS * IDS_COLUMN)
-    return tl.minimum(tl.maximum(expert, 0), E - 1).to(tl.int32)
-
-
-@triton.jit
-def _most_tiles(pairs, E: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Tiles at most, however the pairs choose: the last one of each expert may hold one alone."""
-    return (pairs + tl.minimum(pairs, E) * (BLOCK_M - 1)) // BLOCK_M
-
-
-@triton.jit
-def _place(
-    ids,
-    order,
-    experts,
-    tokens,
-    IDS_OFFSET: tl.constexpr,
-    IDS_ROW: tl.constexpr,
-    IDS_COLUMN: tl.constexpr,
-    SLOTS: tl.constexpr,
-    E: tl.constexpr,
-    BINS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """Program e writes the pairs of expert e to ``order``, as they come, from the start of a tile
-    on; the last tile's rest is filled with the number of pairs. ``experts`` gets e for each of
-    its tiles, and -1 behind the last one's.
-
-    Counts are sums of integers, so nothing depends on who comes first.
-    """
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
-    me = tl.program_id(0)
-    pairs = tokens * SLOTS
-    step = tl.arange(0, CHUNK)
-    bins = tl.arange(0, BINS)
-    counts = tl.zeros([BINS], tl.int32)
-    for start in range(0, pairs, CHUNK):
-        at = tl.minimum(start + step, pairs - 1)
-        expert = _expert_of(ids, at, IDS_OFFSET, IDS_ROW, IDS_COLUMN, SLOTS, E)
-        # Bin E holds what is no pair.
-        counts += tl.histogram(tl.where(start + step < pairs, expert, E), BINS)
-    tiles = (counts + BLOCK_M - 1) // BLOCK_M
-    first = tl.sum(tl.where(bins < me, tiles, 0), axis=0)
-    count = tl.sum(tl.where(bins == me, counts, 0), axis=0)
-    mine = tl.sum(tl.where(bins == me, tiles, 0), axis=0)
-    slots = order + first * BLOCK_M
-    before = first * 0
-    for start in range(0, pairs, CHUNK):
-        at = start + step
-        expert = _expert_of(
-            ids, tl.minimum(at, pairs - 1), IDS_OFFSET, IDS_ROW, IDS_COLUMN, SLOTS, E
-        )
-        is_mine = ((expert == me) & (at < pairs)).to(tl.int32)
-        tl.store(slots + before + tl.cumsum(is_mine, axis=0) - 1, at, mask=is_mine != 0)
-        before += tl.sum(is_mine, axis=0)
-    rest = count + tl.arange(0, BLOCK_M)
-    tl.store(slots + rest, tl.zeros_like(rest) + pairs, mask=rest < mine * BLOCK_M)
-    for start in range(0, mine, 128):
-        tile = start + tl.arange(0, 128)
-        tl.store(experts + first + tile, tl.zeros_like(tile) + me, mask=tile < mine)
-    if me == E - 1:
-        most = _most_tiles(pairs, E, BLOCK_M)
-        for start in range(first + mine, most, 128):
-            tile = start + tl.arange(0, 128)
-            tl.store(experts + tile, tl.full([128], -1, tl.int32), mask=tile < most)
-
-
-@triton.jit
-def _tile_and_block(
-    pairs, N: tl.constexpr, E: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
-    """This program's tile of pairs and block of columns: GROUP tiles, most of them of one expert,
-    go through the columns together, so that weights are in the L2 for all but the first.
-    """
-    BLOCKS: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
-    first = tl.program_id(0) // (GROUP * BLOCKS) * GROUP
-    height = tl.minimum(_most_tiles(pairs, E, BLOCK_M) - first, GROUP)
-    within = tl.program_id(0) % (GROUP * BLOCKS)
-    return first + within % height, within // height
 
 
 @triton.jit
@@ -181,7 +89,7 @@ def _activated(
 def _gate_up(
     x,
     order,
-    experts,
+    turns,
     gate_up,
     gate_up_bias,
     hidden,
@@ -204,7 +112,6 @@ def _gate_up(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """A tile of an expert's pairs through a block of its gates and ups, to ``hidden`` [pairs, F].
@@ -214,9 +121,11 @@ def _gate_up(
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     pairs = tokens * SLOTS
-    tile, block = _tile_and_block(pairs, F, E, BLOCK_M, BLOCK_N, GROUP)
-    expert = tl.load(experts + tile).to(tl.int64)
-    if expert >= 0:
+    BLOCKS: tl.constexpr = (F + BLOCK_N - 1) // BLOCK_N
+    turn = tl.load(turns + tl.program_id(0) // BLOCKS)
+    if turn >= 0:
+        expert, tile, block = _turned(turn, tl.program_id(0), BLOCKS)
+        expert = expert.to(tl.int64)
         pair = tl.load(order + tile * BLOCK_M + tl.arange(0, BLOCK_M))
         token = (tl.minimum(pair, pairs - 1) // SLOTS).to(tl.int64)
         x_rows = x + X_OFFSET + token * X_ROW
@@ -248,7 +157,7 @@ def _gate_up(
 def _down(
     hidden,
     order,
-    experts,
+    turns,
     down,
     down_bias,
     results,
@@ -264,7 +173,6 @@ def _down(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """A tile of an expert's pairs through a block of rows of its ``down``, to ``results``
@@ -274,9 +182,11 @@ def _down(
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     pairs = tokens * SLOTS
-    tile, block = _tile_and_block(pairs, K, E, BLOCK_M, BLOCK_N, GROUP)
-    expert = tl.load(experts + tile).to(tl.int64)
-    if expert >= 0:
+    BLOCKS: tl.constexpr = (K + BLOCK_N - 1) // BLOCK_N
+    turn = tl.load(turns + tl.program_id(0) // BLOCKS)
+    if turn >= 0:
+        expert, tile, block = _turned(turn, tl.program_id(0), BLOCKS)
+        expert = expert.to(tl.int64)
         pair = tl.load(order + tile * BLOCK_M + tl.arange(0, BLOCK_M))
         hidden_rows = hidden + tl.minimum(pair, pairs - 1).to(tl.int64) * F
         column = block * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -293,6 +203,7 @@ def _down(
 @triton.jit
 def _weighted(
     results,
+    places,
     weights,
     out,
     WEIGHTS_OFFSET: tl.constexpr,
@@ -303,17 +214,21 @@ def _weighted(
     BLOCK_N: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """The sum of a token's results times its weights, slot by slot in float32."""
+    """The sum of a token's results times its weights, slot by slot in float32. Results stand in
+    the order of pairs, or at their ``places``.
+    """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    rows = results + token * (SLOTS * K) + column
     acc = tl.zeros([BLOCK_N], tl.float32)
     for slot in tl.static_range(SLOTS):
         weight = tl.load(weights + WEIGHTS_OFFSET + token * WEIGHTS_ROW + slot * WEIGHTS_COLUMN)
-        value = tl.load(rows + slot * K, mask=column < K, other=0.0)
+        row = token * SLOTS + slot
+        if places is not None:
+            row = tl.load(places + row).to(tl.int64)
+        value = tl.load(results + row * K + column, mask=column < K, other=0.0)
         acc += value.to(tl.float32) * weight.to(tl.float32)
     tl.store(out + token * K + column, acc.to(out.dtype.element_ty), mask=column < K)
 

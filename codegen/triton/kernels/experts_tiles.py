@@ -16,6 +16,9 @@ from ..generate_ops import attr_float
 from ..layout import Layout, is_dense
 from .linear_tiles import FLOATS
 
+OPERANDS = ("x", "ids", "weights", "gate_up", "down", "gate_up_bias", "down_bias")
+"""Of a ``moe_experts``, in order."""
+
 BUCKETS = (16, 32, 64, 128)
 """Pairs of a tile."""
 
@@ -55,7 +58,8 @@ class GroupTiles:
         block_m: pairs of a tile, all of one expert; the same in both products.
         block_n, block_k, num_warps: as of `RowTiles`.
         num_stages: as Triton takes it.
-        group: tiles of pairs that go through the columns side by side.
+        group: tiles of an expert that go through the columns side by side, up to 16; those of
+            gate_up are so in both products.
     """
 
     block_m: int
@@ -63,12 +67,12 @@ class GroupTiles:
     block_k: int
     num_warps: int
     num_stages: int
-    group: int = 8
+    group: int = 16
 
 
 Rows: TypeAlias = tuple[RowTiles, RowTiles]
 Groups: TypeAlias = tuple[GroupTiles, GroupTiles]
-"""The tiles of gate_up and of down."""
+"""The tiles of gate_up and of down, of one kind, with the same pairs a tile."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from ..generate_index import Cut
 from ..kernels import experts_tiles, paged_attention_tiles, paged_decode_tiles
 from ..kernels.linear_tiles import GemmTiles, GemvTiles
 from ..kernels.wide_linear_tiles import WideTiles
-from . import attention, decode, experts, wide_linear
+from . import attention, decode, expert_spaces, experts, wide_linear
 from .beside_library import is_library
 from .linear import gemm_of, gemv_of
 from .problems import (
@@ -124,13 +124,13 @@ class Choices:
     def expert_rows(self, node: Node) -> experts_tiles.Rows | None:
         """The cut of experts for few tokens."""
         config = self.config(EXPERT_ROWS, node, experts.row_sizes(node))
-        return None if config is None else experts.rows_of(config)
+        return None if config is None else expert_spaces.rows_of(config)
 
     def expert_groups(self, node: Node, block_m: int) -> experts_tiles.Groups | None:
         """The cut of experts for as many tokens as tiles of ``block_m`` pairs are taken for."""
         sizes = dict(experts.group_sizes(node, self.max_sequences))[block_m]
         config = self.config(EXPERT_GROUPS, node, sizes)
-        return None if config is None else experts.groups_of(config)
+        return None if config is None else expert_spaces.groups_of(config)
 
     def walk(self, node: Node) -> Cut | None:
         """The cut of a generated kernel."""

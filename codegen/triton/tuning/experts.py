@@ -4,46 +4,73 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from types import ModuleType
 
 import torch
 
 from ....autotune.prior import Constants, Work, predict
-from ....autotune.space import Choice, Config, Constraint, Integer, Parameter, Space, Value
+from ....autotune.space import Config, Parameter, Space
 from ....ir.dims import Dim, evaluate
 from ....ir.node import Node
 from ....targets import Target
-from ..kernels import experts, experts_kernel, experts_tiles, linear_kernel
+from ..kernels import (
+    experts,
+    experts_entries,
+    experts_kernel,
+    experts_order_kernel,
+    experts_tiles,
+    linear_kernel,
+    wide_experts,
+    wide_experts_kernel,
+    wide_experts_tiles,
+)
 from ..kernels.experts import experts_source
 from ..kernels.experts_tiles import (
     PRODUCTS,
     GroupTiles,
     Problem,
     Product,
-    RowTiles,
     buckets,
-    default_groups,
     default_rows,
     most_row_tokens,
     shared_bytes,
 )
+from ..kernels.wide_experts_tiles import WideTiles, default_tiles, is_flat, resident
 from ..source import KernelSource
+from .expert_spaces import (
+    group_defaults,
+    group_space,
+    groups_config,
+    groups_of,
+    parts,
+    rows_config,
+    rows_of,
+    rows_worth_trying,
+)
 from .problem import bases_of, layouts_of
-from .template import Contents, Facts, Sizes, Template, int_, power_range, sensible, with_default
+from .template import Contents, Facts, Sizes, Template, int_, power_range
 
 TOKENS = 4096
 """Those that the tiles for any number of tokens are timed on."""
 
 _THREADS_PER_SM = 2048
-_SUMS = 128  # float32 sums that a thread may hold
+# By hand, from a trial of two layers: the L2 gives 7 to 8 TB/s, and between two tiles of a
+# multiprocessor are some 4 us.
+_WIDE = Constants(
+    l2=2.5, tensor=0.84, tail=1.0, program=4.0e-6, many_warps=0.0, few_warps=0.0, accumulator=0.0
+)
+_GROUP, _OTHER = 16, 1.03
 
 
 class _Experts(Template):
     """What both kernels have in common. A config names the fields of each product's tiles."""
 
-    modules: tuple[ModuleType, ...] = (experts, experts_kernel, experts_tiles, linear_kernel)
+    modules: tuple[ModuleType, ...] = (
+        *(experts, experts_entries, experts_kernel, experts_order_kernel, experts_tiles),
+        *(linear_kernel, wide_experts, wide_experts_kernel, wide_experts_tiles),
+    )
 
     def takes(self, node: Node) -> bool:
         """A ``moe_experts`` that the kernels compute."""
@@ -142,7 +169,7 @@ class ExpertRows(_Experts):
                 power_range(k, 256, 2048, int_(default, k)),
                 power_range(w, 1, 8, int_(default, w)),
             ]
-            constraints += list(_rows_worth_trying(p, product, default))
+            constraints += list(rows_worth_trying(p, product, default))
         return Space(tuple(parameters), tuple(constraints))
 
     def default(self, node: Node, sizes: Sizes, target: Target) -> Config:
@@ -163,8 +190,8 @@ class ExpertRows(_Experts):
         p, tiles = problem_of(node), rows_of(config)[PRODUCTS.index(product)]
         outputs, length = p.sizes(product)
         pairs = evaluate(p.tokens, sizes) * p.slots
-        size, rows = p.dtype.bytes, tiles.block_n * _parts(product)
-        weights = float(pairs * outputs * _parts(product) * length * size)
+        size, rows = p.dtype.bytes, tiles.block_n * parts(product)
+        weights = float(pairs * outputs * parts(product) * length * size)
         programs = -(-outputs // tiles.block_n) * (pairs if product == "gate_up" else 1)
         slots = 1 if product == "gate_up" else p.slots
         registers = 2 * rows * tiles.block_k * size // 4 // (32 * tiles.num_warps) + 48
@@ -194,52 +221,48 @@ class ExpertGroups(_Experts):
     """The kernel for many tokens; its cut is that of the bucket that holds them."""
 
     name = "expert_groups"
-    constants = Constants(dram=0.85, tensor=0.8)  # by hand, until a space is measured
+    constants = Constants(dram=0.85, tensor=0.85, program=5.0e-6, many_warps=0.0)  # by hand
 
     def serves(self, node: Node, target: Target) -> bool:
         """Also tiles fit the target."""
-        return self.takes(node) and self._tiles(node, BLOCK, target) is not None
+        return self.takes(node) and default_tiles(problem_of(node), target, BLOCK) is not None
 
     def space(self, node: Node, sizes: Sizes, target: Target) -> Space:
-        """Tiles, warps and stages of each product; the tiles of pairs are the bucket's."""
-        p, default = problem_of(node), self.default(node, sizes, target)
-        parameters: list[Parameter] = [Choice("block_m", (default["block_m"],))]
-        constraints = []
-        for product in PRODUCTS:
-            n, k, w, s, g = (
-                f"{product}_{name}"
-                for name in ("block_n", "block_k", "num_warps", "num_stages", "group")
-            )
-            stages = int_(default, s)
-            parameters += [
-                with_default(n, (64, 128), int_(default, n)),
-                with_default(k, (64, 128), int_(default, k)),
-                power_range(w, 4, 8, int_(default, w)),
-                Integer(s, max(2, stages - 1), max(2, stages) + 1),
-                Choice(g, (default[g],)),
-            ]
-            constraints += list(_groups_that_fit(p, product, default, target))
-        return Space(tuple(parameters), tuple(constraints))
+        """Which of the two forms; tiles, warps and stages of each product."""
+        p = problem_of(node)
+        return group_space(p, self.default(node, sizes, target), bucket(p, sizes), target)
 
     def default(self, node: Node, sizes: Sizes, target: Target) -> Config:
-        """``default_groups`` of the bucket."""
-        tiles = self._tiles(node, bucket(problem_of(node), sizes), target)
+        """``default_tiles`` of the bucket."""
+        p = problem_of(node)
+        tiles = default_tiles(p, target, bucket(p, sizes))
         assert tiles is not None, "what the template takes has a default"
         return groups_config(tiles)
 
-    def _tiles(
-        self, node: Node, block_m: int, target: Target
-    ) -> tuple[GroupTiles, GroupTiles] | None:
-        first, second = (
-            default_groups(problem_of(node), product, target, block_m) for product in PRODUCTS
-        )
-        return None if first is None or second is None else (first, second)
+    def pinned(self, node: Node, sizes: Sizes, target: Target) -> Sequence[Config]:
+        """The defaults of both forms."""
+        return group_defaults(problem_of(node), bucket(problem_of(node), sizes), target)
 
     def source(
         self, node: Node, config: Config, sizes: Sizes, target: Target
     ) -> KernelSource | None:
         """The kernel with this one cut."""
-        return experts_source(problem_of(node), target, None, [(groups_of(config), None)])
+        p = problem_of(node)
+        most = evaluate(p.tokens, sizes)
+        return experts_source(p, target, None, [(groups_of(config), None)], most)
+
+    def prior(self, node: Node, config: Config, sizes: Sizes, target: Target) -> float:
+        """Of one product and the other; by descriptors, also of rows that are put in order."""
+        if not config["wide"]:
+            return super().prior(node, config, sizes, target)
+        p = problem_of(node)
+        copied = 2 * evaluate(p.pairs, sizes) * p.width * p.dtype.bytes
+        seconds = copied / (target.dram_gb_per_s * 1e9 * _WIDE.dram)
+        for product in PRODUCTS:
+            work = self.product_work(node, product, config, sizes, target)
+            as_wanted = bool(config[f"{product}_flat"]) is is_flat(p.sizes(product)[1])
+            seconds += predict(work, target, _WIDE) * (1.0 if as_wanted else _OTHER)
+        return seconds * (1.0 if config["group"] == _GROUP else _OTHER)
 
     def product_work(
         self, node: Node, product: Product, config: Config, sizes: Sizes, target: Target
@@ -250,36 +273,50 @@ class ExpertGroups(_Experts):
         tokens = evaluate(p.tokens, sizes)
         used = p.experts * (1 - (1 - p.slots / p.experts) ** tokens)
         each = tokens * p.slots / used
-        count = math.ceil(used * math.ceil(each / tiles.block_m))
-        blocks, rows = -(-outputs // tiles.block_n), tiles.block_n * _parts(product)
-        size = p.dtype.bytes
-        expert = outputs * _parts(product) * length * size
+        # Where an expert has several tiles, half of the last one is rest on average.
+        count = math.ceil(used * max(1.0, each / tiles.block_m + 0.5))
+        blocks, rows = -(-outputs // tiles.block_n), tiles.block_n * parts(product)
+        size, programs, splits = p.dtype.bytes, count * blocks, 1
+        resident = _resident(p, product, tiles, target)
+        if product == "down" and isinstance(tiles, WideTiles) and tiles.shared:
+            at_once = target.sms * resident
+            programs, splits = -(-programs // at_once) * at_once, 2  # they fill their rounds
+        expert = outputs * parts(product) * length * size
         moved = count * blocks * (rows + tiles.block_m) * length * size
-        shared = shared_bytes(p, product, tiles) + 1024
-        resident = min(
-            target.shared_memory_per_sm // shared, _THREADS_PER_SM // (32 * tiles.num_warps)
-        )
         return Work(
             dram_bytes=float(used * expert),
             l2_bytes=float(moved),
             flops=2.0 * count * blocks * rows * tiles.block_m * length,
             dtype=str(p.dtype.torch).removeprefix("torch."),
-            programs=count * blocks,
-            blocks_per_sm=max(1, resident),
+            programs=programs,
+            blocks_per_sm=resident,
             bytes_in_flight=float((tiles.num_stages - 1) * tiles.block_k * rows * size),
             steps=-(-length // tiles.block_k),
             stages=tiles.num_stages,
+            splits=splits,
             warps=tiles.num_warps,
             accumulators=rows * tiles.block_m / (32 * tiles.num_warps),
         )
 
     def numerics(self, config: Config) -> str:
-        """Products add up column by column, whatever the tiles."""
-        return "one order"
+        """Products add up column by column, whatever the tiles; parts begin where these say."""
+        if not config["down_shared"]:
+            return "one order"
+        names = ("block_m", "down_block_n", "down_block_k")
+        return " ".join(f"{name}={config[name]}" for name in names)
 
 
 BLOCK = 16
 """Pairs of the smallest tile: where it does not fit, none does."""
+
+
+def _resident(problem: Problem, product: Product, tiles: GroupTiles, target: Target) -> int:
+    """Programs of a product that a multiprocessor holds at once."""
+    if isinstance(tiles, WideTiles):
+        return resident(problem, product, tiles, target)
+    shared = shared_bytes(problem, product, tiles) + 1024
+    threads = 32 * tiles.num_warps
+    return max(1, min(target.shared_memory_per_sm // shared, _THREADS_PER_SM // threads))
 
 
 def row_sizes(node: Node) -> Sizes:
@@ -310,45 +347,6 @@ def problem_of(node: Node) -> Problem:
     return found
 
 
-def rows_config(tiles: tuple[RowTiles, RowTiles]) -> Config:
-    """Cuts of both products by their fields."""
-    named = (
-        (f"{product}_{name}", value)
-        for product, each in zip(PRODUCTS, tiles, strict=True)
-        for name, value in asdict(each).items()
-    )
-    return Config(tuple(named))
-
-
-def groups_config(tiles: tuple[GroupTiles, GroupTiles]) -> Config:
-    """Cuts of both products by their fields, the tile of pairs once."""
-    named = [("block_m", tiles[0].block_m)]
-    for product, each in zip(PRODUCTS, tiles, strict=True):
-        values = asdict(each)
-        del values["block_m"]
-        named += [(f"{product}_{name}", value) for name, value in values.items()]
-    return Config(tuple(named))
-
-
-def rows_of(config: Config | Mapping[str, Value]) -> tuple[RowTiles, RowTiles]:
-    """The cuts of a config of `ExpertRows`."""
-    first, second = (
-        RowTiles(*(int_(config, f"{product}_{field.name}") for field in fields(RowTiles)))
-        for product in PRODUCTS
-    )
-    return first, second
-
-
-def groups_of(config: Config | Mapping[str, Value]) -> tuple[GroupTiles, GroupTiles]:
-    """The cuts of a config of `ExpertGroups`."""
-    names = [field.name for field in fields(GroupTiles) if field.name != "block_m"]
-    first, second = (
-        GroupTiles(int_(config, "block_m"), *(int_(config, f"{product}_{n}") for n in names))
-        for product in PRODUCTS
-    )
-    return first, second
-
-
 def _sizes(node: Node, tokens: int) -> Sizes:
     symbol = problem_of(node).tokens
     return {str(symbol): tokens} if isinstance(symbol, Dim) else {}
@@ -358,48 +356,3 @@ def _buffers(node: Node) -> list[Node]:
     found = [base for base in bases_of(node)[1:5] if base is not None]
     assert len(found) == 4, "operands that every call has"
     return found
-
-
-def _parts(product: Product) -> int:
-    return 2 if product == "gate_up" else 1
-
-
-def _rows_worth_trying(p: Problem, product: Product, default: Config) -> Iterator[Constraint]:
-    place = PRODUCTS.index(product)
-    length = p.sizes(product)[1]
-
-    def vectors(values: Mapping[str, Value]) -> float:
-        tiles = rows_of(values)[place]
-        tile = tiles.block_n * _parts(product) * tiles.block_k
-        return tile * p.dtype.bytes / 16 / (32 * tiles.num_warps)
-
-    yield sensible(
-        default,
-        f"{product}: no wider than the row",
-        lambda c: rows_of(c)[place].block_k < 2 * length,
-    )
-    yield sensible(
-        default,
-        f"{product}: 2 to 16 vectors of 16 bytes a thread, and 16 bytes of each row",
-        lambda c: (
-            2 <= vectors(c) <= 16
-            and rows_of(c)[place].block_k * p.dtype.bytes >= 512 * rows_of(c)[place].num_warps
-        ),
-    )
-
-
-def _groups_that_fit(
-    p: Problem, product: Product, default: Config, target: Target
-) -> Iterator[Constraint]:
-    place = PRODUCTS.index(product)
-
-    def sums(values: Mapping[str, Value]) -> float:
-        tiles = groups_of(values)[place]
-        held = tiles.block_n * tiles.block_m * _parts(product)
-        return held / (32 * tiles.num_warps)
-
-    yield Constraint(
-        f"{product}: what the block's shared memory holds",
-        lambda c: shared_bytes(p, product, groups_of(c)[place]) <= target.shared_memory_per_block,
-    )
-    yield sensible(default, f"{product}: sums that registers hold", lambda c: 4 <= sums(c) <= _SUMS)

@@ -15,7 +15,8 @@ from house.tree import ROOT
 KERNELS = Path("codegen/triton/kernels")
 NAMED = (
     *("append_kv", "cascade", "experts", "linear", "paged_attention", "paged_decode"),
-    *("packed_linear", "quant_linear", "sample", "scaled_linear", "wide_linear"),
+    *("packed_linear", "quant_linear", "sample", "scaled_linear", "wide_experts"),
+    "wide_linear",
 )
 LIKE_LINEAR = frozenset({"packed_linear", "quant_linear", "scaled_linear"})
 """Kernels with defaults of their own in the tiles of linear, whose fields their space names too."""

@@ -119,7 +119,7 @@ def test_numbers_that_are_no_expert_read_nothing_else() -> None:
 
 
 def test_a_chunk_of_pairs_is_not_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tilewright.codegen.triton.kernels.experts._CHUNK", 64)
+    monkeypatch.setattr("tilewright.codegen.triton.kernels.experts_entries._CHUNK", 16)
     form = Form(experts=2, slots=2, inner=8)
     found_by(source_of(node_of(form), None), form, routed(form, 45, "any"))
 
@@ -146,8 +146,9 @@ def test_the_default_serves_each_number_of_tokens() -> None:
     assert source is not None
     names = [[launch.function for launch in v.launches] for v in source.variants]
     assert names[0] == ["experts_gate_up_rows", "experts_down_rows"]
-    grouped = ["place", "gate_up", "down", "weighted"]
-    assert names[1:] == [[f"experts_{name}" for name in grouped]] * 3
+    grouped = ["gate_up", "down", "weighted"]
+    orders = [["place"], ["place"], ["count", "find_order"]]
+    assert names[1:] == [[f"experts_{name}" for name in [*order, *grouped]] for order in orders]
     for tokens in (2, 3):
         found_by(source, form, routed(form, tokens, "any"))
 

@@ -21,7 +21,8 @@ from tilewright.codegen.triton.backend import BACKEND
 from tilewright.codegen.triton.kernels.experts import emit_experts
 from tilewright.codegen.triton.package import KernelPackage, kernel_id
 from tilewright.codegen.triton.tuning.choices import Choices
-from tilewright.codegen.triton.tuning.experts import group_sizes, groups_of, row_sizes, rows_of
+from tilewright.codegen.triton.tuning.expert_spaces import groups_of, rows_of
+from tilewright.codegen.triton.tuning.experts import group_sizes, row_sizes
 from tilewright.codegen.triton.tuning.problem import problem_graph
 from tilewright.codegen.triton.tuning.registry import template_named
 from tilewright.codegen.triton.tuning.tunable import KernelTunable

@@ -29,7 +29,8 @@ from tilewright.codegen.triton.tuning.attention import prefill_sizes
 from tilewright.codegen.triton.tuning.beside_library import is_library
 from tilewright.codegen.triton.tuning.decode import problem_of as decode_problem
 from tilewright.codegen.triton.tuning.decode import sizes_of
-from tilewright.codegen.triton.tuning.experts import group_sizes, groups_of
+from tilewright.codegen.triton.tuning.expert_spaces import groups_of
+from tilewright.codegen.triton.tuning.experts import group_sizes
 from tilewright.codegen.triton.tuning.experts import row_sizes as expert_sizes
 from tilewright.codegen.triton.tuning.problem import bases_of, call_of, problem_graph
 from tilewright.codegen.triton.tuning.problems import WALKS
