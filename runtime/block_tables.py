@@ -18,6 +18,7 @@ class BlockTables:
         rows: of each sequence its row.
         data: i32[R, M], the page ids.
         lengths: i64[R], in tokens, as NumPy has them; `length` is quicker for one.
+        version: another one whenever a sequence opens, closes, or is written to by itself.
     """
 
     def __init__(self) -> None:
@@ -25,6 +26,7 @@ class BlockTables:
         self.data = np.zeros((8, 8), dtype=np.int32)
         self.free_rows = list(range(7, -1, -1))
         self._grow_lengths(array("q"), 8)
+        self.version = 0
         self._last: tuple[Sequence[int], NDArray[np.int64]] | None = None
 
     def open(self, seq: int) -> None:
@@ -36,6 +38,7 @@ class BlockTables:
             self.free_rows = list(range(2 * count - 1, count - 1, -1))
         self.rows[seq] = self.free_rows.pop()
         self._last = None
+        self.version += 1
 
     def close(self, seq: int) -> None:
         """Its row may be another one's."""
@@ -44,6 +47,7 @@ class BlockTables:
         self._lengths[row] = 0
         self.free_rows.append(row)
         self._last = None
+        self.version += 1
 
     def length(self, seq: int) -> int:
         """Tokens of a sequence."""
@@ -52,6 +56,7 @@ class BlockTables:
     def set_length(self, seq: int, length: int) -> None:
         """Notes how many tokens a sequence has."""
         self._lengths[self.rows[seq]] = length
+        self.version += 1
 
     def places(self, seqs: Sequence[int]) -> NDArray[np.int64]:
         """i64[B]: the rows of sequences; of a tuple that was asked for before at once."""
@@ -64,11 +69,15 @@ class BlockTables:
 
     def write(self, seq: int, start: int, pages: list[int]) -> None:
         """Puts pages into a sequence's row, from place `start` on."""
+        self.version += 1
         self._widen(start + len(pages))
         self.data[self.rows[seq], start : start + len(pages)] = pages
 
     def write_each(
-        self, rows: NDArray[np.int64], columns: NDArray[np.int64], pages: list[int]
+        self,
+        rows: NDArray[np.int64],
+        columns: NDArray[np.int64],
+        pages: list[int] | NDArray[np.int64],
     ) -> None:
         """Puts one page into each of these rows, at a place i64[B] of its own."""
         self._widen(int(columns.max()) + 1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from .lag import Lag
 from .request import Sequence
 
 _BLOCK = 16  # random numbers of a sequence that are asked for at once
@@ -35,13 +36,16 @@ class Decodes:
         loud: the rows that are not `quiet`.
         wary: the sequences of which not all steps can sample on the device.
         preemptions: of each, how often it had been preempted.
+        lags: whether a token that ends nobody need not be told at once.
     """
 
     __slots__ = (
         "_first",
+        "_lag",
         "_numbers",
         "held",
         "ids",
+        "lags",
         "left",
         "loud",
         "params",
@@ -67,8 +71,26 @@ class Decodes:
         self.loud = [row for row, seq in enumerate(seqs) if not seq.quiet]
         self.wary = [seq for seq in seqs if not seq.sampling.always_in_step]
         self.preemptions = [seq.timings.preemptions for seq in seqs]
+        self.lags = not (self.held or self.loud or self.wary)
+        self._lag: Lag | None = None
         self._numbers: NDArray[np.float64] = np.empty((0, 0))
         self._first = 0  # the first row's position when these were the next
+
+    @property
+    def lag(self) -> Lag | None:
+        """Where their steps are noted; None where each sequence is told."""
+        lag = self._lag
+        return lag if lag is not None and lag.live else None
+
+    def begin_lag(self, now: float) -> None:
+        """From now on their steps are noted together (`Lag`)."""
+        self._lag = Lag(self.seqs, now)
+
+    def end_lag(self) -> None:
+        """All are told. To be called before any of them goes another way."""
+        if self._lag is not None:
+            self._lag.end()
+            self._lag = None
 
     def step(self) -> NDArray[np.int64]:
         """The positions i64[B] of the next step's tokens; that is taken then."""

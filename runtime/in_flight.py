@@ -58,12 +58,13 @@ from typing import Protocol
 
 from .batch import DecodeBatch, DecodeBatches, MixedBatch, build_mixed
 from .decode_buffer import Launched
+from .decodes import Decodes
 from .done import Done
 from .failing import broken_logits, end_request
 from .grammar import prepare
 from .plan import Chunk, Plan
 from .pool import KVPool
-from .request import Sequence, note_each
+from .request import Sequence, launch_each, note_each
 from .sampling import Sampled
 from .scheduler import Scheduler, samples_anywhere
 from .step import StepExecutor
@@ -143,9 +144,11 @@ class InFlight:
         self.plan, self.batch, self.launched = plan, batch, launched
         self._scheduler, self._drops = scheduler, scheduler.num_drops
         if plan.decodes is not None:
-            for seq in plan.decodes.seqs:
-                seq.num_computed += 1
-                seq.in_flight += 1
+            lag = plan.decodes.lag
+            if lag is None:
+                launch_each(plan.decodes.seqs)
+            else:
+                lag.launch()
         self.shares = [_Share(chunk) for chunk in plan.beside]
         for share in self.shares:
             seq = share.chunk.seq
@@ -204,6 +207,7 @@ class Launcher:
         self._pool = pool
         self._batches = DecodeBatches(pool, executor.capabilities.shared_tokens)
         self._capabilities = executor.capabilities
+        self._last: InFlight | None = None  # what was launched last, until it is committed
 
     def takes(self, plan: Plan) -> bool:
         """Whether a step can sample all that a plan completes; to be asked of all plans."""
@@ -237,6 +241,10 @@ class Launcher:
             plan: that `takes` accepts, or from `plan_ahead`.
             after: the step in flight, if the plan was made ahead.
         """
+        self._last = self._launch(plan, after)
+        return self._last
+
+    def _launch(self, plan: Plan, after: InFlight | None) -> InFlight:
         before = None if after is None else after.batch
         behind = None if after is None else after.launched
         behind_all = after is None or not plan.beside
@@ -272,6 +280,8 @@ class Launcher:
         """
         tokens = flight.launched.tokens()
         now = self._clock()
+        if self._last is flight:
+            self._last = None
         count = len(flight.plan.positions)
         void = flight.void_rows()
         rest = iter(tokens[count:])
@@ -306,7 +316,11 @@ class Launcher:
                     seq.num_reached = len(seq.tokens)
                     self._give(seq, token, now)
             return
-        note_each(seqs, tokens, now)
+        lag = decodes.lag
+        if lag is None:
+            note_each(seqs, tokens, now)
+        else:
+            lag.note(tokens, now)
         told = decodes.loud
         if plan.fills or not decodes.stop_ids.isdisjoint(tokens):
             stops = decodes.stop_ids
@@ -317,6 +331,15 @@ class Launcher:
             seq.tell()
             if seq.finish_reason is not None:
                 self._scheduler.drop(seq)
+        if lag is None and decodes.lags and self._goes_on(decodes):
+            decodes.begin_lag(now)
+
+    def _goes_on(self, decodes: Decodes) -> bool:
+        """Whether nothing but a step of the same rows is in flight, once one is committed."""
+        last = self._last
+        return (
+            self._scheduler.going is decodes and last is not None and last.plan.decodes is decodes
+        )
 
     def _give(self, seq: Sequence, token: int, now: float) -> None:
         if token < 0:

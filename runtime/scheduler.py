@@ -86,7 +86,7 @@ class Scheduler:
         self.num_guests = 0  # whose pages nobody here holds, and who will let go of them
         self.clock, self.buckets = clock, buckets
         # All that run, if each goes on whatever is sampled; until one joins, leaves, or is full.
-        self._going: Decodes | None = None
+        self.going: Decodes | None = None
         self._timed: list[Request] = []  # those with a deadline, the earliest first
 
     def add(self, request: Request) -> None:
@@ -103,7 +103,7 @@ class Scheduler:
         Raises:
             CapacityError: the oldest sequence does not fit though nothing else runs.
         """
-        self._going = None
+        self._halt()
         if self._timed:
             self._expire()
         while self._gives_way():
@@ -140,7 +140,7 @@ class Scheduler:
             self._expire()
         if self.waiting and self._gives_way():
             return None
-        decodes, ends = self._going, False
+        decodes, ends = self.going, False
         rest: list[Sequence] = []
         if decodes is None or decodes.left < 0:
             found = self._survey()
@@ -180,8 +180,9 @@ class Scheduler:
                 going.append(seq)
             else:
                 ends = True
+        self._halt()
         decodes = Decodes(going) if going else None
-        self._going = None if rest or ends else decodes
+        self.going = None if rest or ends else decodes
         return decodes, rest, ends
 
     def fork(self, request: Request) -> list[PageCopy]:
@@ -192,7 +193,8 @@ class Scheduler:
         Returns:
             the page copies to make at once.
         """
-        request.forked, self._going = True, None
+        self._halt()
+        request.forked = True
         first, *others = request.sequences
         copies: list[PageCopy] = []
         for seq in others:
@@ -239,7 +241,7 @@ class Scheduler:
             if keep:
                 self._keep(seq, closing=True)
             self.running.remove(seq)
-            self._going = None
+            self._halt()
             self.num_drops += 1
         elif seq in self.waiting:
             self.waiting.remove(seq)
@@ -255,6 +257,12 @@ class Scheduler:
         self.pool.keep(seq.id, seq.tokens[:written], namespace, closing=closing)
         if params.cache_ttl is not None and written >= len(seq.request.prompt):
             self.pool.pin(seq.request.prompt, namespace, params.cache_ttl)
+
+    def _halt(self) -> None:
+        """Those that run are others from now on, or go another way."""
+        if self.going is not None:
+            self.going.end_lag()
+            self.going = None
 
     def _expire(self) -> None:
         """Ends the requests whose time is over."""
@@ -382,7 +390,8 @@ class Scheduler:
         return pool.pages_to_open(first.tokens, first.request.namespace) <= room
 
     def _admit(self, plan: Plan, seq: Sequence | None = None) -> Sequence:
-        seq, self._going = seq or self.waiting[0], None
+        self._halt()
+        seq = seq or self.waiting[0]
         self.waiting.remove(seq)
         if self.reuses:
             tokens, request = seq.tokens, seq.request

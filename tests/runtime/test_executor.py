@@ -15,7 +15,8 @@ from tilewright.errors import CapacityError, UnsupportedError, UsageError, Verif
 from tilewright.runtime.bucketing import LengthBuckets
 from tilewright.runtime.executor import PagedExecutor, SlotExecutor
 from tilewright.runtime.loop import GenerationLoop
-from tilewright.runtime.pool import PagedPool, SlotPool
+from tilewright.runtime.pool import PagedPool
+from tilewright.runtime.slot_pool import SlotPool
 from tilewright.runtime.sampling import Sampler
 from tilewright.runtime.scheduler import Scheduler
 
