@@ -4,11 +4,30 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+
+@dataclass(slots=True)
+class TablePatch:
+    """Pages that rows of block tables have got.
+
+    Attributes:
+        rows, columns: i64[N], where they stand.
+        pages: i64[N].
+    """
+
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    pages: NDArray[np.int64]
+
+    def write(self, tables: NDArray[np.int32]) -> None:
+        """Brings block tables i32[B, M] up to date."""
+        tables[self.rows, self.columns] = self.pages
 
 
 class BlockTables:

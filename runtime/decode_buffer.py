@@ -65,6 +65,7 @@ class Turn:
         self.groups: PrefixGroups | None = None  # those that it holds
         self.whole: dict[str, np.ndarray] = {}  # its fields, padding and all
         self.fields: dict[str, np.ndarray] = {}  # those of the sequences
+        self.pieces: dict[tuple[str, bool], tuple[torch.Tensor, torch.Tensor]] = {}
         self._shape: StepShape | None = None
         self._count = 0
 
@@ -80,8 +81,9 @@ class Turn:
 
     def shaped(self, shape: StepShape, count: int, layout: Layout) -> None:
         """Makes the views of `count` sequences, and clears the padding, if these are new."""
-        if (self._shape, self._count) == (shape, count):
+        if self._shape is shape and self._count == count:
             return
+        self.pieces.clear()
         self._shape, self.key, self.tables, self.groups = None, None, -1, None
         self.memory.zero_()
         self.whole = {name: view.numpy() for name, view in layout.views(self.memory).items()}
@@ -117,14 +119,13 @@ class DecodeBuffer:
         turn = self._next(shape, len(batch.positions))
         fields = turn.fields
         # What is half written when an exception comes is not held.
-        if turn.key != batch.key:
+        if turn.key is not batch.key and turn.key != batch.key:
             turn.key = None
             write_params(fields, batch.params)
             turn.key = batch.key
         if turn.tables != batch.tables_version:
-            turn.tables, width = -1, batch.tables.shape[1]
-            fields["block_tables"][:, :width] = batch.tables
-            fields["block_tables"][:, width:] = 0
+            known, turn.tables = turn.tables, -1
+            batch.bring(fields["block_tables"], known)
             turn.tables = batch.tables_version
         if batch.groups is not None and turn.groups is not batch.groups:
             turn.groups, groups = None, batch.groups
@@ -162,7 +163,7 @@ class DecodeBuffer:
         self._used = (self._used + 1) % _TURNS
         turn = self._turns[self._used]
         turn.wait(self.queue)
-        if self._shape != shape:
+        if self._shape is not shape:
             self._shape, self._tables = None, -1
             self._layout = Layout.of(shape, self.names)
             self.views = self._layout.views(self.device)
@@ -171,11 +172,15 @@ class DecodeBuffer:
         return turn
 
     def _send(self, turn: Turn, first: str, *, whole: bool) -> None:
-        places = self._layout.places
-        start = places[first][0]
-        stop = self._layout.nbytes if whole else places["block_tables"][0]
+        pieces = turn.pieces.get((first, whole))
+        if pieces is None:
+            places = self._layout.places
+            start = places[first][0]
+            stop = self._layout.nbytes if whole else places["block_tables"][0]
+            pieces = self.device[start:stop], turn.memory[start:stop]
+            turn.pieces[first, whole] = pieces
         turn.busy = True
-        self.queue.copy(self.device[start:stop], turn.memory[start:stop])
+        self.queue.copy(*pieces)
 
 
 def write_params(fields: Mapping[str, np.ndarray], params: list[SamplingParams]) -> None:

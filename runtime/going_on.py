@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .block_tables import BlockTables
+from .block_tables import BlockTables, TablePatch
 
 _NONE: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+NO_PAGES = TablePatch(_NONE, _NONE, _NONE)
 
 
 class GoingOn:
@@ -30,51 +31,65 @@ class GoingOn:
         slots: as given, of the last step.
     """
 
-    __slots__ = (
-        "_due",
-        "_places",
-        "_rows",
-        "_size",
-        "_step",
-        "_tables",
-        "_version",
-        "seqs",
-        "slots",
-    )
+    __slots__ = ("_due", "_places", "_size", "_step", "_tables", "_version", "seqs", "slots")
 
     def __init__(
         self, tables: BlockTables, seqs: tuple[int, ...], slots: NDArray[np.int64], page_size: int
     ) -> None:
         self.seqs, self.slots, self._size = seqs, slots, page_size
         self._tables, self._version, self._step = tables, tables.version, 0
-        self._rows = tables.places(seqs)
+        rows = tables.places(seqs)
         self._places = np.zeros(len(tables.lengths), dtype=np.int64)  # one more token of each
-        self._places[self._rows] = 1
-        # Behind the token at the page's last place the next one needs a page at once.
-        steps = (page_size - 1 - slots % page_size).tolist()
+        self._places[rows] = 1
+        # Behind the token at the last place of its page the next one needs a page at once.
         due: dict[int, list[int]] = {}
-        for row, step in enumerate(steps):
+        for row, step in enumerate((page_size - 1 - slots % page_size).tolist()):
             due.setdefault(step, []).append(row)
-        self._due = {step: np.array(rows, dtype=np.int64) for step, rows in due.items()}
+        full = -(-tables.lengths[rows] // page_size)  # pages that are full when the next one opens
+        self._due = {
+            step: _Due(
+                np.array(some, dtype=np.int64), rows[some], full[some], [seqs[r] for r in some]
+            )
+            for step, some in due.items()
+        }
 
     def holds(self, seqs: tuple[int, ...]) -> bool:
         """Whether it is of these, and of how they stand now."""
         return self.seqs is seqs and self._version == self._tables.version
 
     @property
-    def opening(self) -> NDArray[np.int64]:
-        """The rows that need a page for their next token."""
-        return self._due.get(self._step, _NONE)
+    def opening(self) -> list[int]:
+        """The sequences that need a page for their next token."""
+        due = self._due.get(self._step)
+        return [] if due is None else due.seqs
 
-    def go_on(self, pages: Sequence[int] = ()) -> NDArray[np.int64]:
-        """The slots i64[B] of the next tokens, for which those `opening` have got these pages."""
-        tables, slots = self._tables, self.slots + 1
-        if pages:
-            opening, found = self.opening, np.array(pages, dtype=np.int64)
-            rows = self._rows[opening]
-            slots[opening] = found * self._size
-            tables.write_each(rows, tables.lengths[rows] // self._size, found)
-        tables.lengths += self._places
+    def go_on(self) -> NDArray[np.int64]:
+        """The slots i64[B] of the next tokens, if none needs a page."""
+        self.slots = slots = self.slots + 1
+        self._tables.lengths += self._places
         self._step = (self._step + 1) % self._size
-        self.slots = slots
         return slots
+
+    def open(self, pages: list[int]) -> tuple[NDArray[np.int64], TablePatch]:
+        """The slots i64[B] of the next tokens, for which those `opening` have got these pages, and
+        what the tables of all have got.
+        """
+        due, found = self._due[self._step], np.array(pages, dtype=np.int64)
+        self._tables.write_each(due.places, due.columns, found)
+        patch = TablePatch(due.rows, due.columns, found)
+        due.columns = due.columns + 1  # another array: the patch keeps its own
+        slots = self.go_on()
+        slots[due.rows] = found * self._size
+        return slots, patch
+
+
+@dataclass(slots=True)
+class _Due:
+    """Sequences that open a page in the same steps: their rows here and in the tables, and where
+    the next page stands there.
+    """
+
+    rows: NDArray[np.int64]
+    places: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    seqs: list[int]

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import CapacityError, UsageError
-from .block_tables import BlockTables
-from .going_on import GoingOn
+from .block_tables import BlockTables, TablePatch
+from .going_on import NO_PAGES, GoingOn
 from .pages import Pages
 from .prefix_cache import PrefixCache, PrefixCounters
 from .sliding import ENDLESS
 
 PageCopy = tuple[int, int]  # (source page, destination page); ids from num_pages on: the host's
+Extension = tuple[NDArray[np.int64], list[PageCopy], TablePatch | None]  # of `extend`
 Slots = list[int] | NDArray[np.int64]  # page * page_size + offset of each token; one is a list
 
 
@@ -123,9 +124,10 @@ class KVPool(Protocol):
         """
         ...
 
-    def extend(self, seqs: Sequence[int]) -> tuple[NDArray[np.int64], list[PageCopy]] | None:
-        """A place for one more token of each: their slots, i64[B], and the copies to make first;
-        None, and nothing has changed, if there are not enough pages.
+    def extend(self, seqs: Sequence[int]) -> Extension | None:
+        """A place for one more token of each: their slots, i64[B], the copies to make first, and
+        what their block tables have got, if that is known; None, and nothing has changed, if there
+        are not enough pages.
         """
         ...
 
@@ -316,9 +318,10 @@ class PagedPool:
         self._tables.set_length(seq, length + num_tokens)
         return self._slots(held, length, length + num_tokens), copies
 
-    def extend(self, seqs: Sequence[int]) -> tuple[NDArray[np.int64], list[PageCopy]] | None:
-        """A place for one more token of each: their slots, i64[B], and the copies to make first;
-        None, and nothing has changed, if there are not enough pages.
+    def extend(self, seqs: Sequence[int]) -> Extension | None:
+        """A place for one more token of each: their slots, i64[B], the copies to make first, and
+        what their block tables have got, if that is known; None, and nothing has changed, if there
+        are not enough pages.
 
         `append` for each, in a fraction of the time: most need no page. A tuple that was given the
         last time takes less.
@@ -334,21 +337,20 @@ class PagedPool:
             self._extended = seqs
         return found
 
-    def _extend_same(self, going: GoingOn) -> tuple[NDArray[np.int64], list[PageCopy]] | None:
-        count = len(going.opening)
-        if not count:
-            return going.go_on(), []
-        if count > self.num_available:
+    def _extend_same(self, going: GoingOn) -> Extension | None:
+        opening = going.opening
+        if not opening:
+            return going.go_on(), [], NO_PAGES
+        if len(opening) > self.num_available:
             return None
-        copies = self._make_room(count)
-        pages = [self._pages.take() for _ in range(count)]
-        for row, page in zip(going.opening.tolist(), pages, strict=True):
-            self._held[going.seqs[row]].append(page)
-        return going.go_on(pages), copies
+        copies, held = self._make_room(len(opening)), self._held
+        pages = self._pages.take_each(len(opening))
+        for seq, page in zip(opening, pages, strict=True):
+            held[seq].append(page)
+        slots, patch = going.open(pages)
+        return slots, copies, patch
 
-    def _extend_others(
-        self, seqs: Sequence[int]
-    ) -> tuple[NDArray[np.int64], list[PageCopy]] | None:
+    def _extend_others(self, seqs: Sequence[int]) -> Extension | None:
         tables, size = self._tables, self.page_size
         rows = tables.places(seqs)
         lengths = tables.lengths[rows]
@@ -359,7 +361,7 @@ class PagedPool:
         needs = opens | shared
         if not np.count_nonzero(needs):
             tables.lengths[rows] += 1
-            return slots, []
+            return slots, [], None
         shares = shared & ~opens
         opening = [seqs[row] for row in opens.nonzero()[0].tolist()]
         sharing: list[int] = shares.nonzero()[0].tolist()
@@ -374,7 +376,7 @@ class PagedPool:
         for row in sharing:
             (slots[row],), made = self.append(seqs[row], 1)
             copies += made
-        return slots, copies
+        return slots, copies, None
 
     def _pages_to_go_on(self, seqs: list[int]) -> int:
         """Available pages that `_go_on` would take."""

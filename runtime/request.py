@@ -234,8 +234,8 @@ class Sequence:
             self.deltas.append(Delta(self.index, text, [token], self.finish_reason, each))
 
     def catch_up(self, start: int, tokens: tuple[int, ...], gaps: list[float], now: float) -> None:
-        """Takes tokens that were noted, as `note_each` does for one. Again, if an interrupt has come
-        in between: what is known already is not taken twice.
+        """Takes tokens that were noted, as `note_each` does for one; what an earlier call that was
+        interrupted has taken is not taken twice.
 
         Args:
             start: of how many tokens there were before these.

@@ -349,11 +349,14 @@ class Scheduler:
         taken, if pages are short.
         """
         ids = () if decodes is None else decodes.ids
-        more = tuple([seq.id for seq in seqs])
-        found = self.pool.extend((*ids, *more) if more else ids)
+        found = self.pool.extend((*ids, *[seq.id for seq in seqs]) if seqs else ids)
         if found is None:
             return False
-        slots, copies = found
+        slots, copies, opened = found
+        if decodes is not None and not seqs:
+            plan.decode(decodes, slots)
+            plan.copies, plan.opened = copies, opened
+            return True
         if decodes is not None:
             plan.decode(decodes, slots[: len(ids)])
         each = zip(seqs, slots[len(ids) :].tolist(), strict=True)

@@ -16,9 +16,9 @@ from tilewright.runtime.bucketing import LengthBuckets
 from tilewright.runtime.executor import PagedExecutor, SlotExecutor
 from tilewright.runtime.loop import GenerationLoop
 from tilewright.runtime.pool import PagedPool
-from tilewright.runtime.slot_pool import SlotPool
 from tilewright.runtime.sampling import Sampler
 from tilewright.runtime.scheduler import Scheduler
+from tilewright.runtime.slot_pool import SlotPool
 
 EXAMPLE = (torch.zeros(1, 8, dtype=torch.int64),)
 
