@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from host_parts import Parts
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -118,30 +119,6 @@ def tokenizer() -> Tokenizer:
     )
     backend.train_from_iterator([(Path(__file__).parent / "NOTES.md").read_text("utf-8")], trainer)
     return Tokenizer(backend, TokenizerConfig((0,)))
-
-
-class Parts:
-    """Seconds of each part of a step, without what is inside it and has a name too."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, list[float]] = {}
-        self._inside = [0.0]
-
-    def timed(self, owner: object, name: str, part: str) -> None:
-        """From now on calls of a method count as that part."""
-        method = getattr(owner, name)
-
-        def measured(*args: object, **knobs: object) -> object:
-            self._inside.append(0.0)
-            start = time.thread_time()
-            try:
-                return method(*args, **knobs)
-            finally:
-                taken = time.thread_time() - start
-                self.seconds.setdefault(part, []).append(taken - self._inside.pop())
-                self._inside[-1] += taken
-
-        setattr(owner, name, measured)
 
 
 def loop_of(kind: str, sequences: int) -> GenerationLoop:

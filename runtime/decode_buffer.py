@@ -56,6 +56,7 @@ class Turn:
         pinned = device.type == "cuda"
         self.memory = torch.zeros(nbytes, dtype=torch.uint8, pin_memory=pinned)
         self.tokens = torch.zeros(rows, dtype=torch.int64, pin_memory=pinned)
+        self.come = self.tokens  # the first of them, as many as the step's shape has rows
         self.numpy_tokens = self.tokens.numpy()
         self.event: Event | None = None
         self.busy = False  # queued work reads it, and no event says when that ends
@@ -68,6 +69,16 @@ class Turn:
         self.pieces: dict[tuple[str, bool], tuple[torch.Tensor, torch.Tensor]] = {}
         self._shape: StepShape | None = None
         self._count = 0
+        self._words: torch.Tensor | None = None
+
+    def words(self, width: int) -> torch.Tensor:
+        """Memory i32[rows, width] for the masks of its step, made when it is first asked for; to be
+        written like all else here.
+        """
+        if self._words is None:
+            size, pinned = (len(self.tokens), width), self.memory.is_pinned()
+            self._words = torch.zeros(size, dtype=torch.int32, pin_memory=pinned)
+        return self._words
 
     def wait(self, queue: DeviceQueue) -> None:
         """Returns when nothing queued reads or writes this memory, and its tokens are taken."""
@@ -91,6 +102,7 @@ class Turn:
         if "top_p" in self.whole:
             self.whole["top_p"].fill(1)
         self._shape, self._count = shape, count
+        self.come = self.tokens[: shape.rows]
 
 
 class DecodeBuffer:

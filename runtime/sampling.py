@@ -24,7 +24,7 @@ from .filters import (
     keep_top_p,
     penalise,
 )
-from .grammar import Matcher, banned, mask_block, prepare
+from .grammar import Matcher, banned, prepare
 from .output import TokenLogprobs
 from .params import SamplingParams
 
@@ -296,8 +296,7 @@ def _adjusted(logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
     if free:
         scores = logits.clone()
     else:
-        words = mask_block(masks, logits.shape[-1])
-        scores = torch.where(banned(words, logits.shape[-1], logits.device), -torch.inf, logits)
+        scores = torch.where(banned(masks, logits.shape[-1], logits.device), -torch.inf, logits)
     for row, state in enumerate(states):
         if state.adjusts:
             scores[row] = state.adjusted(scores[row])
