@@ -230,11 +230,11 @@ class DecodeBatches:
     def _follow(self, plan: Plan) -> None:
         """Others of the same sequences: with new pages, and only then without some."""
         patch = self._opened(plan) if plan.opened is None else plan.opened
-        if not len(patch.rows):
+        if not patch.width:
             return
         assert self._key is not None
-        key, width = self._key, self._tables.shape[1]
-        if self._pool.slides or patch.columns.max() >= width:
+        key = self._key
+        if self._pool.slides or patch.width > self._tables.shape[1]:
             self._gather(key)
             return
         self._key, self._version = None, self._version + 1
@@ -246,7 +246,9 @@ class DecodeBatches:
         """A page is new where its first place is taken."""
         size, positions = self._pool.page_size, plan.positions
         (rows,) = (positions % size == 0).nonzero()
-        return TablePatch(rows, positions[rows] // size, plan.slots[rows] // size)
+        columns = positions[rows] // size
+        width = 1 + int(columns.max()) if len(rows) else 0
+        return TablePatch(rows, columns, plan.slots[rows] // size, width)
 
     def _sharing(self, positions: NDArray[np.int64]) -> PrefixGroups | None:
         """The groups, for as long as they pay: less and less, as sequences grow apart."""

@@ -19,11 +19,13 @@ class TablePatch:
     Attributes:
         rows, columns: i64[N], where they stand.
         pages: i64[N].
+        width: more than any of the columns.
     """
 
     rows: NDArray[np.int64]
     columns: NDArray[np.int64]
     pages: NDArray[np.int64]
+    width: int
 
     def write(self, tables: NDArray[np.int32]) -> None:
         """Brings block tables i32[B, M] up to date."""
@@ -97,9 +99,10 @@ class BlockTables:
         rows: NDArray[np.int64],
         columns: NDArray[np.int64],
         pages: list[int] | NDArray[np.int64],
+        width: int,
     ) -> None:
-        """Puts one page into each of these rows, at a place i64[B] of its own."""
-        self._widen(int(columns.max()) + 1)
+        """Puts one page into each of these rows, at a place i64[B] of its own, below `width`."""
+        self._widen(width)
         self.data[rows, columns] = pages
 
     def rewrite(self, seq: int, start: int, pages: list[int]) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from .lag import Lag
 from .request import Sequence
+from .sampling import BROKEN
 
 _BLOCK = 16  # random numbers of a sequence that are asked for at once
 
@@ -33,6 +34,7 @@ class Decodes:
         random: whether any takes random numbers.
         held: whether any waits for a mask.
         stop_ids: tokens that end one of them.
+        marks: these, and the token of a row whose logits are broken.
         loud: the rows that are not `quiet`.
         wary: the sequences of which not all steps can sample on the device.
         preemptions: of each, how often it had been preempted.
@@ -48,6 +50,7 @@ class Decodes:
         "lags",
         "left",
         "loud",
+        "marks",
         "params",
         "positions",
         "preemptions",
@@ -68,6 +71,7 @@ class Decodes:
         self.random = not all([params.is_greedy for params in self.params])
         self.held = any([seq.sampling.matcher is not None for seq in seqs])
         self.stop_ids = frozenset().union(*{seq.request.stop_ids for seq in seqs})
+        self.marks = self.stop_ids | {BROKEN}
         self.loud = [row for row, seq in enumerate(seqs) if not seq.quiet]
         self.wary = [seq for seq in seqs if not seq.sampling.always_in_step]
         self.preemptions = [seq.timings.preemptions for seq in seqs]

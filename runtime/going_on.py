@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from .block_tables import BlockTables, TablePatch
 
 _NONE: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-NO_PAGES = TablePatch(_NONE, _NONE, _NONE)
+NO_PAGES = TablePatch(_NONE, _NONE, _NONE, 0)
 
 
 class GoingOn:
@@ -46,12 +46,11 @@ class GoingOn:
         for row, step in enumerate((page_size - 1 - slots % page_size).tolist()):
             due.setdefault(step, []).append(row)
         full = -(-tables.lengths[rows] // page_size)  # pages that are full when the next one opens
-        self._due = {
-            step: _Due(
-                np.array(some, dtype=np.int64), rows[some], full[some], [seqs[r] for r in some]
-            )
-            for step, some in due.items()
-        }
+        self._due: dict[int, _Due] = {}
+        for step, some in due.items():
+            members, columns = np.array(some, dtype=np.int64), full[some]
+            ids = [seqs[row] for row in some]
+            self._due[step] = _Due(members, rows[some], columns, int(columns.max()), ids)
 
     def holds(self, seqs: tuple[int, ...]) -> bool:
         """Whether it is of these, and of how they stand now."""
@@ -75,8 +74,9 @@ class GoingOn:
         what the tables of all have got.
         """
         due, found = self._due[self._step], np.array(pages, dtype=np.int64)
-        self._tables.write_each(due.places, due.columns, found)
-        patch = TablePatch(due.rows, due.columns, found)
+        due.width += 1
+        self._tables.write_each(due.places, due.columns, found, due.width)
+        patch = TablePatch(due.rows, due.columns, found, due.width)
         due.columns = due.columns + 1  # another array: the patch keeps its own
         slots = self.go_on()
         slots[due.rows] = found * self._size
@@ -85,11 +85,12 @@ class GoingOn:
 
 @dataclass(slots=True)
 class _Due:
-    """Sequences that open a page in the same steps: their rows here and in the tables, and where
-    the next page stands there.
+    """Sequences that open a page in the same steps: their rows here and in the tables, where the
+    next page stands there, and the last of these places.
     """
 
     rows: NDArray[np.int64]
     places: NDArray[np.int64]
     columns: NDArray[np.int64]
+    width: int
     seqs: list[int]

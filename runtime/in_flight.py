@@ -159,6 +159,8 @@ class InFlight:
     def is_void(self) -> bool:
         """Whether nobody waits for it any more."""
         decodes = self.plan.decodes
+        if decodes is not None and self._drops == self._scheduler.num_drops:
+            return False
         if decodes is not None and len(self.void_rows()) < len(decodes.seqs):
             return False
         return all([share.is_void for share in self.shares])
@@ -221,8 +223,10 @@ class Launcher:
         """Whether a plan is of decodes alone that a decode step can sample."""
         if plan.num_sequences > self._capabilities.samples:
             return False
+        if not plan.beside:
+            return True
         # Who decodes behind a step in flight has been looked at when that was planned.
-        return all(map(_samples, plan.beside)) and (plan.decodes is None or not plan.beside)
+        return plan.decodes is None and all(map(_samples, plan.beside))
 
     def forget(self) -> None:
         """To be called when pages may have changed hands other than by plans."""
@@ -310,7 +314,8 @@ class Launcher:
         decodes = plan.decodes
         assert decodes is not None
         seqs = decodes.seqs
-        if void or decodes.held or min(tokens) < 0:
+        marked = not decodes.marks.isdisjoint(tokens)
+        if void or decodes.held or (marked and min(tokens) < 0):
             for row, (seq, token) in enumerate(zip(seqs, tokens, strict=True)):
                 if row not in void:
                     seq.num_reached = len(seq.tokens)
@@ -322,7 +327,7 @@ class Launcher:
         else:
             lag.note(tokens, now)
         told = decodes.loud
-        if plan.fills or not decodes.stop_ids.isdisjoint(tokens):
+        if plan.fills or marked:
             stops = decodes.stop_ids
             ends = [row for row, token in enumerate(tokens) if token in stops]
             told = sorted({*told, *ends, *decodes.full(plan.positions)})

@@ -391,7 +391,8 @@ class PagedPool:
             self._held[seq].append(page)
         rows = tables.places(seqs)
         lengths = tables.lengths[rows]
-        tables.write_each(rows, lengths // self.page_size, pages)
+        columns = lengths // self.page_size
+        tables.write_each(rows, columns, pages, int(columns.max()) + 1)
         tables.lengths[rows] = lengths + 1
         return copies
 
