@@ -3,7 +3,7 @@ of anything, that samples its next tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +16,6 @@ from .plan import Chunk, Plan
 from .pool import KVPool
 from .prefix_groups import PrefixGroups, find_groups
 from .step import Step
-
-_PATCHES = 2  # whoever takes turns with two pieces of memory has one of the version before the last
 
 
 def build_step(plan: Plan, pool: KVPool) -> Step:
@@ -89,14 +87,13 @@ class DecodeBatch:
         params: of each sequence's request.
         uniform: f64[B], the next number of each sequence's stream, 0 for greedy ones; None if all
             are.
-        tables: i32[B, M], the page ids of each sequence, unused entries 0; until the next batch is
-            built.
+        tables: i32[B, M], the page ids of each sequence, unused entries 0, but for patches.
         tables_version: another one whenever the tables are others, never used again.
         held: whether a sequence has a form, so that its row waits for a mask.
         gaps: of each sequence the tokens that its table leaves out; None if no table does.
         groups: which of them share pages; None if that is not worth to be known.
-        patches: what each of the last versions of the tables, up to this one, has that the one
-            before had not, as far as it is known.
+        patches: what the tables lack, one for each version up to this one; until the next batch is
+            built.
     """
 
     key: tuple[int, ...]
@@ -111,20 +108,19 @@ class DecodeBatch:
     held: bool = False
     gaps: list[int] | None = None
     groups: PrefixGroups | None = None
-    patches: tuple[TablePatch, ...] = ()
+    patches: Sequence[TablePatch] = ()
 
     def bring(self, tables: np.ndarray, version: int) -> None:
-        """Brings other tables i32[B, M] of a version that this knows, -1 for none, up to date. Rows
-        may be longer there.
+        """Brings other tables i32[B, M] of another version, -1 for none, up to date. Rows may be
+        longer there.
         """
-        missed = self.tables_version - version
-        if version >= 0 and missed <= len(self.patches):
-            for patch in self.patches[-missed:]:
-                patch.write(tables)
-            return
-        width = self.tables.shape[1]
-        tables[:, :width] = self.tables
-        tables[:, width:] = 0
+        patches, missed = self.patches, self.tables_version - version
+        if version < 0 or missed > len(patches):
+            missed, width = len(patches), self.tables.shape[1]
+            tables[:, :width] = self.tables
+            tables[:, width:] = 0
+        for patch in patches[len(patches) - missed :]:
+            patch.write(tables)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +178,7 @@ class DecodeBatches:
         self._version = 0
         self._tables = np.zeros((0, 0), dtype=np.int32)
         self._gaps: list[int] | None = None
-        self._patches: tuple[TablePatch, ...] = ()
+        self._patches: list[TablePatch] = []
 
     def forget(self) -> None:
         """To be called whenever pages may have changed hands other than by the plans built here."""
@@ -222,7 +218,7 @@ class DecodeBatches:
         )
 
     def _gather(self, key: tuple[int, ...]) -> None:
-        self._key, self._version, self._patches = None, self._version + 1, ()
+        self._key, self._version, self._patches = None, self._version + 1, []
         self._tables = self._pool.block_tables(key).numpy()
         self._gaps = [self._pool.gap(seq) for seq in key] if self._pool.slides else None
         self._key = key
@@ -238,8 +234,7 @@ class DecodeBatches:
             self._gather(key)
             return
         self._key, self._version = None, self._version + 1
-        patch.write(self._tables)
-        self._patches = (*self._patches[1 - _PATCHES :], patch)
+        self._patches.append(patch)
         self._key = key
 
     def _opened(self, plan: Plan) -> TablePatch:
