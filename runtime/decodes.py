@@ -7,14 +7,17 @@ So nothing here costs a statement for each sequence and step.
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
 from numpy.typing import NDArray
 
 from .lag import Lag
 from .request import Sequence
-from .sampling import BROKEN
+from .sampling import BROKEN, SamplingState
 
-_BLOCK = 16  # random numbers of a sequence that are asked for at once
+_BLOCK = 16  # steps after which a sequence is asked for more random numbers
+_Stream: TypeAlias = tuple[int, SamplingState | None, int]
 
 
 class Decodes:
@@ -42,9 +45,13 @@ class Decodes:
     """
 
     __slots__ = (
-        "_first",
+        "_asked",
+        "_firsts",
         "_lag",
         "_numbers",
+        "_rows",
+        "_start",
+        "_streams",
         "held",
         "ids",
         "lags",
@@ -77,8 +84,12 @@ class Decodes:
         self.preemptions = [seq.timings.preemptions for seq in seqs]
         self.lags = not (self.held or self.loud or self.wary)
         self._lag: Lag | None = None
-        self._numbers: NDArray[np.float64] = np.empty((0, 0))
-        self._first = 0  # the first row's position when these were the next
+        # Numbers f64[B, 2 * _BLOCK] of each row from a step of its own on, once any are asked for.
+        self._numbers: NDArray[np.float64] | None = None
+        self._firsts: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._start, self._asked = starts[0], 0
+        self._rows = np.arange(len(seqs))
+        self._streams = [_stream(row, seq) for row, seq in enumerate(seqs)] if self.random else []
 
     @property
     def lag(self) -> Lag | None:
@@ -105,26 +116,36 @@ class Decodes:
 
     def uniform(self, positions: NDArray[np.int64]) -> NDArray[np.float64] | None:
         """The number f64[B] of each stream that the step at these positions takes, 0 of those that
-        are greedy; None if all are. To be asked for before that step counts as in flight.
+        are greedy; None if all are. A step may be asked for again, as long as none behind it was.
         """
         if not self.random:
             return None
-        place = int(positions[0])
-        if not 0 <= place - self._first < self._numbers.shape[1]:
-            self._numbers, self._first = self._draw(), place
-        return self._numbers[:, place - self._first]
+        step = int(positions[0]) - self._start
+        if self._numbers is None or not 0 <= step - self._asked <= 1:
+            self._numbers = np.zeros((len(self.seqs), 2 * _BLOCK))
+            self._firsts = np.full(len(self.seqs), step)
+            self._read(self._numbers, self._streams, step)
+        else:  # a part of the rows in each step, so that none takes much longer than others
+            turn = step % _BLOCK
+            self._read(self._numbers, self._streams[turn::_BLOCK], step)
+            self._firsts[turn::_BLOCK] = step
+        self._asked = step
+        return self._numbers[self._rows, step - self._firsts]
 
-    def _draw(self) -> NDArray[np.float64]:
-        none = [0.0] * _BLOCK
-        pairs = zip(self.seqs, self.params, strict=True)
-        return np.array(
-            [
-                none if params.is_greedy else seq.sampling.uniforms(seq.in_flight, _BLOCK)
-                for seq, params in pairs
-            ]
-        )
+    def _read(self, numbers: NDArray[np.float64], streams: list[_Stream], step: int) -> None:
+        for row, state, first in streams:
+            if state is not None:
+                numbers[row] = state.uniforms(first + step, 2 * _BLOCK)
 
     def full(self, positions: NDArray[np.int64]) -> list[int]:
         """The rows whose sequences are full with what the step at these positions samples."""
         stops = zip(self.seqs, positions.tolist(), strict=True)
         return [row for row, (seq, start) in enumerate(stops) if start + 2 >= seq.limit]
+
+
+def _stream(row: int, seq: Sequence) -> _Stream:
+    """A row, how it is sampled, unless greedily, and which number its first step takes: the step at
+    position p samples output token p + 1 - len(prompt).
+    """
+    state = None if seq.sampling.params.is_greedy else seq.sampling
+    return row, state, seq.num_computed + 1 - len(seq.request.prompt)
