@@ -14,14 +14,15 @@ The path of one step, n, when nothing keeps it from being launched ahead:
    in it is run by the Program that takes any, and sampled beside it (`row_sampling.py`).
 3. The loop waits for the event of n - 1, and commits its tokens. Those that decode note theirs
    (`note_each`); only where somebody waits for the text, or the token may be the last, is the
-   sequence told of it. One that has ended (end of sequence, stop token, stop string) is dropped:
+   sequence told of it. Where the rows of n are the same, and nobody waits, the tokens of all are
+   noted by one statement, and the sequences take them when somebody asks (`lag.py`). One that has ended (end of sequence, stop token, stop string) is dropped:
    its row of n is void. A prompt whose logits were numbers is shared.
 4. The next call of `GenerationLoop.step` launches n + 1, and then waits for n.
 
 Rows of a form need a mask, which follows from the token before: such a step is launched without
 it, as far as its logits. When the tokens of n - 1 have been committed, the masks for n are computed
-while the device computes its logits; then the sampling is queued (`Launcher.choose`), and n + 1
-behind it, before n is waited for. So the device has work as long as a step takes longer than
+while the device computes its logits; then the sampling is queued (`Launcher.choose`,
+`masked_choice.py`), and n + 1 behind it, before n is waited for. So the device has work as long as a step takes longer than
 committing tokens and computing masks. A run of forced tokens makes the loop drain, and is computed
 as one chunk.
 

@@ -46,6 +46,10 @@ class Scheduler:
         buckets: prompts of one are computed together, by executors that do not mix; None for each
             prompt alone.
 
+    Attributes:
+        going: all that run, if each goes on whatever is sampled; None once one joins, leaves, is
+            full or goes another way.
+
     Raises:
         UsageError: a budget or a number of sequences below 1.
     """
@@ -85,7 +89,6 @@ class Scheduler:
         self.num_preemptions = self.num_drops = 0
         self.num_guests = 0  # whose pages nobody here holds, and who will let go of them
         self.clock, self.buckets = clock, buckets
-        # All that run, if each goes on whatever is sampled; until one joins, leaves, or is full.
         self.going: Decodes | None = None
         self._timed: list[Request] = []  # those with a deadline, the earliest first
 
