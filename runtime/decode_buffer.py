@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from .batch import DecodeBatch
 from .device_queue import DeviceQueue, Event
@@ -33,7 +34,7 @@ class Launched:
         open: whether its rows still wait for masks (`DecodeGraphs.choose`).
     """
 
-    __slots__ = ("_count", "_tokens", "_turn", "on_device", "open")
+    __slots__ = ("_array", "_count", "_tokens", "_turn", "on_device", "open")
 
     def __init__(self, turn: Turn, count: int, on_device: torch.Tensor) -> None:
         self._turn, self._count, self.on_device = turn, count, on_device
@@ -45,8 +46,14 @@ class Launched:
         if self._tokens is None:
             assert self._turn.event is not None
             self._turn.event.synchronize()
-            self._tokens = self._turn.numpy_tokens[: self._count].tolist()
+            self._array = self._turn.numpy_tokens[: self._count].copy()
+            self._tokens = self._array.tolist()
         return self._tokens
+
+    def array(self) -> NDArray[np.int64]:
+        """`tokens`, as i64[B], which takes less memory."""
+        self.tokens()
+        return self._array
 
 
 class Turn:

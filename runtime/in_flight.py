@@ -15,16 +15,17 @@ The path of one step, n, when nothing keeps it from being launched ahead:
 3. The loop waits for the event of n - 1, and commits its tokens. Those that decode note theirs
    (`note_each`); only where somebody waits for the text, or the token may be the last, is the
    sequence told of it. Where the rows of n are the same, and nobody waits, the tokens of all are
-   noted by one statement, and the sequences take them when somebody asks (`lag.py`). One that has ended (end of sequence, stop token, stop string) is dropped:
-   its row of n is void. A prompt whose logits were numbers is shared.
+   noted by one statement, and sequences take them when somebody asks (`lag.py`). One that has
+   ended (end of sequence, stop token, stop string) is dropped: its row of n is void. A prompt
+   whose logits were numbers is shared.
 4. The next call of `GenerationLoop.step` launches n + 1, and then waits for n.
 
 Rows of a form need a mask, which follows from the token before: such a step is launched without
 it, as far as its logits. When the tokens of n - 1 have been committed, the masks for n are computed
 while the device computes its logits; then the sampling is queued (`Launcher.choose`,
-`masked_choice.py`), and n + 1 behind it, before n is waited for. So the device has work as long as a step takes longer than
-committing tokens and computing masks. A run of forced tokens makes the loop drain, and is computed
-as one chunk.
+`masked_choice.py`), and n + 1 behind it, before n is waited for. So the device has work as long as
+a step takes longer than committing tokens and computing masks. A run of forced tokens makes the
+loop drain, and is computed as one chunk.
 
 `schedule_ahead` declines, and the loop commits n - 1 before it plans n from what is known (it
 drains), when a request waits for the place of one that ends, pages run short (so that somebody has
@@ -294,7 +295,7 @@ class Launcher:
             (share, next(rest) if share.samples else None, share.is_void) for share in flight.shares
         ]
         if count:
-            self._give_each(flight.plan, tokens[:count], void, now)
+            self._give_each(flight, tokens[:count] if flight.shares else tokens, void, now)
         beside: list[Chunk] = []
         sampled = 0
         for share, token, is_void in shares:
@@ -308,11 +309,13 @@ class Launcher:
                     self._scheduler.share(share.chunk.seq)
         return Done(flight.plan, void, beside, sampled)
 
-    def _give_each(self, plan: Plan, tokens: list[int], void: Collection[int], now: float) -> None:
+    def _give_each(
+        self, flight: InFlight, tokens: list[int], void: Collection[int], now: float
+    ) -> None:
         """Gives those that decode their tokens: a statement each only where something is to be said
         or may have ended.
         """
-        decodes = plan.decodes
+        plan, decodes = flight.plan, flight.plan.decodes
         assert decodes is not None
         seqs = decodes.seqs
         marked = not decodes.marks.isdisjoint(tokens)
@@ -326,7 +329,7 @@ class Launcher:
         if lag is None:
             note_each(seqs, tokens, now)
         else:
-            lag.note(tokens, now)
+            lag.note(flight.launched.array()[: len(seqs)], now)
         told = decodes.loud
         if plan.fills or marked:
             stops = decodes.stop_ids

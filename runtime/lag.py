@@ -11,6 +11,9 @@ from __future__ import annotations
 from itertools import pairwise
 from threading import Lock
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .request import Sequence
 
 _KEPT = 256  # steps that nobody has asked after
@@ -38,7 +41,7 @@ class Lag:
         self._launched = 0
         self._told = (0, 0)  # noted and launched steps that all have been told of
         # Tokens and times of steps, how many steps were before them, and the time of the last.
-        self._log: tuple[list[list[int]], list[float], int, float] = ([], [], 0, now)
+        self._log: tuple[list[NDArray[np.int64]], list[float], int, float] = ([], [], 0, now)
         for seq in seqs:
             seq.lag = self
 
@@ -46,8 +49,8 @@ class Lag:
         """A step is on its way that computes a token of each, and samples the next."""
         self._launched += 1
 
-    def note(self, tokens: list[int], now: float) -> None:
-        """A step has sampled these tokens, one for each sequence."""
+    def note(self, tokens: NDArray[np.int64], now: float) -> None:
+        """A step has sampled these tokens i64[B], one for each sequence."""
         steps, times, before, _ = self._log
         times.append(now)
         steps.append(tokens)  # behind its time: others look at as many as there are of these
@@ -66,7 +69,7 @@ class Lag:
             new = steps[noted - before : count]
             gaps = [b - a for a, b in pairwise([since, *times[:count]])][noted - before :]
             in_flight = 1 + launched - before - count
-            columns = zip(*new, strict=True) if new else [()] * len(self._starts)
+            columns = np.stack(new, axis=1).tolist() if new else [[]] * len(self._starts)
             for seq, start, tokens in zip(self._seqs, self._starts, columns, strict=True):
                 if tokens:
                     seq.catch_up(start + noted, tokens, gaps, times[count - 1])

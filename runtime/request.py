@@ -233,7 +233,7 @@ class Sequence:
             each = [logprobs] if logprobs is not None else None
             self.deltas.append(Delta(self.index, text, [token], self.finish_reason, each))
 
-    def catch_up(self, start: int, tokens: tuple[int, ...], gaps: list[float], now: float) -> None:
+    def catch_up(self, start: int, tokens: list[int], gaps: list[float], now: float) -> None:
         """Takes tokens that were noted, as `note_each` does for one; what an earlier call that was
         interrupted has taken is not taken twice.
 

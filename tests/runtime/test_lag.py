@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -62,7 +63,7 @@ def test_whoever_asks_sees_all_that_has_come(lengths, does, data):
                 now += data.draw(st.floats(0.001, 2))
                 tokens = data.draw(st.lists(st.integers(0, 9), min_size=len(told), max_size=99))
                 note_each(told, tokens := tokens[: len(told)], now)
-                lag.note(tokens, now)
+                lag.note(np.array(tokens), now)
             elif what == "ask":
                 getattr(seq, data.draw(st.sampled_from(ASKED)))
                 assert [*map(state, noted)] == [*map(state, told)]
@@ -98,7 +99,7 @@ def test_who_goes_another_way_ends_it(name):
     seqs = sequences([2, 3])
     lag = Lag(seqs, 1.0)
     lag.launch()
-    lag.note([4, 5], 2.0)
+    lag.note(np.array([4, 5]), 2.0)
     setattr(seqs[0], name, 0)
     assert not lag.live and getattr(seqs[0], name) == 0
     assert [seq.tokens[-1] for seq in seqs] == [4, 5] and not any(seq.lag for seq in seqs)
