@@ -94,6 +94,7 @@ class DecodeBatch:
         groups: which of them share pages; None if that is not worth to be known.
         patches: what the tables lack, one for each version up to this one; until the next batch is
             built.
+        ends: i64[B], the positions and one, if they are at hand.
     """
 
     key: tuple[int, ...]
@@ -109,6 +110,7 @@ class DecodeBatch:
     gaps: list[int] | None = None
     groups: PrefixGroups | None = None
     patches: Sequence[TablePatch] = ()
+    ends: NDArray[np.int64] | None = None
 
     def bring(self, tables: np.ndarray, version: int) -> None:
         """Brings other tables i32[B, M] of another version, -1 for none, up to date. Rows may be
@@ -215,6 +217,7 @@ class DecodeBatches:
             self._gaps,
             self._sharing(positions),
             self._patches,
+            decodes.positions,  # of the step behind this one
         )
 
     def _gather(self, key: tuple[int, ...]) -> None:

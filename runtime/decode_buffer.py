@@ -153,7 +153,7 @@ class DecodeBuffer:
             fields["shared_pages"][:] = groups.pages
             turn.groups = groups
         fields["positions"][:] = batch.positions
-        np.add(fields["positions"], 1, out=fields["seq_lens"], casting="unsafe")
+        fields["seq_lens"][:] = np.add(batch.positions, 1) if batch.ends is None else batch.ends
         if batch.gaps is not None:
             fields["seq_lens"] -= np.asarray(batch.gaps, dtype=np.int32)
         fields["slot_mapping"][:] = batch.slots

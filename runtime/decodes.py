@@ -49,6 +49,7 @@ class Decodes:
         "_firsts",
         "_lag",
         "_numbers",
+        "_ones",
         "_rows",
         "_start",
         "_streams",
@@ -71,6 +72,7 @@ class Decodes:
         self.seqs, self.ids = seqs, tuple([seq.id for seq in seqs])
         starts = [seq.num_computed for seq in seqs]
         self.positions: NDArray[np.int64] = np.array(starts, dtype=np.int64)
+        self._ones = np.ones_like(self.positions)  # quicker than a number
         # The step at `start` samples token start + 1, counted from 0.
         rooms = [seq.limit - start for seq, start in zip(seqs, starts, strict=True)]
         self.left = min(rooms) - 2
@@ -110,7 +112,7 @@ class Decodes:
     def step(self) -> NDArray[np.int64]:
         """The positions i64[B] of the next step's tokens; that is taken then."""
         positions = self.positions
-        self.positions = positions + 1
+        self.positions = positions + self._ones
         self.left -= 1
         return positions
 

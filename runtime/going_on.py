@@ -31,7 +31,17 @@ class GoingOn:
         slots: as given, of the last step.
     """
 
-    __slots__ = ("_due", "_places", "_size", "_step", "_tables", "_version", "seqs", "slots")
+    __slots__ = (
+        "_due",
+        "_ones",
+        "_places",
+        "_size",
+        "_step",
+        "_tables",
+        "_version",
+        "seqs",
+        "slots",
+    )
 
     def __init__(
         self, tables: BlockTables, seqs: tuple[int, ...], slots: NDArray[np.int64], page_size: int
@@ -41,6 +51,7 @@ class GoingOn:
         rows = tables.places(seqs)
         self._places = np.zeros(len(tables.lengths), dtype=np.int64)  # one more token of each
         self._places[rows] = 1
+        self._ones = np.ones_like(slots)  # quicker than a number
         # Behind the token at the last place of its page the next one needs a page at once.
         due: dict[int, list[int]] = {}
         for row, step in enumerate((page_size - 1 - slots % page_size).tolist()):
@@ -64,7 +75,7 @@ class GoingOn:
 
     def go_on(self) -> NDArray[np.int64]:
         """The slots i64[B] of the next tokens, if none needs a page."""
-        self.slots = slots = self.slots + 1
+        self.slots = slots = self.slots + self._ones
         self._tables.lengths += self._places
         self._step = (self._step + 1) % self._size
         return slots
