@@ -26,7 +26,8 @@ def build_step(plan: Plan, pool: KVPool) -> Step:
     slides, chunks = pool.slides, plan.chunks
     for chunk in chunks:
         count = len(chunk.slots)
-        logits_indices += [query_start[-1] + place - chunk.start for place in chunk.scored]
+        if chunk.seq.request.prompt_logprobs is not None:
+            logits_indices += [query_start[-1] + place - chunk.start for place in chunk.scored]
         query_start.append(query_start[-1] + count)
         gap = pool.gap(chunk.seq.id) if slides else 0
         seq_lens.append(chunk.start + count - gap)

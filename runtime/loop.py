@@ -397,11 +397,11 @@ class GenerationLoop:
         row = 0
         for chunk in plan.beside:
             seq = chunk.seq
-            if places := chunk.scored:
+            if seq.request.prompt_logprobs is not None and (places := chunk.scored):
                 scored.append((seq.request, places, row))
                 row += len(places)
             seq.num_computed = chunk.start + len(chunk.slots)
-            if seq.num_computed < len(seq.tokens):
+            if seq.remaining:
                 continue
             if seq.request.forked:
                 rows.append(row)

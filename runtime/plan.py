@@ -30,7 +30,7 @@ class Chunk:
     @property
     def completes(self) -> bool:
         """Whether the sequence's next token can be sampled after this."""
-        return self.start + len(self.slots) == len(self.seq.tokens) + self.seq.in_flight
+        return self.start + len(self.slots) == self.seq.num_tokens
 
     @property
     def scored(self) -> range:

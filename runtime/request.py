@@ -27,8 +27,8 @@ _ids = itertools.count()
 class Sequence:
     """One completion in the making. `id` is its name in the pool.
 
-    What each token of it changes may lag behind, while many go on together: whoever asks brings it
-    up to date (`lag.py`).
+    What each token of it changes may lag behind, while many go on together: whoever asks for
+    `tokens`, `timings`, `num_computed` or `in_flight` brings all of it up to date (`lag.py`).
 
     Attributes:
         rank: whose turn it is, smaller first: by priority, then deadline, then age.
@@ -39,6 +39,8 @@ class Sequence:
         in_flight: how many next tokens are being sampled in steps in flight; each counts as one
             token behind `tokens`.
         num_reached: the most that num_computed has been, before any preemption.
+        sampling: how its tokens are chosen, and the output so far.
+        timings: when its tokens came.
         num_cached: prompt tokens whose K and V came from another sequence: from the prefix cache,
             or from the one that this one was forked from.
         looked_up: whether it has looked for its prompt in the prefix cache.
@@ -52,8 +54,6 @@ class Sequence:
     __slots__ = (
         "_in_flight",
         "_num_computed",
-        "_num_reached",
-        "_sampling",
         "_stops",
         "_text",
         "_timings",
@@ -68,9 +68,11 @@ class Sequence:
         "logprobs",
         "looked_up",
         "num_cached",
+        "num_reached",
         "quiet",
         "rank",
         "request",
+        "sampling",
     )
 
     def __init__(self, request: Request, index: int, stops: StopChecker) -> None:
@@ -79,10 +81,10 @@ class Sequence:
         self.lag: Lag | None = None
         self._tokens = list(request.prompt)
         self.limit = len(request.prompt) + request.max_tokens
-        self._num_computed = self._num_reached = self.num_cached = self._in_flight = 0
+        self._num_computed = self.num_reached = self.num_cached = self._in_flight = 0
         self.looked_up = False
         matcher = request.matcher and request.matcher()
-        self._sampling = SamplingState(
+        self.sampling = SamplingState(
             request.params, request.prompt, request.stop_ids, index, matcher
         )
         self.finish_reason: FinishReason | None = None
@@ -101,13 +103,6 @@ class Sequence:
         if (lag := self.lag) is not None:
             lag.settle()
         return self._tokens
-
-    @property
-    def sampling(self) -> SamplingState:
-        """How its tokens are chosen."""
-        if (lag := self.lag) is not None:
-            lag.settle()
-        return self._sampling
 
     @property
     def timings(self) -> Timings:
@@ -130,19 +125,6 @@ class Sequence:
         self._num_computed = count
 
     @property
-    def num_reached(self) -> int:
-        """The most that `num_computed` has been."""
-        if (lag := self.lag) is not None:
-            lag.settle()
-        return self._num_reached
-
-    @num_reached.setter
-    def num_reached(self, count: int) -> None:
-        if (lag := self.lag) is not None:
-            lag.end()
-        self._num_reached = count
-
-    @property
     def in_flight(self) -> int:
         """How many next tokens are being sampled."""
         if (lag := self.lag) is not None:
@@ -158,7 +140,16 @@ class Sequence:
     @property
     def remaining(self) -> int:
         """Tokens still to be computed before the next one can be sampled."""
-        return len(self.tokens) + self.in_flight - self.num_computed
+        if (lag := self.lag) is not None:
+            lag.settle()
+        return len(self._tokens) + self._in_flight - self._num_computed
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens there are, those in flight among them."""
+        if (lag := self.lag) is not None:
+            lag.settle()
+        return len(self._tokens) + self._in_flight
 
     def start_at(self, cached: int) -> None:
         """It starts, or starts anew, with `cached` tokens that need not be computed."""
@@ -184,16 +175,20 @@ class Sequence:
 
     def take(self, token: int, now: float, logprobs: TokenLogprobs | None = None) -> None:
         """`accept`, of a sequence that has no form."""
-        self.tokens.append(token)
+        if (lag := self.lag) is not None:
+            lag.end()
+        self._tokens.append(token)
         self.sampling.commit(token)
-        self.timings.token(now)
+        self._timings.token(now)
         self.tell(logprobs)
 
     def tell(self, logprobs: TokenLogprobs | None = None) -> None:
         """What the last of `tokens` adds to the text, and whether it ends the sequence, which has
         no form: to be called once for each that was noted; of those that are `quiet` for some.
         """
-        tokens, known = self.tokens, len(self.request.prompt) + self._stops.num_tokens
+        if (lag := self.lag) is not None:
+            lag.settle()
+        tokens, known = self._tokens, len(self.request.prompt) + self._stops.num_tokens
         if known + 1 < len(tokens):
             self._stops.skip(tokens[known:-1])
         token = tokens[-1]
@@ -242,12 +237,12 @@ class Sequence:
             gaps: seconds from each one's token before to it.
             now: when the last one came.
         """
-        known, output, itl = self._tokens, self._sampling.output, self._timings.itl
+        known, output, itl = self._tokens, self.sampling.output, self._timings.itl
         known += tokens[len(known) - start :]
         output += known[len(self.request.prompt) + len(output) :]
         itl += gaps[len(gaps) - (len(output) - 1 - len(itl)) :]
         self._timings.last = now
-        self._num_reached = len(known) - 1
+        self.num_reached = len(known) - 1
 
     def counts(self, num_computed: int, in_flight: int) -> None:
         """Takes over how far it is."""
@@ -302,9 +297,9 @@ def note_each(seqs: list[Sequence], tokens: list[int], now: float) -> None:
             seq.lag.end()
         known = seq._tokens
         seq._in_flight -= 1
-        seq._num_reached = len(known)
+        seq.num_reached = len(known)
         known.append(token)
-        seq._sampling.output.append(token)
+        seq.sampling.output.append(token)
         seq._timings.token(now)
 
 

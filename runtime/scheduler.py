@@ -295,8 +295,8 @@ class Scheduler:
         large = not decoding or len(self.waiting) >= CROWD
         budget = (self.max_prefill_tokens if large else self.max_tokens_per_step) - decoding
         for seq in self.running:
-            count = self._chunk(seq, budget)
-            if seq.remaining > 1 and count and self._has_pages(seq, count):
+            count = self._chunk(seq, budget) if seq.remaining > 1 else 0
+            if count and self._has_pages(seq, count):
                 self._take(plan, seq, count)
                 budget -= count
         while budget and self._admits():
