@@ -9,7 +9,9 @@ same sequences, one token each. Each part is told without those inside it; media
 steps, in microseconds of the thread on a core: what others take of a shared machine does not count.
 
 Kinds: `greedy` without a tokenizer; `drawn` with a random number a row; `text` with a tokenizer;
-`stops` with a stop string beside; `streams` with text that is taken behind each step (not counted).
+`stops` with a stop string beside; `streams` with text that is taken behind each step (not counted);
+`forms` with a JSON schema (`--sequences 32` is what the bar is for). There `masks` and `commit` lie
+between a token and the next one's sampling; both have to end while the device computes a step.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from host_parts import Parts
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -36,23 +39,36 @@ from tilewright.runtime import (
     SamplingParams,
     Scheduler,
     Step,
+    StructuredOutputsParams,
 )
 from tilewright.runtime.batch import DecodeBatch, MixedBatch
 from tilewright.runtime.bucketing import Padding
 from tilewright.runtime.decode_buffer import DecodeBuffer, Launched
 from tilewright.runtime.device_queue import ImmediateQueue
+from tilewright.runtime.grammar import Grammars, fill_masks
 from tilewright.runtime.metrics import Metrics
 from tilewright.runtime.step_buffer import SAMPLING, StepShape
 from tilewright.runtime.token_choice import Masks
 
 PAGE, CONTEXT, VOCAB, FIRST = 16, 1280, 4000, 8  # tokens; ids; steps before those that count
 FIELDS = ("token_ids", "positions", "slot_mapping", "seq_lens", "block_tables", *SAMPLING)
+SCHEMA = {
+    "type": "object",
+    "properties": {"notes": {"type": "array", "items": {"type": "string"}, "minItems": 900}},
+    "required": ["notes"],
+    "additionalProperties": False,
+}
 KINDS = {
     "greedy": SamplingParams(ignore_eos=True, max_new_tokens=CONTEXT),
     "drawn": SamplingParams(ignore_eos=True, max_new_tokens=CONTEXT, temperature=1.0),
     "text": SamplingParams(max_new_tokens=CONTEXT),
     "stops": SamplingParams(max_new_tokens=CONTEXT, stop=["never seen"]),
     "streams": SamplingParams(max_new_tokens=CONTEXT),
+    "forms": SamplingParams(
+        max_new_tokens=CONTEXT,
+        ignore_eos=True,
+        structured_outputs=StructuredOutputsParams(json=SCHEMA),
+    ),
 }
 
 
@@ -71,6 +87,8 @@ class RandomTokens:
         self._drawn = itertools.cycle(random.integers(3, VOCAB, size=(64, sequences)))
         self._tokens = torch.zeros(sequences, dtype=torch.int64)
         self._last: Launched | None = None
+        self._random = np.random.default_rng(2)
+        self.drawing = 0.0  # seconds, which are no part of a step
 
     def allocate(self, num_pages: int, page_size: int, host_pages: int = 0) -> None:
         """Nothing to allocate."""
@@ -79,9 +97,11 @@ class RandomTokens:
         """Nothing to copy."""
 
     def run(self, step: Step) -> torch.Tensor:
-        """Token 2 for all."""
+        """Token 2 for all that may have it."""
         self._last = None
-        return torch.tensor([[0.0, 0.0, 1.0]]).expand(len(step.logits_indices), 3)
+        logits = torch.zeros(1, VOCAB)
+        logits[0, 2] = 1
+        return logits.expand(len(step.logits_indices), VOCAB)
 
     def launch(self, batch: DecodeBatch, after: Launched | None) -> Launched:
         """Writes what a step is told, and its tokens."""
@@ -90,6 +110,7 @@ class RandomTokens:
         turn.numpy_tokens[:count] = next(self._drawn)[:count]
         turn.event, turn.busy = self._buffer.queue.record(turn.event), False
         turn.launched = self._last = Launched(turn, count, self._tokens)
+        self._last.open = batch.held
         return self._last
 
     def launch_mixed(self, batch: MixedBatch, after: Launched | None) -> Launched:
@@ -97,8 +118,16 @@ class RandomTokens:
         raise NotImplementedError
 
     def choose(self, launched: Launched, masks: Masks) -> None:
-        """There are no forms."""
-        raise NotImplementedError
+        """A token of those that may come; a block of masks is written as for a GPU."""
+        turn = launched._turn
+        fill_masks(masks, turn.words(-(-VOCAB // 32)).numpy())
+        started = time.thread_time()
+        for row, mask in enumerate(masks):
+            if mask is not None:
+                (tokens,) = np.unpackbits(mask.view(np.uint8), bitorder="little").nonzero()
+                turn.numpy_tokens[row] = self._random.choice(tokens)
+        launched.open = False
+        self.drawing += time.thread_time() - started
 
     def follows(self, launched: Launched) -> bool:
         """Whether it was the last."""
@@ -120,37 +149,14 @@ def tokenizer() -> Tokenizer:
     return Tokenizer(backend, TokenizerConfig((0,)))
 
 
-class Parts:
-    """Seconds of each part of a step, without what is inside it and has a name too."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, list[float]] = {}
-        self._inside = [0.0]
-
-    def timed(self, owner: object, name: str, part: str) -> None:
-        """From now on calls of a method count as that part."""
-        method = getattr(owner, name)
-
-        def measured(*args: object, **knobs: object) -> object:
-            self._inside.append(0.0)
-            start = time.thread_time()
-            try:
-                return method(*args, **knobs)
-            finally:
-                taken = time.thread_time() - start
-                self.seconds.setdefault(part, []).append(taken - self._inside.pop())
-                self._inside[-1] += taken
-
-        setattr(owner, name, measured)
-
-
 def loop_of(kind: str, sequences: int) -> GenerationLoop:
     """A loop in the steady state, with its metrics."""
     executor = RandomTokens(sequences)
     pool = PagedPool(sequences * CONTEXT // PAGE + 1, PAGE)
     scheduler = Scheduler(pool, executor.capabilities, max_num_seqs=sequences)
     words = None if kind in ("greedy", "drawn") else tokenizer()
-    loop = GenerationLoop(executor, pool, scheduler, Sampler(), words, [0], CONTEXT)
+    forms = Grammars(words, [0], VOCAB) if words is not None and kind == "forms" else None
+    loop = GenerationLoop(executor, pool, scheduler, Sampler(), words, [0], CONTEXT, grammars=forms)
     Metrics(loop, "none")
     if words is not None:  # as once a server has run for a while
         stream = words.stream()
@@ -173,9 +179,9 @@ def measure(kind: str, sequences: int, steps: int) -> dict[str, tuple[float, flo
     requests = [seq.request for seq in loop.scheduler.running]
 
     def step() -> float:
-        start = time.thread_time()
+        start, drawn = time.thread_time(), loop.executor.drawing
         loop.step()
-        taken = time.thread_time() - start
+        taken = time.thread_time() - start - (loop.executor.drawing - drawn)
         for request in requests:
             request.take_deltas()
         return taken
@@ -191,6 +197,8 @@ def measure(kind: str, sequences: int, steps: int) -> dict[str, tuple[float, flo
         (launcher, "launch", "launch, and what counts it"),
         (launcher._batches, "build", "batch"),
         (loop.executor, "launch", "metadata"),
+        (launcher, "choose", "masks"),
+        (loop.executor, "choose", "masks written, and tokens drawn"),
         (launcher, "commit", "commit"),
         (loop, "_count", "counters and observers"),
         (loop, "_drop_void", "void rows"),
@@ -221,8 +229,9 @@ def main() -> None:
         return
     print(f"{options.sequences} sequences, µs, median (least)")
     print("part".ljust(30) + "".join(kind.rjust(16) for kind in found))
-    for part in next(iter(found.values())):
-        cells = [f"{one[part][0]:.0f} ({one[part][1]:.0f})" for one in found.values()]
+    for part in dict.fromkeys(part for one in found.values() for part in one):
+        each = [one.get(part, (0, 0)) for one in found.values()]
+        cells = [f"{median:.0f} ({least:.0f})" for median, least in each]
         print(part.ljust(30) + "".join(cell.rjust(16) for cell in cells))
 
 

@@ -21,11 +21,13 @@ import json
 import math
 import statistics
 import time
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
+from host_parts import DeviceTimes, Parts, queue_calls
 from serving_loads import chosen, line, summary
 
 import tilewright as tw
@@ -141,47 +143,64 @@ def host(options: argparse.Namespace) -> dict[str, object]:
     """Microseconds of the host in a decode step of 128 sequences, by what they are for."""
     engine = _engine(options, 1280, 128)
     loop, rng = engine.loop, np.random.default_rng(4)
-    launcher, graphs = loop._launcher, engine.executor.graphs
-    assert launcher is not None and graphs is not None
-    params = tw.SamplingParams(max_new_tokens=1000, ignore_eos=True)
-    for length in range(128):
+    params = tw.SamplingParams(max_new_tokens=1100, ignore_eos=True)
+    requests = [
         loop.submit(rng.integers(engine.config.vocab_size, size=32 + length).tolist(), params)
+        for length in range(128)
+    ]
     while loop._flight is None or loop._flight.plan.num_sequences < 128:
         loop.step()
-    stages: dict[str, list[float]] = {}
-
-    def timed(owner: object, name: str, stage: str) -> None:
-        method = getattr(owner, name)
-
-        def measured(*args: object) -> object:
-            start = time.perf_counter()
-            try:
-                return method(*args)
-            finally:
-                stages.setdefault(stage, []).append((time.perf_counter() - start) * 1e6)
-
-        setattr(owner, name, measured)
-
-    timed(loop.scheduler, "schedule_ahead", "plan")
-    timed(launcher._batches, "build", "batch")
-    timed(graphs.metadata, "fill", "metadata")
-    kind = type(graphs.queue)
-    for owner, name, stage in (
-        (kind, "replay", "replay"),
-        (kind, "copy", "copies (two)"),
-        (kind, "record", "record"),
-    ):
-        timed(owner, name, stage)
-    timed(launcher, "commit", "waiting and commit")
-    timed(type(loop.counters), "step", "count")
-    host = _HostTime(engine)
-    with host:
+    for _ in range(20):
+        loop.step()
+    whole = _HostTime(engine)
+    with whole:
         for _ in range(300):
             loop.step()
-    found = {stage: statistics.median(times[20:]) for stage, times in stages.items()}
-    found |= {key: float(value) for key, value in host.figures().items()}
-    print("host: " + json.dumps({key: round(value) for key, value in found.items()}), flush=True)
+    found = {key: float(value) for key, value in whole.figures().items()}
+    parts = _timed_parts(engine)
+    timed = _HostTime(engine)
+    with timed:
+        for _ in range(300):
+            loop.step()
+    stages = parts.a_step(300)
+    waited = stages.pop("waiting")
+    found |= stages | {"waited, timed": waited, "sum of parts": sum(stages.values())}
+    found["timed host_us"] = float(timed.figures()["host_us"])
+    parts.stop()
+    for request in requests:
+        loop.cancel(request)
+    found |= {f"call: {name}": value for name, value in queue_calls(engine).items()}
+    print("host: " + json.dumps({key: round(value, 1) for key, value in found.items()}), flush=True)
     return dict(found)
+
+
+def _timed_parts(engine: CausalLMEngine) -> Parts:
+    """Timers around all that a step consists of."""
+    loop, graphs, parts = engine.loop, engine.executor.graphs, Parts(time.perf_counter)
+    launcher = loop._launcher
+    assert launcher is not None and graphs is not None
+    for owner, name, part in (
+        (loop, "_step", "step"),
+        (loop, "_ahead", "ahead"),
+        (launcher, "plan_ahead", "plan"),
+        (loop.scheduler, "schedule_ahead", "plan, schedule"),
+        (loop.pool, "extend", "plan, places"),
+        (launcher, "launch", "launch, and what counts it"),
+        (launcher._batches, "build", "batch"),
+        (engine.executor, "launch", "launch, executor"),
+        (graphs, "launch", "launch, graphs"),
+        (graphs.metadata, "fill", "metadata"),
+        (graphs.queue, "join", "queue: join"),
+        (graphs.queue, "copy", "queue: copies (two)"),
+        (graphs.queue, "replay", "queue: replay"),
+        (graphs.queue, "record", "queue: record"),
+        (launcher, "commit", "commit"),
+        (Launched, "tokens", "waiting"),
+        (loop, "_count", "counters and observers"),
+        (loop, "_drop_void", "void rows"),
+    ):
+        parts.timed(owner, name, part)
+    return parts
 
 
 def chunks(options: argparse.Namespace) -> dict[str, object]:
@@ -243,27 +262,32 @@ def forms(options: argparse.Namespace) -> dict[str, object]:
     form = tw.StructuredOutputsParams(json=SCHEMA, disable_any_whitespace=True)
     rng = np.random.default_rng(5)
     taken: dict[str, list[float]] = {"free": [], "form": []}
+    typical: dict[str, list[float]] = {"free": [], "form": []}
     for turn in range(TURNS):
-        for name in taken:
+        free = tw.SamplingParams(max_new_tokens=200, ignore_eos=True, temperature=1.0, seed=turn)
+        each = {"free": free, "form": replace(free, structured_outputs=form)}
+        for name, params in each.items():
             engine.reset_prefix_cache()
-            params = tw.SamplingParams(
-                max_new_tokens=200,
-                ignore_eos=True,
-                temperature=1.0,
-                seed=turn,
-                structured_outputs=form if name == "form" else None,
-            )
             prompts = [rng.integers(1000, 40_000, size=64).tolist() for _ in range(32)]
             completions = engine.generate(prompts, params)
             # Behind the forced tokens at the beginning, which are computed in chunks.
             gaps = [gap for one in completions for gap in one.timings.itl[40:]]
             if turn and gaps:
                 taken[name].append(statistics.mean(gaps) * 1e3)
+                typical[name].append(statistics.median(gaps) * 1e3)
     ratios = [b / a for a, b in zip(taken["free"], taken["form"], strict=True)]
     result = {name: statistics.median(values) for name, values in taken.items()}
     result["ratio"] = statistics.median(ratios)
+    result |= {f"{name}, p50": statistics.median(values) for name, values in typical.items()}
     print("forms: " + json.dumps(result), flush=True)
-    return {"itl_ms": result, "ratios": ratios}
+    found = {"itl_ms": result, "ratios": ratios, "device": {}}
+    times = DeviceTimes(engine)
+    for name, params in each.items():
+        engine.generate(prompts, params)
+        found["device"][name] = times.figures()
+        print(f"device, {name}: " + json.dumps(found["device"][name]), flush=True)
+    _MADE.clear()  # it is looked at from now on
+    return found
 
 
 def prefix(options: argparse.Namespace) -> dict[str, object]:

@@ -6,9 +6,10 @@ from .counters import Counters
 from .loop import GenerationLoop
 from .output import Completion, Delta, Timings, TokenLogprobs, Usage
 from .params import SamplingParams
-from .pool import KVPool, PagedPool, SlotPool
+from .pool import KVPool, PagedPool
 from .sampling import Sampler
 from .scheduler import Scheduler
+from .slot_pool import SlotPool
 from .step import Capabilities, Step, StepExecutor
 from .structured import StructuredOutputsParams
 

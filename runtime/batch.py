@@ -3,13 +3,14 @@ of anything, that samples its next tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from .block_tables import TablePatch
 from .params import SamplingParams
 from .plan import Chunk, Plan
 from .pool import KVPool
@@ -25,7 +26,8 @@ def build_step(plan: Plan, pool: KVPool) -> Step:
     slides, chunks = pool.slides, plan.chunks
     for chunk in chunks:
         count = len(chunk.slots)
-        logits_indices += [query_start[-1] + place - chunk.start for place in chunk.scored]
+        if chunk.seq.request.prompt_logprobs is not None:
+            logits_indices += [query_start[-1] + place - chunk.start for place in chunk.scored]
         query_start.append(query_start[-1] + count)
         gap = pool.gap(chunk.seq.id) if slides else 0
         seq_lens.append(chunk.start + count - gap)
@@ -73,7 +75,7 @@ def _positions(chunk: Chunk) -> ArrayLike:
     return np.arange(chunk.start, chunk.start + len(chunk.slots))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: making one would take thrice as long
 class DecodeBatch:
     """One token of each of B sequences, and how to sample the next; ready to be written.
 
@@ -86,11 +88,14 @@ class DecodeBatch:
         params: of each sequence's request.
         uniform: f64[B], the next number of each sequence's stream, 0 for greedy ones; None if all
             are.
-        tables: i32[B, M], the page ids of each sequence, unused entries 0.
+        tables: i32[B, M], the page ids of each sequence, unused entries 0, but for patches.
         tables_version: another one whenever the tables are others, never used again.
         held: whether a sequence has a form, so that its row waits for a mask.
         gaps: of each sequence the tokens that its table leaves out; None if no table does.
         groups: which of them share pages; None if that is not worth to be known.
+        patches: what the tables lack, one for each version up to this one; until the next batch is
+            built.
+        ends: i64[B], the positions and one, if they are at hand.
     """
 
     key: tuple[int, ...]
@@ -105,6 +110,20 @@ class DecodeBatch:
     held: bool = False
     gaps: list[int] | None = None
     groups: PrefixGroups | None = None
+    patches: Sequence[TablePatch] = ()
+    ends: NDArray[np.int64] | None = None
+
+    def bring(self, tables: np.ndarray, version: int) -> None:
+        """Brings other tables i32[B, M] of another version, -1 for none, up to date. Rows may be
+        longer there.
+        """
+        patches, missed = self.patches, self.tables_version - version
+        if version < 0 or missed > len(patches):
+            missed, width = len(patches), self.tables.shape[1]
+            tables[:, :width] = self.tables
+            tables[:, width:] = 0
+        for patch in patches[len(patches) - missed :]:
+            patch.write(tables)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +181,7 @@ class DecodeBatches:
         self._version = 0
         self._tables = np.zeros((0, 0), dtype=np.int32)
         self._gaps: list[int] | None = None
+        self._patches: list[TablePatch] = []
 
     def forget(self) -> None:
         """To be called whenever pages may have changed hands other than by the plans built here."""
@@ -177,17 +197,13 @@ class DecodeBatches:
         decodes = plan.decodes
         assert decodes is not None and not plan.beside
         key, positions = decodes.ids, plan.positions
-        # A page is new where its first place is taken; only then are others let go of.
-        size = self._pool.page_size
-        others = key != self._key or bool(plan.copies)
-        if others or not (positions % size).all():
-            self._key, self._version = None, self._version + 1
-            self._tables = self._pool.block_tables(key).numpy()
-            self._gaps = [self._pool.gap(seq) for seq in key] if self._pool.slides else None
-            if others and self._least is not None:
+        if (key is not self._key and key != self._key) or plan.copies:
+            self._gather(key)
+            if self._least is not None:
                 starts = positions.tolist()
-                self._groups = find_groups(self._tables, starts, size, self._least)
-            self._key = key
+                self._groups = find_groups(self._tables, starts, self._pool.page_size, self._least)
+        else:
+            self._follow(plan)
         return DecodeBatch(
             key,
             [seq.tokens[-1] for seq in decodes.seqs] if after is None else None,
@@ -201,7 +217,37 @@ class DecodeBatches:
             decodes.held,
             self._gaps,
             self._sharing(positions),
+            self._patches,
+            decodes.positions,  # of the step behind this one
         )
+
+    def _gather(self, key: tuple[int, ...]) -> None:
+        self._key, self._version, self._patches = None, self._version + 1, []
+        self._tables = self._pool.block_tables(key).numpy()
+        self._gaps = [self._pool.gap(seq) for seq in key] if self._pool.slides else None
+        self._key = key
+
+    def _follow(self, plan: Plan) -> None:
+        """Others of the same sequences: with new pages, and only then without some."""
+        patch = self._opened(plan) if plan.opened is None else plan.opened
+        if not patch.width:
+            return
+        assert self._key is not None
+        key = self._key
+        if self._pool.slides or patch.width > self._tables.shape[1]:
+            self._gather(key)
+            return
+        self._key, self._version = None, self._version + 1
+        self._patches.append(patch)
+        self._key = key
+
+    def _opened(self, plan: Plan) -> TablePatch:
+        """A page is new where its first place is taken."""
+        size, positions = self._pool.page_size, plan.positions
+        (rows,) = (positions % size == 0).nonzero()
+        columns = positions[rows] // size
+        width = 1 + int(columns.max()) if len(rows) else 0
+        return TablePatch(rows, columns, plan.slots[rows] // size, width)
 
     def _sharing(self, positions: NDArray[np.int64]) -> PrefixGroups | None:
         """The groups, for as long as they pay: less and less, as sequences grow apart."""
@@ -222,7 +268,8 @@ def _uniform(chunks: list[Chunk]) -> list[float]:
 
 def _rows(key: tuple[int, ...], before: DecodeBatch | MixedBatch) -> list[int] | None:
     """None if a decode step has left the tokens where the next one reads them."""
-    if key == before.key and isinstance(before, DecodeBatch):
+    same = key is before.key or key == before.key
+    if same and isinstance(before, DecodeBatch):
         return None
     return _places(key, before.key)
 

@@ -4,11 +4,32 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+
+@dataclass(slots=True)
+class TablePatch:
+    """Pages that rows of block tables have got.
+
+    Attributes:
+        rows, columns: i64[N], where they stand.
+        pages: i64[N].
+        width: more than any of the columns.
+    """
+
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    pages: NDArray[np.int64]
+    width: int
+
+    def write(self, tables: NDArray[np.int32]) -> None:
+        """Brings block tables i32[B, M] up to date."""
+        tables[self.rows, self.columns] = self.pages
 
 
 class BlockTables:
@@ -18,6 +39,7 @@ class BlockTables:
         rows: of each sequence its row.
         data: i32[R, M], the page ids.
         lengths: i64[R], in tokens, as NumPy has them; `length` is quicker for one.
+        version: another one whenever a sequence opens, closes, or is written to by itself.
     """
 
     def __init__(self) -> None:
@@ -25,6 +47,7 @@ class BlockTables:
         self.data = np.zeros((8, 8), dtype=np.int32)
         self.free_rows = list(range(7, -1, -1))
         self._grow_lengths(array("q"), 8)
+        self.version = 0
         self._last: tuple[Sequence[int], NDArray[np.int64]] | None = None
 
     def open(self, seq: int) -> None:
@@ -36,6 +59,7 @@ class BlockTables:
             self.free_rows = list(range(2 * count - 1, count - 1, -1))
         self.rows[seq] = self.free_rows.pop()
         self._last = None
+        self.version += 1
 
     def close(self, seq: int) -> None:
         """Its row may be another one's."""
@@ -44,6 +68,7 @@ class BlockTables:
         self._lengths[row] = 0
         self.free_rows.append(row)
         self._last = None
+        self.version += 1
 
     def length(self, seq: int) -> int:
         """Tokens of a sequence."""
@@ -52,6 +77,7 @@ class BlockTables:
     def set_length(self, seq: int, length: int) -> None:
         """Notes how many tokens a sequence has."""
         self._lengths[self.rows[seq]] = length
+        self.version += 1
 
     def places(self, seqs: Sequence[int]) -> NDArray[np.int64]:
         """i64[B]: the rows of sequences; of a tuple that was asked for before at once."""
@@ -64,14 +90,19 @@ class BlockTables:
 
     def write(self, seq: int, start: int, pages: list[int]) -> None:
         """Puts pages into a sequence's row, from place `start` on."""
+        self.version += 1
         self._widen(start + len(pages))
         self.data[self.rows[seq], start : start + len(pages)] = pages
 
     def write_each(
-        self, rows: NDArray[np.int64], columns: NDArray[np.int64], pages: list[int]
+        self,
+        rows: NDArray[np.int64],
+        columns: NDArray[np.int64],
+        pages: list[int] | NDArray[np.int64],
+        width: int,
     ) -> None:
-        """Puts one page into each of these rows, at a place i64[B] of its own."""
-        self._widen(int(columns.max()) + 1)
+        """Puts one page into each of these rows, at a place i64[B] of its own, below `width`."""
+        self._widen(width)
         self.data[rows, columns] = pages
 
     def rewrite(self, seq: int, start: int, pages: list[int]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from .batch import DecodeBatch
 from .device_queue import DeviceQueue, Event
@@ -33,7 +34,7 @@ class Launched:
         open: whether its rows still wait for masks (`DecodeGraphs.choose`).
     """
 
-    __slots__ = ("_count", "_tokens", "_turn", "on_device", "open")
+    __slots__ = ("_array", "_count", "_tokens", "_turn", "on_device", "open")
 
     def __init__(self, turn: Turn, count: int, on_device: torch.Tensor) -> None:
         self._turn, self._count, self.on_device = turn, count, on_device
@@ -45,8 +46,14 @@ class Launched:
         if self._tokens is None:
             assert self._turn.event is not None
             self._turn.event.synchronize()
-            self._tokens = self._turn.numpy_tokens[: self._count].tolist()
+            self._array = self._turn.numpy_tokens[: self._count].copy()
+            self._tokens = self._array.tolist()
         return self._tokens
+
+    def array(self) -> NDArray[np.int64]:
+        """`tokens`, as i64[B], which takes less memory."""
+        self.tokens()
+        return self._array
 
 
 class Turn:
@@ -56,6 +63,7 @@ class Turn:
         pinned = device.type == "cuda"
         self.memory = torch.zeros(nbytes, dtype=torch.uint8, pin_memory=pinned)
         self.tokens = torch.zeros(rows, dtype=torch.int64, pin_memory=pinned)
+        self.come = self.tokens  # the first of them, as many as the step's shape has rows
         self.numpy_tokens = self.tokens.numpy()
         self.event: Event | None = None
         self.busy = False  # queued work reads it, and no event says when that ends
@@ -65,8 +73,19 @@ class Turn:
         self.groups: PrefixGroups | None = None  # those that it holds
         self.whole: dict[str, np.ndarray] = {}  # its fields, padding and all
         self.fields: dict[str, np.ndarray] = {}  # those of the sequences
+        self.pieces: dict[tuple[str, bool], tuple[torch.Tensor, torch.Tensor]] = {}
         self._shape: StepShape | None = None
         self._count = 0
+        self._words: torch.Tensor | None = None
+
+    def words(self, width: int) -> torch.Tensor:
+        """Memory i32[rows, width] for the masks of its step, made when it is first asked for; to be
+        written like all else here.
+        """
+        if self._words is None:
+            size, pinned = (len(self.tokens), width), self.memory.is_pinned()
+            self._words = torch.zeros(size, dtype=torch.int32, pin_memory=pinned)
+        return self._words
 
     def wait(self, queue: DeviceQueue) -> None:
         """Returns when nothing queued reads or writes this memory, and its tokens are taken."""
@@ -80,8 +99,9 @@ class Turn:
 
     def shaped(self, shape: StepShape, count: int, layout: Layout) -> None:
         """Makes the views of `count` sequences, and clears the padding, if these are new."""
-        if (self._shape, self._count) == (shape, count):
+        if self._shape is shape and self._count == count:
             return
+        self.pieces.clear()
         self._shape, self.key, self.tables, self.groups = None, None, -1, None
         self.memory.zero_()
         self.whole = {name: view.numpy() for name, view in layout.views(self.memory).items()}
@@ -89,6 +109,7 @@ class Turn:
         if "top_p" in self.whole:
             self.whole["top_p"].fill(1)
         self._shape, self._count = shape, count
+        self.come = self.tokens[: shape.rows]
 
 
 class DecodeBuffer:
@@ -117,14 +138,13 @@ class DecodeBuffer:
         turn = self._next(shape, len(batch.positions))
         fields = turn.fields
         # What is half written when an exception comes is not held.
-        if turn.key != batch.key:
+        if turn.key is not batch.key and turn.key != batch.key:
             turn.key = None
             write_params(fields, batch.params)
             turn.key = batch.key
         if turn.tables != batch.tables_version:
-            turn.tables, width = -1, batch.tables.shape[1]
-            fields["block_tables"][:, :width] = batch.tables
-            fields["block_tables"][:, width:] = 0
+            known, turn.tables = turn.tables, -1
+            batch.bring(fields["block_tables"], known)
             turn.tables = batch.tables_version
         if batch.groups is not None and turn.groups is not batch.groups:
             turn.groups, groups = None, batch.groups
@@ -133,7 +153,7 @@ class DecodeBuffer:
             fields["shared_pages"][:] = groups.pages
             turn.groups = groups
         fields["positions"][:] = batch.positions
-        np.add(fields["positions"], 1, out=fields["seq_lens"], casting="unsafe")
+        fields["seq_lens"][:] = np.add(batch.positions, 1) if batch.ends is None else batch.ends
         if batch.gaps is not None:
             fields["seq_lens"] -= np.asarray(batch.gaps, dtype=np.int32)
         fields["slot_mapping"][:] = batch.slots
@@ -162,7 +182,7 @@ class DecodeBuffer:
         self._used = (self._used + 1) % _TURNS
         turn = self._turns[self._used]
         turn.wait(self.queue)
-        if self._shape != shape:
+        if self._shape is not shape:
             self._shape, self._tables = None, -1
             self._layout = Layout.of(shape, self.names)
             self.views = self._layout.views(self.device)
@@ -171,11 +191,15 @@ class DecodeBuffer:
         return turn
 
     def _send(self, turn: Turn, first: str, *, whole: bool) -> None:
-        places = self._layout.places
-        start = places[first][0]
-        stop = self._layout.nbytes if whole else places["block_tables"][0]
+        pieces = turn.pieces.get((first, whole))
+        if pieces is None:
+            places = self._layout.places
+            start = places[first][0]
+            stop = self._layout.nbytes if whole else places["block_tables"][0]
+            pieces = self.device[start:stop], turn.memory[start:stop]
+            turn.pieces[first, whole] = pieces
         turn.busy = True
-        self.queue.copy(self.device[start:stop], turn.memory[start:stop])
+        self.queue.copy(*pieces)
 
 
 def write_params(fields: Mapping[str, np.ndarray], params: list[SamplingParams]) -> None:

@@ -20,8 +20,9 @@ from ..codegen.program import Program
 from .batch import DecodeBatch
 from .bucketing import Padding
 from .decode_buffer import DecodeBuffer, Launched, Turn
-from .device_queue import CudaQueue, DeviceQueue, ImmediateQueue, Replayable
+from .device_queue import CudaQueue, DeviceQueue, ImmediateQueue
 from .graph_pool import GraphPool
+from .masked_choice import Captured, MaskedChoice, feed
 from .runner import ProgramRunner
 from .step import Step, padding_step
 from .step_buffer import FEED, FIELDS, GROUPS, SAMPLING, StepShape
@@ -36,20 +37,12 @@ _SYNCHRONISE = frozenset(
 )
 
 
-@dataclass(slots=True)
-class _Captured:
-    graph: Replayable
-    logits: torch.Tensor  # [bucket, V] in the model's type, written by each replay
-    tokens: torch.Tensor | None  # i64[bucket], the same; None if the Program does not sample
-
-
 @dataclass(frozen=True, slots=True)
 class _Open:
     """A launched step whose rows wait for masks."""
 
     turn: Turn
-    shape: StepShape
-    captured: _Captured
+    captured: Captured
     batch: DecodeBatch
 
 
@@ -79,8 +72,9 @@ class DecodeGraphs:
     ) -> None:
         self.runner, self.caches = runner, caches
         self.max_sequences, self.max_pages = max_sequences, max_pages
-        self.captured: dict[int, _Captured] = {}
-        self.shared: dict[int, _Captured] = {}
+        self.captured: dict[int, Captured] = {}
+        self.shared: dict[int, Captured] = {}
+        self._shapes: dict[int, StepShape] = {}
         self.samples = samples(runner.program)
         self.chooser = TokenChooser(runner)
         self.padding = Padding()
@@ -89,6 +83,7 @@ class DecodeGraphs:
         self._last: Launched | None = None
         self._open: _Open | None = None
         largest = bucket_of(max_sequences)
+        self._masked = MaskedChoice(runner, self.chooser, self.queue, self._graphs, largest)
         shape = StepShape(largest, largest, max_pages, largest)
         known = {**FIELDS, **SAMPLING, **GROUPS}
         self._names = [n for n in runner.program.inputs if n in known]
@@ -168,18 +163,12 @@ class DecodeGraphs:
         assert found is not None and self.follows(launched) and launched.open
         self._last = self._open = None
         self.queue.join()
-        captured, views = found.captured, dict(self.metadata.views)
-        params = found.batch.params
-
-        def sample() -> None:
-            assert captured.tokens is not None
-            self.chooser.choose_masked(captured.logits, captured.tokens, masks, views, params)
-            _feed(captured.tokens, views)
-
-        with self.runner.mode():  # a capture's tensors may be written in no other
-            self.queue.run(sample)
+        captured, params = found.captured, found.batch.params
+        if any(mask is not None for mask in masks):
+            views = self.metadata.views
+            self._masked.choose(captured, found.turn, masks, views, params)
         launched.open = False
-        self._end(launched, found.turn, found.shape.rows)
+        self._end(launched, found.turn)
 
     def follows(self, launched: Launched) -> bool:
         """Whether the tokens of a launched step still are on the device."""
@@ -196,14 +185,14 @@ class DecodeGraphs:
         self.queue.replay(captured.graph)
         if batch.held:
             launched.open = True
-            self._open, self._last = _Open(turn, shape, captured, batch), launched
+            self._open, self._last = _Open(turn, captured, batch), launched
         else:
-            self._end(launched, turn, shape.rows)
+            self._end(launched, turn)
         return launched
 
-    def _end(self, launched: Launched, turn: Turn, rows: int) -> None:
+    def _end(self, launched: Launched, turn: Turn) -> None:
         """Queues what brings a step's tokens to the host."""
-        self.queue.copy(turn.tokens[:rows], launched.on_device)
+        self.queue.copy(turn.come, launched.on_device)
         turn.event, turn.busy = self.queue.record(turn.event), False
         turn.launched = self._last = launched
 
@@ -213,9 +202,12 @@ class DecodeGraphs:
 
     def _shape(self, count: int, pages: int) -> StepShape:
         bucket = bucket_of(count)
-        return StepShape(bucket, bucket, self.max_pages, bucket)
+        shape = self._shapes.get(bucket)
+        if shape is None:  # always the same object: it is told by identity
+            shape = self._shapes[bucket] = StepShape(bucket, bucket, self.max_pages, bucket)
+        return shape
 
-    def _graph(self, shape: StepShape, *, shared: bool = False) -> _Captured:
+    def _graph(self, shape: StepShape, *, shared: bool = False) -> Captured:
         """Of a step of this shape; ``shared`` if it is told of sequences that share pages."""
         known = self.shared if shared else self.captured
         captured = known.get(shape.sequences)
@@ -227,7 +219,7 @@ class DecodeGraphs:
         views = self.metadata.views
         return {name: views[name] for name in self._names} | dict(self.caches)
 
-    def _capture(self, shape: StepShape, shared: bool) -> _Captured:
+    def _capture(self, shape: StepShape, shared: bool) -> Captured:
         """Runs the step whose metadata is in place once, for libraries to set themselves up, then
         records it.
         """
@@ -237,20 +229,23 @@ class DecodeGraphs:
         def step() -> tuple[torch.Tensor, torch.Tensor | None]:
             found = self.runner.run(inputs, shared=shared)
             logits, tokens = found["logits"], found.get(TOKENS)
-            _feed(tokens, inputs)
+            feed(tokens, inputs)
             return logits, tokens
 
         graph, (logits, tokens) = self._graphs.capture(step)
-        return _Captured(graph, logits, tokens)
+        return Captured(graph, logits, tokens)
 
 
 class EagerDecode(DecodeGraphs):
     """Decode steps on the CPU: nothing is captured, each step runs the Program at its own shape."""
 
     def _shape(self, count: int, pages: int) -> StepShape:
-        return StepShape(count, count, pages, count)
+        known = self._shapes.get(count)
+        if known is None or known.pages != pages:
+            known = self._shapes[count] = StepShape(count, count, pages, count)
+        return known
 
-    def _graph(self, shape: StepShape, *, shared: bool = False) -> _Captured:
+    def _graph(self, shape: StepShape, *, shared: bool = False) -> Captured:
         return _Run(self.runner, self._inputs(), shape, shared).captured
 
 
@@ -266,22 +261,14 @@ class _Run:
     ) -> None:
         self.runner, self.inputs, self.shared = runner, inputs, shared
         tokens = torch.zeros(shape.rows, dtype=torch.int64)
-        self.captured = _Captured(self, torch.empty(0), tokens if samples(runner.program) else None)
+        self.captured = Captured(self, torch.empty(0), tokens if samples(runner.program) else None)
 
     def replay(self) -> None:
         found = self.runner.run(self.inputs, shared=self.shared)
         self.captured.logits = found["logits"]
         if self.captured.tokens is not None:
             self.captured.tokens.copy_(found[TOKENS])
-            _feed(self.captured.tokens, self.inputs)
-
-
-def _feed(tokens: torch.Tensor | None, inputs: Mapping[str, torch.Tensor]) -> None:
-    """Makes the tokens the next step's. -1, of logits that are not finite, would be read outside of
-    the embedding before the host could refuse it.
-    """
-    if tokens is not None:
-        torch.clamp(tokens, min=0, out=inputs["token_ids"])
+            feed(self.captured.tokens, self.inputs)
 
 
 def samples(program: Program) -> bool:

@@ -32,6 +32,13 @@ class Done(Sequence[Chunk]):
         self._chunks: list[Chunk] | None = None
 
     @property
+    def num_discarded(self) -> int:
+        """Tokens of the step that were computed for nobody."""
+        if not self._void and len(self.beside) == len(self._plan.beside):
+            return 0
+        return self._plan.num_tokens - self.num_tokens
+
+    @property
     def num_tokens(self) -> int:
         """How many were computed."""
         return self.num_decoded + sum([len(chunk.slots) for chunk in self.beside])

@@ -28,13 +28,14 @@ from .metrics import Metrics
 from .module_engine import ModuleEngine
 from .output import Completion, Delta
 from .params import SamplingParams
-from .pool import KVPool, PagedPool, SlotPool
+from .pool import KVPool, PagedPool
 from .refit import refit, refit_refused
 from .runner import ProgramRunner
 from .sampling import Sampler
 from .scheduler import ROWS, Scheduler
 from .sliding import ENDLESS
 from .sliding_pool import SlidingPool
+from .slot_pool import SlotPool
 from .step import Step, StepExecutor
 from .trace import Tracer, tracing
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict, deque
 from collections.abc import Collection, Sequence
+from functools import cache
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -150,63 +151,97 @@ class Matcher:
         """
         if self._words is None:
             prepare([self])
-        assert self._words is not None
-        unwanted = [token for token in (*early, *self._kept_out) if token < self._vocab_size]
+        found = self._words
+        assert found is not None
+        unwanted = [token for token in (*self._kept_out, *early) if _has(found, token)]
         if not unwanted:
-            return self._words
-        words = self._words.copy()
+            return found
+        words = found.copy()
         bits = words.view(np.uint8)
         for token in unwanted:
             bits[token // 8] &= ~np.uint8(1 << token % 8)
-        return words if words.any() else self._words
+        return words if words.any() else found
 
 
 def prepare(matchers: Sequence[Matcher]) -> None:
     """Computes the next masks of several matchers, on several threads. To be called while the
     device computes the logits that they are for: llguidance takes up to a millisecond for a mask.
     """
-    missing: list[tuple[LLMatcher, NDArray[np.int32]]] = []
+    missing: list[Matcher] = []
     for matcher in matchers:
         if matcher._words is None:
-            matcher._words = words = np.zeros(-(-matcher._vocab_size // 32), dtype=np.int32)
             if matcher._forced:
-                token = matcher._forced[0]
+                token, words = matcher._forced[0], _none(matcher._vocab_size)
                 words.view(np.uint8)[token // 8] = 1 << token % 8
+                matcher._words = words
             else:
-                missing.append((matcher._inner, words))
+                missing.append(matcher)
     if len(missing) <= _FEW:
-        for inner, words in missing:
-            inner.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+        for matcher in missing:
+            words = _none(matcher._vocab_size)
+            matcher._inner.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+            matcher._words = words
         return
-    block = np.zeros((len(missing), len(missing[0][1])), dtype=np.int32)
-    rows = [(inner, row) for row, (inner, _) in enumerate(missing)]
+    block = np.empty((len(missing), -(-missing[0]._vocab_size // 32)), dtype=np.int32)
+    rows = [(matcher._inner, row) for row, matcher in enumerate(missing)]
     _threads().unsafe_compute_mask_ptr(rows, block.ctypes.data, block[0].nbytes, len(rows))
-    for row, (_, words) in enumerate(missing):
-        words[:] = block[row]
+    for matcher, words in zip(missing, block, strict=True):
+        matcher._words = words
 
 
-def mask_block(masks: Sequence[NDArray[np.int32] | None], vocab: int) -> NDArray[np.int32]:
-    """Masks as i32[N, ceil(vocab / 32)], None for a row that allows all. What a mask does not tell
-    of is not allowed.
+def _none(vocab: int) -> NDArray[np.int32]:
+    return np.zeros(-(-vocab // 32), dtype=np.int32)
+
+
+def _has(words: NDArray[np.int32], token: int) -> bool:
+    """Whether a mask allows a token; one that it does not tell of is not."""
+    place = token // 32
+    return place < len(words) and bool(int(words[place]) >> token % 32 & 1)
+
+
+def fill_masks(masks: Sequence[NDArray[np.int32] | None], block: NDArray[np.int32]) -> None:
+    """Writes masks into i32[R, W], None for a row that allows all, as do those behind the last."""
+    for row, mask in zip(block, masks, strict=False):
+        row[:] = -1 if mask is None else mask
+    block[len(masks) :] = -1
+
+
+def left_out(words: torch.Tensor, vocab: int) -> torch.Tensor:
+    """What masks i32[N, W] leave out: bool[N, vocab] on their device. A token that they do not tell
+    of is left out too.
     """
-    block = np.full((len(masks), -(-vocab // 32)), -1, dtype=np.int32)
-    for row, mask in zip(block, masks, strict=True):
-        if mask is not None:
-            row.fill(0)
-            row[: len(mask)] = mask[: len(row)]
-    return block
-
-
-def banned(words: NDArray[np.int32], vocab: int, device: torch.device) -> torch.Tensor:
-    """What masks i32[N, W] of at least `vocab` bits leave out: bool[N, vocab] on the device."""
-    inverted = ~words.view(np.uint8)
-    if device.type == "cpu":
+    if words.device.type == "cpu":
+        inverted = ~words.numpy().view(np.uint8)
         bits = torch.from_numpy(np.unpackbits(inverted, axis=1, bitorder="little").view(np.bool_))
-    else:  # a bit of every 8 goes over the bus
-        packed = torch.from_numpy(inverted).pin_memory().to(device, non_blocking=True)
-        shifts = torch.arange(8, dtype=torch.uint8, device=device)
-        bits = (packed[..., None].bitwise_right_shift(shifts) & 1).bool().flatten(1)
+    else:
+        packed = words.view(torch.uint8).int().flatten()
+        bits = _table(words.device).index_select(0, packed).view(len(words), -1)
+    if bits.shape[1] < vocab:
+        bits = torch.nn.functional.pad(bits, (0, vocab - bits.shape[1]), value=True)
     return bits[:, :vocab]
+
+
+@cache
+def _table(device: torch.device) -> torch.Tensor:
+    """bool[256, 8]: the bits of each byte that are 0."""
+    numbers, bits = torch.arange(256, device=device), torch.arange(8, device=device)
+    return (numbers[:, None] >> bits) & 1 == 0
+
+
+def banned(
+    masks: Sequence[NDArray[np.int32] | None], vocab: int, device: torch.device
+) -> torch.Tensor:
+    """What masks, of which there is one at least, leave out: bool[N, vocab] on the device; nothing
+    where there is None.
+    """
+    width = max([len(mask) for mask in masks if mask is not None])
+    words = torch.empty((len(masks), width), dtype=torch.int32, pin_memory=device.type == "cuda")
+    fill_masks(masks, words.numpy())
+    found = left_out(words.to(device, non_blocking=True), vocab)
+    free = [row for row, mask in enumerate(masks) if mask is None]
+    if free and width * 32 < vocab:  # tokens that no mask tells of
+        found[free] = False
+    return found
 
 
 _executor: LLExecutor | None = None

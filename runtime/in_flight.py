@@ -14,16 +14,18 @@ The path of one step, n, when nothing keeps it from being launched ahead:
    in it is run by the Program that takes any, and sampled beside it (`row_sampling.py`).
 3. The loop waits for the event of n - 1, and commits its tokens. Those that decode note theirs
    (`note_each`); only where somebody waits for the text, or the token may be the last, is the
-   sequence told of it. One that has ended (end of sequence, stop token, stop string) is dropped:
-   its row of n is void. A prompt whose logits were numbers is shared.
+   sequence told of it. Where the rows of n are the same, and nobody waits, the tokens of all are
+   noted by one statement, and sequences take them when somebody asks (`lag.py`). One that has
+   ended (end of sequence, stop token, stop string) is dropped: its row of n is void. A prompt
+   whose logits were numbers is shared.
 4. The next call of `GenerationLoop.step` launches n + 1, and then waits for n.
 
 Rows of a form need a mask, which follows from the token before: such a step is launched without
 it, as far as its logits. When the tokens of n - 1 have been committed, the masks for n are computed
-while the device computes its logits; then the sampling is queued (`Launcher.choose`), and n + 1
-behind it, before n is waited for. So the device has work as long as a step takes longer than
-committing tokens and computing masks. A run of forced tokens makes the loop drain, and is computed
-as one chunk.
+while the device computes its logits; then the sampling is queued (`Launcher.choose`,
+`masked_choice.py`), and n + 1 behind it, before n is waited for. So the device has work as long as
+a step takes longer than committing tokens and computing masks. A run of forced tokens makes the
+loop drain, and is computed as one chunk.
 
 `schedule_ahead` declines, and the loop commits n - 1 before it plans n from what is known (it
 drains), when a request waits for the place of one that ends, pages run short (so that somebody has
@@ -58,12 +60,13 @@ from typing import Protocol
 
 from .batch import DecodeBatch, DecodeBatches, MixedBatch, build_mixed
 from .decode_buffer import Launched
+from .decodes import Decodes
 from .done import Done
 from .failing import broken_logits, end_request
 from .grammar import prepare
 from .plan import Chunk, Plan
 from .pool import KVPool
-from .request import Sequence, note_each
+from .request import Sequence, launch_each, note_each
 from .sampling import Sampled
 from .scheduler import Scheduler, samples_anywhere
 from .step import StepExecutor
@@ -143,9 +146,11 @@ class InFlight:
         self.plan, self.batch, self.launched = plan, batch, launched
         self._scheduler, self._drops = scheduler, scheduler.num_drops
         if plan.decodes is not None:
-            for seq in plan.decodes.seqs:
-                seq.num_computed += 1
-                seq.in_flight += 1
+            lag = plan.decodes.lag
+            if lag is None:
+                launch_each(plan.decodes.seqs)
+            else:
+                lag.launch()
         self.shares = [_Share(chunk) for chunk in plan.beside]
         for share in self.shares:
             seq = share.chunk.seq
@@ -156,6 +161,8 @@ class InFlight:
     def is_void(self) -> bool:
         """Whether nobody waits for it any more."""
         decodes = self.plan.decodes
+        if decodes is not None and self._drops == self._scheduler.num_drops:
+            return False
         if decodes is not None and len(self.void_rows()) < len(decodes.seqs):
             return False
         return all([share.is_void for share in self.shares])
@@ -204,6 +211,7 @@ class Launcher:
         self._pool = pool
         self._batches = DecodeBatches(pool, executor.capabilities.shared_tokens)
         self._capabilities = executor.capabilities
+        self._last: InFlight | None = None  # what was launched last, until it is committed
 
     def takes(self, plan: Plan) -> bool:
         """Whether a step can sample all that a plan completes; to be asked of all plans."""
@@ -217,8 +225,10 @@ class Launcher:
         """Whether a plan is of decodes alone that a decode step can sample."""
         if plan.num_sequences > self._capabilities.samples:
             return False
+        if not plan.beside:
+            return True
         # Who decodes behind a step in flight has been looked at when that was planned.
-        return all(map(_samples, plan.beside)) and (plan.decodes is None or not plan.beside)
+        return plan.decodes is None and all(map(_samples, plan.beside))
 
     def forget(self) -> None:
         """To be called when pages may have changed hands other than by plans."""
@@ -237,6 +247,10 @@ class Launcher:
             plan: that `takes` accepts, or from `plan_ahead`.
             after: the step in flight, if the plan was made ahead.
         """
+        self._last = self._launch(plan, after)
+        return self._last
+
+    def _launch(self, plan: Plan, after: InFlight | None) -> InFlight:
         before = None if after is None else after.batch
         behind = None if after is None else after.launched
         behind_all = after is None or not plan.beside
@@ -272,6 +286,8 @@ class Launcher:
         """
         tokens = flight.launched.tokens()
         now = self._clock()
+        if self._last is flight:
+            self._last = None
         count = len(flight.plan.positions)
         void = flight.void_rows()
         rest = iter(tokens[count:])
@@ -279,7 +295,7 @@ class Launcher:
             (share, next(rest) if share.samples else None, share.is_void) for share in flight.shares
         ]
         if count:
-            self._give_each(flight.plan, tokens[:count], void, now)
+            self._give_each(flight, tokens[:count] if flight.shares else tokens, void, now)
         beside: list[Chunk] = []
         sampled = 0
         for share, token, is_void in shares:
@@ -293,22 +309,29 @@ class Launcher:
                     self._scheduler.share(share.chunk.seq)
         return Done(flight.plan, void, beside, sampled)
 
-    def _give_each(self, plan: Plan, tokens: list[int], void: Collection[int], now: float) -> None:
+    def _give_each(
+        self, flight: InFlight, tokens: list[int], void: Collection[int], now: float
+    ) -> None:
         """Gives those that decode their tokens: a statement each only where something is to be said
         or may have ended.
         """
-        decodes = plan.decodes
+        plan, decodes = flight.plan, flight.plan.decodes
         assert decodes is not None
         seqs = decodes.seqs
-        if void or decodes.held or min(tokens) < 0:
+        marked = not decodes.marks.isdisjoint(tokens)
+        if void or decodes.held or (marked and min(tokens) < 0):
             for row, (seq, token) in enumerate(zip(seqs, tokens, strict=True)):
                 if row not in void:
                     seq.num_reached = len(seq.tokens)
                     self._give(seq, token, now)
             return
-        note_each(seqs, tokens, now)
+        lag = decodes.lag
+        if lag is None:
+            note_each(seqs, tokens, now)
+        else:
+            lag.note(flight.launched.array()[: len(seqs)], now)
         told = decodes.loud
-        if plan.fills or not decodes.stop_ids.isdisjoint(tokens):
+        if plan.fills or marked:
             stops = decodes.stop_ids
             ends = [row for row, token in enumerate(tokens) if token in stops]
             told = sorted({*told, *ends, *decodes.full(plan.positions)})
@@ -317,6 +340,15 @@ class Launcher:
             seq.tell()
             if seq.finish_reason is not None:
                 self._scheduler.drop(seq)
+        if lag is None and decodes.lags and self._goes_on(decodes):
+            decodes.begin_lag(now)
+
+    def _goes_on(self, decodes: Decodes) -> bool:
+        """Whether nothing but a step of the same rows is in flight, once one is committed."""
+        last = self._last
+        return (
+            self._scheduler.going is decodes and last is not None and last.plan.decodes is decodes
+        )
 
     def _give(self, seq: Sequence, token: int, now: float) -> None:
         if token < 0:

@@ -225,8 +225,9 @@ class GenerationLoop:
             except BaseException:
                 self._recover()
                 raise
-            for guest in [*self._guests]:
-                guest.advance()
+            if self._guests:
+                for guest in [*self._guests]:
+                    guest.advance()
 
     def invite(self, guest: Guest) -> None:
         """From now on each step is followed by one of a guest, until `dismiss`."""
@@ -276,12 +277,12 @@ class GenerationLoop:
             return
         self._flight = self._ahead(self._launcher, flight)
         done = self._launcher.commit(flight)
-        self._count(done, started, flight.num_tokens - done.num_tokens)
+        self._count(done, started)
         self._drop_void()
 
-    def _count(self, done: Done, started: float, discarded: int = 0) -> None:
+    def _count(self, done: Done, started: float) -> None:
         ended = self.clock()
-        seconds = ended - started
+        seconds, discarded = ended - started, done.num_discarded
         self.counters.step(done.beside, done.num_sampled, seconds, discarded, done.num_decoded)
         for observer in self.observers:
             observer.stepped(done, started, ended)
@@ -291,7 +292,8 @@ class GenerationLoop:
         plan = launcher.plan_ahead(flight)
         if plan is None:
             return None
-        _begin(plan, self.clock())
+        if plan.beside:
+            _begin(plan, self.clock())
         self._copy(plan.copies)
         return launcher.launch(plan, flight)
 
@@ -395,11 +397,11 @@ class GenerationLoop:
         row = 0
         for chunk in plan.beside:
             seq = chunk.seq
-            if places := chunk.scored:
+            if seq.request.prompt_logprobs is not None and (places := chunk.scored):
                 scored.append((seq.request, places, row))
                 row += len(places)
             seq.num_computed = chunk.start + len(chunk.slots)
-            if seq.num_computed < len(seq.tokens):
+            if seq.remaining:
                 continue
             if seq.request.forked:
                 rows.append(row)

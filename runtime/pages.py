@@ -41,6 +41,14 @@ class Pages:
         self.references[page] = 1
         return page
 
+    def take_each(self, count: int) -> list[int]:
+        """So many free pages, with one reference each."""
+        free, references = self.free, self.references
+        pages = [heappop(free) for _ in range(count)]
+        for page in pages:
+            references[page] = 1
+        return pages
+
     def hold(self, page: int) -> None:
         """One more sequence holds a page that somebody holds."""
         self.num_idle -= self.is_idle(page)

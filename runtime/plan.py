@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from .block_tables import TablePatch
 from .decodes import Decodes
 from .pool import PageCopy, Slots
 from .request import Sequence
@@ -29,7 +30,7 @@ class Chunk:
     @property
     def completes(self) -> bool:
         """Whether the sequence's next token can be sampled after this."""
-        return self.start + len(self.slots) == len(self.seq.tokens) + self.seq.in_flight
+        return self.start + len(self.slots) == self.seq.num_tokens
 
     @property
     def scored(self) -> range:
@@ -52,6 +53,7 @@ class Plan:
             there is none.
         positions, slots: i64[B], of these tokens; empty if there is none.
         fills: whether one of these sequences is full with what is sampled.
+        opened: what block tables of these sequences have got; None if that is not known.
     """
 
     beside: list[Chunk] = field(default_factory=list)
@@ -60,6 +62,7 @@ class Plan:
     positions: NDArray[np.int64] = field(default_factory=_none)
     slots: NDArray[np.int64] = field(default_factory=_none)
     fills: bool = False
+    opened: TablePatch | None = None
 
     @property
     def chunks(self) -> list[Chunk]:

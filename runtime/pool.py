@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import CapacityError, UsageError
-from .block_tables import BlockTables
+from .block_tables import BlockTables, TablePatch
+from .going_on import NO_PAGES, GoingOn
 from .pages import Pages
 from .prefix_cache import PrefixCache, PrefixCounters
 from .sliding import ENDLESS
 
 PageCopy = tuple[int, int]  # (source page, destination page); ids from num_pages on: the host's
+Extension = tuple[NDArray[np.int64], list[PageCopy], TablePatch | None]  # of `extend`
 Slots = list[int] | NDArray[np.int64]  # page * page_size + offset of each token; one is a list
 
 
@@ -122,9 +124,10 @@ class KVPool(Protocol):
         """
         ...
 
-    def extend(self, seqs: Sequence[int]) -> tuple[NDArray[np.int64], list[PageCopy]] | None:
-        """A place for one more token of each: their slots, i64[B], and the copies to make first;
-        None, and nothing has changed, if there are not enough pages.
+    def extend(self, seqs: Sequence[int]) -> Extension | None:
+        """A place for one more token of each: their slots, i64[B], the copies to make first, and
+        what their block tables have got, if that is known; None, and nothing has changed, if there
+        are not enough pages.
         """
         ...
 
@@ -171,6 +174,7 @@ class PagedPool:
     slides = False
     max_append = ENDLESS
     _first_page = 1
+    _foresees = True  # whether a sequence goes on in the page that it is in, and then in a new one
 
     def __init__(
         self,
@@ -198,6 +202,8 @@ class PagedPool:
             self._cache = PrefixCache(self._pages, page_size, self.prefix_counters, clock, host)
         self._tables = BlockTables()
         self._held: dict[int, list[int]] = {}
+        self._going: GoingOn | None = None
+        self._extended: Sequence[int] | None = None  # whom `extend` was last called for
 
     @property
     def num_free(self) -> int:
@@ -312,13 +318,39 @@ class PagedPool:
         self._tables.set_length(seq, length + num_tokens)
         return self._slots(held, length, length + num_tokens), copies
 
-    def extend(self, seqs: Sequence[int]) -> tuple[NDArray[np.int64], list[PageCopy]] | None:
-        """A place for one more token of each: their slots, i64[B], and the copies to make first;
-        None, and nothing has changed, if there are not enough pages.
+    def extend(self, seqs: Sequence[int]) -> Extension | None:
+        """A place for one more token of each: their slots, i64[B], the copies to make first, and
+        what their block tables have got, if that is known; None, and nothing has changed, if there
+        are not enough pages.
 
         `append` for each, in a fraction of the time: most need no page. A tuple that was given the
         last time takes less.
         """
+        going = self._going
+        if going is not None and going.seqs is seqs and going.holds(seqs):
+            return self._extend_same(going)
+        found = self._extend_others(seqs)
+        self._going = None
+        if found is not None and self._foresees and isinstance(seqs, tuple):
+            if self._extended is seqs:  # for the second time, so that there may be more
+                self._going = GoingOn(self._tables, seqs, found[0], self.page_size)
+            self._extended = seqs
+        return found
+
+    def _extend_same(self, going: GoingOn) -> Extension | None:
+        opening = going.opening
+        if not opening:
+            return going.go_on(), [], NO_PAGES
+        if len(opening) > self.num_available:
+            return None
+        copies, held = self._make_room(len(opening)), self._held
+        pages = self._pages.take_each(len(opening))
+        for seq, page in zip(opening, pages, strict=True):
+            held[seq].append(page)
+        slots, patch = going.open(pages)
+        return slots, copies, patch
+
+    def _extend_others(self, seqs: Sequence[int]) -> Extension | None:
         tables, size = self._tables, self.page_size
         rows = tables.places(seqs)
         lengths = tables.lengths[rows]
@@ -329,7 +361,7 @@ class PagedPool:
         needs = opens | shared
         if not np.count_nonzero(needs):
             tables.lengths[rows] += 1
-            return slots, []
+            return slots, [], None
         shares = shared & ~opens
         opening = [seqs[row] for row in opens.nonzero()[0].tolist()]
         sharing: list[int] = shares.nonzero()[0].tolist()
@@ -344,7 +376,7 @@ class PagedPool:
         for row in sharing:
             (slots[row],), made = self.append(seqs[row], 1)
             copies += made
-        return slots, copies
+        return slots, copies, None
 
     def _pages_to_go_on(self, seqs: list[int]) -> int:
         """Available pages that `_go_on` would take."""
@@ -359,7 +391,8 @@ class PagedPool:
             self._held[seq].append(page)
         rows = tables.places(seqs)
         lengths = tables.lengths[rows]
-        tables.write_each(rows, lengths // self.page_size, pages)
+        columns = lengths // self.page_size
+        tables.write_each(rows, columns, pages, int(columns.max()) + 1)
         tables.lengths[rows] = lengths + 1
         return copies
 
@@ -430,54 +463,3 @@ class PagedPool:
         if needed > self.num_free and self._cache is not None:
             return self._cache.make_room(needed)
         return []
-
-
-class SlotPool(PagedPool):
-    """One slot of `max_len` tokens a running sequence, for executors without paged attention.
-
-    A slot is a page of `max_len` tokens, so that block_tables[:, 0] is the slot. Slot 0 is in use
-    like the others. A fork copies the whole slot. Prefixes are not cached.
-    """
-
-    shares = False
-    _first_page = 0
-
-    def __init__(self, max_slots: int, max_len: int) -> None:
-        super().__init__(max_slots, max_len)
-
-    @property
-    def max_tokens(self) -> int:
-        """The longest sequence that fits into the empty pool, in tokens: one slot."""
-        return self.page_size
-
-    def append(self, seq: int, num_tokens: int) -> tuple[Slots, list[PageCopy]]:
-        """Finds places for the next tokens: their slots; there are never copies to make.
-
-        Raises:
-            CapacityError: no slot is free, or the sequence outgrows its slot; nothing has changed.
-        """
-        if self.length(seq) + num_tokens > self.page_size:
-            raise CapacityError(
-                "a slot of the KV pool",
-                expected=f"at most {self.page_size} tokens",
-                found=f"{self.length(seq) + num_tokens}",
-                remedy="Compile with a larger max_model_len.",
-            )
-        return super().append(seq, num_tokens)
-
-    _go_on = PagedPool._append_each
-
-    def fork_pages_needed(self, seq: int) -> int:
-        """Free slots that `fork(seq, …)` would take."""
-        return len(self._held[seq])
-
-    def fork(self, seq: int, new: int) -> list[PageCopy]:
-        """Opens `new` in a slot of its own; returns the copy of the slot to make.
-
-        Raises:
-            CapacityError: no slot is free; nothing has changed.
-        """
-        self._make_room(self.fork_pages_needed(seq))
-        self.add(new)
-        self.append(new, self._tables.length(seq))
-        return list(zip(self._held[seq], self._held[new], strict=True))

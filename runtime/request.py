@@ -6,6 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +18,17 @@ from .params import SamplingParams
 from .sampling import Sampled, SamplingState
 from .stopping import StopChecker, StreamDecoder
 
+if TYPE_CHECKING:
+    from .lag import Lag
+
 _ids = itertools.count()
 
 
 class Sequence:
     """One completion in the making. `id` is its name in the pool.
+
+    What each token of it changes may lag behind, while many go on together: whoever asks for
+    `tokens`, `timings`, `num_computed` or `in_flight` brings all of it up to date (`lag.py`).
 
     Attributes:
         rank: whose turn it is, smaller first: by priority, then deadline, then age.
@@ -32,6 +39,8 @@ class Sequence:
         in_flight: how many next tokens are being sampled in steps in flight; each counts as one
             token behind `tokens`.
         num_reached: the most that num_computed has been, before any preemption.
+        sampling: how its tokens are chosen, and the output so far.
+        timings: when its tokens came.
         num_cached: prompt tokens whose K and V came from another sequence: from the prefix cache,
             or from the one that this one was forked from.
         looked_up: whether it has looked for its prompt in the prefix cache.
@@ -39,37 +48,40 @@ class Sequence:
             no form and no logprobs, and nobody waits for its text (`note_each`).
         finish_reason: None while it runs.
         error: why its completion is none; set together with finish_reason.
+        lag: what has been noted of it and others together; None if nothing may have been.
     """
 
     __slots__ = (
+        "_in_flight",
+        "_num_computed",
         "_stops",
         "_text",
+        "_timings",
+        "_tokens",
         "deltas",
         "error",
         "finish_reason",
         "id",
-        "in_flight",
         "index",
+        "lag",
         "limit",
         "logprobs",
         "looked_up",
         "num_cached",
-        "num_computed",
         "num_reached",
         "quiet",
         "rank",
         "request",
         "sampling",
-        "timings",
-        "tokens",
     )
 
     def __init__(self, request: Request, index: int, stops: StopChecker) -> None:
         self.id, self.request, self.index = next(_ids), request, index
         self.rank = (request.params.priority, request.deadline, self.id)
-        self.tokens = list(request.prompt)
+        self.lag: Lag | None = None
+        self._tokens = list(request.prompt)
         self.limit = len(request.prompt) + request.max_tokens
-        self.num_computed = self.num_reached = self.num_cached = self.in_flight = 0
+        self._num_computed = self.num_reached = self.num_cached = self._in_flight = 0
         self.looked_up = False
         matcher = request.matcher and request.matcher()
         self.sampling = SamplingState(
@@ -79,16 +91,65 @@ class Sequence:
         self.error: TilewrightError | None = None
         self.logprobs: list[TokenLogprobs] = []
         self.deltas: list[Delta] = []
-        self.timings = Timings(request.submitted)
+        self._timings = Timings(request.submitted)
         self._stops = stops
         self._text: list[str] = []
         self.quiet = matcher is None and not request.streams and not stops.watches_text
         self.quiet &= request.params.logprobs is None and not request.params.adjusts
 
     @property
+    def tokens(self) -> list[int]:
+        """The prompt's and the generated token ids."""
+        if (lag := self.lag) is not None:
+            lag.settle()
+        return self._tokens
+
+    @property
+    def timings(self) -> Timings:
+        """When its tokens came."""
+        if (lag := self.lag) is not None:
+            lag.settle()
+        return self._timings
+
+    @property
+    def num_computed(self) -> int:
+        """How many tokens have K and V, as the class has it."""
+        if (lag := self.lag) is not None:
+            lag.settle()
+        return self._num_computed
+
+    @num_computed.setter
+    def num_computed(self, count: int) -> None:
+        if (lag := self.lag) is not None:
+            lag.end()
+        self._num_computed = count
+
+    @property
+    def in_flight(self) -> int:
+        """How many next tokens are being sampled."""
+        if (lag := self.lag) is not None:
+            lag.settle()
+        return self._in_flight
+
+    @in_flight.setter
+    def in_flight(self, count: int) -> None:
+        if (lag := self.lag) is not None:
+            lag.end()
+        self._in_flight = count
+
+    @property
     def remaining(self) -> int:
         """Tokens still to be computed before the next one can be sampled."""
-        return len(self.tokens) + self.in_flight - self.num_computed
+        if (lag := self.lag) is not None:
+            lag.settle()
+        return len(self._tokens) + self._in_flight - self._num_computed
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens there are, those in flight among them."""
+        if (lag := self.lag) is not None:
+            lag.settle()
+        return len(self._tokens) + self._in_flight
 
     def start_at(self, cached: int) -> None:
         """It starts, or starts anew, with `cached` tokens that need not be computed."""
@@ -114,16 +175,20 @@ class Sequence:
 
     def take(self, token: int, now: float, logprobs: TokenLogprobs | None = None) -> None:
         """`accept`, of a sequence that has no form."""
-        self.tokens.append(token)
+        if (lag := self.lag) is not None:
+            lag.end()
+        self._tokens.append(token)
         self.sampling.commit(token)
-        self.timings.token(now)
+        self._timings.token(now)
         self.tell(logprobs)
 
     def tell(self, logprobs: TokenLogprobs | None = None) -> None:
         """What the last of `tokens` adds to the text, and whether it ends the sequence, which has
         no form: to be called once for each that was noted; of those that are `quiet` for some.
         """
-        tokens, known = self.tokens, len(self.request.prompt) + self._stops.num_tokens
+        if (lag := self.lag) is not None:
+            lag.settle()
+        tokens, known = self._tokens, len(self.request.prompt) + self._stops.num_tokens
         if known + 1 < len(tokens):
             self._stops.skip(tokens[known:-1])
         token = tokens[-1]
@@ -163,6 +228,26 @@ class Sequence:
             each = [logprobs] if logprobs is not None else None
             self.deltas.append(Delta(self.index, text, [token], self.finish_reason, each))
 
+    def catch_up(self, start: int, tokens: list[int], gaps: list[float], now: float) -> None:
+        """Takes tokens that were noted, as `note_each` does for one; what an earlier call that was
+        interrupted has taken is not taken twice.
+
+        Args:
+            start: of how many tokens there were before these.
+            gaps: seconds from each one's token before to it.
+            now: when the last one came.
+        """
+        known, output, itl = self._tokens, self.sampling.output, self._timings.itl
+        known += tokens[len(known) - start :]
+        output += known[len(self.request.prompt) + len(output) :]
+        itl += gaps[len(gaps) - (len(output) - 1 - len(itl)) :]
+        self._timings.last = now
+        self.num_reached = len(known) - 1
+
+    def counts(self, num_computed: int, in_flight: int) -> None:
+        """Takes over how far it is."""
+        self._num_computed, self._in_flight = num_computed, in_flight
+
     def expire(self) -> None:
         """Ends it as it is, because its time is over."""
         self._stops.skip(self.tokens[len(self.request.prompt) + self._stops.num_tokens :])
@@ -193,18 +278,29 @@ class Sequence:
         )
 
 
+def launch_each(seqs: list[Sequence]) -> None:
+    """Notes that a step is on its way that computes a token of each, and samples the next."""
+    for seq in seqs:
+        if seq.lag is not None:
+            seq.lag.end()
+        seq._num_computed += 1
+        seq._in_flight += 1
+
+
 def note_each(seqs: list[Sequence], tokens: list[int], now: float) -> None:
     """What `Sequence.take` does before it tells, for many that decode and have no form: each gets a
     token that was in flight. Those that are not `quiet`, and those that it may end, are told of it
     next (`Sequence.tell`); others with some later token.
     """
     for seq, token in zip(seqs, tokens, strict=True):
-        known, timings = seq.tokens, seq.timings
-        seq.in_flight -= 1
+        if seq.lag is not None:
+            seq.lag.end()
+        known = seq._tokens
+        seq._in_flight -= 1
         seq.num_reached = len(known)
         known.append(token)
         seq.sampling.output.append(token)
-        timings.token(now)
+        seq._timings.token(now)
 
 
 class Request:

@@ -49,6 +49,10 @@ class Scheduler:
         buckets: prompts of one are computed together, by executors that do not mix; None for each
             prompt alone.
 
+    Attributes:
+        going: all that run, if each goes on whatever is sampled; None once one joins, leaves, is
+            full or goes another way.
+
     Raises:
         UsageError: a budget or a number of sequences below 1.
     """
@@ -89,8 +93,7 @@ class Scheduler:
         self.num_preemptions = self.num_drops = 0
         self.num_guests = 0  # whose pages nobody here holds, and who will let go of them
         self.clock, self.buckets = clock, buckets
-        # All that run, if each goes on whatever is sampled; until one joins, leaves, or is full.
-        self._going: Decodes | None = None
+        self.going: Decodes | None = None
         self._timed: list[Request] = []  # those with a deadline, the earliest first
 
     def add(self, request: Request) -> None:
@@ -107,7 +110,7 @@ class Scheduler:
         Raises:
             CapacityError: the oldest sequence does not fit though nothing else runs.
         """
-        self._going = None
+        self._halt()
         if self._timed:
             self._expire()
         while self._gives_way():
@@ -144,7 +147,7 @@ class Scheduler:
             self._expire()
         if self.waiting and self._gives_way():
             return None
-        decodes, ends = self._going, False
+        decodes, ends = self.going, False
         rest: list[Sequence] = []
         if decodes is None or decodes.left < 0:
             found = self._survey()
@@ -184,8 +187,9 @@ class Scheduler:
                 going.append(seq)
             else:
                 ends = True
+        self._halt()
         decodes = Decodes(going) if going else None
-        self._going = None if rest or ends else decodes
+        self.going = None if rest or ends else decodes
         return decodes, rest, ends
 
     def fork(self, request: Request) -> list[PageCopy]:
@@ -196,7 +200,8 @@ class Scheduler:
         Returns:
             the page copies to make at once.
         """
-        request.forked, self._going = True, None
+        self._halt()
+        request.forked = True
         first, *others = request.sequences
         copies: list[PageCopy] = []
         for seq in others:
@@ -243,7 +248,7 @@ class Scheduler:
             if keep:
                 self._keep(seq, closing=True)
             self.running.remove(seq)
-            self._going = None
+            self._halt()
             self.num_drops += 1
         elif seq in self.waiting:
             self.waiting.remove(seq)
@@ -259,6 +264,12 @@ class Scheduler:
         self.pool.keep(seq.id, seq.tokens[:written], namespace, closing=closing)
         if params.cache_ttl is not None and written >= len(seq.request.prompt):
             self.pool.pin(seq.request.prompt, namespace, params.cache_ttl)
+
+    def _halt(self) -> None:
+        """Those that run are others from now on, or go another way."""
+        if self.going is not None:
+            self.going.end_lag()
+            self.going = None
 
     def _expire(self) -> None:
         """Ends the requests whose time is over."""
@@ -292,8 +303,8 @@ class Scheduler:
             budget = self.max_tokens_per_step if decoding else self.max_prefill_tokens
             budget -= decoding
         for seq in self.running:
-            count = self._chunk(seq, budget)
-            if seq.remaining > 1 and count and self._has_pages(seq, count):
+            count = self._chunk(seq, budget) if seq.remaining > 1 else 0
+            if count and self._has_pages(seq, count):
                 self._take(plan, seq, count)
                 budget -= count
         while budget and self._admits():
@@ -350,11 +361,14 @@ class Scheduler:
         taken, if pages are short.
         """
         ids = () if decodes is None else decodes.ids
-        more = tuple([seq.id for seq in seqs])
-        found = self.pool.extend((*ids, *more) if more else ids)
+        found = self.pool.extend((*ids, *[seq.id for seq in seqs]) if seqs else ids)
         if found is None:
             return False
-        slots, copies = found
+        slots, copies, opened = found
+        if decodes is not None and not seqs:
+            plan.decode(decodes, slots)
+            plan.copies, plan.opened = copies, opened
+            return True
         if decodes is not None:
             plan.decode(decodes, slots[: len(ids)])
         each = zip(seqs, slots[len(ids) :].tolist(), strict=True)
@@ -391,7 +405,8 @@ class Scheduler:
         return pool.pages_to_open(first.tokens, first.request.namespace) <= room
 
     def _admit(self, plan: Plan, seq: Sequence | None = None) -> Sequence:
-        seq, self._going = seq or self.waiting[0], None
+        self._halt()
+        seq = seq or self.waiting[0]
         self.waiting.remove(seq)
         if self.reuses:
             tokens, request = seq.tokens, seq.request

@@ -125,6 +125,7 @@ class SlidingPool(PagedPool):
     def _pages_to_go_on(self, seqs: list[int]) -> int:
         return sum([self.pages_needed(seq, 1) for seq in seqs])
 
+    _foresees = False  # pages are let go of as others are opened
     _go_on = PagedPool._append_each
 
     def fork(self, seq: int, new: int) -> list[PageCopy]:

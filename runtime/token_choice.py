@@ -21,7 +21,7 @@ from ..codegen.program import Call, Program
 from ..ir.dims import name_of
 from ..ir.schema import schema
 from .filters import apply_temperature, draw
-from .grammar import banned, mask_block
+from .grammar import left_out
 from .params import SamplingParams
 from .runner import ProgramRunner
 from .step_buffer import SAMPLING
@@ -54,36 +54,37 @@ class TokenChooser:
             fields: how each row is sampled, [R] each (`step_buffer.SAMPLING`).
             params: of each row, which `fields` are made of.
         """
-        own = self._own
-        if own is None or logits.dtype is not own.dtype or not logits.is_contiguous():
+        if self._own is None or not self.captures(logits):
             return _by_torch(logits.float(), fields, kind_of(params))
-        return own(logits, fields)
+        return self._own(logits, fields)
+
+    def captures(self, logits: Tensor) -> bool:
+        """Whether a graph can hold the choice from logits like these, whatever the parameters are:
+        it is the Program's own.
+        """
+        own = self._own
+        return own is not None and logits.dtype is own.dtype and logits.is_contiguous()
 
     def choose_masked(
         self,
         logits: Tensor,
         tokens: Tensor,
-        masks: Masks,
+        words: Tensor,
         fields: Mapping[str, Tensor],
         params: Sequence[SamplingParams],
     ) -> None:
         """Writes the tokens of rows with masks.
 
         Args:
-            logits: [R, V] of floats, R at least as many as there are masks; the rest is padding.
+            logits: [R, V] of floats.
             tokens: i64[R]; -1 is written where no logit that may come is finite.
-            masks: of the first rows.
+            words: i32[R, W], the masks as `fill_masks` has them, on the device of the logits.
             fields: as `choose` has them, [R] each.
-            params: of each row that has a mask or None for one.
+            params: of each row that may have a mask.
         """
-        count, vocab = len(masks), logits.shape[-1]
-        left_out = banned(mask_block(masks, vocab), vocab, logits.device)
-        scores = logits[:count].masked_fill(left_out, -torch.inf)
-        given = {name: fields[name][:count] for name in SAMPLING if name in fields}
-        found = self.choose(scores, given, params)
-        if any(mask is None for mask in masks):
-            found = torch.where(left_out.any(-1), found, tokens[:count])
-        tokens[:count] = found
+        banned = left_out(words, logits.shape[-1])
+        found = self.choose(logits.masked_fill(banned, -torch.inf), fields, params)
+        torch.where((words != -1).any(-1), found, tokens, out=tokens)
 
 
 class _OwnCall:

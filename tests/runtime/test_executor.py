@@ -15,9 +15,10 @@ from tilewright.errors import CapacityError, UnsupportedError, UsageError, Verif
 from tilewright.runtime.bucketing import LengthBuckets
 from tilewright.runtime.executor import PagedExecutor, SlotExecutor
 from tilewright.runtime.loop import GenerationLoop
-from tilewright.runtime.pool import PagedPool, SlotPool
+from tilewright.runtime.pool import PagedPool
 from tilewright.runtime.sampling import Sampler
 from tilewright.runtime.scheduler import Scheduler
+from tilewright.runtime.slot_pool import SlotPool
 
 EXAMPLE = (torch.zeros(1, 8, dtype=torch.int64),)
 

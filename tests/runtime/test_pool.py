@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -15,6 +16,8 @@ from hypothesis.stateful import (
 
 from tilewright.errors import CapacityError, UsageError
 from tilewright.runtime import PagedPool, SlotPool
+
+foreseen: list[int] = []  # of steps whose pages were known before, how many were opened
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -74,8 +77,16 @@ class PoolMachine(RuleBasedStateMachine):
         ]
         seqs = data.draw(st.lists(st.sampled_from(growing), unique=True)) if growing else []
         if self.last and set(self.last) <= set(growing) and data.draw(st.booleans()):
-            seqs = self.last  # the very tuple, whose rows the pool may remember
-        self.last = seqs = tuple(seqs)  # of a tuple the same one
+            seqs = self.last  # of a tuple the same one, whose rows the pool may remember
+        self.last = tuple(seqs)
+        for _ in range(
+            data.draw(st.integers(1, 6))
+        ):  # the very tuple, from the third time foreseen
+            longest = max([len(self.expected[seq]) for seq in self.last], default=0)
+            if self.pool.shares or longest < self.pool.page_size:
+                self.extend_each(self.last)
+
+    def extend_each(self, seqs):
         before = self.pool.num_free
         needed = sum(self.pool.pages_needed(seq, 1) for seq in seqs)
         lengths = [self.pool.length(seq) for seq in seqs]
@@ -84,7 +95,22 @@ class PoolMachine(RuleBasedStateMachine):
             assert found is None and self.pool.num_free == before
             assert [self.pool.length(seq) for seq in seqs] == lengths
             return
-        slots, copies = found
+        slots, copies, opened = found
+        if opened is not None:
+            tables = np.zeros((len(seqs), 99), dtype=np.int32)
+            opened.write(tables)
+            size = self.pool.page_size
+            ends = [
+                (row, length // size) for row, length in enumerate(lengths) if not length % size
+            ]
+            assert [*zip(*tables.nonzero(), strict=True)] == ends
+            pages = [
+                slot // size
+                for slot, length in zip(slots, lengths, strict=True)
+                if not length % size
+            ]
+            assert tables[tables > 0].tolist() == pages
+            foreseen.append(len(pages))
         # Of several that share a page, the last to write keeps it.
         assert before - needed <= self.pool.num_free <= before
         self.copy(copies)
@@ -177,6 +203,11 @@ TestSlotPool = SlotMachine.TestCase
 TestPagedPool.settings = TestSlotPool.settings = settings(
     max_examples=60, stateful_step_count=40, deadline=None
 )
+
+
+def test_places_were_foreseen_and_pages_opened_there():
+    """By the schedules above."""
+    assert 0 in foreseen and max(foreseen) > 1 and len(foreseen) > 50
 
 
 @pytest.mark.quick

@@ -15,6 +15,7 @@ from tilewright.ir.dims import symbol
 from tilewright.ir.parser import parse_type_text
 from tilewright.ir.schema import schema
 from tilewright.runtime import SamplingParams
+from tilewright.runtime.grammar import fill_masks
 from tilewright.runtime.runner import ProgramRunner
 from tilewright.runtime.step_buffer import SAMPLING
 from tilewright.runtime.token_choice import TokenChooser, kind_of
@@ -108,9 +109,15 @@ def test_rows_without_a_mask_keep_their_tokens(kind, given, own):
     greedy = SamplingParams()
     fields = fields_of([greedy, replace(greedy, **given), greedy, greedy], [0.0, 0.1, 0.0, 0.0])
     chooser = TokenChooser(runner_of(SAMPLES) if own else runner_of(tokens=False))
-    chooser.choose_masked(logits, tokens, [None, mask, mask], fields, each)
+
+    def masked(*masks):
+        words = np.zeros((len(tokens), 3), dtype=np.int32)
+        fill_masks(masks, words)
+        chooser.choose_masked(logits, tokens, torch.from_numpy(words), fields, each)
+
+    masked(None, mask, mask)
     assert tokens[[0, 3]].tolist() == [61, 64]
     assert tokens[1] == (35 if kind == "greedy" else 33)
     assert tokens[2] == -1  # no number among what may come
-    chooser.choose_masked(logits, tokens, [mask, mask], fields, each[:2])
+    masked(mask, mask)
     assert tokens.tolist() == [33 if logits[0, 33] > logits[0, 35] else 35, tokens[1], -1, 64]
