@@ -57,7 +57,7 @@ def check(form: Form, ids: torch.Tensor, tiles: WideTiles, sms: int) -> None:
     torch.testing.assert_close(found.double(), wanted, rtol=relative, atol=absolute)
 
 
-@settings(max_examples=6, phases=PHASES)
+@settings(max_examples=4, phases=PHASES)
 @given(
     form=st.builds(
         Form,
@@ -80,13 +80,12 @@ def test_it_is_the_op_in_float64(form, kind, tokens, sms, group, shared) -> None
     check(form, routed(form, tokens, kind), replace(SMALL, group=group, shared=shared), sms)
 
 
-@pytest.mark.parametrize(("chunk", "sharers"), [(16, 3), (32, 128)])
 def test_places_are_found_by_several_programs_of_several_chunks(
-    monkeypatch: pytest.MonkeyPatch, chunk: int, sharers: int
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     module = "tilewright.codegen.triton.kernels.experts_entries"
-    monkeypatch.setattr(f"{module}._CHUNK", chunk)
-    monkeypatch.setattr(f"{module}._SHARERS", sharers)
+    monkeypatch.setattr(f"{module}._CHUNK", 16)
+    monkeypatch.setattr(f"{module}._SHARERS", 3)
     form = Form(experts=5, slots=2, inner=8, dtype=DType.BF16)
     for kind in ("any", "the same"):
         check(form, routed(form, 53, kind), SMALL, 2)
