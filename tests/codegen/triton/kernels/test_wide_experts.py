@@ -13,15 +13,14 @@ from hypothesis import strategies as st
 
 from experts_forms import (
     H100,
-    OP,
     Form,
+    assert_near,
     layouts_of,
     node_of,
     operands_of,
     problem_of,
     routed,
     source_of,
-    truth_of,
 )
 from tilewright.codegen.triton.kernels.experts import emit_experts, emit_invariant_experts
 from tilewright.codegen.triton.kernels.experts_tiles import PRODUCTS
@@ -52,9 +51,7 @@ def check(form: Form, ids: torch.Tensor, tiles: WideTiles, sms: int) -> None:
     source = source_of(node, None, (((replace(tiles, shared=False), tiles), None),), target)
     operands = operands_of(form, ids)
     (found,) = run(source, node, operands, {"T": len(ids)})
-    wanted = truth_of(form, node, operands)
-    relative, absolute = OP.tolerance[form.dtype]
-    torch.testing.assert_close(found.double(), wanted, rtol=relative, atol=absolute)
+    assert_near(form, node, operands, found)
 
 
 @settings(max_examples=4, phases=PHASES)
