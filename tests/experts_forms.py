@@ -144,6 +144,31 @@ def truth_of(form: Form, node: Node, operands: Sequence[torch.Tensor | None]) ->
     return found
 
 
+def assert_near(
+    form: Form, node: Node, operands: Sequence[torch.Tensor | None], found: torch.Tensor
+) -> None:
+    """A result in half precision is as near to float64's as torch's own, all in all and at its
+    worst place; what is rounded between the products may leave both further off than a tolerance
+    of the op for one value allows.
+
+    Args:
+        form: without transposed weights.
+        operands: on a CPU.
+        found: what the kernel gives.
+    """
+    truth = truth_of(form, node, operands)
+    x, *others = operands
+    assert x is not None
+    x = x[:, BESIDE:-BESIDE].contiguous() if form.wide else x
+    torchs = OP.reference(x, *others, **dict(node.attrs))
+    assert isinstance(torchs, torch.Tensor)
+    relative, absolute = OP.tolerance[form.dtype]
+    error, torchs_error = found.cpu().double() - truth, torchs.double() - truth
+    # A few values may be right by chance in torch's: one rounding more is allowed.
+    assert error.norm() <= 1.05 * torchs_error.norm() + relative / 4 * truth.norm()
+    assert error.abs().max() <= 2 * torchs_error.abs().max() + absolute
+
+
 def routed(form: Form, tokens: int, kind: str, seed: int = 0) -> torch.Tensor:
     """Ids i64[T, k], each token's distinct: any, all of the same experts, or never the first."""
     generator = torch.Generator().manual_seed(seed)

@@ -16,6 +16,7 @@ from experts_forms import (
     OP,
     ROUTINGS,
     Form,
+    assert_near,
     layouts_of,
     node_of,
     operands_of,
@@ -113,9 +114,7 @@ def test_any_form_by_descriptors() -> None:
     for (form, _, kind, tokens), kernel, (_, node) in zip(cases, kernels, sources, strict=True):
         operands = operands_of(form, routed(form, tokens, kind))
         (found,) = kernel([on_device(operand) for operand in operands], {"T": tokens})
-        relative, absolute = OP.tolerance[form.dtype]
-        wanted = truth_of(form, node, operands)
-        torch.testing.assert_close(found.cpu().double(), wanted, rtol=relative, atol=absolute)
+        assert_near(form, node, operands, found)
 
 
 @pytest.mark.parametrize("kind", ["the same", "not the first"])

@@ -13,15 +13,14 @@ from hypothesis import strategies as st
 
 from experts_forms import (
     H100,
-    OP,
     Form,
+    assert_near,
     layouts_of,
     node_of,
     operands_of,
     problem_of,
     routed,
     source_of,
-    truth_of,
 )
 from tilewright.codegen.triton.kernels.experts import emit_experts, emit_invariant_experts
 from tilewright.codegen.triton.kernels.experts_tiles import PRODUCTS
@@ -52,12 +51,10 @@ def check(form: Form, ids: torch.Tensor, tiles: WideTiles, sms: int) -> None:
     source = source_of(node, None, (((replace(tiles, shared=False), tiles), None),), target)
     operands = operands_of(form, ids)
     (found,) = run(source, node, operands, {"T": len(ids)})
-    wanted = truth_of(form, node, operands)
-    relative, absolute = OP.tolerance[form.dtype]
-    torch.testing.assert_close(found.double(), wanted, rtol=relative, atol=absolute)
+    assert_near(form, node, operands, found)
 
 
-@settings(max_examples=6, phases=PHASES)
+@settings(max_examples=4, phases=PHASES)
 @given(
     form=st.builds(
         Form,
@@ -80,13 +77,12 @@ def test_it_is_the_op_in_float64(form, kind, tokens, sms, group, shared) -> None
     check(form, routed(form, tokens, kind), replace(SMALL, group=group, shared=shared), sms)
 
 
-@pytest.mark.parametrize(("chunk", "sharers"), [(16, 3), (32, 128)])
 def test_places_are_found_by_several_programs_of_several_chunks(
-    monkeypatch: pytest.MonkeyPatch, chunk: int, sharers: int
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     module = "tilewright.codegen.triton.kernels.experts_entries"
-    monkeypatch.setattr(f"{module}._CHUNK", chunk)
-    monkeypatch.setattr(f"{module}._SHARERS", sharers)
+    monkeypatch.setattr(f"{module}._CHUNK", 16)
+    monkeypatch.setattr(f"{module}._SHARERS", 3)
     form = Form(experts=5, slots=2, inner=8, dtype=DType.BF16)
     for kind in ("any", "the same"):
         check(form, routed(form, 53, kind), SMALL, 2)
