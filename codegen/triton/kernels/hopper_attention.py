@@ -38,6 +38,7 @@ FUNCTIONS = (
 ROWS, WARPS = 128, 8  # two warp groups of 64 rows
 BLOCK_NS, STAGES = (64, 128), (2, 3, 4)
 
+_MIXED = False  # whether every second program begins at the end: not timed beside decodes yet
 _DIMS, _PAGES = (64, 128), (16, 32, 64, 128)
 _LINE = 8  # elements of 16 bytes: where rows begin that TMA reads
 
@@ -116,7 +117,7 @@ def hopper_entry(problem: Problem, name: str, tiles: Tiles, page: int) -> Entry:
         "CAUSAL": bool(node.attr("causal")),
         "WINDOW": p.window or 0,
         "PAGE": page,
-        "MIXED": False,
+        "MIXED": _MIXED,
     }
     cut: dict[str, Constexpr] = {"BLOCK_N": tiles.block_n, "STAGES": tiles.num_stages}
     grid = (call("min", tiles.programs, items), 1, 1)
