@@ -22,11 +22,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared, mbarrier, tma, warpgroup_mma, warpgroup_mma_wait,
 )
 """
+LOADS = ("_item_sequence", "_work", "_bring", "_produce")
 FUNCTIONS = (
-    "_item_sequence",
-    "_work",
-    "_bring",
-    "_produce",
     "_softmax",
     "_clear",
     "_pass",

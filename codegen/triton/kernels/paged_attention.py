@@ -17,7 +17,12 @@ from ....targets import Target
 from ..cuts import Cuts
 from ..layout import Layout
 from ..source import HEADER, Constexpr, KernelSource, Launch, Pointer, Scalar, Variant, jit_text
-from . import hopper_attention, hopper_attention_kernel, paged_attention_kernel
+from . import (
+    hopper_attention,
+    hopper_attention_kernel,
+    hopper_attention_loads,
+    paged_attention_kernel,
+)
 from .entries import Entry, described, entry_of
 from .hopper_attention import default_prefill, hopper_entry
 from .paged_attention_tiles import (
@@ -137,6 +142,7 @@ def _source(
     ]
     if any("@gluon.jit" in entry.text for entry in entries):
         texts.insert(1, hopper_attention.HEADER)
+        texts.append(jit_text(hopper_attention_loads, hopper_attention.LOADS))
         texts.append(jit_text(hopper_attention_kernel, hopper_attention.FUNCTIONS))
     texts += [entry.text for entry in entries]
     return KernelSource(

@@ -17,6 +17,7 @@ from ....targets import Target
 from ..kernels import (
     hopper_attention,
     hopper_attention_kernel,
+    hopper_attention_loads,
     paged_attention,
     paged_attention_kernel,
     paged_attention_tiles,
@@ -59,6 +60,7 @@ class PagedAttention(Template):
     modules: tuple[ModuleType, ...] = (
         hopper_attention,
         hopper_attention_kernel,
+        hopper_attention_loads,
         paged_attention,
         paged_attention_kernel,
         paged_attention_tiles,
