@@ -48,12 +48,24 @@ class Pages:
 
     def take_each(self, count: int) -> list[int]:
         """So many free pages, of which there are as many, with one reference each."""
-        return [self.take() for _ in range(count)]
+        taken: list[int] = []
+        while len(taken) < count:
+            if not self._next:
+                self._look()
+            some = self._next[len(taken) - count :]
+            del self._next[-len(some) :]
+            taken += reversed(some)
+        free, references = self._free, self.references
+        self.num_free -= count
+        for page in taken:
+            free[page] = 0
+            references[page] = 1
+        return taken
 
     def _look(self) -> None:
-        assert self.num_free, "no page is free"
         start, size = self._looked, _WINDOW
         while True:
+            assert start < len(self._free), "no page is free"
             (found,) = self._bytes[start : start + size].nonzero()
             if len(found):
                 break
