@@ -7,6 +7,7 @@ device has then been made, and its tokens have come back into it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -52,7 +53,8 @@ class Launched:
 
     def array(self) -> NDArray[np.int64]:
         """`tokens`, as i64[B], which takes less memory."""
-        self.tokens()
+        if self._tokens is None:
+            self.tokens()
         return self._array
 
 
@@ -60,13 +62,14 @@ class Turn:
     """Pinned memory for one step's metadata and tokens, with views for the shape it last had."""
 
     def __init__(self, nbytes: int, rows: int, device: torch.device) -> None:
-        pinned = device.type == "cuda"
+        self.event: Event | None = None
+        self.busy = False  # queued work reads it, and no event says when that ends
+        self._device, self._pinned = device, device.type == "cuda"
+        pinned = self._pinned
         self.memory = torch.zeros(nbytes, dtype=torch.uint8, pin_memory=pinned)
         self.tokens = torch.zeros(rows, dtype=torch.int64, pin_memory=pinned)
         self.come = self.tokens  # the first of them, as many as the step's shape has rows
         self.numpy_tokens = self.tokens.numpy()
-        self.event: Event | None = None
-        self.busy = False  # queued work reads it, and no event says when that ends
         self.launched: Launched | None = None
         self.key: tuple[int, ...] | None = None  # whose parameters it holds
         self.tables = -1  # which block tables it holds
@@ -78,13 +81,23 @@ class Turn:
         self._count = 0
         self._words: torch.Tensor | None = None
 
+    def __del__(self) -> None:
+        # What goes to the driver directly (`CudaQueue.copy`) torch knows nothing of: it would give
+        # this memory to somebody else while a copy is on its way.
+        if not self._pinned or sys.is_finalizing():
+            return
+        if self.busy:
+            torch.cuda.synchronize(self._device)
+        elif self.event is not None:
+            self.event.synchronize()
+
     def words(self, width: int) -> torch.Tensor:
         """Memory i32[rows, width] for the masks of its step, made when it is first asked for; to be
         written like all else here.
         """
         if self._words is None:
-            size, pinned = (len(self.tokens), width), self.memory.is_pinned()
-            self._words = torch.zeros(size, dtype=torch.int32, pin_memory=pinned)
+            size = (len(self.tokens), width)
+            self._words = torch.zeros(size, dtype=torch.int32, pin_memory=self._pinned)
         return self._words
 
     def wait(self, queue: DeviceQueue) -> None:

@@ -213,7 +213,7 @@ class PagedPool:
     @property
     def num_available(self) -> int:
         """Pages that no sequence holds: free ones, and those that the prefix cache alone holds."""
-        return len(self._pages.free) + self._pages.num_idle
+        return self._pages.num_free + self._pages.num_idle
 
     @property
     def max_tokens(self) -> int:

@@ -334,6 +334,9 @@ class PrefixTree:
             if node.device_children or node.pinned_until > now:
                 continue
             touched.append(node)
+            if not (self._spare or self._host):
+                taken += self._give_up_some(node, count - len(taken), idle)
+                continue
             while node.on_device and len(taken) < count and idle(node.pages[node.on_device - 1]):
                 taken.append(self._give_up(node, copies))
         for node in touched:
@@ -372,6 +375,19 @@ class PrefixTree:
         self._file(node)
         self.num_pages -= len(gone)
         return gone
+
+    def _give_up_some(self, node: _Node, most: int, idle: Callable[[int], bool]) -> list[int]:
+        """`_give_up` of so many idle pages, where nothing is or can be on the host."""
+        stop = last = node.on_device
+        while stop and last - stop < most and idle(node.pages[stop - 1]):
+            stop -= 1
+        gone = node.pages[stop:last]
+        if gone:
+            assert node.parent is not None
+            node.on_device = stop
+            node.parent.device_children -= not stop
+            self._cut_pages(node, stop)
+        return gone[::-1]
 
     def _give_up(self, node: _Node, copies: list[tuple[int, int]]) -> int:
         """Takes the last page on the device away from a node."""
