@@ -54,14 +54,18 @@ def _chunk_scales(
     SCALE: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """The scale [R, WORDS / LANE] of what each thread has of each row, 8 columns."""
+    """The scale [R, WORDS / LANE] of what each thread has of each row, 8 columns.
+
+    Rows come last until all is read: Triton lets threads follow the first axis where neither has
+    neighbours, and here they must lie as those of a chunk do.
+    """
     row = tl.arange(0, R)
     lane = tl.arange(0, WORDS // LANE)
     start = base.to(tl.pointer_type(tl.float32 if SCALE == 4 else tl.bfloat16))
-    cells = start + (row * pitch)[:, None] + (lane // (GROUP // 8))[None, :]
+    cells = start + (row * pitch)[None, :] + (lane // (GROUP // 8))[:, None]
     if MASKED:
-        return tl.load(cells, mask=(lane * LANE < left)[None, :], other=0.0)
-    return tl.load(cells)
+        return tl.trans(tl.load(cells, mask=(lane * LANE < left)[:, None], other=0.0))
+    return tl.trans(tl.load(cells))
 
 
 @triton.jit
