@@ -110,6 +110,9 @@ def step_inputs(length: int, batch: int = 1) -> Tensors:
         "top_p": each(1.0),
         "min_p": each(0.0),
         "uniform": each(0.0),
+        "group_rows": torch.arange(batch, dtype=torch.int32, device=DEVICE),
+        "group_ids": each(0, torch.int32),
+        "shared_pages": each(0, torch.int32),
     }
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import tilewright as tw
 from cascade_forms import Group, cascade_call, cascade_operands_of, cascade_truth
-from gpu_kernels import PHASES, examples, here, poisoned_kernels
+from gpu_kernels import PHASES, examples, here, loaded, poisoned_kernels
 from paged_forms import OP, Shape, layouts_of
 from random_schedules import HAPPEN, MAX_LEN, MOST, PAGE, Schedule
 from tilewright.codegen.triton.kernels.cascade import (
@@ -27,6 +27,7 @@ from tilewright.codegen.triton.kernels.cascade import (
     fits,
 )
 from tilewright.codegen.triton.kernels.paged_attention_tiles import Problem
+from tilewright.codegen.triton.launch import LaunchedKernel
 from tilewright.codegen.triton.source import KernelSource
 from tilewright.ir.dtypes import DType
 from tilewright.ir.node import Node
@@ -93,7 +94,7 @@ def test_groups_may_change_between_replays_of_a_graph() -> None:
     problem = Problem.of(node, layouts_of(node))
     assert problem is not None
     source = cascade_source(problem, default_tiles(problem, here()), here())
-    (kernel,) = poisoned_kernels([(source, node)])
+    ((kernel,),) = loaded([(source, node)], LaunchedKernel)
     operands, sizes = cascade_operands_of(shape, [Group(40, [5] * 9), Group(7, [64, 1])], 1)
     there = [None if x is None else x.cuda() for x in operands]
     kernel(there, sizes)

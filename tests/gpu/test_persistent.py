@@ -91,7 +91,8 @@ def test_a_launch_that_waits_in_vain_ends(graph) -> None:
     ours.run(inputs, tensors)
     torch.cuda.synchronize()
     assert ours.logits.isnan().any()
-    with pytest.raises(KernelError, match="call 3 of"):
+    # Programs that have no part in call 3 wait for call 4 as long: either is the first to give up.
+    with pytest.raises(KernelError, match=r"call [34] of 12 .* expected 32 arrivals"):
         ours.check()
     ours.reset()
     for _ in range(1000):
