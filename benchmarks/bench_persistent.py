@@ -194,7 +194,7 @@ def _prepared(engine: object, options: argparse.Namespace, output: Output, repor
     inputs = step_inputs(length, options.batch)
     caches = step_caches(engine.executor.caches.tensors, inputs)  # type: ignore[attr-defined]
     own = {name: tensor.clone() for name, tensor in caches.items()}
-    replay, found = graph_path(runner, own, inputs)
+    replay, found = graph_path(runner, own, inputs, length)
     paths = Paths(length, steps_of(replay, found, inputs, length))
     floor = shape.weight_bytes / rate
     lowered = Lowered(runner.program, image.files)

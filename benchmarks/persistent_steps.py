@@ -131,11 +131,13 @@ def place(inputs: Tensors, length: int) -> None:
 
 
 def graph_path(
-    runner: ProgramRunner, caches: Tensors, inputs: Tensors
+    runner: ProgramRunner, caches: Tensors, inputs: Tensors, length: int
 ) -> tuple[Callable[[], None], Tensors]:
-    """A replay of the decode graph, and its results."""
+    """A replay of the decode graph, and its results. What it runs before the capture it writes to
+    where the step behind ``length`` tokens writes.
+    """
     given = {**inputs, **caches}
-    place(inputs, 64)
+    place(inputs, length)
     runner.run(given)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
