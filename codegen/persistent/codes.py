@@ -55,8 +55,8 @@ class CodedProduct:
 
 
 def coded_product(node: Node) -> CodedProduct | None:
-    """What a call multiplies with, where that is codes of a kind that the kernel knows: e4m3 with
-    a scale a row or by blocks, x rounded alike or not at all; 4 bits by groups, without zero points.
+    """What a call multiplies with, where that is codes of a kind that the kernel knows: e4m3 by
+    rows or blocks, x rounded alike or not at all; 4 bits by groups, without zero points.
     """
     layouts = tuple(None if arg is None else located(arg)[1] for arg in node.args)
     scaled = None

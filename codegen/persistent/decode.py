@@ -220,7 +220,10 @@ _EMPTY = torch.zeros(0, dtype=torch.int64)
 
 def weight_names(shape: Shape) -> list[str]:
     """The weights that a model's kernel reads, each once, in order."""
-    names = [shape.inv_freq, *(n for step in shape.calls for n in (step.weight, step.scale, step.norm))]
+    names = [
+        shape.inv_freq,
+        *(n for step in shape.calls for n in (step.weight, step.scale, step.norm)),
+    ]
     return [name for name in dict.fromkeys(names) if name]
 
 

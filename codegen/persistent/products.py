@@ -17,9 +17,7 @@ from .reading import Product
 _HELD = 2  # chunks of x that stay in registers; more are read again for each tile, from the L1
 
 
-def product_lines(
-    form: Product, cut: Cut, wait: Sequence[str], arrive: Sequence[str]
-) -> list[str]:
+def product_lines(form: Product, cut: Cut, wait: Sequence[str], arrive: Sequence[str]) -> list[str]:
     """The branch of a form; ``wait`` and ``arrive`` stand before and behind its tiles."""
     batch, count = cut.tiling.batch, cut.chunks(form)
     held = range(count if count * batch <= _HELD else 0)
