@@ -55,6 +55,7 @@ class PersistentDecode:
         limit: polls of a wait until a launch is given up.
 
     Attributes:
+        results: of each call by name, bf16[batch, N].
         logits: bf16[batch, V] of the last step; NaN after a launch that was given up.
         tokens: i64[batch], the likeliest ones, -1 where logits are not finite.
         timeline: i64[programs, calls, 3] in ns (`MARKS`) of the last step; empty without times.
@@ -79,7 +80,8 @@ class PersistentDecode:
             name: torch.zeros(tiling.batch, size, dtype=torch.bfloat16, device=device)
             for name, size in shape.results.items()
         }
-        self._kept = (dict(weights), results)  # the tables hold their addresses
+        self.results = results
+        self._kept = dict(weights)  # the tables hold their addresses, and those of results
         self.logits = results[shape.calls[-1].out]
         for name in weight_names(shape):
             _check(name, weights.get(name))
