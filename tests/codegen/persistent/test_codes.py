@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from persistent_codes import Coded
 from persistent_forms import Model, by_interpreter, step_inputs, together
-from tilewright.codegen.persistent.codes import Codes
 from tilewright.codegen.persistent.cut import Cut
 from tilewright.codegen.persistent.decode import PersistentDecode, in_interpreter
 from tilewright.codegen.persistent.lowering import with_one_launch
@@ -21,7 +20,7 @@ from tilewright.codegen.persistent.table import make_items
 from tilewright.codegen.persistent.tiling import Tiling
 from tilewright.errors import UnsupportedError
 from tilewright.ir.dtypes import DType
-from tilewright.ir.graph import Graph, param_name
+from tilewright.ir.graph import Graph
 from tilewright.ir.ops.quant import unpack4
 from tilewright.ir.parser import parse_graph
 from tilewright.ir.schema import schema
