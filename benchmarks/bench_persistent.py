@@ -35,6 +35,7 @@ from persistent_picture import picture
 from persistent_steps import (
     CONFIGS,
     DEVICE,
+    ROUNDING,
     Paths,
     Tensors,
     breakdown,
@@ -83,9 +84,9 @@ _NARROW = (
 _CODED = ("default", "rows=8,ahead=16", "rows=16,ahead=8", "ahead=0", "num_warps=4,ctas=2")
 SWEEPS = {"1b": _WIDE, "8b": _WIDE, "smollm2": _NARROW}
 """What is tried where no tiling is named."""
-_FAR = 0.5
-"""Standard deviations that logits may be off where activations are rounded to codes: two paths that
-round bfloat16 in another order take another code here and there."""
+_FAR = 0.25
+"""What may become of logits, as `ROUNDING`, where activations are rounded to codes: two paths that
+round bfloat16 in another order take another code here and there, a sixteenth off."""
 
 
 @dataclass(slots=True)
@@ -152,7 +153,7 @@ class Bench:
         """How near a path's steps are to the graph path's."""
         codes = self.shape.codes
         rounds = codes is not None and codes.rounds
-        return compared(step, self.inputs, self.paths, _FAR if rounds else 0.1)
+        return compared(step, self.inputs, self.paths, _FAR if rounds else ROUNDING)
 
     @property
     def batch(self) -> int:

@@ -61,6 +61,10 @@ CONFIGS: dict[str, dict[str, object]] = {
 }
 """Shapes of Llama-3.2-1B, Llama-3.1-8B and SmolLM2-135M."""
 Tensors = dict[str, torch.Tensor]
+ROUNDING = 0.1
+"""What bfloat16 may make of the logits of 16 to 32 layers, rounded at other places, in root mean
+squares: 0.004 of each of some ten results a layer. A wrong key in one layer was 0.4.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,28 +175,31 @@ def compared(
     step: Callable[[], tuple[torch.Tensor, torch.Tensor]],
     inputs: Tensors,
     paths: Paths,
-    most: float = 0.1,
+    most: float = ROUNDING,
 ) -> str:
     """How many tokens are the graph path's, and how far logits are off, for the same tokens in:
-    at most ``most`` standard deviations.
+    at most ``most`` standard deviations in root mean squares.
 
     Raises:
         RuntimeError: a token that is another one by more than rounding, or logits far off.
     """
-    equal, worst, ties, total = 0, 0.0, 0, 0
+    equal, worst, spread, ties, total = 0, 0.0, 0.0, 0, 0
     for index, (tokens, logits) in enumerate(paths.steps):
         place(inputs, paths.length + index)
         inputs["token_ids"].copy_(tokens)
         found, chosen = step()
-        off = (found.float() - logits).abs().amax(1)
+        each = (found.float() - logits).abs()
+        off = each.amax(1)
         worst = max(worst, float((off / logits.std(1)).max()))
+        spread = max(spread, float((each.square().mean(1).sqrt() / logits.std(1)).max()))
         best = logits.argmax(1)
         behind = logits.amax(1) - logits.gather(1, chosen.clamp(min=0)[:, None])[:, 0]
         equal += int((chosen == best).sum())
         ties += int(((chosen != best) & (chosen >= 0) & (behind <= 2 * off)).sum())
         total += len(best)
-    said = f"{equal}/{total} tokens equal, {ties} within rounding, logits off {worst:.4f} std"
-    if equal + ties < total or not worst <= most:
+    said = f"{equal}/{total} tokens equal, {ties} within rounding, logits off {spread:.4f} std"
+    said += f" (at most {worst:.4f})"
+    if equal + ties < total or not spread <= most:
         raise RuntimeError(f"wrong: {said}")
     return said
 
