@@ -31,7 +31,6 @@ from pathlib import Path
 
 import torch
 from graph_timing import read_rate
-from persistent_picture import picture
 from persistent_steps import (
     CONFIGS,
     DEVICE,
@@ -54,8 +53,10 @@ from tilewright.codegen.persistent.lowering import tiling_for, with_one_launch
 from tilewright.codegen.persistent.reading import Shape, read_decode
 from tilewright.codegen.persistent.source import compile_persistent, persistent_source
 from tilewright.codegen.persistent.tiling import Tiling
+from tilewright.codegen.persistent.trace import StepTrace
 from tilewright.codegen.triton.package import Binary
 from tilewright.codegen.triton.source import KernelSource
+from tilewright.compiler.inspect.timeline import timeline_section
 from tilewright.errors import TilewrightError
 from tilewright.ir.parser import parse_graph
 from tilewright.runtime.runner import ProgramRunner
@@ -96,7 +97,7 @@ class Output:
     Attributes:
         file: where they stand; None for nowhere.
         model: whose lines count.
-        pictures: the folder for pictures of steps; None for none.
+        pictures: the folder for traces of steps and pages that show them; None for none.
     """
 
     file: Path | None
@@ -179,7 +180,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="fewer layers than the model has")
     parser.add_argument("--soak", type=int, default=0, help="replays of the default at the end")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--pictures", type=Path, help="a folder for pages that show a step")
+    parser.add_argument(
+        "--pictures", type=Path, help="a folder for traces of a step and pages of these"
+    )
     options = parser.parse_args()
     quantize = options.quantize
     model = f"{options.model} {quantize}" if quantize else options.model
@@ -277,7 +280,7 @@ def _one(
         print(text, flush=True)
         bench.output.add(f"{name} timed", line=text, rows=rows)
         if bench.output.pictures is not None:
-            _draw(bench, ours.timeline, name)
+            _draw(bench, ours.trace(f"{bench.output.model}, {name}"))
         return
     seconds = _replays(lambda: ours.run(bench.inputs, caches))
     ours.check()
@@ -289,15 +292,16 @@ def _one(
     bench.output.add(name, line=line, registers=used.registers, spills=used.spills, **facts)
 
 
-def _draw(bench: Bench, timeline: torch.Tensor, name: str) -> None:
-    """The whole step, and two layers in the middle of it."""
-    folder, calls = bench.output.pictures, len(bench.shape.calls)
+def _draw(bench: Bench, trace: StepTrace) -> None:
+    """The step as a page, and as a file that ``tilewright inspect --html --trace`` takes."""
+    folder = bench.output.pictures
     assert folder is not None
     folder.mkdir(parents=True, exist_ok=True)
-    for kind, shown in (("step", range(calls)), ("layers", range(calls // 2, calls // 2 + 10))):
-        title = f"{bench.output.model}, {name}"
-        page = picture(timeline, bench.shape, title, range(shown.start, min(shown.stop, calls)))
-        (folder / f"{bench.output.model.replace(' ', '')}-{kind}.html").write_text(page)
+    path = folder / bench.output.model.replace(" ", "")
+    path.with_suffix(".json").write_text(trace.to_json())
+    path.with_suffix(".html").write_text(
+        f'<!doctype html><meta charset="utf-8">{timeline_section(trace)}'
+    )
 
 
 def _as_program(bench: Bench, name: str, tiling: Tiling) -> None:

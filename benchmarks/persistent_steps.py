@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 import tilewright as tw
-from tilewright.codegen.persistent.decode import MARKS
 from tilewright.codegen.persistent.reading import Shape
+from tilewright.codegen.persistent.trace import MARKS
 from tilewright.runtime.engine import CausalLMEngine
 from tilewright.runtime.runner import ProgramRunner
 

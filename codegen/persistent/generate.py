@@ -49,6 +49,7 @@ PARAMETERS = {
     "counters": "i32",
     "diagnosis": "i32",
     "timeline": "i64",
+    "places": "i32",
     "token_ids": "i64",
     "positions": "i64",
     "seq_lens": "i32",
@@ -65,7 +66,9 @@ PARAMETERS = {
     "tokens": "i64",
 }
 """The kernel's pointers by name, and what they point to; behind them come ``pages``, the columns of
-block_tables, and ``limit``, the polls of a wait. The timeline is there where times are noted."""
+block_tables, and ``limit``, the polls of a wait."""
+TIMED = ("timeline", "places")
+"""Those that are there where times are noted."""
 
 
 def kernel_text(shape: Shape, tiling: Tiling, timed: bool = False) -> str:
@@ -83,8 +86,11 @@ def kernel_text(shape: Shape, tiling: Tiling, timed: bool = False) -> str:
         branches += [f"            {line}" for line in lines]
     body = "\n".join((_head(shape, tiling, timed), *branches, _tail(tiling.batch)))
     if not timed:
-        body = "".join(line for line in body.splitlines(True) if "_time(" not in line)
-    return "".join((HEADER, _function_text(cut.codes), body))
+        notes = ("_time(", "_time_place(")
+        lines = body.splitlines(True)
+        body = "".join(line for line in lines if not any(note in line for note in notes))
+    place = jit_text(kernel, ["_time_place"]) if timed else ""
+    return "".join((HEADER, _function_text(cut.codes), place, body))
 
 
 def _function_text(codes: Codes | None) -> str:
@@ -121,7 +127,7 @@ def constexprs(shape: Shape, tiling: Tiling, device: bool) -> dict[str, int | bo
 
 def _head(shape: Shape, tiling: Tiling, timed: bool) -> str:
     names = ", ".join(
-        name for name in (*PARAMETERS, "pages", "limit") if name != "timeline" or timed
+        name for name in (*PARAMETERS, "pages", "limit") if timed or name not in TIMED
     )
     bests = "\n".join(f"    best{s}, index{s} = _none(R)" for s in range(tiling.batch))
     constants = ", ".join(f"{name}: tl.constexpr" for name in constexprs(shape, tiling, True))
@@ -136,6 +142,7 @@ def _head(shape: Shape, tiling: Tiling, timed: bool) -> str:
 @triton.jit
 def decode({names}, {constants}):
     cta = tl.program_id(0)
+    _time_place(places, DEVICE)
     generation = tl.load(counters, volatile=True)
     item = cta * ITEMS
 {begun}
