@@ -16,6 +16,7 @@ from .reading import Attention, Begin, Form, Shape
 
 MARKS = ("met", "begun", "done")
 """The times that are noted of each program and call."""
+_FIELDS = ("title", "forms", "calls", "places", "times")
 _KIND = "tilewright one launch, version 1"
 
 
@@ -54,14 +55,14 @@ class StepTrace:
             raise _no_trace(source, str(error)) from error
         if not isinstance(data, dict) or data.get("kind") != _KIND:
             raise _no_trace(source, "something else")
-        title, forms = data.get("title"), data.get("forms")
+        parts: tuple[Any, ...] = tuple(map(data.get, _FIELDS))
+        title, forms, calls, places, times = parts
         named = isinstance(title, str) and isinstance(forms, list)
         if not named or not all(isinstance(form, str) for form in forms):
             raise _no_trace(source, "names that are missing")
-        calls, places, times = (data.get(name) for name in ("calls", "places", "times"))
         width = len(MARKS) * len(calls) if _are_numbers(calls) else 0
         fits = width and _are_numbers(places) and all(index < len(forms) for index in calls)
-        fits = fits and isinstance(times, list) and len(times) == len(places)
+        fits = fits and isinstance(times, list) and len(times) == len(places) > 0
         if not fits or not all(_are_numbers(row) and len(row) == width for row in times):
             raise _no_trace(source, "numbers that do not fit each other")
         rows = tuple(map(tuple, times))
