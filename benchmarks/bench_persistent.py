@@ -3,6 +3,7 @@
     python benchmarks/bench_persistent.py 1b --output results.jsonl
     python benchmarks/bench_persistent.py 8b --tiling ahead=8 --tiling num_warps=4,ctas=2
     python benchmarks/bench_persistent.py 1b --batch 4 --tiling default
+    python benchmarks/bench_persistent.py 8b --quantize fp8 --layers 8
 
 Weights are random, of a model's shape. First both paths compute the same steps, each with its own
 caches: logits are compared, and tokens may only differ where the graph's best two logits are as
@@ -30,10 +31,10 @@ from pathlib import Path
 
 import torch
 from graph_timing import read_rate
-from persistent_picture import picture
 from persistent_steps import (
     CONFIGS,
     DEVICE,
+    ROUNDING,
     Paths,
     Tensors,
     breakdown,
@@ -52,8 +53,10 @@ from tilewright.codegen.persistent.lowering import tiling_for, with_one_launch
 from tilewright.codegen.persistent.reading import Shape, read_decode
 from tilewright.codegen.persistent.source import compile_persistent, persistent_source
 from tilewright.codegen.persistent.tiling import Tiling
+from tilewright.codegen.persistent.trace import StepTrace
 from tilewright.codegen.triton.package import Binary
 from tilewright.codegen.triton.source import KernelSource
+from tilewright.compiler.inspect.timeline import timeline_section
 from tilewright.errors import TilewrightError
 from tilewright.ir.parser import parse_graph
 from tilewright.runtime.runner import ProgramRunner
@@ -79,8 +82,12 @@ _NARROW = (
     "splits=4",
     "rows=2,num_warps=2,ctas=2",
 )
+_CODED = ("default", "rows=8,ahead=16", "rows=16,ahead=8", "ahead=0", "num_warps=4,ctas=2")
 SWEEPS = {"1b": _WIDE, "8b": _WIDE, "smollm2": _NARROW}
 """What is tried where no tiling is named."""
+_FAR = 0.25
+"""What may become of logits, as `ROUNDING`, where activations are rounded to codes: two paths that
+round bfloat16 in another order take another code here and there, a sixteenth off."""
 
 
 @dataclass(slots=True)
@@ -90,7 +97,7 @@ class Output:
     Attributes:
         file: where they stand; None for nowhere.
         model: whose lines count.
-        pictures: the folder for pictures of steps; None for none.
+        pictures: the folder for traces of steps and pages that show them; None for none.
     """
 
     file: Path | None
@@ -143,6 +150,12 @@ class Bench:
         launch = on_device(source, binary, device)
         return PersistentDecode(self.shape, tiling, self.weights, launch, device, timed)
 
+    def compared(self, step: Callable[[], tuple[torch.Tensor, torch.Tensor]]) -> str:
+        """How near a path's steps are to the graph path's."""
+        codes = self.shape.codes
+        rounds = codes is not None and codes.rounds
+        return compared(step, self.inputs, self.paths, _FAR if rounds else ROUNDING)
+
     @property
     def batch(self) -> int:
         """Sequences of a step."""
@@ -161,19 +174,25 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model", choices=CONFIGS)
     parser.add_argument("--tiling", action="append", default=[], help="fields, ctas=2, or default")
+    parser.add_argument("--quantize", help="a scheme of codes; none by default")
     parser.add_argument("--length", type=int, default=512, help="tokens before the first step")
     parser.add_argument("--batch", type=int, default=1, choices=(1, 2, 4, 8))
     parser.add_argument("--layers", type=int, help="fewer layers than the model has")
     parser.add_argument("--soak", type=int, default=0, help="replays of the default at the end")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--pictures", type=Path, help="a folder for pages that show a step")
+    parser.add_argument(
+        "--pictures", type=Path, help="a folder for traces of a step and pages of these"
+    )
     options = parser.parse_args()
-    output = Output(options.output, f"{options.model} x {options.batch}", options.pictures)
+    quantize = options.quantize
+    model = f"{options.model} {quantize}" if quantize else options.model
+    output = Output(options.output, f"{model} x {options.batch}", options.pictures)
     done = output.done()
-    names = [name for name in options.tiling or SWEEPS[options.model] if name not in done]
+    sweep = _CODED if quantize else SWEEPS[options.model]
+    names = [name for name in options.tiling or sweep if name not in done]
     for name, line in done.items():
         print(f"known: {name}: {line.get('line', 'ended the process')}")
-    engine = engine_of(options.model, options.length, options.layers, options.batch)
+    engine = engine_of(options.model, options.length, options.layers, options.batch, quantize)
     with torch.inference_mode():  # the engine's caches are written to
         bench = _prepared(engine, options, output, "graph of kernels" not in done)
         wrong = _sweep(bench, names, options.soak)
@@ -252,7 +271,7 @@ def _one(
         ours.check()
         return ours.logits, ours.tokens
 
-    said = compared(step, bench.inputs, bench.paths)
+    said = bench.compared(step)
     if timed:
         for _ in range(3):
             ours.run(bench.inputs, caches)
@@ -261,7 +280,7 @@ def _one(
         print(text, flush=True)
         bench.output.add(f"{name} timed", line=text, rows=rows)
         if bench.output.pictures is not None:
-            _draw(bench, ours.timeline, name)
+            _draw(bench, ours.trace(f"{bench.output.model}, {name}"))
         return
     seconds = _replays(lambda: ours.run(bench.inputs, caches))
     ours.check()
@@ -273,15 +292,16 @@ def _one(
     bench.output.add(name, line=line, registers=used.registers, spills=used.spills, **facts)
 
 
-def _draw(bench: Bench, timeline: torch.Tensor, name: str) -> None:
-    """The whole step, and two layers in the middle of it."""
-    folder, calls = bench.output.pictures, len(bench.shape.calls)
+def _draw(bench: Bench, trace: StepTrace) -> None:
+    """The step as a page, and as a file that ``tilewright inspect --html --trace`` takes."""
+    folder = bench.output.pictures
     assert folder is not None
     folder.mkdir(parents=True, exist_ok=True)
-    for kind, shown in (("step", range(calls)), ("layers", range(calls // 2, calls // 2 + 10))):
-        title = f"{bench.output.model}, {name}"
-        page = picture(timeline, bench.shape, title, range(shown.start, min(shown.stop, calls)))
-        (folder / f"{bench.output.model.replace(' ', '')}-{kind}.html").write_text(page)
+    path = folder / bench.output.model.replace(" ", "")
+    path.with_suffix(".json").write_text(trace.to_json())
+    path.with_suffix(".html").write_text(
+        f'<!doctype html><meta charset="utf-8">{timeline_section(trace)}'
+    )
 
 
 def _as_program(bench: Bench, name: str, tiling: Tiling) -> None:
@@ -296,7 +316,7 @@ def _as_program(bench: Bench, name: str, tiling: Tiling) -> None:
         found = runner.run(given)
         return found["logits"], found["tokens"]
 
-    said = compared(step, bench.inputs, bench.paths)
+    said = bench.compared(step)
     seconds = _replays(lambda: runner.run(given))
     line = bench.line(f"{name}, as a Program", seconds, f"{said}; with its sampling")
     print(line, flush=True)

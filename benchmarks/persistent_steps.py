@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 import tilewright as tw
-from tilewright.codegen.persistent.decode import MARKS
 from tilewright.codegen.persistent.reading import Shape
+from tilewright.codegen.persistent.trace import MARKS
 from tilewright.runtime.engine import CausalLMEngine
 from tilewright.runtime.runner import ProgramRunner
 
@@ -61,7 +61,7 @@ CONFIGS: dict[str, dict[str, object]] = {
 }
 """Shapes of Llama-3.2-1B, Llama-3.1-8B and SmolLM2-135M."""
 Tensors = dict[str, torch.Tensor]
-_ROUNDING = 0.1
+ROUNDING = 0.1
 """What bfloat16 may make of the logits of 16 to 32 layers, rounded at other places, in root mean
 squares: 0.004 of each of some ten results a layer. A wrong key in one layer was 0.4.
 """
@@ -75,7 +75,13 @@ class Paths:
     steps: list[tuple[torch.Tensor, torch.Tensor]]
 
 
-def engine_of(model: str, length: int, layers: int | None = None, batch: int = 1) -> CausalLMEngine:
+def engine_of(
+    model: str,
+    length: int,
+    layers: int | None = None,
+    batch: int = 1,
+    quantize: str | None = None,
+) -> CausalLMEngine:
     """An engine of a shape with random weights, for so many sequences."""
     config = CONFIGS[model] | ({} if layers is None else {"num_hidden_layers": layers})
     with tempfile.TemporaryDirectory() as folder:
@@ -85,6 +91,7 @@ def engine_of(model: str, length: int, layers: int | None = None, batch: int = 1
             folder,
             random_weights=0,
             dtype="bfloat16",
+            quantize=quantize,
             max_model_len=length + 4 * PAGE,
             max_batch_size=batch,
             memory_fraction=0.5,
@@ -165,9 +172,13 @@ def steps_of(
 
 
 def compared(
-    step: Callable[[], tuple[torch.Tensor, torch.Tensor]], inputs: Tensors, paths: Paths
+    step: Callable[[], tuple[torch.Tensor, torch.Tensor]],
+    inputs: Tensors,
+    paths: Paths,
+    most: float = ROUNDING,
 ) -> str:
-    """How many tokens are the graph path's, and how far logits are off, for the same tokens in.
+    """How many tokens are the graph path's, and how far logits are off, for the same tokens in:
+    at most ``most`` standard deviations in root mean squares.
 
     Raises:
         RuntimeError: a token that is another one by more than rounding, or logits far off.
@@ -188,7 +199,7 @@ def compared(
         total += len(best)
     said = f"{equal}/{total} tokens equal, {ties} within rounding, logits off {spread:.4f} std"
     said += f" (at most {worst:.4f})"
-    if equal + ties < total or not spread <= _ROUNDING:
+    if equal + ties < total or not spread <= most:
         raise RuntimeError(f"wrong: {said}")
     return said
 

@@ -10,18 +10,17 @@ import torch
 from ...errors import KernelError, UsageError
 from ..triton.package import Binary
 from ..triton.source import KernelSource
-from .generate import PARAMETERS
+from .generate import PARAMETERS, TIMED
 from .reading import Attention, Shape
 from .table import make_calls, make_items
 from .tiling import Tiling
+from .trace import MARKS, StepTrace, trace_of
 
 LIMIT = 1 << 20
 """Polls of a wait until the launch is given up: about a second on an H100."""
 _LINE = 32  # i32 between counters that programs wait for
 INPUTS = ("token_ids", "positions", "seq_lens", "slot_mapping", "block_tables")
 """What the kernel reads of a step, by the graph's names."""
-MARKS = ("met", "begun", "done")
-"""The times that are noted of each program and call."""
 
 Launcher = Callable[[Sequence[torch.Tensor | int]], None]
 
@@ -55,6 +54,7 @@ class PersistentDecode:
         limit: polls of a wait until a launch is given up.
 
     Attributes:
+        results: of each call by name, bf16[batch, N].
         logits: bf16[batch, V] of the last step; NaN after a launch that was given up.
         tokens: i64[batch], the likeliest ones, -1 where logits are not finite.
         timeline: i64[programs, calls, 3] in ns (`MARKS`) of the last step; empty without times.
@@ -79,7 +79,8 @@ class PersistentDecode:
             name: torch.zeros(tiling.batch, size, dtype=torch.bfloat16, device=device)
             for name, size in shape.results.items()
         }
-        self._kept = (dict(weights), results)  # the tables hold their addresses
+        self.results = results
+        self._kept = dict(weights)  # the tables hold their addresses, and those of results
         self.logits = results[shape.calls[-1].out]
         for name in weight_names(shape):
             _check(name, weights.get(name))
@@ -89,7 +90,7 @@ class PersistentDecode:
         memory["inv_freq"] = weights[shape.inv_freq]
         self.memory = memory
         self.tokens, self.timeline = memory["tokens"], memory["timeline"]
-        self._names = [name for name in PARAMETERS if name != "timeline" or timed]
+        self._names = [name for name in PARAMETERS if timed or name not in TIMED]
         self._calls: dict[tuple[int, ...], torch.Tensor] = {}  # by the caches' addresses
 
     def run(self, inputs: Mapping[str, torch.Tensor], caches: Mapping[str, torch.Tensor]) -> None:
@@ -151,6 +152,22 @@ class PersistentDecode:
             remedy="Report it, then call reset(); the decode graph has a launch for each call.",
         )
 
+    def trace(self, title: str) -> StepTrace:
+        """When each program met, began and ended each call of the last step, and on which
+        multiprocessor. Waits for the device.
+
+        Raises:
+            UsageError: the kernel notes no times.
+        """
+        if not self.timeline.numel():
+            raise UsageError(
+                "trace of the persistent decode kernel",
+                expected="a kernel that notes times",
+                found="one that does not",
+                remedy="Make source and PersistentDecode with timed=True.",
+            )
+        return trace_of(title, self.shape, self.timeline, self.memory["places"])
+
     def reset(self) -> None:
         """Makes the counters new, after a launch that was given up or cut off."""
         self.memory["counters"].zero_()
@@ -203,7 +220,8 @@ def _memory(shape: Shape, tiling: Tiling, timed: bool) -> dict[str, torch.Tensor
     return {
         "counters": torch.zeros(counters, dtype=torch.int32),
         "diagnosis": torch.zeros(8, dtype=torch.int32),
-        "timeline": torch.zeros(programs, calls, 3, dtype=torch.int64) if timed else _EMPTY,
+        "timeline": torch.zeros(programs, calls, len(MARKS) * timed, dtype=torch.int64),
+        "places": torch.zeros(programs, dtype=torch.int32),
         "cos": torch.zeros(pairs),
         "sin": torch.zeros(pairs),
         "partial_acc": torch.zeros(parts * attention.head_dim),
@@ -215,12 +233,12 @@ def _memory(shape: Shape, tiling: Tiling, timed: bool) -> dict[str, torch.Tensor
     }
 
 
-_EMPTY = torch.zeros(0, dtype=torch.int64)
-
-
 def weight_names(shape: Shape) -> list[str]:
     """The weights that a model's kernel reads, each once, in order."""
-    names = [shape.inv_freq, *(n for step in shape.calls for n in (step.weight, step.norm))]
+    names = [
+        shape.inv_freq,
+        *(n for step in shape.calls for n in (step.weight, step.scale, step.norm)),
+    ]
     return [name for name in dict.fromkeys(names) if name]
 
 

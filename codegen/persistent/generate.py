@@ -6,14 +6,19 @@ many arrivals the call before it ends with, and addresses (table.py writes them)
 
 from __future__ import annotations
 
+from ..triton.generate_text import helper_text
 from ..triton.source import HEADER, jit_text
-from . import kernel
+from . import codes_kernel, kernel
+from .codes import Codes
+from .cut import Cut
 from .products import product_lines
 from .reading import Attention, Product, Shape
 from .tiling import Tiling
 
 FIELDS = 16
 """Cells of a call's row."""
+SCALE_CELL = 10
+"""Where a row has the address of a weight's scales."""
 
 _FUNCTIONS = (
     *("_entry", "_chunk", "_ask", "_times", "_both", "_x", "_bf16", "_rounded", "_time", "_wait"),
@@ -31,12 +36,20 @@ _FUNCTIONS = (
         "_spoil",
     ),
 )
+_NUMBERS = ("_entry", "_chunk", "_ask", "_times")  # of chunks that hold no words
+_CODED = (
+    *("_word_entry", "_word_chunk", "_ask_words", "_halves", "_lanes", "_of_numbers"),
+    *("_four_numbers", "_of_bytes"),
+)
+_NIBBLES = ("_nibble", "_of_nibbles")
+_ROUNDING = ("_normed", "_size", "_code_scale", "_code_values")
 PARAMETERS = {
     "calls": "i64",
     "items": "i64",
     "counters": "i32",
     "diagnosis": "i32",
     "timeline": "i64",
+    "places": "i32",
     "token_ids": "i64",
     "positions": "i64",
     "seq_lens": "i32",
@@ -53,16 +66,19 @@ PARAMETERS = {
     "tokens": "i64",
 }
 """The kernel's pointers by name, and what they point to; behind them come ``pages``, the columns of
-block_tables, and ``limit``, the polls of a wait. The timeline is there where times are noted."""
+block_tables, and ``limit``, the polls of a wait."""
+TIMED = ("timeline", "places")
+"""Those that are there where times are noted."""
 
 
 def kernel_text(shape: Shape, tiling: Tiling, timed: bool = False) -> str:
     """The source of the kernel ``decode`` for a model of this shape; ``timed`` notes times."""
     branches: list[str] = []
+    cut = Cut.of(shape, tiling)
     for index, form in enumerate(shape.forms):
         branches.append(f"        {'el' if index else ''}if kind == {index}:")
         if isinstance(form, Product):
-            lines = product_lines(form, tiling, _WAIT, _ARRIVE)
+            lines = product_lines(form, cut, _WAIT, _ARRIVE)
         elif isinstance(form, Attention):
             lines = _attention_lines(form, tiling.batch)
         else:
@@ -70,23 +86,40 @@ def kernel_text(shape: Shape, tiling: Tiling, timed: bool = False) -> str:
         branches += [f"            {line}" for line in lines]
     body = "\n".join((_head(shape, tiling, timed), *branches, _tail(tiling.batch)))
     if not timed:
-        body = "".join(line for line in body.splitlines(True) if "_time(" not in line)
-    return "".join((HEADER, jit_text(kernel, _FUNCTIONS), body))
+        notes = ("_time(", "_time_place(")
+        lines = body.splitlines(True)
+        body = "".join(line for line in lines if not any(note in line for note in notes))
+    place = jit_text(kernel, ["_time_place"]) if timed else ""
+    return "".join((HEADER, _function_text(cut.codes), place, body))
+
+
+def _function_text(codes: Codes | None) -> str:
+    """The functions that the kernel calls."""
+    if codes is None:
+        return jit_text(kernel, _FUNCTIONS)
+    names = [name for name in _FUNCTIONS if name not in _NUMBERS]
+    text = helper_text(["_by_largest("]) if codes.rounds else ""
+    text += jit_text(kernel, names)
+    own = [*_CODED[:6], *(_CODED[6:] if codes.bits == 8 else _NIBBLES)]
+    own += ["_chunk_scales"] * (codes.group > 0) + [*_ROUNDING] * codes.rounds
+    own += ["_group_values"] * (codes.rounds and codes.group > 0)
+    return text + jit_text(codes_kernel, own)
 
 
 def constexprs(shape: Shape, tiling: Tiling, device: bool) -> dict[str, int | bool]:
     """Value of each constexpr parameter."""
+    cut = Cut.of(shape, tiling)
     return {
         "ITEMS": 1,
         "CALLS": len(shape.calls),
         "G": tiling.programs,
         "G_BLOCK": 1 << (tiling.programs - 1).bit_length(),
         "R": tiling.rows,
-        "BLOCK_K": tiling.columns,
+        **cut.constexprs(),
         "AHEAD": tiling.ahead,
         "SPLITS": tiling.splits,
         "BLOCK_N": tiling.block_n,
-        "MASKED": any(form.k % tiling.columns for form in shape.products),
+        "MASKED": any(form.k % cut.columns(form) for form in shape.products),
         "BATCH": tiling.batch,
         "DEVICE": device,
     }
@@ -94,33 +127,36 @@ def constexprs(shape: Shape, tiling: Tiling, device: bool) -> dict[str, int | bo
 
 def _head(shape: Shape, tiling: Tiling, timed: bool) -> str:
     names = ", ".join(
-        name for name in (*PARAMETERS, "pages", "limit") if name != "timeline" or timed
+        name for name in (*PARAMETERS, "pages", "limit") if timed or name not in TIMED
     )
     bests = "\n".join(f"    best{s}, index{s} = _none(R)" for s in range(tiling.batch))
     constants = ", ".join(f"{name}: tl.constexpr" for name in constexprs(shape, tiling, True))
+    cut = Cut.of(shape, tiling)
+    first = [*cut.entry_lines("a", "item"), *cut.entry_lines("b", "item + 1")]
+    first += [*cut.chunk_lines("a"), *cut.chunk_lines("b")]
+    second = [*cut.entry_lines("a", "item + 2"), *cut.entry_lines("b", "item + 3")]
+    begun, later = ("\n".join(f"    {line}" for line in lines) for lines in (first, second))
+    scales = "" if cut.codes is None else f"\n        scale_at = tl.load(row + {SCALE_CELL})"
     return f"""
 
 @triton.jit
 def decode({names}, {constants}):
     cta = tl.program_id(0)
+    _time_place(places, DEVICE)
     generation = tl.load(counters, volatile=True)
     item = cta * ITEMS
-    a_base, a_step, a_left = _entry(items, item)
-    b_base, b_step, b_left = _entry(items, item + 1)
-    w_a = _chunk(a_base, a_step, a_left, R, BLOCK_K, MASKED)
-    w_b = _chunk(b_base, b_step, b_left, R, BLOCK_K, MASKED)
+{begun}
     if DEVICE:
         for early in range(AHEAD):
-            _ask(items, item + 2 + early, R, BLOCK_K, MASKED)
-    a_base, a_step, a_left = _entry(items, item + 2)
-    b_base, b_step, b_left = _entry(items, item + 3)
+            {cut.ask_line("item + 2 + early")}
+{later}
 {bests}
     for call in range(CALLS):
         row = calls + call * {FIELDS}
         kind = tl.load(row)
         tiles = tl.load(row + 1).to(tl.int32)
         x_at, norm_at, residual_at = tl.load(row + 4), tl.load(row + 5), tl.load(row + 6)
-        out_at, keys_at, values_at = tl.load(row + 7), tl.load(row + 8), tl.load(row + 9)
+        out_at, keys_at, values_at = tl.load(row + 7), tl.load(row + 8), tl.load(row + 9){scales}
         first = cta - tl.load(row + 2).to(tl.int32)
         first = tl.where(first < 0, first + G, first)
         before = counters + 32 + 32 * call

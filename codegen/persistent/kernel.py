@@ -98,6 +98,21 @@ def _time(timeline, call, mark: tl.constexpr, CALLS: tl.constexpr, DEVICE: tl.co
 
 
 @triton.jit
+def _time_place(places, DEVICE: tl.constexpr):
+    """Notes the multiprocessor that a program is on."""
+    if DEVICE:
+        place = tl.inline_asm_elementwise(
+            "mov.u32 $0, %smid;",
+            "=r,r",
+            [tl.program_id(0)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+        tl.store(places + tl.program_id(0), place)
+
+
+@triton.jit
 def _wait(counter, target, limit, diagnosis, call):
     """Waits until a counter has reached its target, modulo 2^32, and returns the limit to wait
     with from here on: after ``limit`` polls it says what it waited for, and nobody of this program

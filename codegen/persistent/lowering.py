@@ -13,13 +13,14 @@ from ..base import Lowered
 from ..program import Call, Program
 from ..triton.backend import PERSISTENT_PREFIX
 from ..triton.package import KernelPackage, launch_key
-from ..triton.source import KernelSource
+from ..triton.source import KernelSource, has_e4m3
 from .decode import INPUTS, weight_names
 from .reading import Shape, read_decode
 from .source import compile_persistent, persistent_source
 from .tiling import Tiling
 
 _NARROW = 2048  # columns of a weight
+_AHEAD = 4  # chunks of bfloat16
 _CPU = Tiling(rows=8, num_warps=1, ahead=1, splits=4, block_n=16, programs=1)
 
 
@@ -44,6 +45,7 @@ def with_one_launch(
             Triton does not compile.
     """
     shape = read_decode(graph)
+    _check_codes(shape, target)
     tilings = [
         replace(tiling or tiling_for(target, shape, batch), batch=batch) for batch in batches
     ]
@@ -65,18 +67,34 @@ def with_one_launch(
     )
 
 
+def _check_codes(shape: Shape, target: Target) -> None:
+    codes = shape.codes
+    if codes is not None and codes.bits == 8 and not has_e4m3(target):
+        raise UnsupportedError(
+            "one launch for all layers: products with weights in f8e4m3",
+            expected="a device that converts them, sm_89 or later",
+            found=f"sm_{target.arch}",
+            remedy="Its decode steps run as a graph of separate kernels.",
+        )
+
+
 def tiling_for(target: Target, shape: Shape, batch: int = 1) -> Tiling:
     """The default cut: a program a multiprocessor, all of them resident; not measured yet.
 
     Rows of a narrow model leave most threads of a wide chunk idle, and tiles of 16 rows most
-    multiprocessors; sums of many sequences take the registers of half the rows.
+    multiprocessors; sums of many sequences take the registers of half the rows. Chunks of codes
+    have a half or a quarter of the bytes, so that more of them are asked for.
     """
     if target.is_cpu:
         return _CPU
     narrow = max(form.k for form in shape.products) <= _NARROW
     rows = 8 if batch == 1 and not narrow else 4
     return Tiling(
-        rows if batch <= 4 else 2, num_warps=4 if narrow else 8, programs=target.sms, batch=batch
+        rows if batch <= 4 else 2,
+        num_warps=4 if narrow else 8,
+        ahead=_AHEAD * 16 // (16 if shape.codes is None else shape.codes.bits),
+        programs=target.sms,
+        batch=batch,
     )
 
 

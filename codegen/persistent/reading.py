@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from ...errors import UnsupportedError
@@ -15,9 +15,11 @@ from ...ir.dtypes import DType
 from ...ir.graph import Graph, input_name, param_name
 from ...ir.node import Node
 from ...ir.ops.control import body_of
+from ...ir.ops.quant import blocks
 from ..eager.backend import is_call
 from ..triton.kernels.linear_tiles import Problem
 from ..triton.layout import VIEWS, Layout, located
+from .codes import CodedProduct, Codes, coded_product
 from .rope import frequencies_of, is_cast_of_positions
 
 
@@ -37,6 +39,9 @@ class Product:
             second half, and whether silu is rounded before.
         residual: whether something is added.
         chosen: whether the likeliest column is kept.
+        codes: what the weight's are, None for bfloat16.
+        norm_stepwise: whether the norm rounds before it multiplies with its weight, where x is
+            rounded to codes behind it.
     """
 
     n: int
@@ -47,6 +52,37 @@ class Product:
     stepwise: bool = False
     residual: bool = False
     chosen: bool = False
+    codes: Codes | None = None
+    norm_stepwise: bool = False
+
+    @property
+    def bits(self) -> int:
+        """Of an element of the weight."""
+        return 16 if self.codes is None else self.codes.bits
+
+    @property
+    def rounds(self) -> bool:
+        """Whether x is rounded to codes."""
+        return self.codes is not None and self.codes.rounds
+
+    @property
+    def row_scaled(self) -> bool:
+        """Whether each row of the weight has one scale."""
+        return self.codes is not None and self.codes.group == 0
+
+    @property
+    def row_bytes(self) -> int:
+        """From a row of the weight to the next one."""
+        return 2 * self.k if self.codes is None else self.codes.row_bytes(self.k)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the weight, its scales included."""
+        scales = 0
+        if self.codes is not None:
+            groups = blocks(self.k, self.codes.group)
+            scales = blocks(self.n, self.codes.block) * groups * self.codes.scale_bytes
+        return self.n * self.row_bytes + scales
 
     @property
     def out_rows(self) -> int:
@@ -88,6 +124,7 @@ class Step:
         x, out: what it reads and writes.
         weight, norm, residual: of a product; the embedding is the weight of the first call.
         caches: of keys and values.
+        scale: of a weight of codes.
     """
 
     form: int
@@ -97,6 +134,7 @@ class Step:
     norm: str = ""
     residual: str = ""
     caches: tuple[str, str] = ("", "")
+    scale: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +165,15 @@ class Shape:
         return self.forms[step.form]
 
     @property
+    def codes(self) -> Codes | None:
+        """What weights are codes of, the same for all of them; None where none are codes."""
+        return next((form.codes for form in self.products if form.codes is not None), None)
+
+    @property
     def weight_bytes(self) -> int:
-        """Bytes of the products' weights, in 16 bits."""
+        """Bytes of the products' weights."""
         forms = (self.form(step) for step in self.calls)
-        return sum(2 * form.n * form.k for form in forms if isinstance(form, Product))
+        return sum(form.weight_bytes for form in forms if isinstance(form, Product))
 
 
 def read_decode(graph: Graph) -> Shape:
@@ -156,6 +199,7 @@ class _Reading:
     rope: Node | None = None
     inv_freq: str = ""
     sampled: bool = False
+    _codes: Codes | None = None
 
     def take(self, node: Node) -> None:
         """Appends what computes a node."""
@@ -190,38 +234,32 @@ class _Reading:
         self._append_step(Begin(), "token_ids", out, weight=param_name(weight))
 
     def _product(self, node: Node) -> None:
-        problem = Problem.located(node)
+        coded = coded_product(node)
+        problem = Problem.located(node) if coded is None else coded.problem
         if problem is None or problem.bias is not None or problem.linear.dtype is not DType.BF16:
             raise _stopped(node)
-        outer = dict(zip(problem.body.inputs, node.operands, strict=True))
-        weight, x = outer[problem.weight], outer[problem.x.source]
-        eps, norm = 0.0, ""
-        if problem.norm is not None:
-            scale = problem.norm.args[1]
-            known = {"eps", "stepwise"} >= {name for name, _ in problem.norm.attrs}
-            if scale is None or not known or outer[scale].op != "param":
-                raise _stopped(node)
-            _insist(outer[scale].dtype is DType.BF16, node)
-            eps, norm = float(problem.norm.attr("eps")), param_name(outer[scale])  # type: ignore[arg-type]
+        # A weight of codes is one more input of the body, behind those that the call gives.
+        outer = dict(zip(problem.body.inputs, node.operands, strict=coded is None))
+        weight = outer[problem.weight if coded is None else coded.weight]
+        scale = "" if coded is None else self._scale(node, outer[coded.scale])
+        form, norm = _form(node, problem, outer, coded)
+        _insist(self._codes in (None, form.codes) or form.codes is None, node)
+        self._codes = self._codes or form.codes
         _insist(weight.op == "param" and problem.x.offset == 0 and problem.k % 8 == 0, node)
-        gated, stepwise, residual = _epilogue(problem, node)
-        form = Product(
-            problem.n * problem.parts,
-            problem.k,
-            bool(norm),
-            eps,
-            gated,
-            stepwise,
-            residual is not None,
-        )
+        other = _epilogue(problem, node)[2]
         self._append_step(
             form,
-            self._name(x, node),
+            self._name(outer[problem.x.source], node),
             self._result(node, form.out_rows),
             weight=param_name(weight),
             norm=norm,
-            residual="" if residual is None else self._name(outer[residual], node),
+            residual="" if other is None else self._name(outer[other], node),
+            scale=scale,
         )
+
+    def _scale(self, node: Node, scale: Node) -> str:
+        _insist(scale.op == "param", node)
+        return param_name(scale)
 
     def _append(self, node: Node) -> None:
         q, cos, sin, q_norm, k_norm = node.args[5:]
@@ -292,8 +330,9 @@ class _Reading:
         if not uses:
             del self.forms[form]
         assert isinstance(form, Product)
-        chosen = Product(form.n, form.k, form.norm, form.eps, chosen=True)
-        self._append_step(chosen, last.x, last.out, weight=last.weight, norm=last.norm)
+        chosen, names = replace(form, chosen=True), (last.weight, last.norm, last.scale)
+        weight, norm, scale = names
+        self._append_step(chosen, last.x, last.out, weight=weight, norm=norm, scale=scale)
 
     def _append_step(
         self,
@@ -305,9 +344,10 @@ class _Reading:
         norm: str = "",
         residual: str = "",
         caches: tuple[str, str] = ("", ""),
+        scale: str = "",
     ) -> None:
         index = self.forms.setdefault(form, len(self.forms))
-        self.calls.append(Step(index, x, out, weight, norm, residual, caches))
+        self.calls.append(Step(index, x, out, weight, norm, residual, caches, scale))
 
     def _result(self, node: Node, size: int) -> str:
         name = self.names[node] = f"%{len(self.names)}"
@@ -318,6 +358,38 @@ class _Reading:
         base, layout = located(value)
         _insist(base in self.names and layout.offset == 0, user)
         return self.names[base]
+
+
+def _form(
+    node: Node, problem: Problem, outer: Mapping[Node, Node], coded: CodedProduct | None
+) -> tuple[Product, str]:
+    """What a product computes, and the name of the weight of its norm."""
+    eps, norm, steps = 0.0, "", False
+    if problem.norm is not None:
+        scale = problem.norm.args[1]
+        known = {"eps", "stepwise"} >= {name for name, _ in problem.norm.attrs}
+        if scale is None or not known or outer[scale].op != "param":
+            raise _stopped(node)
+        _insist(outer[scale].dtype is DType.BF16, node)
+        eps, norm = float(problem.norm.attr("eps")), param_name(outer[scale])  # type: ignore[arg-type]
+        steps = bool(problem.norm.attr("stepwise"))
+    gated, stepwise, residual = _epilogue(problem, node)
+    codes = None if coded is None else coded.codes
+    form = Product(
+        problem.n * problem.parts,
+        problem.k,
+        bool(norm),
+        eps,
+        gated,
+        stepwise,
+        residual is not None,
+        codes=codes,
+        norm_stepwise=steps and codes is not None and codes.rounds,
+    )
+    # Rows of a chunk have one row of blocks of scales.
+    fits = codes is None or codes.block == 1 or (form.n % 32 == 0 and form.out_rows % 16 == 0)
+    _insist(fits, node)
+    return form, norm
 
 
 def _epilogue(problem: Problem, node: Node) -> tuple[bool, bool, Node | None]:
@@ -367,7 +439,8 @@ def _stopped(node: Node) -> UnsupportedError:
     return UnsupportedError(
         f"one launch for all layers: {what} of {types}",
         expected="the calls of a dense decoder in bfloat16: embedding, rms_norm + linear, linear + "
-        "add, silu gates, rope in halves, plain paged attention, sample",
+        "add, silu gates, rope in halves, plain paged attention, sample; weights in bfloat16, or "
+        "all codes of one kind: e4m3 by rows or blocks, 4 bits by groups without zero points",
         found=str(node)[:200],
         remedy="Its decode steps run as a graph of separate kernels.",
     )

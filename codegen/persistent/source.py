@@ -9,7 +9,7 @@ from ...ir.dtypes import DType
 from ..triton.aot import compile_sources
 from ..triton.package import Binary
 from ..triton.source import Argument, KernelSource, Launch, Pointer, Scalar, Variant
-from .generate import PARAMETERS, constexprs, kernel_text
+from .generate import PARAMETERS, TIMED, constexprs, kernel_text
 from .reading import Shape
 from .table import num_items
 from .tiling import Tiling
@@ -26,7 +26,7 @@ def persistent_source(
     arguments: list[Argument] = [
         Pointer(name, _TYPES[type_], "operand", index)
         for index, (name, type_) in enumerate(PARAMETERS.items())
-        if name != "timeline" or timed
+        if timed or name not in TIMED
     ]
     arguments += [Scalar("pages", 0), Scalar("limit", 0)]
     constants = {**constexprs(shape, tiling, device), "ITEMS": num_items(shape, tiling)}

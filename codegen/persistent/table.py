@@ -10,12 +10,14 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from .generate import FIELDS
+from ...ir.ops.quant import blocks
+from .codes import Codes
+from .cut import Cut
+from .generate import FIELDS, SCALE_CELL
 from .reading import Attention, Begin, Product, Shape
 from .tiling import Tiling
 
 _CELLS = 4  # of an entry of the stream
-_BYTES = 2  # of an element
 
 
 def make_calls(shape: Shape, tiling: Tiling, addresses: Mapping[str, int]) -> torch.Tensor:
@@ -31,6 +33,7 @@ def make_calls(shape: Shape, tiling: Tiling, addresses: Mapping[str, int]) -> to
         first = step.weight if isinstance(form, Begin) else step.x
         names = (first, step.norm, step.residual, step.out, *step.caches)
         row[4:10] = torch.tensor([where[name] for name in names])
+        row[SCALE_CELL] = where[step.scale]
         arrivals = min(tiles, tiling.programs)
         if isinstance(form, Attention):
             arrivals = tiling.batch * form.kv_heads
@@ -39,12 +42,13 @@ def make_calls(shape: Shape, tiling: Tiling, addresses: Mapping[str, int]) -> to
 
 def make_items(shape: Shape, tiling: Tiling, addresses: Mapping[str, int]) -> torch.Tensor:
     """i64 [programs, entries, 4]: each program's weights in order (kernel.py)."""
-    streams = []
+    streams, cut = [], Cut.of(shape, tiling)
     for step, (tiles, shift) in zip(shape.calls, _shares(shape, tiling), strict=True):
         form = shape.form(step)
         if isinstance(form, Product):
             owner = (torch.arange(tiles) + shift) % tiling.programs
-            streams.append((owner, _entries(form, tiling, addresses[step.weight])))
+            scales = addresses[step.scale] if step.scale else addresses[step.weight]
+            streams.append((owner, _entries(form, cut, addresses[step.weight], scales)))
     return _items(streams, tiling.programs, _ahead(tiling))
 
 
@@ -68,12 +72,12 @@ def num_tiles(form: Begin | Product | Attention, tiling: Tiling) -> int:
 
 def num_items(shape: Shape, tiling: Tiling) -> int:
     """Entries of a program's stream, those behind its end included."""
-    count = torch.zeros(tiling.programs, dtype=torch.int64)
+    count, cut = torch.zeros(tiling.programs, dtype=torch.int64), Cut.of(shape, tiling)
     for step, (tiles, shift) in zip(shape.calls, _shares(shape, tiling), strict=True):
         form = shape.form(step)
         if isinstance(form, Product):
             owner = (torch.arange(tiles) + shift) % tiling.programs
-            count += torch.bincount(owner, minlength=tiling.programs) * _chunks(form, tiling)
+            count += torch.bincount(owner, minlength=tiling.programs) * 2 * cut.chunks(form)
     return int(count.max()) + _ahead(tiling)
 
 
@@ -81,23 +85,37 @@ def _ahead(tiling: Tiling) -> int:
     return 6 + tiling.ahead  # entries that a program looks at behind its last one
 
 
-def _chunks(form: Product, tiling: Tiling) -> int:
-    return 2 * -(-form.k // tiling.columns)
-
-
-def _entries(form: Product, tiling: Tiling, weight: int) -> torch.Tensor:
-    """Entries i64 [tiles, chunks of a tile, 4] of a product."""
-    tiles, rows, columns = num_tiles(form, tiling), tiling.rows, tiling.columns
+def _entries(form: Product, cut: Cut, weight: int, scales: int) -> torch.Tensor:
+    """Entries i64 [tiles, chunks of a tile, 4] of a product (kernel.py, codes_kernel.py)."""
+    tiles, rows = num_tiles(form, cut.tiling), cut.tiling.rows
     own = form.tile_rows(rows)
     start = torch.clamp(torch.arange(tiles) * own, max=form.out_rows - own)
     second = start + (form.n // 2 if form.gated else rows)
-    begin = torch.arange(-(-form.k // columns)) * columns
+    begin = torch.arange(cut.chunks(form)) * cut.columns(form)
     found = torch.zeros(tiles, len(begin), 2, _CELLS, dtype=torch.int64)
-    both = torch.stack((start, second), 1)
-    found[..., 0] = weight + _BYTES * (both[:, None, :] * form.k + begin[None, :, None])
-    found[..., 1] = form.k // 8
-    found[..., 2] = torch.clamp(form.k - begin, max=columns)[None, :, None]
+    both = torch.stack((start, second), 1)[:, None, :]
+    found[..., 0] = weight + both * form.row_bytes + (begin * form.bits // 8)[None, :, None]
+    left = torch.clamp(form.k - begin, max=cut.columns(form))[None, :, None]
+    if cut.codes is None:
+        found[..., 1], found[..., 2] = form.k // 8, left
+    else:
+        found[..., 1] = form.row_bytes // (4 * cut.per_thread)
+        found[..., 2] = left * form.bits // 32
+        found[..., 3] = scales
+        if cut.grouped and form.codes is not None:
+            _add_scales(found, form.codes, form.k, both, begin[None, :, None])
     return found.reshape(tiles, -1, _CELLS)
+
+
+def _add_scales(
+    found: torch.Tensor, codes: Codes, k: int, row: torch.Tensor, begin: torch.Tensor
+) -> None:
+    """Where the scales of chunks begin, and the distance of those of their rows."""
+    groups = blocks(k, codes.group)
+    at = row // codes.block * groups + begin // codes.group
+    found[..., 3] += at * codes.scale_bytes
+    if codes.block == 1:  # else a chunk's rows share theirs
+        found[..., 2] += groups << 32
 
 
 def _items(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ...errors import UsageError
 from .console import note, out, print_json, progress
 from .options import (
     BackendOption,
@@ -29,6 +30,12 @@ def inspect_engine(
     html: Annotated[
         Path | None, typer.Option(help="Write one self-contained page there.", show_default=False)
     ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="A step of one launch for all layers, for the page to show.", show_default=False
+        ),
+    ] = None,
     graph: Annotated[
         str | None,
         typer.Option("--pass", help="Print the graph after this pass (number or name)."),
@@ -49,6 +56,13 @@ def inspect_engine(
     """Show the passes, graphs, kernels, sizes and memory plan of ENGINE."""
     from ..inspect.facts import pick_pass
 
+    if trace is not None and html is None:
+        raise UsageError(
+            "option --trace",
+            expected="--html, whose page shows it",
+            found="none",
+            remedy="Add --html FILE.",
+        )
     image = open_image(engine, backend, max_model_len, checkpoint=checkpoint)
     if graph is not None:
         print(pick_pass(image, graph)[1], end="")
@@ -60,20 +74,26 @@ def inspect_engine(
         _print_kernel(image, kernel, as_json)
         return
     if html is not None:
-        from ...formats.atomic import write_atomic
-        from ..inspect.html import render_page
-
-        with progress(f"inspect {Path(engine).name}") as advance:
-            advance("drawing", 0.1)
-            page = render_page(image)
-        write_atomic(html, page)
-        note(f"wrote {html} ({len(page.encode()) / 1e6:.1f} MB)")
+        _write_page(image, html, trace, Path(engine).name)
     if as_json:
         from ..inspect.text import as_data
 
         print_json(as_data(image))
     elif html is None:
         _print_all(image, out())
+
+
+def _write_page(image: EngineImage, html: Path, trace: Path | None, name: str) -> None:
+    from ...codegen.persistent.trace import read_trace
+    from ...formats.atomic import write_atomic
+    from ..inspect.html import render_page
+
+    step = None if trace is None else read_trace(trace)
+    with progress(f"inspect {name}") as advance:
+        advance("drawing", 0.1)
+        page = render_page(image, step)
+    write_atomic(html, page)
+    note(f"wrote {html} ({len(page.encode()) / 1e6:.1f} MB)")
 
 
 def _print_diff(before: tuple[str, str], after: tuple[str, str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 from ...codegen.program import Call
 from ...ir.graph import Graph
@@ -28,13 +29,17 @@ from .kernels import kernel_name
 from .memory import memory_plan
 from .quality_view import quality_section
 from .text import as_data, settings
+from .timeline import timeline_section
+
+if TYPE_CHECKING:
+    from ...codegen.persistent.trace import StepTrace
 
 PAGE = "page"
 MOST_WEIGHTS = 12
 
 
-def render_page(image: EngineImage) -> str:
-    """The page as HTML text.
+def render_page(image: EngineImage, trace: StepTrace | None = None) -> str:
+    """The page as HTML text, ``trace`` of a step of one launch among it.
 
     Raises:
         UsageError: an engine without graph texts.
@@ -51,6 +56,7 @@ def render_page(image: EngineImage) -> str:
         "STYLE": style,
         "SCRIPT": script,
         "QUALITY": quality_section(image.report),
+        "TIMELINE": timeline_section(trace),
         "DATA": data.replace("<", "\\u003c"),
     }
     for name, part in parts.items():

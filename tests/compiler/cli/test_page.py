@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli_running import run
+from tilewright.codegen.persistent.trace import StepTrace
 
 
 class Page(HTMLParser):
@@ -49,6 +50,16 @@ def test_nothing_is_fetched(page):
     assert parsed.fetches == []
     assert "http://" not in page and "https://" not in page
     assert "@import" not in page and "url(" not in page and "@@" not in page
+
+
+def test_a_trace_of_one_launch_has_a_section_of_its_own(page, engine, tmp_path):
+    trace, path = tmp_path / "trace.json", tmp_path / "page.html"
+    step = StepTrace("tiny", ("begin",), (0,), (0,), ((0, 1, 2),))
+    trace.write_text(step.to_json(), "utf-8")
+    assert run("inspect", engine, "--html", path, "--trace", trace).exit_code == 0
+    assert "step" in Page(path.read_text("utf-8")).ids - Page(page).ids
+    refused = run("inspect", engine, "--trace", trace)
+    assert refused.exit_code == 2 and "--html" in refused.stderr
 
 
 def test_every_section_is_there(page):
