@@ -45,9 +45,9 @@ class Defect:
 DEFECTS = (
     Defect(
         "a config that spills",
-        "codegen/triton/kernels/paged_attention_tiles.py",
-        "(128, Tiles(64, 32, 4, 3))",
-        "(128, Tiles(64, 128, 2, 3))",
+        "codegen/triton/kernels/paged_attention.py",
+        "_ANY_PAGE = Tiles(64, 64, 4, 2)",
+        "_ANY_PAGE = Tiles(64, 128, 2, 3)",
         2,
         "paged_attention",
         "spills",
@@ -56,8 +56,8 @@ DEFECTS = (
     Defect(
         "a dropped fusion",
         "passes/fuse_linears.py",
-        "return [norm] if plain and alone else []",
-        "return []",
+        "return [norm] if plain and",
+        "return [] if plain and",
         2,
         "decode step",
         "launches",
@@ -83,8 +83,8 @@ DEFECTS = (
     Defect(
         "one extra copy",
         "codegen/triton/library.py",
-        "self.function(*seen, **known[2]).contiguous()",
-        "self.function(*seen, **known[2]).contiguous().clone()",
+        "self.function(*operands, **attrs).contiguous()",
+        "self.function(*operands, **attrs).contiguous().clone()",
         3,
         "linear",
         "time",
@@ -92,8 +92,8 @@ DEFECTS = (
     Defect(
         "one extra copy, counted",
         "codegen/triton/library.py",
-        "self.function(*seen, **known[2]).contiguous()",
-        "self.function(*seen, **known[2]).contiguous().clone()",
+        "self.function(*operands, **attrs).contiguous()",
+        "self.function(*operands, **attrs).contiguous().clone()",
         2,
         "host",
         "C calls a decode step without graphs, batch 1",
@@ -121,9 +121,8 @@ DEFECTS = (
     Defect(
         "a host that waits in each step",
         "runtime/device_queue.py",
-        "        graph.replay()\n\n    def record(self, event: Any)",
-        "        graph.replay()\n        torch.cuda.synchronize()\n        graph.replay()\n\n"
-        "    def record(self, event: Any)",
+        "    def record(self, event: Any) -> Event:\n",
+        "    def record(self, event: Any) -> Event:\n        torch.cuda.synchronize()\n",
         3,
         "decode step",
         "itl",

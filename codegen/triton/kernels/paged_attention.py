@@ -51,9 +51,8 @@ _OPERANDS = (
     "q_sinks",
 )
 _PARTS = ("partial_acc", "partial_max", "partial_sum")
-_ANY_PAGE = Tiles(
-    64, 64, 4, 2
-)  # of the plain kernel, where hopper_attention.py has the usual pages
+_ANY_PAGE = Tiles(64, 64, 4, 2)
+"""Of the plain kernel, where hopper_attention.py has the usual pages."""
 
 
 def emit_paged_attention(
