@@ -9,94 +9,10 @@ met, a tile a box: program p of G takes tiles p, p + G, p + 2 G, ..., whatever p
 # mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call"
 
 import triton.language as tl
+from ring_attention_kernel import _arrive, _attend, _rounded, _stand_in, _wait
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
-
-# One thread polls; once one of the launch has given up, which it says in diagnosis[0], so do all.
-_POLL = gl.constexpr("""{
-    .reg .pred idle, there, late, told;
-    .reg .b32 lane, seen, gap, polls, low, flag;
-    mov.u32 lane, %tid.x;
-    and.b32 lane, lane, $4;
-    setp.ne.u32 idle, lane, 0;
-    mov.u32 polls, 0;
-    @idle bra DONE;
-POLL:
-    ld.acquire.gpu.global.b32 seen, [$1];
-    sub.s32 gap, seen, $2;
-    setp.ge.s32 there, gap, 0;
-    @there bra DONE;
-    add.u32 polls, polls, 1;
-    and.b32 low, polls, 255;
-    setp.ne.u32 told, low, 0;
-    @told bra POLL;
-    ld.relaxed.gpu.global.b32 flag, [$3];
-    setp.ne.u32 late, flag, 0;
-    @late bra DONE;
-    setp.lt.u32 late, polls, $5;
-    @late bra POLL;
-    st.relaxed.gpu.global.b32 [$3+4], $6;
-    st.relaxed.gpu.global.b32 [$3+8], seen;
-    st.relaxed.gpu.global.b32 [$3+12], $2;
-    mov.u32 flag, 1;
-    st.relaxed.gpu.global.b32 [$3], flag;
-DONE:
-    bar.warp.sync 0xffffffff;
-    mov.u32 $0, polls;
-}""")
-
-_SPIN = gl.constexpr("""{
-    .reg .pred more;
-    .reg .b32 start, now;
-    mov.u32 start, %clock;
-SPIN:
-    mov.u32 now, %clock;
-    sub.u32 now, now, start;
-    setp.lt.u32 more, now, $1;
-    @more bra SPIN;
-    mov.u32 $0, now;
-}""")
-
-
-@gluon.jit
-def _rounded(x):
-    """A float32 as bfloat16 has it."""
-    return x.to(gl.bfloat16).to(gl.float32)
-
-
-@gluon.jit
-def _wait(counter, target, diagnosis, call, limit, ATOMIC: gl.constexpr):
-    """Waits until a counter has reached its target, modulo 2^32, or the launch is given up. Behind
-    it all threads of the partition see what was written before the counter was added to.
-    """
-    if ATOMIC:
-        seen = gl.atomic_add(counter, 0, sem="acquire", scope="gpu")
-        polls = 0
-        while (seen - target < 0) & (polls < limit):
-            seen = gl.atomic_add(counter, 0, sem="acquire", scope="gpu")
-            polls += 1
-            if polls % 256 == 0:
-                polls = gl.where(gl.load(diagnosis, volatile=True) != 0, limit, polls)
-        if seen - target < 0:
-            gl.store(diagnosis + 1, call)
-            gl.store(diagnosis + 2, seen)
-            gl.store(diagnosis + 3, target)
-            gl.atomic_xchg(diagnosis, 1, sem="relaxed", scope="gpu")
-    else:
-        gl.inline_asm_elementwise(
-            _POLL, "=r,l,r,l,r,r,r",
-            [counter, target, diagnosis, gl.num_warps() * 32 - 1, limit, call],
-            dtype=gl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
-    tl.debug_barrier()  # gl.barrier since 3.7, gl.thread_barrier before; of this partition
-
-
-@gluon.jit
-def _arrive(counter):
-    """Tells those who wait that all that this partition wrote is there."""
-    tl.debug_barrier()
-    gl.atomic_add(counter, 1, sem="release", scope="gpu")
 
 
 @gluon.jit
@@ -197,25 +113,6 @@ def _product(
 
 
 @gluon.jit
-def _attend(
-    q, out, before, target, diagnosis, call, limit, cycles, WIDTH: gl.constexpr,
-    WAITS: gl.constexpr, ATOMIC: gl.constexpr,
-):  # fmt: skip
-    """Stands in for attention: a part of q is copied, after a time like attention's."""
-    PIECES: gl.constexpr = 64
-    PART: gl.constexpr = WIDTH // PIECES
-    part: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
-    if gl.program_id(0) < PIECES:
-        at = gl.program_id(0) * PART + gl.arange(0, PART, layout=part)
-        if WAITS:
-            _wait(before, target, diagnosis, call, limit, ATOMIC)
-        values = gl.load(q + at)
-        gl.inline_asm_elementwise(_SPIN, "=r,r", [cycles], dtype=gl.int32, is_pure=False, pack=1)
-        gl.store(out + at, values)
-        _arrive(before + 32)
-
-
-@gluon.jit
 def _consume(
     which: gl.constexpr,
     tiles,
@@ -227,6 +124,9 @@ def _consume(
     gated,
     logits,
     norms,
+    caches,
+    angles,
+    partial,
     counters,
     diagnosis,
     generation,
@@ -240,6 +140,7 @@ def _consume(
     EPS: gl.constexpr,
     GROUPS: gl.constexpr,
     ATTENTION: gl.constexpr,
+    KEYS: gl.constexpr,
     WAITS: gl.constexpr,
     SHARED_X: gl.constexpr,
     ATOMIC: gl.constexpr,
@@ -253,7 +154,7 @@ def _consume(
     UP_TILES: gl.constexpr = 2 * INNER // R
     DOWN_TILES: gl.constexpr = WIDTH // R_DOWN
     HEAD_TILES: gl.constexpr = VOCAB // R
-    CALLS: gl.constexpr = 5 if ATTENTION else 4
+    CALLS: gl.constexpr = 5 if ATTENTION > 0 else 4
     full = gl.num_programs(0) * GROUPS
     arrivals = generation + 1
     from_qkv = arrivals * gl.minimum(QKV_TILES, full)
@@ -275,14 +176,21 @@ def _consume(
         before += 32
         from_attention = from_qkv
         x = qkv
-        if ATTENTION:
+        if ATTENTION > 0:
             if which == 0:
-                _attend(
-                    qkv, attended, before, from_qkv, diagnosis, call + 1, limit, cycles, WIDTH,
-                    WAITS, ATOMIC,
-                )  # fmt: skip
+                if ATTENTION == 1:
+                    _stand_in(
+                        qkv, attended, before, from_qkv, diagnosis, call + 1, limit, cycles, WIDTH,
+                        WAITS, ATOMIC,
+                    )  # fmt: skip
+                else:
+                    _attend(
+                        qkv, attended, caches + layer * (2 * 8 * KEYS * 512), angles, partial,
+                        counters + 32 * (5 * LAYERS + 4), before, from_qkv, diagnosis, call + 1,
+                        limit, KEYS, WAITS, ATOMIC,
+                    )  # fmt: skip
             before += 32
-            from_attention = arrivals * 64
+            from_attention = arrivals * (64 if ATTENTION == 1 else 8)
             x = attended
         _product(
             which, tiles, ready, free, x, norm, h, before, from_attention, diagnosis,
@@ -342,6 +250,9 @@ def _ring_step(
     gated,
     logits,
     norms,
+    caches,
+    angles,
+    partial,
     counters,
     diagnosis,
     limit,
@@ -356,13 +267,16 @@ def _ring_step(
     SLOTS: gl.constexpr,
     GROUPS: gl.constexpr,
     ATTENTION: gl.constexpr,
+    KEYS: gl.constexpr,
     WAITS: gl.constexpr,
     SHARED_X: gl.constexpr,
     ATOMIC: gl.constexpr,
 ):
     # desc: bf16 [count * ROWS, 256] in boxes [ROWS, 256]; h: bf16 [WIDTH], in place; qkv: bf16
     # [QKV]; attended: bf16 [WIDTH]; gated: bf16 [INNER]; logits: f32 [VOCAB]; norms: bf16
-    # [2 * LAYERS + 1, WIDTH]; counters: i32, generation, done, and one every 32 from 32 on
+    # [2 * LAYERS + 1, WIDTH]; caches: bf16 [LAYERS, 2, 8 * KEYS, 8, 64]; counters: i32,
+    # generation, done, and one every 32 from 32 on, then one every 32 for KV heads. ATTENTION is 0
+    # for none, 1 for its stand-in, 2 for attention itself.
     ROWS: gl.constexpr = desc.block_type.shape[0]
     tiles = gl.allocate_shared_memory(desc.dtype, [SLOTS, ROWS, 256], desc.layout)
     bar: gl.constexpr = mbarrier.MBarrierLayout()
@@ -379,9 +293,10 @@ def _ring_step(
                 (
                     _consume,
                     (
-                        0, tiles, ready, free, h, qkv, attended, gated, logits, norms, counters,
-                        diagnosis, generation, limit, cycles, LAYERS, WIDTH, QKV, INNER, VOCAB,
-                        EPS, GROUPS, ATTENTION, WAITS, SHARED_X, ATOMIC,
+                        0, tiles, ready, free, h, qkv, attended, gated, logits, norms, caches,
+                        angles, partial, counters, diagnosis, generation, limit, cycles, LAYERS,
+                        WIDTH, QKV, INNER, VOCAB, EPS, GROUPS, ATTENTION, KEYS, WAITS, SHARED_X,
+                        ATOMIC,
                     ),
                 ),
                 (_bring, (desc, tiles, ready, free, count)),
@@ -395,17 +310,19 @@ def _ring_step(
                 (
                     _consume,
                     (
-                        0, tiles, ready, free, h, qkv, attended, gated, logits, norms, counters,
-                        diagnosis, generation, limit, cycles, LAYERS, WIDTH, QKV, INNER, VOCAB,
-                        EPS, GROUPS, ATTENTION, WAITS, SHARED_X, ATOMIC,
+                        0, tiles, ready, free, h, qkv, attended, gated, logits, norms, caches,
+                        angles, partial, counters, diagnosis, generation, limit, cycles, LAYERS,
+                        WIDTH, QKV, INNER, VOCAB, EPS, GROUPS, ATTENTION, KEYS, WAITS, SHARED_X,
+                        ATOMIC,
                     ),
                 ),
                 (
                     _consume,
                     (
-                        1, tiles, ready, free, h, qkv, attended, gated, logits, norms, counters,
-                        diagnosis, generation, limit, cycles, LAYERS, WIDTH, QKV, INNER, VOCAB,
-                        EPS, GROUPS, ATTENTION, WAITS, SHARED_X, ATOMIC,
+                        1, tiles, ready, free, h, qkv, attended, gated, logits, norms, caches,
+                        angles, partial, counters, diagnosis, generation, limit, cycles, LAYERS,
+                        WIDTH, QKV, INNER, VOCAB, EPS, GROUPS, ATTENTION, KEYS, WAITS, SHARED_X,
+                        ATOMIC,
                     ),
                 ),
                 (_bring, (desc, tiles, ready, free, count)),

@@ -3,9 +3,9 @@
     python benchmarks/gpu/trial_ring.py               # on the GPU; about a minute
     python benchmarks/gpu/trial_ring.py --simulate    # the schedule alone, without one
 
-The products of Llama-3.2-1B, bf16, batch 1, with norms, gates and residuals; attention is a copy of
-q that takes a given number of cycles. The schedule is first simulated: no deadlock, each tile once,
-nothing written that is still to be read. Each way is compared with float64, beside separate
+The products of Llama-3.2-1B, bf16, batch 1, with norms, gates and residuals; in place of attention
+q itself, or a copy of q that takes a number of cycles, or attention to a cache without pages. The
+schedule is first simulated (ring_schedule.py). Each way is compared with float64, beside separate
 kernels in bf16, then timed by replays of a CUDA graph; again compared after that. Beside them: the
 65 torch.mv alone, and the time in which a sum reads as many bytes. All are compiled side by side;
 then one process measures them in turn, and is replaced where a kernel hangs (20 s) or breaks the
@@ -18,44 +18,33 @@ import argparse
 import json
 import os
 import queue
-import random
 import statistics
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, replace
+from functools import cache
 
-LAYERS, WIDTH, QKV, INNER, VOCAB = 16, 2048, 3072, 8192, 128256
+import torch
+from ring_schedule import (
+    HEAD_DIM,
+    HEADS,
+    INNER,
+    KV_HEADS,
+    LAYERS,
+    QKV,
+    VOCAB,
+    WIDTH,
+    Way,
+    schedule,
+    simulate,
+)
+
 EPS = 1e-5
-PIECES = 64  # of attention's stand-in (ring_kernel.py)
 POLLS = 2_000_000  # 2 s or so
 LIMIT = 20.0  # seconds for a line of the measuring process
 REPLAYS = 40
-
-
-@dataclass(frozen=True)
-class Way:
-    """A way to run the step.
-
-    Attributes:
-        rows: of a tile in the arena, 512 bytes each: 64 are 32 KB.
-        slots: of the ring.
-        groups: of warps that multiply: one of 8 or two of 4.
-        attention: cycles that its stand-in takes; none if there is no stand-in.
-        waits: whether products wait for those before; without, results are wrong.
-        shared_x: whether warps of a group get x from each other, not each from L1.
-        atomic: whether polls are atomic adds of zero, the result broadcast to the group.
-    """
-
-    rows: int = 64
-    slots: int = 6
-    groups: int = 1
-    attention: int | None = None
-    waits: bool = True
-    shared_x: bool = False
-    atomic: bool = False
-
 
 WAYS = {
     "6 x 32 KB": Way(),
@@ -76,104 +65,12 @@ WAYS = {
     "attention, 10000 cycles": Way(attention=10000),
     "attention, 20000 cycles": Way(attention=20000),
     "2 groups, 10000 cycles": Way(groups=2, attention=10000),
+    "attention to 512": Way(context=512),
+    "attention to 1024": Way(context=1024),
+    "2 groups, attention to 512": Way(groups=2, context=512),
+    "4 x 32 KB, attention to 512": Way(slots=4, context=512),
+    "12 x 16 KB, attention to 512": Way(rows=32, slots=12, context=512),
 }
-
-
-@dataclass(frozen=True)
-class Call:
-    """A step of the schedule.
-
-    Attributes:
-        tiles: of weights; 0 for attention's stand-in.
-        reads: buffers that it needs whole, and the one that its own rows are read from.
-        writes: the buffer that it writes.
-        added: whether a tile's rows of ``writes`` are read before the wait.
-    """
-
-    tiles: int
-    reads: str
-    writes: str
-    added: bool = False
-
-
-def schedule(way: Way, layers: int = LAYERS) -> list[Call]:
-    """The calls of a step, in order."""
-    rows, down_rows = way.rows * 256 // WIDTH, way.rows * 256 // INNER
-    calls: list[Call] = []
-    for _ in range(layers):
-        calls.append(Call(QKV // rows, "h", "qkv"))
-        if way.attention is not None:
-            calls.append(Call(0, "qkv", "attended"))
-        calls.append(Call(WIDTH // rows, calls[-1].writes, "h", added=True))
-        calls.append(Call(2 * INNER // rows, "h", "gated"))
-        calls.append(Call(WIDTH // down_rows, "gated", "h", added=True))
-    calls.append(Call(VOCAB // rows, "h", "logits"))
-    return calls
-
-
-def simulate(way: Way, programs: int, seed: int = 0, layers: int = LAYERS) -> None:
-    """Runs the schedule as the kernel does, programs and groups in random order.
-
-    Raises:
-        RuntimeError: if it gets stuck, a tile is not computed once, or something is read before it
-            is written or written before all have read it.
-    """
-    calls, order = schedule(way, layers), random.Random(seed)
-    full = programs * way.groups
-    targets = [min(call.tiles or PIECES, full) for call in calls]
-    count = sum(call.tiles for call in calls)
-    arrived, done, seen = [0] * len(calls), [0] * len(calls), [0] * count
-    brought = [0] * programs
-    used = [[False] * (-(-(count - p) // programs)) for p in range(programs)]
-
-    def check(holds: bool, what: str, call: int) -> None:
-        if not holds:
-            raise RuntimeError(f"{what} (call {call} of {way}, {programs} programs)")
-
-    def run(mine: int, which: int) -> Iterator[None]:
-        begin = waited = 0
-        for index, call in enumerate(calls):
-            first = -(-(begin - mine) // programs)
-            end = -(-(begin + call.tiles - mine) // programs)
-            first += (first + which) % way.groups
-            takes = first < end if call.tiles else which == 0 and mine < PIECES
-            if call.added and takes:
-                # What a residual's rows come from was waited for two products ago at most.
-                since = max((i for i in range(index) if calls[i].writes == "h"), default=-1)
-                check(waited >= since + 1, "a residual is read early", index)
-            if takes and index:
-                while arrived[index - 1] != targets[index - 1]:
-                    yield
-                waited = index
-            later = [i for i in range(index) if calls[i].reads == call.writes]
-            check(
-                not takes or not later or arrived[later[-1]] == targets[later[-1]],
-                "a buffer is written while it is read", index,
-            )  # fmt: skip
-            for item in range(first, end, way.groups):
-                while item >= brought[mine]:
-                    yield
-                used[mine][item] = True
-                seen[mine + item * programs] += 1
-                done[index] += 1
-            if takes:
-                arrived[index] += 1
-            begin += call.tiles
-
-    runs = [run(mine, which) for mine in range(programs) for which in range(way.groups)]
-    while runs:
-        before = sum(map(sum, used)) + sum(brought) + sum(arrived)
-        for mine in range(programs):
-            while brought[mine] < len(used[mine]) and (
-                brought[mine] < way.slots or used[mine][brought[mine] - way.slots]
-            ):
-                brought[mine] += 1
-        order.shuffle(runs)
-        runs = [one for one in runs if next(one, "end") is None]
-        after = sum(map(sum, used)) + sum(brought) + sum(arrived)
-        check(bool(not runs or after > before), "it is stuck", len(calls))
-    check(set(seen) == {1}, "a tile is not computed once", 0)
-    check(arrived == targets, "a counter does not reach its target", 0)
 
 
 class Model:
@@ -185,8 +82,6 @@ class Model:
     """
 
     def __init__(self) -> None:
-        import torch
-
         random_ = torch.Generator("cuda").manual_seed(0)
         sizes = [(QKV, WIDTH), (WIDTH, WIDTH), (2 * INNER, WIDTH), (WIDTH, INNER)] * LAYERS
         sizes.append((VOCAB, WIDTH))
@@ -210,13 +105,42 @@ class Model:
             torch.zeros(n, dtype=torch.bfloat16, device="cuda") for n in (QKV, WIDTH, INNER)
         )
         self.logits = torch.zeros(VOCAB, device="cuda")
-        self.counters = torch.zeros(32 * (5 * LAYERS + 4), dtype=torch.int32, device="cuda")
+        self.partial = torch.zeros(8, HEADS, HEAD_DIM + 2, device="cuda")
+        words = 32 * (5 * LAYERS + 4 + KV_HEADS)
+        self.counters = torch.zeros(words, dtype=torch.int32, device="cuda")
         self.diagnosis = torch.zeros(4, dtype=torch.int32, device="cuda")
 
-    def reference(self, exact: bool) -> torch.Tensor:
-        """Logits f64 [VOCAB], computed in float64, or rounded where the model rounds."""
-        import torch
+    @cache  # noqa: B019 -- a process has one model
+    def caches(self, context: int) -> torch.Tensor:
+        """Keys, after rope, and values: bf16 [LAYERS, 2, context, KV_HEADS, HEAD_DIM]."""
+        shape = (LAYERS, 2, max(context, 8), KV_HEADS, HEAD_DIM)
+        return torch.randn(*shape, device="cuda").bfloat16()
 
+    @cache  # noqa: B019
+    def angles(self, context: int) -> torch.Tensor:
+        """Cosine and sine at the newest token: f32 [2, HEAD_DIM / 2], of bfloat16's precision."""
+        exponent = torch.arange(HEAD_DIM // 2, device="cuda") * (-2 / HEAD_DIM)
+        angle = max(context - 1, 0) * 500000.0**exponent
+        return torch.stack((angle.cos(), angle.sin())).bfloat16().float()
+
+    def attention(self, layer: int, qkv: torch.Tensor, context: int) -> torch.Tensor:
+        """Attention's result [WIDTH] in qkv's precision, of which softmax in bf16 is f32's."""
+        cos, sin = (torch.cat((x, x)).to(qkv.dtype) for x in self.angles(context))
+
+        def turned(x: torch.Tensor) -> torch.Tensor:
+            low, high = x.chunk(2, -1)
+            return x * cos + torch.cat((-high, low), -1) * sin
+
+        q, k, v = qkv.view(-1, HEAD_DIM).split((HEADS, KV_HEADS, KV_HEADS))
+        past = self.caches(context)[layer, :, : context - 1].to(qkv.dtype)
+        keys, values = torch.cat((past[0], turned(k)[None])), torch.cat((past[1], v[None]))
+        scores = torch.einsum("gid,sgd->gis", turned(q).view(KV_HEADS, -1, HEAD_DIM), keys)
+        wide = scores.to(torch.promote_types(qkv.dtype, torch.float32)) * HEAD_DIM**-0.5
+        return torch.einsum("gis,sgd->gid", wide.softmax(-1).to(qkv.dtype), values).reshape(-1)
+
+    @cache  # noqa: B019
+    def reference(self, exact: bool, context: int) -> torch.Tensor:
+        """Logits f64 [VOCAB], computed in float64, or rounded where the model rounds."""
         kind = torch.float64 if exact else torch.bfloat16
         h = self.start.to(kind)
 
@@ -231,7 +155,8 @@ class Model:
 
         for layer in range(LAYERS):
             qkv = product(4 * layer, norm(h, 2 * layer))
-            h = h + product(4 * layer + 1, qkv[:WIDTH])
+            attended = self.attention(layer, qkv, context) if context else qkv[:WIDTH]
+            h = h + product(4 * layer + 1, attended)
             both = product(4 * layer + 2, norm(h, 2 * layer + 1)).view(-1, 2)
             gated = torch.nn.functional.silu(both[:, 0]) * both[:, 1]
             h = h + product(4 * layer + 3, gated)
@@ -246,23 +171,12 @@ class Model:
 
     def multiply(self) -> None:
         """The products alone, by separate kernels."""
-        import torch
-
-        wide = self.gated
-        outs = (self.qkv, self.attended, None, self.attended)
-        for index, weight in enumerate(self.weights[:-1]):
-            out = outs[index % 4]
-            x = wide if index % 4 == 3 else self.start
-            if out is None:
-                torch.mv(weight, x)
-            else:
-                torch.mv(weight, x, out=out)
-        torch.mv(self.weights[-1], self.start)
+        for weight in self.weights:
+            torch.mv(weight, self.gated if weight.shape[1] == INNER else self.start)
 
 
 def launch(way: Way, model: Model | None, programs: int):  # noqa: ANN201
     """The kernel, its arguments and options; without a model's memory, for compilation alone."""
-    import torch
     from ring_kernel import _ring_step
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
@@ -270,20 +184,23 @@ def launch(way: Way, model: Model | None, programs: int):  # noqa: ANN201
     count = sum(call.tiles for call in schedule(way))
     if model is None:
         empty = torch.zeros(way.rows, 256, dtype=torch.bfloat16, device="cuda")
-        small = [empty] * 4 + [empty.float(), empty, empty.int(), empty.int()]
+        wide, whole = empty.float(), empty.int()
+        small = [empty] * 4 + [wide, empty, empty, wide, wide, whole, whole]
         arena = empty
     else:
         small = [
             model.h, model.qkv, model.attended, model.gated, model.logits, model.norms,
-            model.counters, model.diagnosis,
+            model.caches(way.context), model.angles(way.context), model.partial, model.counters,
+            model.diagnosis,
         ]  # fmt: skip
         arena = model.arena
     layout = gl.NVMMASharedLayout(0, 16, rank=2)
     desc = TensorDescriptor.from_tensor(arena, [way.rows, 256], layout)
     cycles = way.attention or 0
     sizes = (LAYERS, WIDTH, QKV, INNER, VOCAB, EPS)
+    attention = 2 if way.context else int(way.attention is not None)
     rest = (
-        way.slots, way.groups, way.attention is not None, way.waits, way.shared_x, way.atomic,
+        way.slots, way.groups, attention, way.context // 8, way.waits, way.shared_x, way.atomic,
     )  # fmt: skip
     args = (desc, *small, POLLS, cycles, count, *sizes, *rest)
     options = {"num_warps": 8 // way.groups, "launch_cooperative_grid": True}
@@ -292,8 +209,6 @@ def launch(way: Way, model: Model | None, programs: int):  # noqa: ANN201
 
 def step_us(run: Callable[[], object], steps: int = 5) -> float:
     """Median microseconds of a step, of replays of a graph of some."""
-    import torch
-
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         run()
@@ -320,14 +235,9 @@ def floor_us(model: Model) -> float:
 
 def measure(names: Sequence[str]) -> None:
     """Prints a line of JSON for each way."""
-    import torch
-
     programs = torch.cuda.get_device_properties(0).multi_processor_count
     model = Model()
-    truth = model.reference(True)
-    scale = truth.norm()
-    plain = float((model.reference(False) - truth).norm() / scale)
-    print(json.dumps({"note": "ready", "plain": plain}), flush=True)
+    print(json.dumps({"note": "ready"}), flush=True)
     for name in names:
         said: dict[str, object] = {"name": name}
         try:
@@ -336,7 +246,7 @@ def measure(names: Sequence[str]) -> None:
             elif name == "torch.mv":
                 said["us"] = step_us(model.multiply)
             else:
-                said |= _measured(WAYS[name], model, programs, truth, plain)
+                said |= _measured(WAYS[name], model, programs)
         except Exception as error:  # a broken way must not take the others along
             text = str(error).strip().splitlines() or [type(error).__name__]
             said["failed"] = text[-1][:150]
@@ -347,13 +257,10 @@ def measure(names: Sequence[str]) -> None:
         print(json.dumps(said), flush=True)
 
 
-def _measured(
-    way: Way, model: Model, programs: int, truth: object, plain: float
-) -> dict[str, object]:
+def _measured(way: Way, model: Model, programs: int) -> dict[str, object]:
     """A way's errors before and after its replays, and its time; or why it was given up."""
-    import torch
-
-    assert isinstance(truth, torch.Tensor)
+    truth = model.reference(True, way.context)
+    plain = float((model.reference(False, way.context) - truth).norm() / truth.norm())
     kernel, args, grid, options = launch(way, model, programs)
 
     def run() -> None:
@@ -376,13 +283,11 @@ def _measured(
     us = step_us(run)
     if model.diagnosis[0]:
         return {"error": first, "failed": "gave up among the replays"}
-    return {"us": us, "error": max(first, error())}
+    return {"us": us, "error": max(first, error()), "plain": plain}
 
 
 def compile_only(name: str) -> None:
     """Compiles a way for the device into Triton's cache; launches nothing."""
-    import torch
-
     programs = torch.cuda.get_device_properties(0).multi_processor_count
     kernel, args, grid, options = launch(WAYS[name], None, programs)
     compiled = kernel.warmup(*args, grid=grid, **options)
@@ -431,15 +336,14 @@ def follow(names: list[str], lines: list[dict[str, object]]) -> list[str]:
 def table(lines: Sequence[dict[str, object]]) -> None:
     """Prints what was measured: a step's time, the part of the floor, the error."""
     said = {str(line["name"]): line for line in lines if "name" in line}
-    plain = [line["plain"] for line in lines if "plain" in line]
     floor = float(str(said.get("floor", {}).get("us", "nan")))
-    print(f"\nweights {weight_bytes() / 1e9:.3f} GB; bf16 by separate kernels is off by {plain}")
-    print(f"{'':32s}|  us/step | floor/us | error")
+    print(f"\nweights {weight_bytes() / 1e9:.3f} GB")
+    print(f"{'':32s}|  us/step | floor/us | error    (of separate kernels in bf16)")
     for name, line in said.items():
         us = float(str(line.get("us", "nan")))
-        error = line.get("error")
-        off = f"{error:.1e}" if isinstance(error, float) else ""
-        print(f"{name:32s}| {us:8.1f} | {floor / us:8.3f} | {off:8s} {line.get('failed', '')}")
+        off = [f"{line[key]:.1e}" for key in ("error", "plain") if key in line]
+        rest = " ".join([*off, str(line.get("failed", ""))])
+        print(f"{name:32s}| {us:8.1f} | {floor / us:8.3f} | {rest}")
 
 
 def weight_bytes() -> int:
@@ -451,12 +355,19 @@ def weight_bytes() -> int:
 def simulate_all(programs: int) -> None:
     """Simulates the schedule of each shape of ring."""
     shapes = {
-        Way(way.rows, way.slots, way.groups, None if way.attention is None else 0): None
+        replace(
+            way,
+            attention=None if way.attention is None else 0,
+            context=min(way.context, 1),
+            waits=True,
+            shared_x=False,
+            atomic=False,
+        ): None
         for way in WAYS.values()
     }
     for way in shapes:
         simulate(way, programs)
-        print("simulated", *astuple(way)[:4], flush=True)
+        print("simulated", *astuple(way)[:5], flush=True)
 
 
 def main() -> None:
@@ -475,7 +386,6 @@ def main() -> None:
     if options.simulate:
         simulate_all(132)
         return
-    import torch
     import triton
 
     print(torch.cuda.get_device_name(), torch.__version__, triton.__version__, flush=True)
