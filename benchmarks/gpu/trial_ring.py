@@ -217,7 +217,7 @@ def step_us(run: Callable[[], object], steps: int = 5) -> float:
     with torch.cuda.graph(graph, stream=stream):
         for _ in range(steps):
             run()
-    times = []
+    times: list[float] = []
     for _ in range(REPLAYS + 3):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
