@@ -141,15 +141,16 @@ def test_launches_between_run_in_part_and_their_workspaces_are_completed(ran) ->
     operands = operands_of(EXPERTS, routed(EXPERTS, 5, "any"))
     (found,) = kernel(operands, {"T": 5})
     torch.testing.assert_close(found, kernel.expected[0], rtol=1e-4, atol=1e-5)
-    # Ordering by expert runs whole; gates and ups, down, and the sum over slots in part.
-    assert len(ran) == EXPERTS.experts + 3 * spot_check.MOST_AGAIN
+    # The order of pairs runs whole, two launches of a program; gates and ups, down, and the sum
+    # over slots in part.
+    assert len(ran) == 2 + 3 * spot_check.MOST_AGAIN
 
 
 @pytest.mark.parametrize(
     ("right", "wrong", "message"),
     [
         ("_silu(gate, NATIVE) * up", "_silu(gate, NATIVE) + up", "output 0"),
-        ("if expert >= 0:", "if expert < -1:", "found 0"),
+        ("if turn >= 0:", "if turn < -1:", "found 0"),
     ],
 )
 def test_a_launch_between_that_is_wrong_is_named(right: str, wrong: str, message: str) -> None:
