@@ -9,28 +9,19 @@ graph over rotated buffers. All are compiled side by side; then one process meas
 and is replaced where a kernel hangs (20 s) or breaks the device. The table comes last.
 """
 
-# ruff: noqa: ANN001, ANN201, ANN202, N803
-
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import queue
-import statistics
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import triton
+from trials import Launch, Line, compile_all, measured, say, us_of, used_by
 
 H, G, D = 32, 8, 128
 SCALE = D**-0.5
 COPIES = 3  # inputs that replays rotate over
-LIMIT = 20.0  # seconds for a line of the measuring process
 SHAPES: dict[str, tuple[tuple[int, int], ...]] = {  # tokens and keys of sequences
     "128": ((128, 128),),
     "256": ((256, 256),),
@@ -125,7 +116,7 @@ class Batch:
         return worst
 
 
-def launch_gluon(batch: Batch, block_n: int, stages: int, mixed: int, made: int):
+def launch_gluon(batch: Batch, block_n: int, stages: int, mixed: int, made: int) -> Launch:
     """A launch of the Hopper kernel on a batch."""
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
@@ -155,7 +146,7 @@ def launch_gluon(batch: Batch, block_n: int, stages: int, mixed: int, made: int)
     return _attend_described, (q, k, v, *read, *sizes, *cut), grid, options
 
 
-def launch_paged(batch: Batch, m: int, n: int, warps: int, stages: int):
+def launch_paged(batch: Batch, m: int, n: int, warps: int, stages: int) -> Launch:
     """A launch of the engine's kernel."""
     from tilewright.codegen.triton.kernels.paged_attention_kernel import _attend
 
@@ -201,106 +192,27 @@ def prepared(way: Way, batch: Batch) -> Callable[[], torch.Tensor]:
     return library
 
 
-def replay_us(calls: Sequence[Callable[[], torch.Tensor]], tokens: int) -> float:
-    """Median microseconds of a call, of replays that go round the calls."""
-    rounds = max(2, 8192 // tokens)
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for call in calls:
-            call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        for _ in range(rounds):
-            for call in calls:
-                call()
-    times = []
-    for index in range(12):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        if index >= 2:
-            times.append(start.elapsed_time(end) * 1000 / (rounds * len(calls)))
-    return statistics.median(times)
-
-
-def measure(names: Sequence[str]) -> None:
-    """Prints a line of JSON for each part of each way."""
-    for name in names:
-        way = WAYS[name]
-        try:
-            for label, shape in SHAPES.items():
-                if way.kind == "sdpa" and len(set(shape)) + (shape[0][0] != shape[0][1]) > 1:
-                    continue
-                batches = [Batch(shape, 16, seed) for seed in range(COPIES)]
-                calls = [prepared(way, batch) for batch in batches]
-                errors = [batches[0].worst(calls[0]()) for _ in range(2)]
-                us = replay_us(calls, len(batches[0].q))
-                said = {"name": name, "shape": label, "error": max(errors), "us": us}
-                print(json.dumps(said), flush=True)
-            print(json.dumps({"name": name, "end": True}), flush=True)
-        except Exception as error:  # a broken way must not take the others along
-            text = str(error).strip().splitlines() or [type(error).__name__]
-            broken = isinstance(error, RuntimeError)
-            said = {"name": name, "end": True, "failed": text[-1][:150], "broken": broken}
-            print(json.dumps(said), flush=True)
-            if broken:  # the device's context may be lost: the next way gets another process
-                os._exit(1)
+def measure(name: str) -> Iterator[Line]:
+    """A way's largest error and its time, for each shape."""
+    way = WAYS[name]
+    for label, shape in SHAPES.items():
+        if way.kind == "sdpa" and len(set(shape)) + (shape[0][0] != shape[0][1]) > 1:
+            continue
+        batches = [Batch(shape, 16, seed) for seed in range(COPIES)]
+        calls = [prepared(way, batch) for batch in batches]
+        errors = [batches[0].worst(calls[0]()) for _ in range(2)]
+        us = us_of(calls, max(2, 8192 // len(batches[0].q)))
+        yield {"shape": label, "error": max(errors), "us": us}
 
 
 def compile_only(name: str) -> None:
     """Compiles a way for the device into Triton's cache; launches nothing."""
     way = WAYS[name]
-    for shape in SHAPES.values():
-        kernel, args, grid, options = LAUNCHES[way.kind](Batch(shape, 16, 0), **way.options)
-        compiled = kernel.warmup(*args, grid=grid, **options)
-        compiled._init_handles()
-        used = {"registers": compiled.n_regs, "spilled": compiled.n_spills}
-    ptx = compiled.asm["ptx"]
-    used |= {"shared": compiled.metadata.shared, "setmaxnreg": ptx.count("setmaxnreg")}
-    print(f"compiled {name:28s} {used}", flush=True)
+    used = [used_by(LAUNCHES[way.kind](Batch(s, 16, 0), **way.options)) for s in SHAPES.values()]
+    print(f"compiled {name:28s} {used[-1]}", flush=True)
 
 
-def follow(names: list[str], lines: list[dict[str, object]]) -> list[str]:
-    """Reads one measuring process to its end, or kills it; what it left undone comes back."""
-    command = [sys.executable, __file__, "--measure", *names]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    said: queue.Queue[str | None] = queue.Queue()
-
-    def read() -> None:
-        for line in process.stdout or ():
-            said.put(line)
-        said.put(None)
-
-    threading.Thread(target=read, daemon=True).start()
-    left = list(names)
-    while left:
-        try:
-            line = said.get(timeout=LIMIT)
-        except queue.Empty:
-            process.kill()
-            lines.append({"name": left[0], "failed": f"said nothing for {LIMIT:.0f} s: killed"})
-            left = left[1:]
-            break
-        if line is None and len(left) < len(names) and lines[-1].get("broken"):
-            break  # it said so itself
-        if line is None:
-            lines.append({"name": left[0], "failed": f"process ended with {process.wait()}"})
-            left = left[1:]
-            break
-        if line.startswith("{"):
-            entry = json.loads(line)
-            lines.append(entry)
-            if entry.get("end"):
-                left.remove(entry["name"])
-    process.wait()
-    return left
-
-
-def table(lines: Sequence[dict[str, object]]) -> None:
+def table(lines: Sequence[Line]) -> None:
     """Prints what was measured: for each shape the times, and each way's largest error."""
     times = {(x["name"], x["shape"]): float(str(x["us"])) for x in lines if "us" in x}
     flops = {
@@ -327,24 +239,14 @@ def main() -> None:
     options = parser.parse_args()
     triton.set_allocator(_scratch)
     if options.measure:
-        measure(options.measure)
+        say(options.measure, measure)
         return
     if options.compile:
         compile_only(options.compile)
         return
     print(torch.cuda.get_device_name(), torch.__version__, triton.__version__, flush=True)
-    own = [name for name, way in WAYS.items() if way.kind != "sdpa"]
-    workers = [subprocess.Popen([sys.executable, __file__, "--compile", name]) for name in own]
-    for worker in workers:
-        try:
-            worker.wait(60)
-        except subprocess.TimeoutExpired:
-            worker.kill()
-    lines: list[dict[str, object]] = []
-    left = list(WAYS)
-    while left:
-        left = follow(left, lines)
-    table(lines)
+    compile_all(__file__, [name for name, way in WAYS.items() if way.kind != "sdpa"], 60)
+    table(measured(__file__, list(WAYS)))
 
 
 if __name__ == "__main__":

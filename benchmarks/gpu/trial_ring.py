@@ -15,14 +15,7 @@ device. Waits that are too long end by themselves, in about 2 s. The table comes
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import queue
-import statistics
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, replace
 from functools import cache
 
@@ -40,11 +33,10 @@ from ring_schedule import (
     schedule,
     simulate,
 )
+from trials import Launch, Line, compile_all, measured, say, us_of, used_by
 
 EPS = 1e-5
 POLLS = 2_000_000  # 2 s or so
-LIMIT = 20.0  # seconds for a line of the measuring process
-REPLAYS = 40
 
 WAYS = {
     "6 x 32 KB": Way(),
@@ -71,6 +63,21 @@ WAYS = {
     "4 x 32 KB, attention to 512": Way(slots=4, context=512),
     "12 x 16 KB, attention to 512": Way(rows=32, slots=12, context=512),
 }
+
+
+@cache
+def caches(context: int) -> torch.Tensor:
+    """Keys, after rope, and values: bf16 [LAYERS, 2, context, KV_HEADS, HEAD_DIM]."""
+    shape = (LAYERS, 2, max(context, 8), KV_HEADS, HEAD_DIM)
+    return torch.randn(*shape, device="cuda").bfloat16()
+
+
+@cache
+def angles(context: int) -> torch.Tensor:
+    """Cosine and sine at the newest token: f32 [2, HEAD_DIM / 2], of bfloat16's precision."""
+    exponent = torch.arange(HEAD_DIM // 2, device="cuda") * (-2 / HEAD_DIM)
+    angle = max(context - 1, 0) * 500000.0**exponent
+    return torch.stack((angle.cos(), angle.sin())).bfloat16().float()
 
 
 class Model:
@@ -110,58 +117,6 @@ class Model:
         self.counters = torch.zeros(words, dtype=torch.int32, device="cuda")
         self.diagnosis = torch.zeros(4, dtype=torch.int32, device="cuda")
 
-    @cache  # noqa: B019 -- a process has one model
-    def caches(self, context: int) -> torch.Tensor:
-        """Keys, after rope, and values: bf16 [LAYERS, 2, context, KV_HEADS, HEAD_DIM]."""
-        shape = (LAYERS, 2, max(context, 8), KV_HEADS, HEAD_DIM)
-        return torch.randn(*shape, device="cuda").bfloat16()
-
-    @cache  # noqa: B019
-    def angles(self, context: int) -> torch.Tensor:
-        """Cosine and sine at the newest token: f32 [2, HEAD_DIM / 2], of bfloat16's precision."""
-        exponent = torch.arange(HEAD_DIM // 2, device="cuda") * (-2 / HEAD_DIM)
-        angle = max(context - 1, 0) * 500000.0**exponent
-        return torch.stack((angle.cos(), angle.sin())).bfloat16().float()
-
-    def attention(self, layer: int, qkv: torch.Tensor, context: int) -> torch.Tensor:
-        """Attention's result [WIDTH] in qkv's precision, of which softmax in bf16 is f32's."""
-        cos, sin = (torch.cat((x, x)).to(qkv.dtype) for x in self.angles(context))
-
-        def turned(x: torch.Tensor) -> torch.Tensor:
-            low, high = x.chunk(2, -1)
-            return x * cos + torch.cat((-high, low), -1) * sin
-
-        q, k, v = qkv.view(-1, HEAD_DIM).split((HEADS, KV_HEADS, KV_HEADS))
-        past = self.caches(context)[layer, :, : context - 1].to(qkv.dtype)
-        keys, values = torch.cat((past[0], turned(k)[None])), torch.cat((past[1], v[None]))
-        scores = torch.einsum("gid,sgd->gis", turned(q).view(KV_HEADS, -1, HEAD_DIM), keys)
-        wide = scores.to(torch.promote_types(qkv.dtype, torch.float32)) * HEAD_DIM**-0.5
-        return torch.einsum("gis,sgd->gid", wide.softmax(-1).to(qkv.dtype), values).reshape(-1)
-
-    @cache  # noqa: B019
-    def reference(self, exact: bool, context: int) -> torch.Tensor:
-        """Logits f64 [VOCAB], computed in float64, or rounded where the model rounds."""
-        kind = torch.float64 if exact else torch.bfloat16
-        h = self.start.to(kind)
-
-        def norm(x: torch.Tensor, which: int) -> torch.Tensor:
-            wide = x if exact else x.float()
-            scaled = wide * torch.rsqrt(wide.square().mean() + EPS)
-            return scaled.to(kind) * self.norms[which].to(kind)
-
-        def product(index: int, x: torch.Tensor) -> torch.Tensor:
-            parts = self.weights[index].split(16384)
-            return torch.cat([torch.mv(part.to(kind), x) for part in parts])
-
-        for layer in range(LAYERS):
-            qkv = product(4 * layer, norm(h, 2 * layer))
-            attended = self.attention(layer, qkv, context) if context else qkv[:WIDTH]
-            h = h + product(4 * layer + 1, attended)
-            both = product(4 * layer + 2, norm(h, 2 * layer + 1)).view(-1, 2)
-            gated = torch.nn.functional.silu(both[:, 0]) * both[:, 1]
-            h = h + product(4 * layer + 3, gated)
-        return product(4 * LAYERS, norm(h, 2 * LAYERS)).double()
-
     def reset(self) -> None:
         """A new step, after whatever happened."""
         self.h.copy_(self.start)
@@ -175,7 +130,48 @@ class Model:
             torch.mv(weight, self.gated if weight.shape[1] == INNER else self.start)
 
 
-def launch(way: Way, model: Model | None, programs: int):  # noqa: ANN201
+def attention(layer: int, qkv: torch.Tensor, context: int) -> torch.Tensor:
+    """Attention's result [WIDTH] in qkv's precision, of which softmax in bf16 is f32's."""
+    cos, sin = (torch.cat((x, x)).to(qkv.dtype) for x in angles(context))
+
+    def turned(x: torch.Tensor) -> torch.Tensor:
+        low, high = x.chunk(2, -1)
+        return x * cos + torch.cat((-high, low), -1) * sin
+
+    q, k, v = qkv.view(-1, HEAD_DIM).split((HEADS, KV_HEADS, KV_HEADS))
+    past = caches(context)[layer, :, : context - 1].to(qkv.dtype)
+    keys, values = torch.cat((past[0], turned(k)[None])), torch.cat((past[1], v[None]))
+    scores = torch.einsum("gid,sgd->gis", turned(q).view(KV_HEADS, -1, HEAD_DIM), keys)
+    wide = scores.to(torch.promote_types(qkv.dtype, torch.float32)) * HEAD_DIM**-0.5
+    return torch.einsum("gis,sgd->gid", wide.softmax(-1).to(qkv.dtype), values).reshape(-1)
+
+
+@cache
+def reference(model: Model, exact: bool, context: int) -> torch.Tensor:
+    """Logits f64 [VOCAB], computed in float64, or rounded where the model rounds."""
+    kind = torch.float64 if exact else torch.bfloat16
+    h = model.start.to(kind)
+
+    def norm(x: torch.Tensor, which: int) -> torch.Tensor:
+        wide = x if exact else x.float()
+        scaled = wide * torch.rsqrt(wide.square().mean() + EPS)
+        return scaled.to(kind) * model.norms[which].to(kind)
+
+    def product(index: int, x: torch.Tensor) -> torch.Tensor:
+        parts = model.weights[index].split(16384)
+        return torch.cat([torch.mv(part.to(kind), x) for part in parts])
+
+    for layer in range(LAYERS):
+        qkv = product(4 * layer, norm(h, 2 * layer))
+        attended = attention(layer, qkv, context) if context else qkv[:WIDTH]
+        h = h + product(4 * layer + 1, attended)
+        both = product(4 * layer + 2, norm(h, 2 * layer + 1)).view(-1, 2)
+        gated = torch.nn.functional.silu(both[:, 0]) * both[:, 1]
+        h = h + product(4 * layer + 3, gated)
+    return product(4 * LAYERS, norm(h, 2 * LAYERS)).double()
+
+
+def launch(way: Way, model: Model | None, programs: int) -> Launch:
     """The kernel, its arguments and options; without a model's memory, for compilation alone."""
     from ring_kernel import _ring_step
     from triton.experimental.gluon import language as gl
@@ -190,7 +186,7 @@ def launch(way: Way, model: Model | None, programs: int):  # noqa: ANN201
     else:
         small = [
             model.h, model.qkv, model.attended, model.gated, model.logits, model.norms,
-            model.caches(way.context), model.angles(way.context), model.partial, model.counters,
+            caches(way.context), angles(way.context), model.partial, model.counters,
             model.diagnosis,
         ]  # fmt: skip
         arena = model.arena
@@ -207,60 +203,26 @@ def launch(way: Way, model: Model | None, programs: int):  # noqa: ANN201
     return _ring_step, args, (programs,), options
 
 
-def step_us(run: Callable[[], object], steps: int = 5) -> float:
-    """Median microseconds of a step, of replays of a graph of some."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        for _ in range(steps):
-            run()
-    times: list[float] = []
-    for _ in range(REPLAYS + 3):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1000 / steps)
-    return statistics.median(times[3:])
-
-
-def floor_us(model: Model) -> float:
-    """Microseconds in which a plain sum reads as many bytes as the weights have."""
-    return step_us(lambda: model.arena.sum(), 2)
-
-
 def measure(names: Sequence[str]) -> None:
-    """Prints a line of JSON for each way."""
+    """Says what becomes known of the ways, one model's memory for all."""
     programs = torch.cuda.get_device_properties(0).multi_processor_count
     model = Model()
-    print(json.dumps({"note": "ready"}), flush=True)
-    for name in names:
-        said: dict[str, object] = {"name": name}
-        try:
-            if name == "floor":
-                said["us"] = floor_us(model)
-            elif name == "torch.mv":
-                said["us"] = step_us(model.multiply)
-            else:
-                said |= _measured(WAYS[name], model, programs)
-        except Exception as error:  # a broken way must not take the others along
-            text = str(error).strip().splitlines() or [type(error).__name__]
-            said["failed"] = text[-1][:150]
-            print(json.dumps(said), flush=True)
-            if isinstance(error, RuntimeError):  # the context may be lost: another process
-                os._exit(1)
-            continue
-        print(json.dumps(said), flush=True)
+
+    def one(name: str) -> Iterator[Line]:
+        if name == "floor":
+            yield {"us": us_of([model.arena.sum], 2)}
+        elif name == "torch.mv":
+            yield {"us": us_of([model.multiply], 5)}
+        else:
+            yield _measured(WAYS[name], model, programs)
+
+    say(names, one)
 
 
-def _measured(way: Way, model: Model, programs: int) -> dict[str, object]:
+def _measured(way: Way, model: Model, programs: int) -> Line:
     """A way's errors before and after its replays, and its time; or why it was given up."""
-    truth = model.reference(True, way.context)
-    plain = float((model.reference(False, way.context) - truth).norm() / truth.norm())
+    truth = reference(model, True, way.context)
+    plain = float((reference(model, False, way.context) - truth).norm() / truth.norm())
     kernel, args, grid, options = launch(way, model, programs)
 
     def run() -> None:
@@ -280,7 +242,7 @@ def _measured(way: Way, model: Model, programs: int) -> dict[str, object]:
     if way.waits and first > 1.5 * plain + 1e-3:
         return {"error": first, "failed": f"wrong; separate kernels in bf16 are off by {plain:.1e}"}
     model.reset()
-    us = step_us(run)
+    us = us_of([run], 5)
     if model.diagnosis[0]:
         return {"error": first, "failed": "gave up among the replays"}
     return {"us": us, "error": max(first, error()), "plain": plain}
@@ -289,53 +251,14 @@ def _measured(way: Way, model: Model, programs: int) -> dict[str, object]:
 def compile_only(name: str) -> None:
     """Compiles a way for the device into Triton's cache; launches nothing."""
     programs = torch.cuda.get_device_properties(0).multi_processor_count
-    kernel, args, grid, options = launch(WAYS[name], None, programs)
-    compiled = kernel.warmup(*args, grid=grid, **options)
-    compiled._init_handles()
-    used = f"{compiled.n_regs} registers, {compiled.n_spills} spilled"
-    print(f"compiled {name:30s} {used}, {compiled.metadata.shared} B shared", flush=True)
+    print(f"compiled {name:30s} {used_by(launch(WAYS[name], None, programs))}", flush=True)
 
 
-def follow(names: list[str], lines: list[dict[str, object]]) -> list[str]:
-    """Reads one measuring process to its end, or kills it; what it left undone comes back."""
-    command = [sys.executable, __file__, "--measure", *names]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    said: queue.Queue[str | None] = queue.Queue()
-
-    def read() -> None:
-        for line in process.stdout or ():
-            said.put(line)
-        said.put(None)
-
-    threading.Thread(target=read, daemon=True).start()
-    left = list(names)
-    begun = False
-    while left:
-        try:
-            line = said.get(timeout=LIMIT if begun else 3 * LIMIT)
-        except queue.Empty:
-            line = None
-            process.kill()
-        if line is None:
-            code = process.wait()
-            if begun and lines and lines[-1].get("failed") and code == 1:
-                break  # it said so itself
-            lines.append({"name": left[0], "failed": f"hung or died (exit {code})"})
-            left = left[1:]
-            break
-        if line.startswith("{"):
-            entry = json.loads(line)
-            lines.append(entry)
-            begun = True
-            if "name" in entry:
-                left.remove(entry["name"])
-    process.wait()
-    return left
-
-
-def table(lines: Sequence[dict[str, object]]) -> None:
+def table(lines: Sequence[Line]) -> None:
     """Prints what was measured: a step's time, the part of the floor, the error."""
-    said = {str(line["name"]): line for line in lines if "name" in line}
+    said: dict[str, Line] = {}
+    for line in lines:
+        said[str(line["name"])] = said.get(str(line["name"]), {}) | line
     floor = float(str(said.get("floor", {}).get("us", "nan")))
     print(f"\nweights {weight_bytes() / 1e9:.3f} GB")
     print(f"{'':32s}|  us/step | floor/us | error    (of separate kernels in bf16)")
@@ -389,18 +312,9 @@ def main() -> None:
     import triton
 
     print(torch.cuda.get_device_name(), torch.__version__, triton.__version__, flush=True)
-    workers = [subprocess.Popen([sys.executable, __file__, "--compile", name]) for name in WAYS]
     simulate_all(torch.cuda.get_device_properties(0).multi_processor_count)
-    for worker in workers:
-        try:
-            worker.wait(90)
-        except subprocess.TimeoutExpired:
-            worker.kill()
-    lines: list[dict[str, object]] = []
-    left = ["floor", "torch.mv", *WAYS]
-    while left:
-        left = follow(left, lines)
-    table(lines)
+    compile_all(__file__, list(WAYS), 90)
+    table(measured(__file__, ["floor", "torch.mv", *WAYS]))
 
 
 if __name__ == "__main__":
