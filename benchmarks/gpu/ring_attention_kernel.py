@@ -1,123 +1,20 @@
-"""What the trial of a ring waits with, and its attention (ring_kernel.py)."""
+"""Attention in the trial of a ring (ring_kernel.py): a program has a split of a KV head's keys."""
 # ruff: noqa: ANN001, ANN202
 # mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call"
 
 import triton.language as tl
+from ring_polls import _part_values, _two_values
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-# One thread polls; once one of the launch has given up, which it says in diagnosis[0], so do all.
-_POLL = gl.constexpr("""{
-    .reg .pred idle, there, late, told;
-    .reg .b32 lane, seen, gap, polls, low, flag;
-    mov.u32 lane, %tid.x;
-    and.b32 lane, lane, $4;
-    setp.ne.u32 idle, lane, 0;
-    mov.u32 polls, 0;
-    @idle bra DONE;
-POLL:
-    ld.acquire.gpu.global.b32 seen, [$1];
-    sub.s32 gap, seen, $2;
-    setp.ge.s32 there, gap, 0;
-    @there bra DONE;
-    add.u32 polls, polls, 1;
-    and.b32 low, polls, 255;
-    setp.ne.u32 told, low, 0;
-    @told bra POLL;
-    ld.relaxed.gpu.global.b32 flag, [$3];
-    setp.ne.u32 late, flag, 0;
-    @late bra DONE;
-    setp.lt.u32 late, polls, $5;
-    @late bra POLL;
-    st.relaxed.gpu.global.b32 [$3+4], $6;
-    st.relaxed.gpu.global.b32 [$3+8], seen;
-    st.relaxed.gpu.global.b32 [$3+12], $2;
-    mov.u32 flag, 1;
-    st.relaxed.gpu.global.b32 [$3], flag;
-DONE:
-    bar.warp.sync 0xffffffff;
-    mov.u32 $0, polls;
-}""")
-
-_SPIN = gl.constexpr("""{
-    .reg .pred more;
-    .reg .b32 start, now;
-    mov.u32 start, %clock;
-SPIN:
-    mov.u32 now, %clock;
-    sub.u32 now, now, start;
-    setp.lt.u32 more, now, $1;
-    @more bra SPIN;
-    mov.u32 $0, now;
-}""")
+_NOW = gl.constexpr("mov.u32 $0, %globaltimer_lo; // $1")
 
 
 @gluon.jit
-def _rounded(x):
-    """A float32 as bfloat16 has it."""
-    return x.to(gl.bfloat16).to(gl.float32)
-
-
-@gluon.jit
-def _wait(counter, target, diagnosis, call, limit, ATOMIC: gl.constexpr):
-    """Waits until a counter has reached its target, modulo 2^32, or the launch is given up. Behind
-    it all threads of the partition see what was written before the counter was added to.
-    """
-    if ATOMIC:
-        seen = gl.atomic_add(counter, 0, sem="acquire", scope="gpu")
-        polls = 0
-        while (seen - target < 0) & (polls < limit):
-            seen = gl.atomic_add(counter, 0, sem="acquire", scope="gpu")
-            polls += 1
-            if polls % 256 == 0:
-                polls = gl.where(gl.load(diagnosis, volatile=True) != 0, limit, polls)
-        if seen - target < 0:
-            gl.store(diagnosis + 1, call)
-            gl.store(diagnosis + 2, seen)
-            gl.store(diagnosis + 3, target)
-            gl.atomic_xchg(diagnosis, 1, sem="relaxed", scope="gpu")
-    else:
-        gl.inline_asm_elementwise(
-            _POLL, "=r,l,r,l,r,r,r",
-            [counter, target, diagnosis, gl.num_warps() * 32 - 1, limit, call],
-            dtype=gl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
-    tl.debug_barrier()  # gl.barrier since 3.7, gl.thread_barrier before; of this partition
-
-
-@gluon.jit
-def _arrive(counter):
-    """Tells those who wait that all that this partition wrote is there."""
-    tl.debug_barrier()
-    gl.atomic_add(counter, 1, sem="release", scope="gpu")
-
-
-@gluon.jit
-def _stand_in(
-    q, out, before, target, diagnosis, call, limit, cycles, WIDTH: gl.constexpr,
-    WAITS: gl.constexpr, ATOMIC: gl.constexpr,
-):  # fmt: skip
-    """Stands in for attention: a part of q is copied, after a time like attention's."""
-    PIECES: gl.constexpr = 64
-    PART: gl.constexpr = WIDTH // PIECES
-    part: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
-    if gl.program_id(0) < PIECES:
-        at = gl.program_id(0) * PART + gl.arange(0, PART, layout=part)
-        if WAITS:
-            _wait(before, target, diagnosis, call, limit, ATOMIC)
-        values = gl.load(q + at)
-        gl.inline_asm_elementwise(_SPIN, "=r,r", [cycles], dtype=gl.int32, is_pure=False, pack=1)
-        gl.store(out + at, values)
-        _arrive(before + 32)
-
-
-@gluon.jit
-def _turned(x, head, d, cos, sin):
-    """Rope of heads of x [*, 64] in halves, f32 [len(head), 64], rounded to bfloat16."""
-    own = gl.load(x + head[:, None] * 64 + d[None, :]).to(gl.float32)
-    other = gl.load(x + head[:, None] * 64 + ((d + 32) % 64)[None, :]).to(gl.float32)
-    sign = gl.where(d < 32, -1.0, 1.0)
-    return _rounded(own * cos[None, :] + other * (sign * sin)[None, :])
+def _time(timeline, call, mark: gl.constexpr, TIMED: gl.constexpr):
+    if TIMED:
+        now = gl.inline_asm_elementwise(_NOW, "=r,r", [call], dtype=gl.int32, is_pure=False, pack=1)
+        gl.store(timeline + call * 3 + mark, now)
 
 
 @gluon.jit
@@ -126,77 +23,112 @@ def _attend(
     out,
     cache,
     angles,
-    partial,
-    heads_met,
-    before,
-    target,
+    partials,
+    place,
+    room,
+    kept,
+    timeline,
     diagnosis,
     call,
     limit,
+    HEADS: gl.constexpr,
+    KV_HEADS: gl.constexpr,
+    D: gl.constexpr,
     KEYS: gl.constexpr,
     WAITS: gl.constexpr,
-    ATOMIC: gl.constexpr,
+    TIMED: gl.constexpr,
 ):
-    """Attention of 32 query heads and 8 KV heads of 64 to 8 * KEYS tokens, of which the newest is
-    in qkv: a piece has the keys of one split and KV head. Keys and values of earlier tokens are on
-    their way before the wait; who comes last of a KV head merges.
+    """Rope, the write into the cache, and attention to 16 * KEYS tokens, of which the newest is in
+    qkv; then each of a KV head's 16 programs merges a sixteenth of its columns.
     """
-    # cache: bf16 [2, 8 * KEYS, 8, 64], keys after rope; angles: f32 [2, 32]; partial: f32
-    # [8, 32, 66]; heads_met: i32, one every 32
+    # cache: bf16 [2, 16 * KEYS, KV_HEADS, D], keys after rope; angles: f32 [2, D / 2]; partials:
+    # f32 [4, KV_HEADS, 16, 4 * D + 4], results and their logarithms of sums, which layers use in
+    # turn; room: bf16 [8, D] and kept: bf16 [KEYS, D] in shared memory
     WARPS: gl.constexpr = gl.num_warps()
-    CONTEXT: gl.constexpr = 8 * KEYS
-    FACTOR: gl.constexpr = 0.125 * 1.4426950408889634
-    deep: gl.constexpr = gl.BlockedLayout([4, 1, 8], [1, 4, 8], [1, WARPS, 1], [2, 1, 0])
+    GROUP: gl.constexpr = HEADS // KV_HEADS
+    CONTEXT: gl.constexpr = 16 * KEYS
+    FACTOR: gl.constexpr = D**-0.5 * 1.4426950408889634
+    LANES: gl.constexpr = D // 16
+    gl.static_assert(GROUP <= 4, "a KV head has at most four query heads")
+    deep: gl.constexpr = gl.BlockedLayout(
+        [4, 1, 16], [1, 32 // LANES, LANES], [1, WARPS, 1], [2, 1, 0]
+    )
     keyed: gl.constexpr = gl.SliceLayout(0, deep)
     headed: gl.constexpr = gl.SliceLayout(1, deep)
-    if gl.program_id(0) < 64:
-        kv = gl.program_id(0) % 8
-        split = gl.program_id(0) // 8
+    # A warp has a head: a thread a key of it, then some columns of the result.
+    scored: gl.constexpr = gl.BlockedLayout([1, 1], [1, 32], [WARPS, 1], [1, 0])
+    weighed: gl.constexpr = gl.BlockedLayout(
+        [1, KEYS, D // 32], [1, 1, 32], [WARPS, 1, 1], [2, 1, 0]
+    )
+    lined: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [WARPS, 1], [1, 0])
+    _time(timeline, call, 0, TIMED)
+    if gl.program_id(0) < 16 * KV_HEADS:
+        kv = gl.program_id(0) % KV_HEADS
+        split = gl.program_id(0) // KV_HEADS
         n = split * KEYS + gl.arange(0, KEYS, layout=gl.SliceLayout(1, keyed))
-        d = gl.arange(0, 64, layout=gl.SliceLayout(0, keyed))
-        e = gl.arange(0, 64, layout=gl.SliceLayout(0, headed))
-        head = kv * 4 + gl.arange(0, 4, layout=gl.SliceLayout(1, headed))
-        cell = n[:, None] * 512 + kv * 64 + d[None, :]
+        d = gl.arange(0, D, layout=gl.SliceLayout(0, keyed))
+        cell = n[:, None] * (KV_HEADS * D) + kv * D + d[None, :]
+        values = cache + CONTEXT * KV_HEADS * D
         k = gl.load(cache + cell)
-        v = gl.load(cache + CONTEXT * 512 + cell)
-        cos, sin = gl.load(angles + e % 32), gl.load(angles + 32 + e % 32)
-        cos_k, sin_k = gl.load(angles + d % 32), gl.load(angles + 32 + d % 32)
-        one = gl.arange(0, 1, layout=gl.SliceLayout(1, keyed))
-        if WAITS:
-            _wait(before, target, diagnosis, call, limit, ATOMIC)
-        q = _turned(qkv, head, e, cos, sin)
-        new_k = _turned(qkv + 2048, kv + one, d, cos_k, sin_k).to(gl.bfloat16)
-        new_v = gl.load(qkv + 2560 + kv * 64 + d)[None, :]
-        newest = (n == CONTEXT - 1)[:, None]
-        k = gl.where(newest, new_k, k)
-        v = gl.where(newest, new_v, v)
-        gl.store(cache + cell, k, mask=newest)
-        gl.store(cache + CONTEXT * 512 + cell, v, mask=newest)
-        products = gl.expand_dims(k.to(gl.float32), 0) * gl.expand_dims(q, 1)
-        scores = gl.sum(products, 2) * FACTOR
+        v = gl.load(values + cell)
+        # A row each for query heads, of which some may come twice, then the key, then the value.
+        line = gl.arange(0, 8, layout=gl.SliceLayout(1, lined))
+        e = gl.arange(0, D, layout=gl.SliceLayout(0, lined))
+        cos, sin = gl.load(angles + e % (D // 2)), gl.load(angles + D // 2 + e % (D // 2))
+        head = kv * GROUP + gl.minimum(line, GROUP - 1)
+        head = gl.where(line == 4, HEADS + kv, head)
+        head = gl.where(line > 4, HEADS + KV_HEADS + kv, head)
+        row = qkv + (head * D)[:, None]
+        own, far = _two_values(
+            row + e[None, :], row + ((e + D // 2) % D)[None, :], diagnosis, call, limit, WAITS
+        )
+        _time(timeline, call, 1, TIMED)
+        sign = gl.where(e < D // 2, -1.0, 1.0)
+        turned = own.to(gl.float32) * cos[None, :] + far.to(gl.float32) * (sign * sin)[None, :]
+        room.store(gl.where((line < 5)[:, None], turned.to(gl.bfloat16), own))
+        tl.debug_barrier()
+        q = room.slice(0, 4).load(headed).to(gl.float32)
+        if split == 15:
+            newest = (n == CONTEXT - 1)[:, None]
+            k = gl.where(newest, room.slice(4, 1).load(keyed), k)
+            v = gl.where(newest, room.slice(5, 1).load(keyed), v)
+            gl.store(cache + cell, k, mask=newest)
+            gl.store(values + cell, v, mask=newest)
+        kept.store(v)
+        scores = gl.sum(gl.expand_dims(k.to(gl.float32), 0) * gl.expand_dims(q, 1), 2) * FACTOR
+        scores = gl.convert_layout(scores, scored)
         top = gl.max(scores, 1)
         weights = gl.exp2(scores - gl.expand_dims(top, 1))
         total = gl.sum(weights, 1)
-        weighed = gl.expand_dims(_rounded(weights), 2) * gl.expand_dims(v.to(gl.float32), 0)
-        sums = gl.sum(weighed, 1)
-        part = partial + split * (32 * 66)
-        top_group = kv * 4 + gl.arange(0, 4, layout=top.type.layout)
-        gl.store(part + top_group * 66, top)
-        gl.store(part + top_group * 66 + 1, total)
-        sum_d = gl.arange(0, 64, layout=gl.SliceLayout(0, sums.type.layout))
-        sum_head = kv * 4 + gl.arange(0, 4, layout=gl.SliceLayout(1, sums.type.layout))
-        gl.store(part + (sum_head * 66 + 2)[:, None] + sum_d[None, :], sums)
-        tl.debug_barrier()
-        met = gl.atomic_add(heads_met + 32 * kv, 1, sem="acq_rel", scope="gpu")
-        if (met + 1) % 8 == 0:
-            flat: gl.constexpr = gl.BlockedLayout([8, 1], [1, 32], [1, WARPS], [1, 0])
-            c = gl.arange(0, 256, layout=gl.SliceLayout(0, flat))
-            s = gl.arange(0, 8, layout=gl.SliceLayout(1, flat))
-            at = partial + s[:, None] * (32 * 66) + ((kv * 4 + c // 64) * 66)[None, :]
-            tops = gl.load(at, cache_modifier=".cg")
-            totals = gl.load(at + 1, cache_modifier=".cg")
-            parts = gl.load(at + 2 + (c % 64)[None, :], cache_modifier=".cg")
-            decay = gl.exp2(tops - gl.max(tops, 0)[None, :])
-            result = gl.sum(parts * decay, 0) / gl.sum(totals * decay, 0)
-            gl.store(out + kv * 256 + c, result.to(gl.bfloat16))
-            _arrive(before + 32)
+        rounded = gl.convert_layout(weights.to(gl.bfloat16), gl.SliceLayout(2, weighed))
+        rows = kept.load(gl.SliceLayout(0, weighed)).to(gl.float32)
+        products = gl.expand_dims(rounded.to(gl.float32), 2) * gl.expand_dims(rows, 0)
+        sums = gl.sum(products, 1)
+        heads: gl.constexpr = gl.SliceLayout(1, sums.type.layout)
+        share = gl.expand_dims(gl.convert_layout(1.0 / total, heads), 1)
+        h = gl.arange(0, 4, layout=top.type.layout)
+        wide_h = gl.arange(0, 4, layout=heads)
+        c = gl.arange(0, D, layout=gl.SliceLayout(0, sums.type.layout))
+        PART: gl.constexpr = 4 * D + 4
+        SIZE: gl.constexpr = KV_HEADS * 16 * PART
+        record = (kv * 16 + split) * PART
+        sums_at = record + (wide_h * D)[:, None] + c[None, :]
+        part = partials + (place & 3) * SIZE
+        gl.store(part + record + 4 * D + h, top + gl.log2(total))
+        gl.store(part + sums_at, sums * share)
+        COLUMNS: gl.constexpr = 4 * D // 16
+        flat: gl.constexpr = gl.BlockedLayout([1, 2], [16, 2], [1, WARPS], [1, 0])
+        s = gl.arange(0, 16, layout=gl.SliceLayout(1, flat))
+        column = split * COLUMNS + gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, flat))
+        at = part + kv * (16 * PART) + (s * PART)[:, None]
+        level_at = at + (4 * D + column // D)[None, :]
+        found, levels = _part_values(at + column[None, :], level_at, diagnosis, call, limit, WAITS)
+        decay = gl.exp2(levels - gl.max(levels, 0)[None, :])
+        result = gl.sum(found * decay, 0) / gl.sum(decay, 0)
+        to = out + kv * (GROUP * D) + column
+        gl.store(to, result.to(gl.bfloat16), mask=column < GROUP * D)
+        # Those of the layer before have been read by all, or qkv were not there.
+        last = (partials + ((place - 1) & 3) * SIZE).to(gl.pointer_type(gl.int32))
+        gl.store(last + record + 4 * D + h, gl.full([4], -1, gl.int32, layout=h.type.layout))
+        gl.store(last + sums_at, gl.full([4, D], -1, gl.int32, layout=sums.type.layout))
+    _time(timeline, call, 2, TIMED)

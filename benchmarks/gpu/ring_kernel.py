@@ -1,332 +1,367 @@
-"""The device side of the trial of a ring: a decode step's products, weights always on their way.
+"""The device side of the trial of a ring: a decode step in one launch, weights always on their way.
 
 A program stays on each multiprocessor. One of its warps brings tiles of weights by TMA into a ring
-in shared memory and waits for nothing but a free slot; the other warps wait for what a product
-depends on, read x, multiply. All products' tiles lie in one arena in the order in which they are
-met, a tile a box: program p of G takes tiles p, p + G, p + 2 G, ..., whatever product they are of.
+in shared memory, with few bytes under way at once, since all other reads wait behind those; the
+other warps read x, multiply, write. Program p of G takes tiles p, p + G, p + 2 G, ..., whatever
+product they are of.
+
+**Waits are for values.** What one program tells others it writes once a step, into memory that
+held nothing before (ring_polls.py); who reads it looks at the values themselves until they are
+there. So from a result to its reader there is one store and one load, where a counter takes a
+store, a fence, an atomic, a poll and a load. There are two sets of that memory: a step uses one and
+empties the other, whose readers were of the step before. What attention's programs tell each other
+lies in four places which layers use in turn, and a program empties the last one when it has qkv:
+they are made of all of the layer before.
+
+**Rows** of K weights have a pitch of P, the next power of two, in shared memory: what TMA brings
+behind a row is the beginning of the next one, and meets an x of zero.
 """
 # ruff: noqa: ANN001, ANN202
 # mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call"
 
 import triton.language as tl
-from ring_attention_kernel import _arrive, _attend, _rounded, _stand_in, _wait
+from ring_attention_kernel import _attend, _time
+from ring_polls import _values
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
 
 @gluon.jit
-def _normed(x, weight, K: gl.constexpr, EPS: gl.constexpr):
-    """An RMS norm of x f32 [K], rounded where the model rounds."""
-    scale = gl.rsqrt(gl.sum(x * x, 0) / K + EPS)
-    return _rounded(_rounded(x * scale) * weight.to(gl.float32))
+def _rounded(x):
+    """A float32 as bfloat16 has it."""
+    return x.to(gl.bfloat16).to(gl.float32)
+
+
+@gluon.jit
+def _mine(begin, count):
+    """The program's tiles of the ``count`` from ``begin`` on, among all of its own."""
+    programs = gl.num_programs(0)
+    last = programs - 1 - gl.program_id(0)
+    return (begin + last) // programs, (begin + count + last) // programs
 
 
 @gluon.jit
 def _product(
-    which: gl.constexpr,
-    tiles,
+    ring,
     ready,
     free,
     x,
     norm,
+    old,
     out,
-    before,
-    target,
+    timeline,
     diagnosis,
     call,
     limit,
     begin,
-    COUNT: gl.constexpr,
-    R: gl.constexpr,
+    N: gl.constexpr,
     K: gl.constexpr,
+    P: gl.constexpr,
     NORMED: gl.constexpr,
     GATED: gl.constexpr,
     ADDED: gl.constexpr,
     EPS: gl.constexpr,
-    GROUPS: gl.constexpr,
     WAITS: gl.constexpr,
-    SHARED_X: gl.constexpr,
-    ATOMIC: gl.constexpr,
+    TIMED: gl.constexpr,
 ):
-    """This group's tiles, [R, K] of weights each, of the product whose first tile is ``begin``:
-    x [K] times them, of a pair of rows the gated one, or what is added to ``out``.
+    """The program's tiles, [R, K] of weights each, of a product whose first tile is ``begin``: x
+    [K] times them, or what ``old`` is added to, or, where a tile has rows of the first half of
+    the weights and as many of the second, gates times products. Returns where it ends.
     """
     WARPS: gl.constexpr = gl.num_warps()
-    SLOTS: gl.constexpr = tiles.shape[0]
-    # A thread holds 64 elements of x where there are as many rows as that leaves warps for.
-    ALONG: gl.constexpr = max(WARPS // R, min(WARPS, K // 2048), 1)
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [1, 32], [WARPS // ALONG, ALONG], [1, 0])
-    columns: gl.constexpr = gl.SliceLayout(0, layout)
-    rows: gl.constexpr = gl.SliceLayout(1, layout)
-    VIA: gl.constexpr = SHARED_X and K == 2048
-    spread: gl.constexpr = gl.BlockedLayout([8], [32], [WARPS], [0]) if VIA else columns
-    pairs: gl.constexpr = gl.BlockedLayout([1, 2], [32, 1], [WARPS, 1], [1, 0])
-    weights = tiles._reinterpret(
-        tiles.dtype, [SLOTS, R, K], gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+    SLOTS: gl.constexpr = ring.shape[0]
+    R: gl.constexpr = ring.shape[1] * ring.shape[2] // P
+    TILES: gl.constexpr = N // R
+    gl.static_assert(N % R == 0, "a product divides into whole tiles")
+    ALONG: gl.constexpr = max(WARPS // R, min(WARPS, P // 2048), 1)
+    V: gl.constexpr = P // (256 * ALONG)  # vectors of 8 that a thread has of a row
+    layout: gl.constexpr = gl.BlockedLayout(
+        [1, V, 8], [1, 1, 32], [WARPS // ALONG, 1, ALONG], [2, 1, 0]
     )
-    programs = gl.num_programs(0)
-    mine = gl.program_id(0)
-    first = (begin + programs - 1 - mine) // programs
-    end = (begin + COUNT + programs - 1 - mine) // programs
-    first += (first + which) % GROUPS
+    columns: gl.constexpr = gl.SliceLayout(0, layout)
+    rows: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(1, layout))
+    spread: gl.constexpr = gl.BlockedLayout(
+        [1, 8], [1, 32], [min(WARPS, V), WARPS // min(WARPS, V)], [1, 0]
+    )
+    weights = ring._reinterpret(
+        ring.dtype, [SLOTS, R, V, P // V], gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
+    )
+    first, end = _mine(begin, TILES)
+    _time(timeline, call, 0, TIMED)
     if first < end:
         r = gl.arange(0, R, layout=rows)
-        k = gl.arange(0, K, layout=spread)
-        # What does not depend on the product before is asked for before the wait: each group has
-        # waited for the residual already (the host sees to that).
-        row = (mine + first * programs - begin) * R
+        k = gl.arange(0, V, layout=gl.SliceLayout(1, spread))[:, None] * (P // V)
+        k += gl.arange(0, P // V, layout=gl.SliceLayout(0, spread))[None, :]
+        at = k if K == P else gl.where(k < K, k, k - (P - K))
         if NORMED:
-            scales = gl.load(norm + k)
-        if ADDED:
-            old = gl.load(out + row + r)
-        if WAITS:
-            _wait(before, target, diagnosis, call, limit, ATOMIC)
-        values = gl.load(x + k).to(gl.float32)
+            scales = gl.load(norm + at)
+        COUNT: gl.constexpr = max(P // (256 * WARPS), 1)
+        values = _values(x + at, diagnosis, call, limit, COUNT, WAITS).to(gl.float32)
+        if K < P:
+            values = gl.where(k < K, values, 0.0)
         if NORMED:
-            values = _normed(values, scales, K, EPS)
-        if VIA:
-            values = gl.convert_layout(values.to(gl.bfloat16), columns).to(gl.float32)
-        for item in range(first, end, GROUPS):
+            scale = gl.rsqrt(gl.sum(gl.sum(values * values, 1), 0) / K + EPS)
+            values = _rounded(_rounded(values * scale) * scales.to(gl.float32))
+        values = gl.convert_layout(values.to(gl.bfloat16), columns).to(gl.float32)
+        _time(timeline, call, 1, TIMED)
+        for item in range(first, end):
             slot = item % SLOTS
-            row = (mine + item * programs - begin) * R
-            mbarrier.wait(ready.index(slot), (item // SLOTS) & 1)
+            row = (gl.program_id(0) + item * gl.num_programs(0) - begin) * R
+            if ADDED:
+                added = gl.load(old + row + r, volatile=True)
+            for half in gl.static_range(2):
+                mbarrier.wait(ready.index(slot * 2 + half), (item // SLOTS) & 1)
             w = weights.index(slot).load(layout)
             tl.debug_barrier()  # all have read the slot
             mbarrier.arrive(free.index(slot))
-            sums = gl.sum(w.to(gl.float32) * values[None, :], 1)
+            sums = gl.sum(gl.sum(w.to(gl.float32) * values[None, :, :], 1), 1)
             if GATED:
-                both = gl.convert_layout(gl.reshape(sums, [R // 2, 2]), pairs)
-                gate, up = gl.split(both)
+                gate, up = gl.split(gl.permute(gl.reshape(sums, [2, R // 2]), (1, 0)))
                 gate, up = _rounded(gate), _rounded(up)
                 result = _rounded(gate / (1.0 + gl.exp(-gate))) * up
-                half = gl.arange(0, R // 2, layout=gl.SliceLayout(1, pairs))
-                gl.store(out + row // 2 + half, result.to(out.dtype.element_ty))
+                half_r = gl.arange(0, R // 2, layout=result.type.layout)
+                gl.store(out + row // 2 + half_r, result.to(out.dtype.element_ty))
             elif ADDED:
-                result = _rounded(sums) + old.to(gl.float32)
+                result = _rounded(sums) + added.to(gl.float32)
                 gl.store(out + row + r, result.to(out.dtype.element_ty))
-                later = gl.minimum(row + GROUPS * programs * R, (COUNT - 1) * R)
-                old = gl.load(out + later + r)
             else:
                 gl.store(out + row + r, sums.to(out.dtype.element_ty))
-        _arrive(before + 32)
+    _time(timeline, call, 2, TIMED)
+    return begin + TILES
 
 
 @gluon.jit
 def _consume(
-    which: gl.constexpr,
-    tiles,
+    ring,
     ready,
     free,
-    h,
-    qkv,
-    attended,
-    gated,
+    room,
+    kept,
+    start,
+    memory,
+    partials,
     logits,
     norms,
     caches,
     angles,
-    partial,
+    times,
     counters,
     diagnosis,
     generation,
     limit,
-    cycles,
     LAYERS: gl.constexpr,
     WIDTH: gl.constexpr,
-    QKV: gl.constexpr,
     INNER: gl.constexpr,
     VOCAB: gl.constexpr,
+    HEADS: gl.constexpr,
+    KV_HEADS: gl.constexpr,
+    D: gl.constexpr,
+    P: gl.constexpr,
+    P_INNER: gl.constexpr,
     EPS: gl.constexpr,
-    GROUPS: gl.constexpr,
-    ATTENTION: gl.constexpr,
     KEYS: gl.constexpr,
     WAITS: gl.constexpr,
-    SHARED_X: gl.constexpr,
-    ATOMIC: gl.constexpr,
+    TIMED: gl.constexpr,
 ):
-    """All products of a step, as one group of warps computes them."""
-    TILE: gl.constexpr = tiles.shape[1] * tiles.shape[2]
-    R: gl.constexpr = TILE // WIDTH
-    R_DOWN: gl.constexpr = TILE // INNER
-    QKV_TILES: gl.constexpr = QKV // R
-    O_TILES: gl.constexpr = WIDTH // R
-    UP_TILES: gl.constexpr = 2 * INNER // R
-    DOWN_TILES: gl.constexpr = WIDTH // R_DOWN
-    HEAD_TILES: gl.constexpr = VOCAB // R
-    CALLS: gl.constexpr = 5 if ATTENTION > 0 else 4
-    full = gl.num_programs(0) * GROUPS
-    arrivals = generation + 1
-    from_qkv = arrivals * gl.minimum(QKV_TILES, full)
-    from_o = arrivals * gl.minimum(O_TILES, full)
-    from_up = arrivals * gl.minimum(UP_TILES, full)
-    from_down = arrivals * gl.minimum(DOWN_TILES, full)
+    """All calls of a step."""
+    QKV: gl.constexpr = (HEADS + 2 * KV_HEADS) * D
+    CALLS: gl.constexpr = 5 if KEYS > 0 else 4
+    LAYER: gl.constexpr = QKV + 3 * WIDTH + INNER
+    WORDS: gl.constexpr = LAYERS * LAYER // 2  # of a set
+    BLOCK: gl.constexpr = gl.num_warps() * 128
+    gl.static_assert(HEADS * D == WIDTH)
+    turn = generation & 1
+    used = memory + turn * (LAYERS * LAYER)
+    empty = (memory + (1 - turn) * (LAYERS * LAYER)).to(gl.pointer_type(gl.int32))
+    word = gl.arange(0, BLOCK, layout=gl.BlockedLayout([4], [32], [gl.num_warps()], [0]))
+    nothing = gl.full([BLOCK], -1, gl.int32, layout=word.type.layout)
+    for at in range(gl.program_id(0) * BLOCK, WORDS, gl.num_programs(0) * BLOCK):
+        gl.store(empty + at + word, nothing, mask=at + word < WORDS)
+    timeline = times + gl.program_id(0) * ((CALLS * LAYERS + 1) * 3)
     begin = 0
     call = 0
+    h = start
     for layer in range(LAYERS):
-        before = counters + 32 + 32 * call
+        qkv = used + layer * LAYER
+        attended = qkv + QKV
+        middle = attended + WIDTH
+        gated = middle + WIDTH
+        after = gated + INNER
         norm = norms + layer * (2 * WIDTH)
-        # Nobody ever adds to the counter that the first product of all waits for.
-        _product(
-            which, tiles, ready, free, h, norm, qkv, before, gl.where(layer == 0, 0, from_down),
-            diagnosis, call, limit, begin, QKV_TILES, R, WIDTH, True, False, False, EPS, GROUPS,
-            WAITS, SHARED_X, ATOMIC,
+        begin = _product(
+            ring, ready, free, h, norm, h, qkv, timeline, diagnosis, call, limit, begin, QKV,
+            WIDTH, P, True, False, False, EPS, WAITS, TIMED,
         )  # fmt: skip
-        begin += QKV_TILES
-        before += 32
-        from_attention = from_qkv
         x = qkv
-        if ATTENTION > 0:
-            if which == 0:
-                if ATTENTION == 1:
-                    _stand_in(
-                        qkv, attended, before, from_qkv, diagnosis, call + 1, limit, cycles, WIDTH,
-                        WAITS, ATOMIC,
-                    )  # fmt: skip
-                else:
-                    _attend(
-                        qkv, attended, caches + layer * (2 * 8 * KEYS * 512), angles, partial,
-                        counters + 32 * (5 * LAYERS + 4), before, from_qkv, diagnosis, call + 1,
-                        limit, KEYS, WAITS, ATOMIC,
-                    )  # fmt: skip
-            before += 32
-            from_attention = arrivals * (64 if ATTENTION == 1 else 8)
+        if KEYS > 0:
+            _attend(
+                qkv, attended, caches + layer * (2 * 16 * KEYS * KV_HEADS * D), angles, partials,
+                generation * LAYERS + layer, room, kept, timeline, diagnosis, call + 1, limit,
+                HEADS, KV_HEADS, D, KEYS, WAITS, TIMED,
+            )  # fmt: skip
             x = attended
-        _product(
-            which, tiles, ready, free, x, norm, h, before, from_attention, diagnosis,
-            call + CALLS - 3, limit, begin, O_TILES, R, WIDTH, False, False, True, EPS, GROUPS,
-            WAITS, SHARED_X, ATOMIC,
+        begin = _product(
+            ring, ready, free, x, norm, h, middle, timeline, diagnosis, call + CALLS - 3, limit,
+            begin, WIDTH, WIDTH, P, False, False, True, EPS, WAITS, TIMED,
         )  # fmt: skip
-        begin += O_TILES
-        before += 32
-        _product(
-            which, tiles, ready, free, h, norm + WIDTH, gated, before, from_o, diagnosis,
-            call + CALLS - 2, limit, begin, UP_TILES, R, WIDTH, True, True, False, EPS, GROUPS,
-            WAITS, SHARED_X, ATOMIC,
+        begin = _product(
+            ring, ready, free, middle, norm + WIDTH, h, gated, timeline, diagnosis,
+            call + CALLS - 2, limit, begin, 2 * INNER, WIDTH, P, True, True, False, EPS, WAITS,
+            TIMED,
         )  # fmt: skip
-        begin += UP_TILES
-        before += 32
-        _product(
-            which, tiles, ready, free, gated, norm, h, before, from_up, diagnosis,
-            call + CALLS - 1, limit, begin, DOWN_TILES, R_DOWN, INNER, False, False, True, EPS,
-            GROUPS, WAITS, SHARED_X, ATOMIC,
+        begin = _product(
+            ring, ready, free, gated, norm, middle, after, timeline, diagnosis, call + CALLS - 1,
+            limit, begin, WIDTH, INNER, P_INNER, False, False, True, EPS, WAITS, TIMED,
         )  # fmt: skip
-        begin += DOWN_TILES
         call += CALLS
+        h = after
     _product(
-        which, tiles, ready, free, h, norms + LAYERS * (2 * WIDTH), logits,
-        counters + 32 + 32 * call, from_down, diagnosis, call, limit, begin, HEAD_TILES, R, WIDTH,
-        True, False, False, EPS, GROUPS, WAITS, SHARED_X, ATOMIC,
+        ring, ready, free, h, norms + LAYERS * (2 * WIDTH), h, logits, timeline, diagnosis, call,
+        limit, begin, VOCAB, WIDTH, P, True, False, False, EPS, WAITS, TIMED,
     )  # fmt: skip
     tl.debug_barrier()
     done = gl.atomic_add(counters + 1, 1, sem="acq_rel", scope="gpu")
-    if done + 1 == arrivals * full:
+    if done + 1 == (generation + 1) * gl.num_programs(0):
         if gl.load(diagnosis, volatile=True) != 0:
             gl.store(logits, float("nan"))
-        gl.store(counters, arrivals)
+        gl.store(counters, generation + 1)
 
 
 @gluon.jit
-def _bring(desc, tiles, ready, free, count):
-    """The program's tiles, each as soon as its slot is free."""
-    SLOTS: gl.constexpr = tiles.shape[0]
-    ROWS: gl.constexpr = tiles.shape[1]
-    programs = gl.num_programs(0)
-    mine = gl.program_id(0)
-    for item in range((count + programs - 1 - mine) // programs):
+def _bring_product(
+    desc, ring, ready, free, begin, unit, N: gl.constexpr, K: gl.constexpr, P: gl.constexpr,
+    GATED: gl.constexpr, CAP: gl.constexpr,
+):  # fmt: skip
+    """The program's tiles of a product whose weights begin at ``unit`` of the arena, each half as
+    soon as its slot is free and CAP halves before it are there. Returns where tiles and weights
+    end."""
+    SLOTS: gl.constexpr = ring.shape[0]
+    UNIT: gl.constexpr = ring.shape[2]
+    R: gl.constexpr = ring.shape[1] * UNIT // P
+    BOX: gl.constexpr = desc.block_type.shape[0]
+    BOXES: gl.constexpr = ring.shape[1] // 2 // BOX  # of a half
+    STEP: gl.constexpr = K // UNIT if R > 1 and K < P else BOX
+    boxes = ring._reinterpret(ring.dtype, [SLOTS * 2 * BOXES, BOX, UNIT], desc.layout)
+    first, end = _mine(begin, N // R)
+    for item in range(first, end):
         slot = item % SLOTS
+        tile = gl.program_id(0) + item * gl.num_programs(0) - begin
         mbarrier.wait(free.index(slot), ((item // SLOTS) & 1) ^ 1)
-        mbarrier.expect(ready.index(slot), ROWS * tiles.shape[2] * 2)
-        where = [(mine + item * programs) * ROWS, 0]
-        tma.async_copy_global_to_shared(desc, where, ready.index(slot), tiles.index(slot))
+        for half in gl.static_range(2):
+            number = item * 2 + half
+            if number >= CAP:
+                early = number - CAP
+                mbarrier.wait(ready.index(early % (2 * SLOTS)), (early // (2 * SLOTS)) & 1)
+            if GATED:
+                at = unit + (half * (N // 2) + tile * (R // 2)) * (K // UNIT)
+            elif R > 1:
+                at = unit + (tile * R + half * (R // 2)) * (K // UNIT)
+            else:
+                at = unit + tile * (K // UNIT) + half * (P // UNIT // 2)
+            bar = ready.index(slot * 2 + half)
+            mbarrier.expect(bar, BOXES * BOX * UNIT * 2)
+            for box in gl.static_range(BOXES):
+                to = boxes.index((slot * 2 + half) * BOXES + box)
+                tma.async_copy_global_to_shared(desc, [at + box * STEP, 0], bar, to)
+    return begin + N // R, unit + N * (K // UNIT)
+
+
+@gluon.jit
+def _bring(
+    desc, desc_inner, ring, ready, free, LAYERS: gl.constexpr, WIDTH: gl.constexpr,
+    QKV: gl.constexpr, INNER: gl.constexpr, VOCAB: gl.constexpr, P: gl.constexpr,
+    P_INNER: gl.constexpr, CAP: gl.constexpr,
+):  # fmt: skip
+    """All weights of a step."""
+    begin = 0
+    unit = 0
+    for _ in range(LAYERS):
+        begin, unit = _bring_product(
+            desc, ring, ready, free, begin, unit, QKV, WIDTH, P, False, CAP
+        )
+        begin, unit = _bring_product(
+            desc, ring, ready, free, begin, unit, WIDTH, WIDTH, P, False, CAP
+        )
+        begin, unit = _bring_product(
+            desc, ring, ready, free, begin, unit, 2 * INNER, WIDTH, P, True, CAP
+        )
+        begin, unit = _bring_product(
+            desc_inner, ring, ready, free, begin, unit, WIDTH, INNER, P_INNER, False, CAP
+        )
+    _bring_product(desc, ring, ready, free, begin, unit, VOCAB, WIDTH, P, False, CAP)
 
 
 @gluon.jit
 def _ring_step(
     desc,
-    h,
-    qkv,
-    attended,
-    gated,
+    desc_inner,
+    start,
+    memory,
     logits,
     norms,
     caches,
     angles,
-    partial,
+    partials,
+    times,
     counters,
     diagnosis,
     limit,
-    cycles,
-    count,
     LAYERS: gl.constexpr,
     WIDTH: gl.constexpr,
-    QKV: gl.constexpr,
     INNER: gl.constexpr,
     VOCAB: gl.constexpr,
+    HEADS: gl.constexpr,
+    KV_HEADS: gl.constexpr,
+    D: gl.constexpr,
+    P: gl.constexpr,
+    P_INNER: gl.constexpr,
     EPS: gl.constexpr,
     SLOTS: gl.constexpr,
-    GROUPS: gl.constexpr,
-    ATTENTION: gl.constexpr,
+    UNITS: gl.constexpr,
+    CAP: gl.constexpr,
     KEYS: gl.constexpr,
     WAITS: gl.constexpr,
-    SHARED_X: gl.constexpr,
-    ATOMIC: gl.constexpr,
+    TIMED: gl.constexpr,
 ):
-    # desc: bf16 [count * ROWS, 256] in boxes [ROWS, 256]; h: bf16 [WIDTH], in place; qkv: bf16
-    # [QKV]; attended: bf16 [WIDTH]; gated: bf16 [INNER]; logits: f32 [VOCAB]; norms: bf16
-    # [2 * LAYERS + 1, WIDTH]; caches: bf16 [LAYERS, 2, 8 * KEYS, 8, 64]; counters: i32,
-    # generation, done, and one every 32 from 32 on, then one every 32 for KV heads. ATTENTION is 0
-    # for none, 1 for its stand-in, 2 for attention itself.
-    ROWS: gl.constexpr = desc.block_type.shape[0]
-    tiles = gl.allocate_shared_memory(desc.dtype, [SLOTS, ROWS, 256], desc.layout)
+    # desc, desc_inner: bf16 [units of the arena, UNIT] in boxes of a half tile, or of a row where
+    # rows of K weights lie closer than P; start: bf16 [WIDTH]; memory: bf16 [2, LAYERS, QKV + 3 *
+    # WIDTH + INNER]; logits: f32 [VOCAB]; norms: bf16 [2 * LAYERS + 1, WIDTH]; caches: bf16
+    # [LAYERS, 2, 16 * KEYS, KV_HEADS, D]; angles: f32 [2, D / 2]; partials: f32 [4, KV_HEADS, 16,
+    # 4 * D + 4]; counters: i32, generation and done.
+    UNIT: gl.constexpr = desc.block_type.shape[1]
+    QKV: gl.constexpr = (HEADS + 2 * KV_HEADS) * D
+    ring = gl.allocate_shared_memory(desc.dtype, [SLOTS, UNITS, UNIT], desc.layout)
+    plain: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+    room = gl.allocate_shared_memory(gl.bfloat16, [8, D], plain)
+    kept = gl.allocate_shared_memory(gl.bfloat16, [max(KEYS, 1), D], plain)
     bar: gl.constexpr = mbarrier.MBarrierLayout()
-    ready = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], bar)
+    ready = gl.allocate_shared_memory(gl.int64, [2 * SLOTS, 1], bar)
     free = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], bar)
     for slot in gl.static_range(SLOTS):
-        mbarrier.init(ready.index(slot), 1)
+        mbarrier.init(ready.index(2 * slot), 1)
+        mbarrier.init(ready.index(2 * slot + 1), 1)
         mbarrier.init(free.index(slot), 1)
     fence_async_shared()
     generation = gl.load(counters, volatile=True)
-    if GROUPS == 1:
-        gl.warp_specialize(
-            [
+    gl.warp_specialize(
+        [
+            (
+                _consume,
                 (
-                    _consume,
-                    (
-                        0, tiles, ready, free, h, qkv, attended, gated, logits, norms, caches,
-                        angles, partial, counters, diagnosis, generation, limit, cycles, LAYERS,
-                        WIDTH, QKV, INNER, VOCAB, EPS, GROUPS, ATTENTION, KEYS, WAITS, SHARED_X,
-                        ATOMIC,
-                    ),
+                    ring, ready, free, room, kept, start, memory, partials, logits, norms, caches,
+                    angles, times, counters, diagnosis, generation, limit, LAYERS, WIDTH, INNER,
+                    VOCAB, HEADS, KV_HEADS, D, P, P_INNER, EPS, KEYS, WAITS, TIMED,
                 ),
-                (_bring, (desc, tiles, ready, free, count)),
-            ],
-            [1],
-            [40],
-        )  # fmt: skip
-    else:
-        gl.warp_specialize(
-            [
+            ),
+            (
+                _bring,
                 (
-                    _consume,
-                    (
-                        0, tiles, ready, free, h, qkv, attended, gated, logits, norms, caches,
-                        angles, partial, counters, diagnosis, generation, limit, cycles, LAYERS,
-                        WIDTH, QKV, INNER, VOCAB, EPS, GROUPS, ATTENTION, KEYS, WAITS, SHARED_X,
-                        ATOMIC,
-                    ),
+                    desc, desc_inner, ring, ready, free, LAYERS, WIDTH, QKV, INNER, VOCAB, P,
+                    P_INNER, CAP,
                 ),
-                (
-                    _consume,
-                    (
-                        1, tiles, ready, free, h, qkv, attended, gated, logits, norms, caches,
-                        angles, partial, counters, diagnosis, generation, limit, cycles, LAYERS,
-                        WIDTH, QKV, INNER, VOCAB, EPS, GROUPS, ATTENTION, KEYS, WAITS, SHARED_X,
-                        ATOMIC,
-                    ),
-                ),
-                (_bring, (desc, tiles, ready, free, count)),
-            ],
-            [4, 1],
-            [232, 40],
-        )  # fmt: skip
+            ),
+        ],
+        [1],
+        [40],
+    )  # fmt: skip
