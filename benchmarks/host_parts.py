@@ -20,6 +20,7 @@ class Parts:
 
     def __init__(self, clock: Callable[[], float] = time.thread_time) -> None:
         self.seconds: dict[str, list[float]] = {}
+        self._step: dict[str, float] = {}
         self._clock, self._inside = clock, [0.0]
         self._methods: list[tuple[object, str, object]] = []
 
@@ -34,11 +35,23 @@ class Parts:
                 return method(*args, **knobs)
             finally:
                 taken = self._clock() - start
-                self.seconds.setdefault(part, []).append(taken - self._inside.pop())
+                own = taken - self._inside.pop()
+                self.seconds.setdefault(part, []).append(own)
+                self._step[part] = self._step.get(part, 0.0) + own
                 self._inside[-1] += taken
 
         self._methods.append((owner, name, vars(owner).get(name)))
         setattr(owner, name, measured)
+
+    def note(self, part: str, seconds: float) -> None:
+        """Seconds within what is being timed count as a part of their own."""
+        self._step[part] = self._step.get(part, 0.0) + seconds
+        self._inside[-1] += seconds
+
+    def begin(self) -> dict[str, float]:
+        """Seconds of each part since the last call."""
+        found, self._step = self._step, {}
+        return found
 
     def stop(self) -> None:
         """Methods are what they were."""
@@ -47,13 +60,6 @@ class Parts:
                 delattr(owner, name)
             else:
                 setattr(owner, name, method)
-
-    def a_step(self, steps: int) -> dict[str, float]:
-        """Median microseconds of each part in one of so many steps."""
-        return {
-            part: statistics.median(times) * 1e6 * round(len(times) / steps)
-            for part, times in self.seconds.items()
-        }
 
 
 def queue_calls(engine: CausalLMEngine, times: int = 300) -> dict[str, float]:
