@@ -134,7 +134,11 @@ def host(options: argparse.Namespace) -> dict[str, object]:
     found |= {f"call: {name}": value for name, value in queue_calls(engine).items()}
     numbers = {key: round(value, 1) for key, value in found.items() if isinstance(value, float)}
     print("host: " + json.dumps(numbers), flush=True)
-    for name, figures in (("steady", found), ("timed", timed.figures()), ("burst", burst.figures())):
+    for name, figures in (
+        ("steady", found),
+        ("timed", timed.figures()),
+        ("burst", burst.figures()),
+    ):
         print(f"host, {name}:\n{table(figures)}", flush=True)
     return found
 

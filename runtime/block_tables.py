@@ -101,7 +101,9 @@ class BlockTables:
         pages: list[int] | NDArray[np.int64],
         width: int,
     ) -> None:
-        """Puts one page into each of these rows, at a place i64[B] of its own, below `width`."""
+        """Puts a page into each of these rows, at a place of its own below `width`; all i64[B], or
+        alike as NumPy has it.
+        """
         self._widen(width)
         self.data[rows, columns] = pages
 
