@@ -1,6 +1,7 @@
 """What the host does in a decode step, by part, without a device.
 
-    python benchmarks/bench_host.py [--sequences 128] [--steps 400] [--json] [--bursts [--cold]]
+    python benchmarks/bench_host.py [--sequences 128] [--steps 400] [--json]
+    python benchmarks/bench_host.py --bursts [--cold] [--timed] [--json]
 
 The real loop, scheduler, pool and launcher, and the metadata of steps as it is written on a GPU,
 over an executor that makes random tokens up at once. Sequences have lengths of their own, so that
@@ -17,7 +18,8 @@ between a token and the next one's sampling; both have to end while the device c
 `burst`, prompts of 1024 tokens that come at once, 8 a step, and 128 tokens of each; `alike`, all of
 one length from the first step on, so that all cross a page in the same steps; `full`, as `burst`
 with the pool full of prefixes that others have left. `--cold` flushes the caches between steps: a
-host beside a GPU, which waits for milliseconds in between, lies between the two.
+host beside a GPU, which waits for milliseconds in between, lies between the two. `--timed` tells
+what a step consists of.
 """
 
 from __future__ import annotations
@@ -195,6 +197,27 @@ def loop_of(kind: str, sequences: int) -> GenerationLoop:
     return loop
 
 
+def timed_parts(loop: GenerationLoop, parts: Parts) -> Parts:
+    """Timers around what a step consists of."""
+    launcher = loop._launcher
+    assert launcher is not None
+    for owner, name, part in (
+        (loop.scheduler, "schedule_ahead", "plan"),
+        (loop.pool, "extend", "places"),
+        (launcher, "launch", "launch, and what counts it"),
+        (launcher._batches, "build", "batch"),
+        (loop.executor, "launch", "metadata"),
+        (launcher, "choose", "masks"),
+        (loop.executor, "choose", "masks written, and tokens drawn"),
+        (launcher, "commit", "commit"),
+        (loop, "_count", "counters and observers"),
+        (loop, "_drop_void", "void rows"),
+        (loop, "_step", "rest"),
+    ):
+        parts.timed(owner, name, part)
+    return parts
+
+
 def measure(kind: str, sequences: int, steps: int) -> dict[str, tuple[float, float]]:
     """Median and least microseconds of each part, and of all of a step untouched by timers."""
     loop = loop_of(kind, sequences)
@@ -211,22 +234,7 @@ def measure(kind: str, sequences: int, steps: int) -> dict[str, tuple[float, flo
     for _ in range(FIRST):
         step()
     whole = [step() for _ in range(steps // 2)]
-    launcher, parts = loop._launcher, Parts()
-    assert launcher is not None
-    for owner, name, part in (
-        (loop.scheduler, "schedule_ahead", "plan"),
-        (loop.pool, "extend", "places"),
-        (launcher, "launch", "launch, and what counts it"),
-        (launcher._batches, "build", "batch"),
-        (loop.executor, "launch", "metadata"),
-        (launcher, "choose", "masks"),
-        (loop.executor, "choose", "masks written, and tokens drawn"),
-        (launcher, "commit", "commit"),
-        (loop, "_count", "counters and observers"),
-        (loop, "_drop_void", "void rows"),
-        (loop, "_step", "rest"),
-    ):
-        parts.timed(owner, name, part)
+    parts = timed_parts(loop, Parts())
     for _ in range(steps // 2):
         step()
     assert all(not request.finished for request in requests) and not loop.scheduler.waiting
@@ -236,7 +244,7 @@ def measure(kind: str, sequences: int, steps: int) -> dict[str, tuple[float, flo
     }
 
 
-def bursts(name: str, sequences: int, *, cold: bool) -> dict[str, Any]:
+def bursts(name: str, sequences: int, *, cold: bool, timed: bool) -> dict[str, Any]:
     """Figures of steps (`StepTimes.figures`) of one load of greedy requests without a tokenizer."""
     executor = RandomTokens(sequences, sequences)
     pool = PagedPool(sequences * CONTEXT // PAGE + 1, PAGE, prefix_caching=True)
@@ -245,6 +253,7 @@ def bursts(name: str, sequences: int, *, cold: bool) -> dict[str, Any]:
         pool, executor.capabilities, max_num_seqs=sequences, max_prefill_tokens=budget
     )
     loop = GenerationLoop(executor, pool, scheduler, Sampler(), None, [0], CONTEXT)
+    parts = timed_parts(loop, Parts(time.perf_counter)) if timed else None
     rng = np.random.default_rng(1)
     length, tokens = (16, 1000) if name == "alike" else (1024, 128)
     for _ in range(1 + (name == "full")):
@@ -252,7 +261,7 @@ def bursts(name: str, sequences: int, *, cold: bool) -> dict[str, Any]:
             prompt = rng.integers(3, VOCAB, size=length).tolist()
             loop.submit(prompt, SamplingParams(ignore_eos=True, max_new_tokens=tokens))
         flushed = np.zeros(_CACHES if cold else 1, dtype=np.uint8)
-        times = StepTimes(loop, sequences * 100 // 128)
+        times = StepTimes(loop, sequences * 100 // 128, parts)
         with times:
             while scheduler.waiting or scheduler.running or loop._flight is not None:
                 flushed += 1
@@ -269,10 +278,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--bursts", action="store_true")
     parser.add_argument("--cold", action="store_true")
+    parser.add_argument("--timed", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)  # others' work on the cores would be waited for
     if options.bursts:
-        loads = {n: bursts(n, options.sequences, cold=options.cold) for n in BURSTS}
+        knobs = {"cold": options.cold, "timed": options.timed}
+        loads = {name: bursts(name, options.sequences, **knobs) for name in BURSTS}
         each = (f"{name}: p50 {one['host_us']:.0f}\n{table(one)}" for name, one in loads.items())
         print(json.dumps(loads, indent=1) if options.json else "\n".join(each))
         return
