@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from tilewright.runtime.device_queue import Noted
 from tilewright.runtime.engine import CausalLMEngine
 
 
@@ -70,10 +71,16 @@ def queue_calls(engine: CausalLMEngine, times: int = 300) -> dict[str, float]:
     queue.join()
     event = torch.cuda.Event()
     event.record()
-    pair = graphs.metadata.device[:4096], turn.memory[:4096]
+    metadata, memory, tokens = graphs.metadata.device, turn.memory, turn.come
+    pair, whole = (metadata[:4096], memory[:4096]), (metadata, memory)
+    noted = [Noted() for _ in range(3)]
+    back = tokens, torch.zeros_like(tokens, device=metadata.device)
     calls: dict[str, Callable[[], object]] = {
         "join": queue.join,
         "copy": lambda: queue.copy(*pair),
+        "copy, noted": lambda: queue.copy(*pair, noted[0]),
+        "copy with tables, noted": lambda: queue.copy(*whole, noted[1]),
+        "copy of tokens, noted": lambda: queue.copy(*back, noted[2]),
         "copy by torch": lambda: pair[0].copy_(pair[1], non_blocking=True),
         "record": lambda: queue.record(event),
         "record by torch": event.record,
@@ -88,6 +95,7 @@ def queue_calls(engine: CausalLMEngine, times: int = 300) -> dict[str, float]:
             call()
             taken.append((time.perf_counter() - start) * 1e6)
         found[name] = statistics.median(taken)
+    graphs.metadata._tables = -1  # they are another step's now
     found["direct"] = float(getattr(queue, "_driver", None) is not None)
     return found
 
