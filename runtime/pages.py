@@ -52,7 +52,8 @@ class Pages:
 
     def take_each(self, count: int) -> list[int]:
         """So many free pages, of which there are as many, with one reference each."""
-        return self.take_array(count).tolist()
+        taken: list[int] = self.take_array(count).tolist()
+        return taken
 
     def take_array(self, count: int) -> NDArray[np.int64]:
         """`take_each`, as i64[count]."""
