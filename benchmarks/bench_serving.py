@@ -34,6 +34,7 @@ from step_times import StepTimes, table
 import tilewright as tw
 from tilewright.compiler.bench.load import LoadDriver
 from tilewright.runtime import batch, in_flight
+from tilewright.runtime.collector import freeze
 from tilewright.runtime.decode_buffer import Launched
 from tilewright.runtime.engine import CausalLMEngine
 from tilewright.runtime.lag import Lag
@@ -320,8 +321,7 @@ def _engine(options: argparse.Namespace, length: int, sequences: int) -> CausalL
     )
     assert isinstance(engine, CausalLMEngine)
     engine.warm_up()
-    gc.collect()
-    gc.freeze()  # as `tilewright serve` does
+    freeze()  # as `tilewright serve` does
     print(f"ready in {time.perf_counter() - started:.0f} s", flush=True)
     _MADE[length, sequences] = engine
     return engine
