@@ -1,6 +1,7 @@
 """What the host does in a decode step, by part, without a device.
 
     python benchmarks/bench_host.py [--sequences 128] [--steps 400] [--json]
+    python benchmarks/bench_host.py --bursts [--cold] [--timed] [--json]
 
 The real loop, scheduler, pool and launcher, and the metadata of steps as it is written on a GPU,
 over an executor that makes random tokens up at once. Sequences have lengths of their own, so that
@@ -12,6 +13,13 @@ Kinds: `greedy` without a tokenizer; `drawn` with a random number a row; `text` 
 `stops` with a stop string beside; `streams` with text that is taken behind each step (not counted);
 `forms` with a JSON schema (`--sequences 32` is what the bar is for). There `masks` and `commit` lie
 between a token and the next one's sampling; both have to end while the device computes a step.
+
+`--bursts`: steps by what they hold, on the clock (`step_times.py`), as `bench_serving.py` has them:
+`burst`, prompts of 1024 tokens that come at once, 8 a step, and 128 tokens of each; `alike`, all of
+one length from the first step on, so that all cross a page in the same steps; `full`, as `burst`
+with the pool full of prefixes that others have left. `--cold` flushes the caches between steps: a
+host beside a GPU, which waits for milliseconds in between, lies between the two. `--timed` tells
+what a step consists of.
 """
 
 from __future__ import annotations
@@ -23,10 +31,12 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from host_parts import Parts
+from step_times import StepTimes, table
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -43,7 +53,7 @@ from tilewright.runtime import (
 )
 from tilewright.runtime.batch import DecodeBatch, MixedBatch
 from tilewright.runtime.bucketing import Padding
-from tilewright.runtime.decode_buffer import DecodeBuffer, Launched
+from tilewright.runtime.decode_buffer import DecodeBuffer, Launched, Turn
 from tilewright.runtime.device_queue import ImmediateQueue
 from tilewright.runtime.grammar import Grammars, fill_masks
 from tilewright.runtime.metrics import Metrics
@@ -72,14 +82,23 @@ KINDS = {
 }
 
 
+BURSTS = ("burst", "alike", "full")
+_CACHES = 40 << 20  # bytes; more than a core has for itself
+
+
 class RandomTokens:
     """Steps that are no work, but for what is written for them."""
 
     padding = Padding()
 
-    def __init__(self, sequences: int) -> None:
+    def __init__(self, sequences: int, mixed: int = 0) -> None:
         self.capabilities = Capabilities(
-            mixes=True, pages=True, shares=True, max_slots=None, samples=sequences
+            mixes=True,
+            pages=True,
+            shares=True,
+            max_slots=None,
+            samples=sequences,
+            samples_mixed=mixed,
         )
         self._shape = StepShape(sequences, sequences, CONTEXT // PAGE, sequences)
         self._buffer = DecodeBuffer(self._shape, FIELDS, torch.device("cpu"), ImmediateQueue())
@@ -114,8 +133,13 @@ class RandomTokens:
         return self._last
 
     def launch_mixed(self, batch: MixedBatch, after: Launched | None) -> Launched:
-        """Prompts are run step by step."""
-        raise NotImplementedError
+        """Tokens of those that complete."""
+        count = len(batch.key)
+        turn = Turn(1, max(count, 1), torch.device("cpu"))
+        turn.numpy_tokens[:count] = next(self._drawn)[:count]
+        turn.event = self._buffer.queue.record(None)
+        self._last = Launched(turn, count, self._tokens)
+        return self._last
 
     def choose(self, launched: Launched, masks: Masks) -> None:
         """A token of those that may come; a block of masks is written as for a GPU."""
@@ -173,6 +197,27 @@ def loop_of(kind: str, sequences: int) -> GenerationLoop:
     return loop
 
 
+def timed_parts(loop: GenerationLoop, parts: Parts) -> Parts:
+    """Timers around what a step consists of."""
+    launcher = loop._launcher
+    assert launcher is not None
+    for owner, name, part in (
+        (loop.scheduler, "schedule_ahead", "plan"),
+        (loop.pool, "extend", "places"),
+        (launcher, "launch", "launch, and what counts it"),
+        (launcher._batches, "build", "batch"),
+        (loop.executor, "launch", "metadata"),
+        (launcher, "choose", "masks"),
+        (loop.executor, "choose", "masks written, and tokens drawn"),
+        (launcher, "commit", "commit"),
+        (loop, "_count", "counters and observers"),
+        (loop, "_drop_void", "void rows"),
+        (loop, "_step", "rest"),
+    ):
+        parts.timed(owner, name, part)
+    return parts
+
+
 def measure(kind: str, sequences: int, steps: int) -> dict[str, tuple[float, float]]:
     """Median and least microseconds of each part, and of all of a step untouched by timers."""
     loop = loop_of(kind, sequences)
@@ -189,22 +234,7 @@ def measure(kind: str, sequences: int, steps: int) -> dict[str, tuple[float, flo
     for _ in range(FIRST):
         step()
     whole = [step() for _ in range(steps // 2)]
-    launcher, parts = loop._launcher, Parts()
-    assert launcher is not None
-    for owner, name, part in (
-        (loop.scheduler, "schedule_ahead", "plan"),
-        (loop.pool, "extend", "places"),
-        (launcher, "launch", "launch, and what counts it"),
-        (launcher._batches, "build", "batch"),
-        (loop.executor, "launch", "metadata"),
-        (launcher, "choose", "masks"),
-        (loop.executor, "choose", "masks written, and tokens drawn"),
-        (launcher, "commit", "commit"),
-        (loop, "_count", "counters and observers"),
-        (loop, "_drop_void", "void rows"),
-        (loop, "_step", "rest"),
-    ):
-        parts.timed(owner, name, part)
+    parts = timed_parts(loop, Parts())
     for _ in range(steps // 2):
         step()
     assert all(not request.finished for request in requests) and not loop.scheduler.waiting
@@ -214,6 +244,31 @@ def measure(kind: str, sequences: int, steps: int) -> dict[str, tuple[float, flo
     }
 
 
+def bursts(name: str, sequences: int, *, cold: bool, timed: bool) -> dict[str, Any]:
+    """Figures of steps (`StepTimes.figures`) of one load of greedy requests without a tokenizer."""
+    executor = RandomTokens(sequences, sequences)
+    pool = PagedPool(sequences * CONTEXT // PAGE + 1, PAGE, prefix_caching=True)
+    budget = 64 * sequences  # 8 prompts of 1024 tokens of 128
+    scheduler = Scheduler(
+        pool, executor.capabilities, max_num_seqs=sequences, max_prefill_tokens=budget
+    )
+    loop = GenerationLoop(executor, pool, scheduler, Sampler(), None, [0], CONTEXT)
+    parts = timed_parts(loop, Parts(time.perf_counter)) if timed else None
+    rng = np.random.default_rng(1)
+    length, tokens = (16, 1000) if name == "alike" else (1024, 128)
+    for _ in range(1 + (name == "full")):
+        for _ in range(sequences):
+            prompt = rng.integers(3, VOCAB, size=length).tolist()
+            loop.submit(prompt, SamplingParams(ignore_eos=True, max_new_tokens=tokens))
+        flushed = np.zeros(_CACHES if cold else 1, dtype=np.uint8)
+        times = StepTimes(loop, sequences * 100 // 128, parts)
+        with times:
+            while scheduler.waiting or scheduler.running or loop._flight is not None:
+                flushed += 1
+                loop.step()
+    return times.figures()
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -221,8 +276,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--kinds", nargs="*", default=[*KINDS], choices=[*KINDS])
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--bursts", action="store_true")
+    parser.add_argument("--cold", action="store_true")
+    parser.add_argument("--timed", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)  # others' work on the cores would be waited for
+    if options.bursts:
+        knobs = {"cold": options.cold, "timed": options.timed}
+        loads = {name: bursts(name, options.sequences, **knobs) for name in BURSTS}
+        each = (f"{name}: p50 {one['host_us']:.0f}\n{table(one)}" for name, one in loads.items())
+        print(json.dumps(loads, indent=1) if options.json else "\n".join(each))
+        return
     found = {kind: measure(kind, options.sequences, options.steps) for kind in options.kinds}
     if options.json:
         print(json.dumps(found, indent=1))

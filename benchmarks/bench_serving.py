@@ -29,11 +29,15 @@ import numpy as np
 import torch
 from host_parts import DeviceTimes, Parts, queue_calls
 from serving_loads import chosen, line, summary
+from step_times import StepTimes, table
 
 import tilewright as tw
 from tilewright.compiler.bench.load import LoadDriver
+from tilewright.runtime import batch, in_flight
+from tilewright.runtime.collector import freeze
 from tilewright.runtime.decode_buffer import Launched
 from tilewright.runtime.engine import CausalLMEngine
+from tilewright.runtime.lag import Lag
 
 _MADE: dict[tuple[int, int], CausalLMEngine] = {}
 LONG_PROMPT, DECODING, TURNS = 32_768, 16, 9
@@ -75,7 +79,7 @@ def loads(options: argparse.Namespace, *, bursts: bool = True) -> dict[str, obje
         scheduler.max_tokens_per_step = budget
         talks, arrivals = load.draw(engine.config.vocab_size)
         engine.reset_prefix_cache()
-        host = _HostTime(engine)
+        host = StepTimes(engine.loop)
         with host:
             done = LoadDriver(engine.loop).run(talks, arrivals)
         times = [one.timings for one in done.done]
@@ -85,6 +89,7 @@ def loads(options: argparse.Namespace, *, bursts: bool = True) -> dict[str, obje
         result |= {"budget": float(budget)} | host.figures()
         results.append(result)
         print(line(result), flush=True)
+        print(table(host.figures()), flush=True)
     return {"loads": results}
 
 
@@ -93,54 +98,10 @@ def cold(options: argparse.Namespace) -> dict[str, object]:
     return loads(options, bursts=False)
 
 
-class _HostTime:
-    """What steps of 100 and more decoding sequences take of the host, beside waiting."""
-
-    def __init__(self, engine: CausalLMEngine) -> None:
-        self._loop, self._waited = engine.loop, 0.0
-        self._steps: list[tuple[float, float]] = []
-
-    def __enter__(self) -> None:
-        self._tokens, self._step = Launched.tokens, self._loop.step
-
-        def tokens(launched: Launched) -> list[int]:
-            start = time.perf_counter()
-            event = launched._turn.event
-            if launched._tokens is None and event is not None:
-                event.synchronize()
-            self._waited += time.perf_counter() - start
-            return self._tokens(launched)
-
-        def step() -> None:
-            self._waited = 0.0
-            before = self._loop._flight
-            start = time.perf_counter()
-            self._step()
-            taken = time.perf_counter() - start
-            if before is not None and before.plan.num_sequences >= 100:
-                self._steps.append((taken, self._waited))
-
-        Launched.tokens, self._loop.step = tokens, step  # type: ignore[method-assign]
-
-    def __exit__(self, *unused: object) -> None:
-        Launched.tokens = self._tokens  # type: ignore[method-assign]
-        del self._loop.step  # type: ignore[attr-defined]
-
-    def figures(self) -> dict[str, float | str]:
-        """Medians in microseconds, none of no step."""
-        if not self._steps:
-            return {}
-        host = [(taken - waited) * 1e6 for taken, waited in self._steps]
-        waited = statistics.median(waited for _, waited in self._steps) * 1e6
-        return {
-            "host_us": statistics.median(host),
-            "host_p99_us": float(np.percentile(host, 99)),
-            "waited_us": waited,
-        }
-
-
 def host(options: argparse.Namespace) -> dict[str, object]:
-    """Microseconds of the host in a decode step of 128 sequences, by what they are for."""
+    """Microseconds of the host in a decode step of 128 sequences, by what they are for: in the
+    steady state as it is and with timers, and in a burst with timers.
+    """
     engine = _engine(options, 1280, 128)
     loop, rng = engine.loop, np.random.default_rng(4)
     params = tw.SamplingParams(max_new_tokens=1100, ignore_eos=True)
@@ -152,39 +113,60 @@ def host(options: argparse.Namespace) -> dict[str, object]:
         loop.step()
     for _ in range(20):
         loop.step()
-    whole = _HostTime(engine)
+    whole = StepTimes(loop)
     with whole:
         for _ in range(300):
             loop.step()
-    found = {key: float(value) for key, value in whole.figures().items()}
+    found = whole.figures()
     parts = _timed_parts(engine)
-    for _ in range(300):
-        loop.step()
-    stages = parts.a_step(300)
-    waited = stages.pop("waiting")
-    found |= stages | {"waited, timed": waited, "sum of parts": sum(stages.values())}
-    parts.stop()
+    timed = StepTimes(loop, parts=parts)
+    with timed:
+        for _ in range(300):
+            loop.step()
     for request in requests:
         loop.cancel(request)
+    burst = StepTimes(loop, parts=parts)
+    talks, arrivals = chosen("")[1].draw(engine.config.vocab_size)
+    engine.reset_prefix_cache()
+    with burst:
+        LoadDriver(loop).run(talks, arrivals)
+    parts.stop()
+    found |= {"timed": timed.figures(), "burst, timed": burst.figures()}
     found |= {f"call: {name}": value for name, value in queue_calls(engine).items()}
-    print("host: " + json.dumps({key: round(value, 1) for key, value in found.items()}), flush=True)
-    return dict(found)
+    numbers = {key: round(value, 1) for key, value in found.items() if isinstance(value, float)}
+    print("host: " + json.dumps(numbers), flush=True)
+    for name, figures in (
+        ("steady", found),
+        ("timed", timed.figures()),
+        ("burst", burst.figures()),
+    ):
+        print(f"host, {name}:\n{table(figures)}", flush=True)
+    return found
 
 
 def _timed_parts(engine: CausalLMEngine) -> Parts:
-    """Timers around all that a step consists of."""
+    """Timers around all that a step consists of. Waiting for events is none of these."""
     loop, graphs, parts = engine.loop, engine.executor.graphs, Parts(time.perf_counter)
-    launcher = loop._launcher
-    assert launcher is not None and graphs is not None
+    launcher, rows = loop._launcher, engine.executor.rows
+    assert launcher is not None and graphs is not None and rows is not None
     for owner, name, part in (
         (loop, "_step", "step"),
         (loop, "_ahead", "ahead"),
         (launcher, "plan_ahead", "plan"),
         (loop.scheduler, "schedule_ahead", "plan, schedule"),
+        (loop.scheduler, "_survey", "plan, survey"),
+        (loop.scheduler, "_plan_prompts", "plan, prompts"),
         (loop.pool, "extend", "plan, places"),
+        (loop.pool, "_make_room", "plan, room made"),
         (launcher, "launch", "launch, and what counts it"),
         (launcher._batches, "build", "batch"),
+        (launcher._batches, "_gather", "batch, tables"),
+        (batch, "find_groups", "batch, groups"),
+        (in_flight, "build_mixed", "batch, mixed"),
         (engine.executor, "launch", "launch, executor"),
+        (engine.executor, "launch_mixed", "launch, mixed"),
+        (engine.executor, "_run_mixed", "launch, mixed, Program"),
+        (rows, "_fill", "launch, mixed, rows"),
         (graphs, "launch", "launch, graphs"),
         (graphs.metadata, "fill", "metadata"),
         (graphs.queue, "join", "queue: join"),
@@ -192,7 +174,10 @@ def _timed_parts(engine: CausalLMEngine) -> Parts:
         (graphs.queue, "replay", "queue: replay"),
         (graphs.queue, "record", "queue: record"),
         (launcher, "commit", "commit"),
-        (Launched, "tokens", "waiting"),
+        (loop.scheduler, "share", "commit, prompts shared"),
+        (loop.scheduler, "drop", "commit, dropped"),
+        (Launched, "tokens", "tokens taken"),
+        (Lag, "settle", "sequences told"),
         (loop, "_count", "counters and observers"),
         (loop, "_drop_void", "void rows"),
     ):
@@ -321,6 +306,7 @@ def _engine(options: argparse.Namespace, length: int, sequences: int) -> CausalL
     if (length, sequences) in _MADE:
         return _MADE[length, sequences]
     _MADE.clear()
+    gc.unfreeze()
     gc.collect()
     torch.cuda.empty_cache()
     started = time.perf_counter()
@@ -335,6 +321,7 @@ def _engine(options: argparse.Namespace, length: int, sequences: int) -> CausalL
     )
     assert isinstance(engine, CausalLMEngine)
     engine.warm_up()
+    freeze()  # as `tilewright serve` does
     print(f"ready in {time.perf_counter() - started:.0f} s", flush=True)
     _MADE[length, sequences] = engine
     return engine

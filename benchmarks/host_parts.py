@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from tilewright.runtime.device_queue import Noted
 from tilewright.runtime.engine import CausalLMEngine
 
 
@@ -20,6 +21,7 @@ class Parts:
 
     def __init__(self, clock: Callable[[], float] = time.thread_time) -> None:
         self.seconds: dict[str, list[float]] = {}
+        self._step: dict[str, float] = {}
         self._clock, self._inside = clock, [0.0]
         self._methods: list[tuple[object, str, object]] = []
 
@@ -34,11 +36,23 @@ class Parts:
                 return method(*args, **knobs)
             finally:
                 taken = self._clock() - start
-                self.seconds.setdefault(part, []).append(taken - self._inside.pop())
+                own = taken - self._inside.pop()
+                self.seconds.setdefault(part, []).append(own)
+                self._step[part] = self._step.get(part, 0.0) + own
                 self._inside[-1] += taken
 
         self._methods.append((owner, name, vars(owner).get(name)))
         setattr(owner, name, measured)
+
+    def note(self, part: str, seconds: float) -> None:
+        """Seconds within what is being timed count as a part of their own."""
+        self._step[part] = self._step.get(part, 0.0) + seconds
+        self._inside[-1] += seconds
+
+    def begin(self) -> dict[str, float]:
+        """Seconds of each part since the last call."""
+        found, self._step = self._step, {}
+        return found
 
     def stop(self) -> None:
         """Methods are what they were."""
@@ -47,13 +61,6 @@ class Parts:
                 delattr(owner, name)
             else:
                 setattr(owner, name, method)
-
-    def a_step(self, steps: int) -> dict[str, float]:
-        """Median microseconds of each part in one of so many steps."""
-        return {
-            part: statistics.median(times) * 1e6 * round(len(times) / steps)
-            for part, times in self.seconds.items()
-        }
 
 
 def queue_calls(engine: CausalLMEngine, times: int = 300) -> dict[str, float]:
@@ -64,10 +71,16 @@ def queue_calls(engine: CausalLMEngine, times: int = 300) -> dict[str, float]:
     queue.join()
     event = torch.cuda.Event()
     event.record()
-    pair = graphs.metadata.device[:4096], turn.memory[:4096]
+    metadata, memory, tokens = graphs.metadata.device, turn.memory, turn.come
+    pair, whole = (metadata[:4096], memory[:4096]), (metadata, memory)
+    noted = [Noted() for _ in range(3)]
+    back = tokens, torch.zeros_like(tokens, device=metadata.device)
     calls: dict[str, Callable[[], object]] = {
         "join": queue.join,
         "copy": lambda: queue.copy(*pair),
+        "copy, noted": lambda: queue.copy(*pair, noted[0]),
+        "copy with tables, noted": lambda: queue.copy(*whole, noted[1]),
+        "copy of tokens, noted": lambda: queue.copy(*back, noted[2]),
         "copy by torch": lambda: pair[0].copy_(pair[1], non_blocking=True),
         "record": lambda: queue.record(event),
         "record by torch": event.record,
@@ -82,6 +95,7 @@ def queue_calls(engine: CausalLMEngine, times: int = 300) -> dict[str, float]:
             call()
             taken.append((time.perf_counter() - start) * 1e6)
         found[name] = statistics.median(taken)
+    graphs.metadata._tables = -1  # they are another step's now
     found["direct"] = float(getattr(queue, "_driver", None) is not None)
     return found
 

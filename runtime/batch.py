@@ -75,6 +75,10 @@ def _positions(chunk: Chunk) -> ArrayLike:
     return np.arange(chunk.start, chunk.start + len(chunk.slots))
 
 
+_PATCHES = 64  # of block tables, then they are written together
+_LAST = 4  # patches that a turn (`decode_buffer.py`) may have missed, and more
+
+
 @dataclass(slots=True)  # not frozen: making one would take thrice as long
 class DecodeBatch:
     """One token of each of B sequences, and how to sample the next; ready to be written.
@@ -179,7 +183,7 @@ class DecodeBatches:
         self._groups: PrefixGroups | None = None
         self._key: tuple[int, ...] | None = None
         self._version = 0
-        self._tables = np.zeros((0, 0), dtype=np.int32)
+        self._tables: NDArray[np.int32] = np.zeros((0, 0), dtype=np.int32)
         self._gaps: list[int] | None = None
         self._patches: list[TablePatch] = []
 
@@ -234,12 +238,25 @@ class DecodeBatches:
             return
         assert self._key is not None
         key = self._key
-        if self._pool.slides or patch.width > self._tables.shape[1]:
+        if self._pool.slides:
             self._gather(key)
             return
         self._key, self._version = None, self._version + 1
+        if patch.width > self._tables.shape[1]:
+            self._tables = _widened(self._tables, patch.width)
+        if len(self._patches) >= _PATCHES:
+            self._fold()
         self._patches.append(patch)
         self._key = key
+
+    def _fold(self) -> None:
+        """Writes the patches into the tables, but for the last, which buffers still take."""
+        old = self._patches[:-_LAST]
+        tables = self._tables.copy()  # a batch has that one
+        for patch in old:
+            patch.write(tables)
+        self._tables = tables
+        self._patches = self._patches[-_LAST:]
 
     def _opened(self, plan: Plan) -> TablePatch:
         """A page is new where its first place is taken."""
@@ -256,6 +273,12 @@ class DecodeBatches:
             return groups
         self._groups = None
         return None
+
+
+def _widened(tables: NDArray[np.int32], width: int) -> NDArray[np.int32]:
+    found = np.zeros((len(tables), width), dtype=np.int32)
+    found[:, : tables.shape[1]] = tables
+    return found
 
 
 def _uniform(chunks: list[Chunk]) -> list[float]:

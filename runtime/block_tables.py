@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,24 +11,34 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-@dataclass(slots=True)
 class TablePatch:
     """Pages that rows of block tables have got.
 
-    Attributes:
+    Args:
         rows, columns: i64[N], where they stand.
         pages: i64[N].
         width: more than any of the columns.
     """
 
-    rows: NDArray[np.int64]
-    columns: NDArray[np.int64]
-    pages: NDArray[np.int64]
-    width: int
+    __slots__ = ("_columns", "_pages", "_places", "_rows", "_stride", "width")
+
+    def __init__(
+        self,
+        rows: NDArray[np.int64],
+        columns: NDArray[np.int64],
+        pages: NDArray[np.int64],
+        width: int,
+    ) -> None:
+        self._rows, self._columns, self.width = rows, columns, width
+        self._pages, self._stride = pages.astype(np.int32), 0
 
     def write(self, tables: NDArray[np.int32]) -> None:
-        """Brings block tables i32[B, M] up to date."""
-        tables[self.rows, self.columns] = self.pages
+        """Brings dense block tables i32[B, M] up to date."""
+        assert tables.flags.c_contiguous  # else what follows would write to a copy
+        stride = tables.shape[1]
+        if stride != self._stride:  # most tables are as wide as those before
+            self._places, self._stride = self._rows * stride + self._columns, stride
+        tables.reshape(-1)[self._places] = self._pages  # an eighth of what two axes would take
 
 
 class BlockTables:
@@ -101,7 +110,9 @@ class BlockTables:
         pages: list[int] | NDArray[np.int64],
         width: int,
     ) -> None:
-        """Puts one page into each of these rows, at a place i64[B] of its own, below `width`."""
+        """Puts a page into each of these rows, at a place of its own below `width`; all i64[B], or
+        alike as NumPy has it.
+        """
         self._widen(width)
         self.data[rows, columns] = pages
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from .batch import DecodeBatch
-from .device_queue import DeviceQueue, Event
+from .device_queue import DeviceQueue, Event, Noted
 from .params import SamplingParams
 from .prefix_groups import PrefixGroups
 from .step import Step
@@ -69,6 +69,8 @@ class Turn:
         self.memory = torch.zeros(nbytes, dtype=torch.uint8, pin_memory=pinned)
         self.tokens = torch.zeros(rows, dtype=torch.int64, pin_memory=pinned)
         self.come = self.tokens  # the first of them, as many as the step's shape has rows
+        self._of: torch.Tensor | None = None  # where these were copied from the last time
+        self._noted = Noted()
         self.numpy_tokens = self.tokens.numpy()
         self.launched: Launched | None = None
         self.key: tuple[int, ...] | None = None  # whose parameters it holds
@@ -76,7 +78,7 @@ class Turn:
         self.groups: PrefixGroups | None = None  # those that it holds
         self.whole: dict[str, np.ndarray] = {}  # its fields, padding and all
         self.fields: dict[str, np.ndarray] = {}  # those of the sequences
-        self.pieces: dict[tuple[str, bool], tuple[torch.Tensor, torch.Tensor]] = {}
+        self.pieces: dict[tuple[str, bool], tuple[torch.Tensor, torch.Tensor, Noted]] = {}
         self._shape: StepShape | None = None
         self._count = 0
         self._words: torch.Tensor | None = None
@@ -90,6 +92,12 @@ class Turn:
             torch.cuda.synchronize(self._device)
         elif self.event is not None:
             self.event.synchronize()
+
+    def bring(self, queue: DeviceQueue, on_device: torch.Tensor) -> None:
+        """Queues the copy of its step's tokens i64[rows of the shape]."""
+        if self._of is not on_device:
+            self._of, self._noted = on_device, Noted()
+        queue.copy(self.come, on_device, self._noted)
 
     def words(self, width: int) -> torch.Tensor:
         """Memory i32[rows, width] for the masks of its step, made when it is first asked for; to be
@@ -122,7 +130,7 @@ class Turn:
         if "top_p" in self.whole:
             self.whole["top_p"].fill(1)
         self._shape, self._count = shape, count
-        self.come = self.tokens[: shape.rows]
+        self.come, self._of = self.tokens[: shape.rows], None
 
 
 class DecodeBuffer:
@@ -209,7 +217,7 @@ class DecodeBuffer:
             places = self._layout.places
             start = places[first][0]
             stop = self._layout.nbytes if whole else places["block_tables"][0]
-            pieces = self.device[start:stop], turn.memory[start:stop]
+            pieces = self.device[start:stop], turn.memory[start:stop], Noted()
             turn.pieces[first, whole] = pieces
         turn.busy = True
         self.queue.copy(*pieces)

@@ -192,7 +192,7 @@ class DecodeGraphs:
 
     def _end(self, launched: Launched, turn: Turn) -> None:
         """Queues what brings a step's tokens to the host."""
-        self.queue.copy(turn.come, launched.on_device)
+        turn.bring(self.queue, launched.on_device)
         turn.event, turn.busy = self.queue.record(turn.event), False
         turn.launched = self._last = launched
 

@@ -28,6 +28,15 @@ class Replayable(Protocol):
         ...
 
 
+class Noted:
+    """What a queue knows of two pieces of memory that are copied again and again."""
+
+    __slots__ = ("handles",)
+
+    def __init__(self) -> None:
+        self.handles: tuple[Any, Any, int] | None = None  # as the driver takes them
+
+
 class DeviceQueue(Protocol):
     """Queues work for a device. No method waits for it."""
 
@@ -36,9 +45,10 @@ class DeviceQueue(Protocol):
         called before a step is queued, or anything else that touches its memory."""
         ...
 
-    def copy(self, destination: Tensor, source: Tensor) -> None:
+    def copy(self, destination: Tensor, source: Tensor, noted: Noted | None = None) -> None:
         """Copies between host (pinned) and device memory, both dense and of one type and size; the
-        host's must stay as it is until an event behind it has come."""
+        host's must stay as it is until an event behind it has come. What is `noted` belongs to
+        these two."""
         ...
 
     def gather(self, destination: Tensor, source: Tensor, rows: Tensor) -> None:
@@ -71,6 +81,7 @@ class CudaQueue:
         self._index = torch.cuda.current_device() if device.index is None else device.index
         self._stream: torch.cuda.Stream | None = None
         self._raw: int | None = None  # the same, as the driver has it
+        self._handle: Any = None  # and as it takes it: other integers are converted at each call
         self._known = _driver()
         self._driver: Any = None  # that one, while the thread's device is this one
 
@@ -81,18 +92,26 @@ class CudaQueue:
             if self._stream is not None:
                 current.wait_stream(self._stream)
             self._stream, self._raw = current, raw
+            self._handle = None if self._known is None else self._known.CUstream(raw)
         here = torch._C._cuda_getDevice() == self._index
         self._driver = self._known if here else None
 
-    def copy(self, destination: Tensor, source: Tensor) -> None:
+    def copy(self, destination: Tensor, source: Tensor, noted: Noted | None = None) -> None:
         if self._driver is not None:
-            size = source.nbytes
-            assert destination.nbytes == size and source.dtype is destination.dtype
-            to, of = destination.data_ptr(), source.data_ptr()
-            (refused,) = self._driver.cuMemcpyAsync(to, of, size, self._raw)
+            handles = None if noted is None else noted.handles
+            if handles is None:
+                handles = self._handles(destination, source)
+                if noted is not None:
+                    noted.handles = handles
+            (refused,) = self._driver.cuMemcpyAsync(*handles, self._handle)
             if not refused:
                 return
         destination.copy_(source, non_blocking=True)
+
+    def _handles(self, destination: Tensor, source: Tensor) -> tuple[Any, Any, int]:
+        size, pointer = source.nbytes, self._known.CUdeviceptr
+        assert destination.nbytes == size and source.dtype is destination.dtype
+        return pointer(destination.data_ptr()), pointer(source.data_ptr()), size
 
     def gather(self, destination: Tensor, source: Tensor, rows: Tensor) -> None:
         torch.index_select(source, 0, rows, out=destination)
@@ -108,7 +127,7 @@ class CudaQueue:
         if event is None:
             event = torch.cuda.Event()
         elif self._driver is not None:
-            (refused,) = self._driver.cuEventRecord(event.cuda_event, self._raw)
+            (refused,) = self._driver.cuEventRecord(event.cuda_event, self._handle)
             if not refused:
                 return cast(Event, event)
         event.record(self._stream)
@@ -128,7 +147,7 @@ class ImmediateQueue:
     def join(self) -> None:
         pass
 
-    def copy(self, destination: Tensor, source: Tensor) -> None:
+    def copy(self, destination: Tensor, source: Tensor, noted: Noted | None = None) -> None:
         destination.copy_(source)
 
     def gather(self, destination: Tensor, source: Tensor, rows: Tensor) -> None:

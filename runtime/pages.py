@@ -8,12 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 _WINDOW = 256  # pages that are looked at together
+_NONE: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
 
 class Pages:
     """The pages [first, count). The lowest free page goes first, so slots stay together.
 
     Attributes:
+        count: of all, those before `first` among them.
         num_free: how many nobody holds.
         references: of each page: the sequences that hold it, and one more for the prefix cache.
         shared: the same numbers, i32[P], as NumPy has them.
@@ -21,15 +23,16 @@ class Pages:
     """
 
     def __init__(self, first: int, count: int) -> None:
-        self.num_free = count - first
+        self.count, self.num_free = count, count - first
         # Which are free, a byte each: a heap of so many is cold memory when a step comes to it.
         self._free = bytearray(first) + bytearray(b"\1") * (count - first)
         self._bytes: NDArray[np.uint8] = np.frombuffer(self._free, dtype=np.uint8)
-        self._next: list[int] = []  # the free pages below _looked, the lowest one last
-        self._looked = first
+        self._next = _NONE  # from _at on the free pages below _looked, rising
+        self._at, self._looked = 0, first
         self.references = array("i", [0]) * count
         self.shared: NDArray[np.int32] = np.frombuffer(self.references, dtype=np.int32)
         self._cached = bytearray(count)
+        self._holds: NDArray[np.uint8] = np.frombuffer(self._cached, dtype=np.uint8)
         self.num_idle = 0
 
     def has(self, page: int) -> bool:
@@ -38,9 +41,10 @@ class Pages:
 
     def take(self) -> int:
         """A free page, of which there is one, with one reference."""
-        if not self._next:
+        if self._at == len(self._next):
             self._look()
-        page = self._next.pop()
+        page = int(self._next[self._at])
+        self._at += 1
         self.num_free -= 1
         self._free[page] = 0
         self.references[page] = 1
@@ -48,21 +52,22 @@ class Pages:
 
     def take_each(self, count: int) -> list[int]:
         """So many free pages, of which there are as many, with one reference each."""
-        taken: list[int] = []
-        while len(taken) < count:
-            if not self._next:
-                self._look()
-            some = self._next[len(taken) - count :]
-            del self._next[-len(some) :]
-            taken += reversed(some)
-        free, references = self._free, self.references
+        taken: list[int] = self.take_array(count).tolist()
+        return taken
+
+    def take_array(self, count: int) -> NDArray[np.int64]:
+        """`take_each`, as i64[count]."""
+        while len(self._next) - self._at < count:
+            self._look()
+        taken = self._next[self._at : self._at + count]
+        self._at += count
         self.num_free -= count
-        for page in taken:
-            free[page] = 0
-            references[page] = 1
+        self._bytes[taken] = 0
+        self.shared[taken] = 1
         return taken
 
     def _look(self) -> None:
+        """Some more of the free pages, behind those that are known."""
         start, size = self._looked, _WINDOW
         while True:
             assert start < len(self._free), "no page is free"
@@ -70,8 +75,8 @@ class Pages:
             if len(found):
                 break
             start, size = start + size, 4 * size
-        self._next = (found[::-1] + start).tolist()
-        self._looked = start + size
+        self._next = np.concatenate([self._next[self._at :], found + start])
+        self._at, self._looked = 0, start + size
 
     def hold(self, page: int) -> None:
         """One more sequence holds a page that somebody holds."""
@@ -85,9 +90,28 @@ class Pages:
         if self.references[page] == 0:
             self._free[page] = 1
             self.num_free += 1
-            if page < self._looked:  # all from the lowest one on are looked for again
-                self._looked = min(page, self._next[-1]) if self._next else page
-                self._next = []
+            self._look_again(page)
+
+    def _look_again(self, page: int) -> None:
+        """All free pages from the lowest one on are looked for again, as this one is free now."""
+        if page < self._looked:
+            known = self._at < len(self._next)
+            self._looked = min(page, int(self._next[self._at])) if known else page
+            self._next, self._at = _NONE, 0
+
+    def drop_each(self, pages: list[int]) -> None:
+        """`drop` of each of several pages, which are all different."""
+        if not pages:
+            return
+        found = np.array(pages, dtype=np.int64)
+        self.shared[found] -= 1
+        left, cached = self.shared[found], self._holds[found]
+        self.num_idle += int(np.count_nonzero((left == 1) & (cached == 1)))
+        free = found[left == 0]
+        if len(free):
+            self._bytes[free] = 1
+            self.num_free += len(free)
+            self._look_again(int(free.min()))
 
     def is_idle(self, page: int) -> bool:
         """Whether the prefix cache holds it, and nobody else."""
@@ -102,6 +126,18 @@ class Pages:
         assert not self._cached[page] and self.references[page]
         self._cached[page] = 1
         self.references[page] += 1
+
+    def uncache_idle(self, pages: list[int]) -> None:
+        """`uncache` of pages that are idle: all of them are free then."""
+        if not pages:
+            return
+        found = np.array(pages, dtype=np.int64)
+        self._holds[found] = 0
+        self.shared[found] = 0
+        self._bytes[found] = 1
+        self.num_idle -= len(pages)
+        self.num_free += len(pages)
+        self._look_again(min(pages))
 
     def uncache(self, page: int) -> None:
         """The prefix cache lets go of a page."""

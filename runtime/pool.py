@@ -200,10 +200,23 @@ class PagedPool:
         if prefix_caching:
             host = range(num_pages, num_pages + host_pages)
             self._cache = PrefixCache(self._pages, page_size, self.prefix_counters, clock, host)
-        self._tables = BlockTables()
-        self._held: dict[int, list[int]] = {}
-        self._going: GoingOn | None = None
+        self._all_tables = BlockTables()
+        self._all_held: dict[int, list[int]] = {}
+        self._going: GoingOn | None = None  # may be ahead of these two
         self._extended: Sequence[int] | None = None  # whom `extend` was last called for
+
+    @property
+    def _tables(self) -> BlockTables:
+        if self._going is not None:
+            self._going.settle(self._all_held)
+        return self._all_tables
+
+    @property
+    def _held(self) -> dict[int, list[int]]:
+        """The pages of each sequence, in order."""
+        if self._going is not None:
+            self._going.settle(self._all_held)
+        return self._all_held
 
     @property
     def num_free(self) -> int:
@@ -312,7 +325,7 @@ class PagedPool:
                 copies.append(self._unshare_last(seq))
                 needed -= 1
             if needed:
-                new = [self._pages.take() for _ in range(needed)]
+                new = self._pages.take_each(needed)
                 self._tables.write(seq, len(held), new)
                 held.extend(new)
         self._tables.set_length(seq, length + num_tokens)
@@ -338,16 +351,16 @@ class PagedPool:
         return found
 
     def _extend_same(self, going: GoingOn) -> Extension | None:
-        opening = going.opening
-        if not opening:
+        count, copies = going.num_opening, list[PageCopy]()
+        if not count:
             return going.go_on(), [], NO_PAGES
-        if len(opening) > self.num_available:
-            return None
-        copies, held = self._make_room(len(opening)), self._held
-        pages = self._pages.take_each(len(opening))
-        for seq, page in zip(opening, pages, strict=True):
-            held[seq].append(page)
-        slots, patch = going.open(pages)
+        if count > self._pages.num_free:
+            if count > self.num_available:
+                return None
+            copies = self._make_room(count)
+        slots, patch = going.open(self._pages.take_array(count))
+        if going.is_far:
+            going.settle(self._all_held)
         return slots, copies, patch
 
     def _extend_others(self, seqs: Sequence[int]) -> Extension | None:
@@ -372,7 +385,8 @@ class PagedPool:
         copies: list[PageCopy] = []
         if opening:
             copies += self._go_on(opening)
-            slots[opens] = [self._held[seq][-1] * size for seq in opening]
+            held = self._held
+            slots[opens] = [held[seq][-1] * size for seq in opening]
         for row in sharing:
             (slots[row],), made = self.append(seqs[row], 1)
             copies += made
@@ -386,9 +400,9 @@ class PagedPool:
         """`append` of one token to each of these, whose pages are full: the copies to make."""
         tables = self._tables
         copies = self._make_room(len(seqs))
-        pages = [self._pages.take() for _ in seqs]
+        pages, held = self._pages.take_each(len(seqs)), self._held
         for seq, page in zip(seqs, pages, strict=True):
-            self._held[seq].append(page)
+            held[seq].append(page)
         rows = tables.places(seqs)
         lengths = tables.lengths[rows]
         columns = lengths // self.page_size
@@ -433,8 +447,7 @@ class PagedPool:
     def free(self, seq: int) -> None:
         """Closes `seq` and lets go of its pages; a sequence that is not open is ignored."""
         if seq in self._held:
-            for page in self._held.pop(seq):
-                self._pages.drop(page)
+            self._pages.drop_each(self._held.pop(seq))
             self._tables.close(seq)
 
     def block_tables(self, seqs: Sequence[int]) -> Tensor:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from .pages import Pages
 from .prefix_tree import PrefixTree
 
+_SPARE = 256  # one in so many pages is free again when room is made, beside those wanted
 _WORTH_A_COPY = 4  # of the tokens of a page: one in so many has to be equal
 
 
@@ -176,7 +177,8 @@ class PrefixCache:
             self._pages.cache(page)
 
     def make_room(self, count: int) -> list[tuple[int, int]]:
-        """Evicts pages until so many are free, or none can be evicted.
+        """Evicts pages until so many are free, or none can be evicted. Where nothing goes to the
+        host some more go with them, so that this is not done for each few pages that are taken.
 
         Returns:
             the copies to the host to be made first, in order.
@@ -184,8 +186,10 @@ class PrefixCache:
         missing = count - self._pages.num_free
         if missing <= 0:
             return []
-        gone = self.tree.evict(missing, self._pages.is_idle)
-        for page in gone.pages + gone.pinned + gone.left:
+        spare = self._pages.count // _SPARE
+        gone = self.tree.evict(missing, self._pages.is_idle, missing + spare)
+        self._pages.uncache_idle(gone.pages)
+        for page in gone.pinned + gone.left:
             self._pages.uncache(page)
         self._counters.evicted_pages += len(gone.pages) + len(gone.pinned)
         self._counters.evicted_pinned_pages += len(gone.pinned)

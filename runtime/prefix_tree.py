@@ -195,17 +195,20 @@ class PrefixTree:
             node.pinned_until = max(node.pinned_until, until)
             node = node.parent
 
-    def evict(self, count: int, idle: Callable[[int], bool]) -> Evicted:
+    def evict(self, count: int, idle: Callable[[int], bool], most: int = 0) -> Evicted:
         """Gives up pages of the device, the least recently used ends first; pinned ones if no
         others are left. They are moved to the host, if there are any pages there.
 
         Args:
             count: the most pages to give up.
+            most: the most if these are neither pinned nor moved to the host, if it is larger.
             idle: whether nobody but the tree holds a page. What is held behind one is given up with
                 it, if nothing else is left.
         """
         found = Evicted()
-        found.pages = self._evict(count, idle, self._clock(), found.copies)
+        moves = self._spare or self._host
+        most = count if moves else max(count, most)
+        found.pages = self._evict(most, idle, self._clock(), found.copies)
         found.pinned = self._evict(count - len(found.pages), idle, math.inf, found.copies)
         missing = count - len(found.pages) - len(found.pinned)
         while missing > 0 and (left := self._bare_end(idle)):

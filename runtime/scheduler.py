@@ -307,12 +307,18 @@ class Scheduler:
             if count and self._has_pages(seq, count):
                 self._take(plan, seq, count)
                 budget -= count
-        while budget and self._admits():
+        # Of all that run once: what these need does not change as others are let in. Where they
+        # slide it does: pages that they would let go of may be held by others then.
+        knows = not self.pool.slides and bool(budget) and self._has_place()
+        wanted = self._pages_ahead(self.running) if knows else None
+        while budget and self._admits(wanted=wanted):
             if ahead and not samples_anywhere(self.waiting[0]):
                 break
             seq = self._admit(plan)
             count = self._chunk(seq, budget)
             self._take(plan, seq, count)
+            if wanted is not None:
+                wanted += self._pages_ahead([seq])
             budget -= count
         self._crowded = self._crowded and bool(self.waiting)
 
@@ -387,22 +393,30 @@ class Scheduler:
         plan.beside.append(Chunk(seq, seq.num_computed, slots))
         plan.copies += copies
 
-    def _admits(self, seq: Sequence | None = None) -> bool:
+    def _admits(self, seq: Sequence | None = None, wanted: int | None = None) -> bool:
         """Whether a waiting sequence, by default the first, can run to its next token beside the
-        running ones.
+        running ones, which want so many pages for theirs, if that is known.
         """
-        if not self.waiting or len(self.running) >= self.max_running:
+        if not self._has_place():
             return False
         pool, first = self.pool, seq or self.waiting[0]
-        room = pool.num_available
-        for seq in self.running:  # the rest of its prompt, or its next token
-            ahead = max(1, len(seq.tokens) - pool.length(seq.id))
-            room -= pool.pages_needed(seq.id, ahead)
+        room = pool.num_available - (self._pages_ahead(self.running) if wanted is None else wanted)
         if pool.most_pages(len(first.tokens)) <= room:
             return True
         if room < 1 or not self.reuses or first.request.scoring:
             return False
         return pool.pages_to_open(first.tokens, first.request.namespace) <= room
+
+    def _has_place(self) -> bool:
+        return bool(self.waiting) and len(self.running) < self.max_running
+
+    def _pages_ahead(self, seqs: list[Sequence]) -> int:
+        """Pages for the rest of their prompts, or their next tokens."""
+        pool, total = self.pool, 0
+        for seq in seqs:
+            ahead = max(1, len(seq.tokens) - pool.length(seq.id))
+            total += pool.pages_needed(seq.id, ahead)
+        return total
 
     def _admit(self, plan: Plan, seq: Sequence | None = None) -> Sequence:
         self._halt()

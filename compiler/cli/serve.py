@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -94,6 +93,8 @@ def serve(
             found=str(timeout),
             remedy="Raise it, or leave it out.",
         )
+    from ...runtime.collector import freeze
+
     try:
         from ...serving.access import Limits
         from ...serving.app import make_app
@@ -139,8 +140,7 @@ def serve(
             sinks=sinks,
         )
         loaded.warm_up()
-        gc.collect()
-        gc.freeze()  # what there is stays: the collector need not look at it between steps
+        freeze()
         rules = rules if named else replace(rules, models=(loaded.image.name,))
         app, page = make_app(loaded, rules), f" and a page at {address(bound)}"
     where = f"{rules.models[0]} on {address(bound)}/v1{page}"

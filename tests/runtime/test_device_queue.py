@@ -9,11 +9,13 @@ import torch
 
 from tilewright.errors import EngineError
 from tilewright.runtime import device_queue
-from tilewright.runtime.device_queue import CudaQueue
+from tilewright.runtime.device_queue import CudaQueue, Noted
 
 
 class Driver:
-    """The two calls, and what they are asked."""
+    """The two calls, and what they are asked, with handles that are told from integers."""
+
+    CUdeviceptr, CUstream = lambda self, at: ("memory", at), lambda self, raw: ("stream", raw)
 
     def __init__(self):
         self.seen, self.refuses = [], 0
@@ -66,8 +68,24 @@ def test_copies_and_events_go_to_the_driver(here, queue):
     queue.copy(to, of)
     event = queue.record(None)
     assert event.recorded and queue.record(event) is event and len(event.recorded) == 1
-    copied = ("copy", to.data_ptr(), of.data_ptr(), 12, 7)
-    assert here.driver.seen == [copied, ("record", 5, 7)] and not to.any()
+    places = ("memory", to.data_ptr()), ("memory", of.data_ptr())
+    copied = ("copy", *places, 12, ("stream", 7))
+    assert here.driver.seen == [copied, ("record", 5, ("stream", 7))] and not to.any()
+
+
+def test_what_is_noted_of_a_copy_is_not_looked_up_again(here, queue):
+    queue.join()
+    to, of, noted = torch.zeros(3), torch.ones(3), Noted()
+    queue.copy(to, of, noted)
+    assert noted.handles == (("memory", to.data_ptr()), ("memory", of.data_ptr()), 12)
+    here.stream = 8
+    queue.join()
+    queue.copy(None, None, noted)
+    (first, second), streams = here.driver.seen, [("stream", 7), ("stream", 8)]
+    assert first[:-1] == second[:-1] and [first[-1], second[-1]] == streams
+    here.driver.refuses = 1
+    queue.copy(to, of, noted)
+    assert to.tolist() == [1, 1, 1]
 
 
 def test_another_stream_waits_for_the_one_before(here, queue):
@@ -75,7 +93,7 @@ def test_another_stream_waits_for_the_one_before(here, queue):
         here.stream = stream
         queue.join()
     queue.copy(torch.zeros(1), torch.ones(1))
-    assert len(here.waited) == 1 and here.driver.seen[-1][-1] == 8
+    assert len(here.waited) == 1 and here.driver.seen[-1][-1] == ("stream", 8)
 
 
 @pytest.mark.parametrize("why", ["refused", "another device", "no driver", "not joined"])

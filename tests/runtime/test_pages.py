@@ -37,6 +37,62 @@ def test_the_lowest_free_page_goes_first(first, count, window, does):
             assert [pages.references[page] for page in held] == [1] * len(held)
 
 
+class Model:
+    """Pages by plain counts: who holds them, and which the prefix cache has."""
+
+    def __init__(self, count):
+        self.held, self.cached = [0] * count, [False] * count
+
+    def agrees(self, pages):
+        assert [*pages.references] == [h + c for h, c in zip(self.held, self.cached, strict=True)]
+        idle = [
+            page for page in range(1, len(self.held)) if self.cached[page] and not self.held[page]
+        ]
+        assert pages.num_idle == len(idle) and all(map(pages.is_idle, idle))
+        free = (
+            len(self.held)
+            - 1
+            - sum(h > 0 or c for h, c in zip(self.held, self.cached, strict=True))
+        )
+        assert pages.num_free == free
+        return idle
+
+
+@given(data=st.data())
+def test_many_pages_at_once_are_each_by_itself(data):
+    pages, model = Pages(1, 25), Model(25)
+    for _ in range(data.draw(st.integers(5, 25))):
+        mine = [page for page, count in enumerate(model.held) if count]
+        idle = model.agrees(pages)
+        rule = data.draw(st.sampled_from(["take", "hold", "cache", "drop", "drop", "uncache"]))
+        some = data.draw(st.lists(st.sampled_from(mine), unique=True)) if mine else []
+        if rule == "take":
+            for page in pages.take_each(data.draw(st.integers(0, pages.num_free))):
+                model.held[page] = 1
+        elif rule == "hold":
+            for page in some:
+                pages.hold(page)
+                model.held[page] += 1
+        elif rule == "cache":
+            for page in some:
+                if not model.cached[page]:
+                    pages.cache(page)
+                    model.cached[page] = True
+        elif rule == "drop":
+            pages.drop_each(some)
+            for page in some:
+                model.held[page] -= 1
+        else:
+            gone = data.draw(st.lists(st.sampled_from(idle), unique=True)) if idle else []
+            pages.uncache_idle(gone)
+            for page in gone:
+                model.cached[page] = False
+    model.agrees(pages)
+    left = pages.num_free
+    free = [page for page in range(1, 25) if not (model.held[page] or model.cached[page])]
+    assert pages.take_each(left) == free
+
+
 def test_a_page_that_is_not_there_is_refused():
     pages = Pages(1, 3)
     assert pages.take_each(2) == [1, 2]

@@ -204,6 +204,20 @@ def test_a_pin_holds_until_its_time_or_until_nothing_else_is_left():
     assert both(tree) == ([10], [])
 
 
+def test_more_go_at_once_but_not_pinned_ones_and_not_to_the_host():
+    for host in ([], [100]):
+        tree = PrefixTree(1, Clock(), host=host)
+        tree.insert("", [1, 2], [10, 11])
+        tree.insert("", [3, 4, 5], [12, 13, 14])
+        tree.pin("", [1, 2], 5)
+        found = tree.evict(1, lambda page: page != 12, 9)
+        assert (found.pages, found.pinned) == ([14] if host else [14, 13], [])
+        assert found.copies == [(14, 100)] * len(host)
+        if not host:
+            found = tree.evict(1, lambda page: page != 12, 9)
+            assert (found.pages, found.pinned) == ([], [11])
+
+
 def test_the_host_takes_what_the_device_gives_up_and_gives_it_back():
     tree = PrefixTree(1, host=[100, 101])
     tree.insert("", [1, 2, 3], [10, 11, 12])

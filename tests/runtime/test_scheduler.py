@@ -6,6 +6,8 @@ import statistics
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fake_executor import PAGED
 from tilewright.errors import CapacityError
@@ -136,6 +138,34 @@ def test_the_step_of_a_mixed_plan():
     assert step.block_tables.tolist() == [[1, 2], [3, 0], [4, 5]]
     assert step.slot_mapping.tolist() == [9, 12, 13, 14, 16, 17, 18, 19, 20]
     assert step.logits_indices.tolist() == [0, 3]  # the third prompt is not done
+
+
+@given(
+    lengths=st.lists(st.integers(1, 14), min_size=2, max_size=12),
+    pages=st.integers(8, 16),
+    cached=st.booleans(),
+)
+def test_who_is_let_in_is_as_if_all_that_run_were_asked_each_time(lengths, pages, cached):
+    pool = PagedPool(pages, 2, prefix_caching=cached)
+    scheduler = Scheduler(pool, PAGED, max_tokens_per_step=20)
+    admits = scheduler._admits
+    asked = []
+
+    def both(seq=None, wanted=None):
+        asked.append(admits(seq, wanted))
+        assert asked[-1] == admits(seq)
+        return asked[-1]
+
+    scheduler._admits = both
+    add(scheduler, *[request(length, max_new_tokens=3) for length in lengths])
+    for _ in range(6):
+        advance(scheduler)
+        for seq in [*scheduler.running]:
+            if not seq.remaining or seq.finish_reason is None:
+                scheduler.share(seq)
+            if len(seq.tokens) > len(seq.request.prompt) + 2:
+                scheduler.drop(seq)
+    assert True in asked and False in asked
 
 
 def test_a_step_of_prompt_chunks_alone_wants_no_logits():
