@@ -93,9 +93,8 @@ def serve(
             found=str(timeout),
             remedy="Raise it, or leave it out.",
         )
-    from ...runtime.collector import freeze
-
     try:
+        from ...runtime.collector import freeze
         from ...serving.access import Limits
         from ...serving.app import make_app
         from ...serving.embeddings import make_embedding_app
