@@ -11,7 +11,7 @@ from ....ir.dtypes import DType
 from ....targets import Target
 from ..source import Constexpr, Launch, Pointer, Scalar
 from .entries import Entry, entry_of
-from .paged_attention_tiles import PREFILL, Problem, Tiles, default_tiles, shared_bytes
+from .paged_attention_tiles import Problem, Tiles, shared_bytes
 
 ARCH = 90
 """Whose products (wgmma) the kernel is written for; no other architecture has them."""
@@ -35,7 +35,6 @@ FUNCTIONS = (
 ROWS, WARPS = 128, 8  # two warp groups of 64 rows
 BLOCK_NS, STAGES = (64, 128), (2, 3, 4)
 
-_MIXED = False  # whether every second program begins at the end: not timed beside decodes yet
 _DIMS, _PAGES = (64, 128), (16, 32, 64, 128)
 _LINE = 8  # elements of 16 bytes: where rows begin that TMA reads
 
@@ -70,15 +69,19 @@ def takes_tiles(problem: Problem, tiles: Tiles, target: Target) -> bool:
     )
 
 
-def default_prefill(problem: Problem, target: Target) -> Tiles | None:
-    """The cut of prefill without tuning: of this kernel where it takes the problem, else the plain
-    one's, None where none fits.
+def default_hopper(problem: Problem, target: Target, *, long: bool) -> Tiles | None:
+    """The cut without tuning, for prompts of thousands of tokens (``long``) or for others; None
+    where the kernel does not take the problem.
+
+    Of heads of 64 only 128 keys have been timed.
     """
-    if why_not(problem, target) is None:
+    if why_not(problem, target) is not None:
+        return None
+    if long or problem.head_dim != max(_DIMS):
         tiles = Tiles(ROWS, 128, WARPS, 2, programs=target.sms)
-        if takes_tiles(problem, tiles, target):
-            return tiles
-    return default_tiles(problem, target, PREFILL)
+    else:
+        tiles = Tiles(ROWS, 64, WARPS, 4, programs=target.sms, both_ways=True)
+    return tiles if takes_tiles(problem, tiles, target) else None
 
 
 def hopper_entry(problem: Problem, name: str, tiles: Tiles, page: int) -> Entry:
@@ -114,9 +117,12 @@ def hopper_entry(problem: Problem, name: str, tiles: Tiles, page: int) -> Entry:
         "CAUSAL": bool(node.attr("causal")),
         "WINDOW": p.window or 0,
         "PAGE": page,
-        "MIXED": _MIXED,
     }
-    cut: dict[str, Constexpr] = {"BLOCK_N": tiles.block_n, "STAGES": tiles.num_stages}
+    cut: dict[str, Constexpr] = {
+        "BLOCK_N": tiles.block_n,
+        "STAGES": tiles.num_stages,
+        "BOTH_WAYS": tiles.both_ways,
+    }
     grid = (call("min", tiles.programs, items), 1, 1)
     # The warps of one group are declared; the kernel adds the other's, and those that load.
     launch = Launch(name, pointers, grid, cut, WARPS // 2)

@@ -220,7 +220,7 @@ def _consume(
     CAUSAL: gl.constexpr,
     WINDOW: gl.constexpr,
     PAGE: gl.constexpr,
-    MIXED: gl.constexpr,
+    BOTH_WAYS: gl.constexpr,
 ):
     q_ready, q_free = bars[0], bars[1]
     met = 0
@@ -228,7 +228,7 @@ def _consume(
     for turn in range(gl.cdiv(num_items, gl.num_programs(0))):
         work = _work(
             turn, query_start, seq_lens, num_tokens, num_seqs, num_items, KV_HEADS, CAUSAL,
-            WINDOW, 128 // GROUP, k_tiles.shape[1], MIXED,
+            WINDOW, 128 // GROUP, k_tiles.shape[1], BOTH_WAYS,
         )  # fmt: skip
         if work[7] > 0:
             slot = done & 1
@@ -269,7 +269,7 @@ def _attend_described(
     PAGE: gl.constexpr,
     BLOCK_N: gl.constexpr,
     STAGES: gl.constexpr,
-    MIXED: gl.constexpr,
+    BOTH_WAYS: gl.constexpr,
 ):
     # q_desc: [T, H, D] in boxes [64 / GROUP, GROUP, 64]; k_desc, v_desc: [N * P, G * D] in boxes
     # [P, 64]; out: [T, H, D]
@@ -303,7 +303,7 @@ def _attend_described(
                 (
                     0, out, q_tiles, k_tiles, v_tiles, bars, query_start, seq_lens, num_tokens,
                     num_seqs, num_items, KV_HEADS, GROUP, SCALE * LOG2E, CAUSAL,
-                    WINDOW, PAGE, MIXED,
+                    WINDOW, PAGE, BOTH_WAYS,
                 ),
             ),
             (
@@ -311,7 +311,7 @@ def _attend_described(
                 (
                     1, out, q_tiles, k_tiles, v_tiles, bars, query_start, seq_lens, num_tokens,
                     num_seqs, num_items, KV_HEADS, GROUP, SCALE * LOG2E, CAUSAL,
-                    WINDOW, PAGE, MIXED,
+                    WINDOW, PAGE, BOTH_WAYS,
                 ),
             ),
             (
@@ -319,7 +319,7 @@ def _attend_described(
                 (
                     q_desc, k_desc, v_desc, q_tiles, k_tiles, v_tiles, bars, block_tables,
                     query_start, seq_lens, num_tokens, num_seqs, num_pages, table_width,
-                    num_items, KV_HEADS, GROUP, CAUSAL, WINDOW, PAGE, MIXED,
+                    num_items, KV_HEADS, GROUP, CAUSAL, WINDOW, PAGE, BOTH_WAYS,
                 ),
             ),
         ],
@@ -354,7 +354,7 @@ def _attend_hopper(
     PAGE: gl.constexpr,
     BLOCK_N: gl.constexpr,
     STAGES: gl.constexpr,
-    MIXED: gl.constexpr,
+    BOTH_WAYS: gl.constexpr,
 ):
     # q: [T, H, D] strided; caches: [N, P, G, D]; out: [T, H, D]
     flat: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
@@ -373,5 +373,5 @@ def _attend_hopper(
     _attend_described(
         q_desc, k_desc, v_desc, block_tables, seq_lens, query_start, out, num_tokens, num_seqs,
         num_pages, table_width, num_items, KV_HEADS, GROUP, HEAD_DIM, SCALE, CAUSAL, WINDOW, PAGE,
-        BLOCK_N, STAGES, MIXED,
+        BLOCK_N, STAGES, BOTH_WAYS,
     )  # fmt: skip
