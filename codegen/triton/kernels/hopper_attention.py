@@ -1,10 +1,14 @@
 """Prefill attention on Hopper: which calls the kernel with warps that load takes, and its launch.
+Where it is quicker than the plain one, and how it is cut, prefill_steps.py says.
 
 On an H100, 32 heads of 128, it takes 0.94 and 0.89 of cuDNN's time for 8192 and 2048 tokens, where
 the kernel that any target takes (paged_attention_kernel.py) takes 1.8 (benchmarks/NOTES.md).
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
 
 from ....ir.dims import call
 from ....ir.dtypes import DType
@@ -35,8 +39,20 @@ FUNCTIONS = (
 ROWS, WARPS = 128, 8  # two warp groups of 64 rows
 BLOCK_NS, STAGES = (64, 128), (2, 3, 4)
 
-_DIMS, _PAGES = (64, 128), (16, 32, 64, 128)
+_PAGES = (16, 32, 64, 128)
 _LINE = 8  # elements of 16 bytes: where rows begin that TMA reads
+
+
+_BOTH_WAYS = Tiles(ROWS, 64, WARPS, 4, both_ways=True)
+_KEYS_64 = Tiles(ROWS, 64, WARPS, 4)
+_KEYS_128 = Tiles(ROWS, 128, WARPS, 2)
+_CUTS: Mapping[int, Mapping[str, Tiles]] = {
+    128: {"mixed": _BOTH_WAYS, "few": _KEYS_64, "long": _KEYS_128, "usual": _KEYS_64},
+    64: {"mixed": replace(_KEYS_128, num_stages=4), "long": _KEYS_128, "usual": _KEYS_128},
+}
+"""By head dim and kind of steps; ``programs`` is the target's. Of heads of 64 more than 1024 tokens
+have been timed with 128 keys alone.
+"""
 
 
 def why_not(problem: Problem, target: Target) -> str | None:
@@ -51,7 +67,7 @@ def why_not(problem: Problem, target: Target) -> str | None:
         (p.node.dtype not in (DType.F16, DType.BF16), f"{node.dtype}: not of 16 bits"),
         (any(x is not None for x in added), "something is added to scores, or they are capped"),
         (p.scale <= 0, f"scale {p.scale}: maxima are those of unscaled scores"),
-        (p.head_dim not in _DIMS or p.value_dim != p.head_dim, f"heads of {p.head_dim}"),
+        (p.head_dim not in _CUTS or p.value_dim != p.head_dim, f"heads of {p.head_dim}"),
         (p.heads % p.kv_heads or group & (group - 1) or group > 64, f"groups of {group} heads"),
         (isinstance(page, int) and page not in _PAGES, f"pages of {page}"),
         (not _in_lines(p), "rows of q that begin between lines of 16 bytes"),
@@ -69,19 +85,13 @@ def takes_tiles(problem: Problem, tiles: Tiles, target: Target) -> bool:
     )
 
 
-def default_hopper(problem: Problem, target: Target, *, long: bool) -> Tiles | None:
-    """The cut without tuning, for prompts of thousands of tokens (``long``) or for others; None
-    where the kernel does not take the problem.
-
-    Of heads of 64 only 128 keys have been timed.
+def default_hopper(problem: Problem, target: Target, steps: str) -> Tiles | None:
+    """The cut without tuning, for a kind of steps by its name; None where the plain kernel is the
+    quicker one, or the target lacks the shared memory.
     """
-    if why_not(problem, target) is not None:
-        return None
-    if long or problem.head_dim != max(_DIMS):
-        tiles = Tiles(ROWS, 128, WARPS, 2, programs=target.sms)
-    else:
-        tiles = Tiles(ROWS, 64, WARPS, 4, programs=target.sms, both_ways=True)
-    return tiles if takes_tiles(problem, tiles, target) else None
+    tiles = _CUTS[problem.head_dim].get(steps)
+    tiles = None if tiles is None else replace(tiles, programs=target.sms)
+    return tiles if tiles is not None and takes_tiles(problem, tiles, target) else None
 
 
 def hopper_entry(problem: Problem, name: str, tiles: Tiles, page: int) -> Entry:

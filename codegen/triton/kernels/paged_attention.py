@@ -127,11 +127,12 @@ def _whole(problem: Problem, shares: Sequence[Share]) -> tuple[list[Entry], list
     usual = (size - PAGE, PAGE - size) if is_open else ()
     entries: dict[str, Entry] = {}  # cuts are no part of an entry's text
     variants = []
+    plain = "prefill_plain" if any(share.tiles.programs for share in shares) else "prefill"
     for share in shares:
         if share.tiles.programs:
-            entry = hopper_entry(problem, "prefill_hopper", share.tiles, page)
+            entry = hopper_entry(problem, "prefill", share.tiles, page)
         else:
-            entry = _attend(problem, "prefill", share.tiles, 1, (), page)
+            entry = _attend(problem, plain, share.tiles, 1, (), page)
         entries.setdefault(entry.text, entry)
         variants.append(Variant((entry.launch,), guard=(*share.guard, *usual)))
     if is_open:

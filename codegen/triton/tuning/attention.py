@@ -32,7 +32,7 @@ from ..kernels.paged_attention_tiles import (
     block,
     shared_bytes,
 )
-from ..kernels.prefill_steps import USUAL, Steps, default_prefill, steps_at
+from ..kernels.prefill_steps import USUAL, WHOLE, Steps, default_prefill, steps_at
 from ..source import KernelSource
 from .paged import cached, head_facts, key_bytes, scaled_facts
 from .problem import layouts_of
@@ -40,10 +40,13 @@ from .template import Contents, Facts, Sizes, Template, int_, sensible, with_def
 
 DECODES = "decodes"
 """Among sizes: how many sequences, the first ones, bring one token behind as many others as the
-block table allows. The others share the rest, all new.
+block table allows. The others share the rest.
 """
 
-_BEHIND = 1024  # tokens of such a sequence, with its own
+BEHIND = "behind"
+"""Among sizes: how many tokens come before those of each of the others."""
+
+_ROOM = 1024  # tokens of a sequence that decodes, with its own
 _STEP_KEYS = 24  # what a step costs beside its products, in keys
 # Parameters where the kernel of programs that stay takes the problem alone.
 _STAY, _BOTH_WAYS = "programs", "both_ways"
@@ -98,14 +101,13 @@ class PagedAttention(Template):
         """
         p = problem_of(node)
         causal = "causal" if node.attr("causal") else ""
-        decodes = sizes.get(DECODES, 0)
         return (
             *head_facts(p, causal),
             *scaled_facts(node),
             ("page_size", evaluate(node.operands[1].shape[1], sizes)),
             ("sequences", evaluate(p.num_seqs, sizes)),
             ("tokens", evaluate(p.num_tokens, sizes)),
-            *((("decodes", decodes),) if decodes else ()),
+            *((name, sizes[name]) for name in (DECODES, BEHIND) if sizes.get(name)),
         )
 
     def space(self, node: Node, sizes: Sizes, target: Target) -> Space:
@@ -236,21 +238,23 @@ def lengths_of(node: Node, sizes: Sizes) -> list[tuple[int, int]]:
     tables, lens = node.operands[3:5]
     tokens, batch = (evaluate(x.shape[0], sizes) for x in (node.operands[0], lens))
     room = evaluate(tables.shape[1], sizes) * evaluate(node.operands[1].shape[1], sizes)
-    decodes = sizes.get(DECODES, 0)
+    decodes, behind = sizes.get(DECODES, 0), sizes.get(BEHIND, 0)
     count, rest = batch - decodes, tokens - decodes
     shares = [rest * (i + 1) // count - rest * i // count for i in range(count)]
-    return [(room - 1, 1)] * decodes + [(0, share) for share in shares]
+    return [(room - 1, 1)] * decodes + [(behind, share) for share in shares]
 
 
 def step_sizes(node: Node, steps: Steps) -> Sizes:
     """The symbols' values for the step that a kind of them is timed as."""
-    if not steps.decodes:
-        return prefill_sizes(node, steps.tokens)
-    sizes = _sizes(node, steps.tokens, steps.sequences, _BEHIND)
-    return {**sizes, DECODES: steps.decodes}
+    count = steps.sequences - steps.decodes
+    room = steps.behind + -(-(steps.tokens - steps.decodes) // count)
+    room = max(room, _ROOM) if steps.decodes else room
+    told = {DECODES: steps.decodes, BEHIND: steps.behind}
+    sizes = _sizes(node, steps.tokens, steps.sequences, room)
+    return sizes | {name: value for name, value in told.items() if value}
 
 
-def prefill_sizes(node: Node, tokens: int = USUAL.tokens) -> Sizes:
+def prefill_sizes(node: Node, tokens: int = WHOLE.tokens) -> Sizes:
     """The symbols' values for one sequence of so many tokens, all of them new."""
     return _sizes(node, tokens, 1, tokens)
 
