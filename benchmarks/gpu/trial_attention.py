@@ -1,15 +1,14 @@
 """Prefill attention on an H100, several ways: what the engine chooses by itself, cuts of the plain
-kernel and of Hopper's, descriptors made on the host, cuDNN.
+kernel and of Hopper's, cuDNN.
 
     python benchmarks/gpu/trial_attention.py [--shapes few|many] [--ways NAME …] [--head-dim 64]
 
 32 query heads and 8 KV heads, bf16, causal; keys and values lie on shuffled pages for our kernels,
 in a row for cuDNN, which takes no ragged batches here. Ours are compiled and launched as the engine
-does, but those with descriptors of the host, which Triton launches. Each way is first checked in
-float64 on sampled tokens, with NaN where the cache is unwritten, then timed by replays of a CUDA
-graph over rotated buffers. All are compiled side by side; then one process measures them in turn,
-and is replaced where a kernel hangs (20 s) or breaks the device. The table comes last, and under it
-what the engine chose.
+does. Each way is first checked in float64 on sampled tokens, with NaN where the cache is unwritten,
+then timed by replays of a CUDA graph over rotated buffers. All are compiled side by side; then one
+process measures them in turn, and is replaced where a kernel hangs (20 s) or breaks the device. The
+table comes last, and under it what the engine chose.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 import triton
-from trials import Launch, Line, compile_all, measured, say, us_of, used_by
+from trials import Line, compile_all, measured, say, us_of
 
 from tilewright.codegen.triton.aot import compile_sources
 from tilewright.codegen.triton.invocation import plan_call
@@ -76,8 +75,7 @@ class Way:
     """A way to compute attention.
 
     Attributes:
-        kind: engine (its own choice), cut (of ours), host (the cut, with descriptors that the host
-            makes), cudnn.
+        kind: engine (its own choice), cut (of ours), cudnn.
         tiles: of a cut.
     """
 
@@ -105,10 +103,8 @@ def ways() -> dict[str, Way]:
         "64 3s two ways": _hopper(64, 3, both_ways=True),
         "64 5s two ways": _hopper(64, 5, both_ways=True),
     }
-    hosts = {f"host {name}": hopper[name] for name in ("128 2s", "64 4s two ways")}
     cuts = {name: Way("cut", tiles) for name, tiles in (plain | hopper).items()}
-    others = {name: Way("host", tiles) for name, tiles in hosts.items()}
-    return {"cudnn": Way("cudnn"), "engine": Way("engine")} | cuts | others
+    return {"cudnn": Way("cudnn"), "engine": Way("engine")} | cuts
 
 
 class Batch:
@@ -200,43 +196,12 @@ def sizes_of(batch: Batch) -> dict[str, int]:
     return {"T": len(batch.q), "B": rows, "M": width, "N": len(batch.k_cache)}
 
 
-def launch_host(batch: Batch, tiles: Tiles) -> tuple[Launch, torch.Tensor]:
-    """A launch of the Hopper kernel with descriptors that the host makes, and where it writes."""
-    from triton.experimental.gluon import language as gl
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-
-    from tilewright.codegen.triton.kernels.hopper_attention_kernel import _attend_described
-
-    tokens, seqs, group = len(batch.q), len(batch.shape), H // G
-    items = (tokens // (ROWS // group) + seqs + 2) * G
-    sizes = (tokens, seqs, len(batch.k_cache), batch.tables.shape[1], items)
-    out = torch.full_like(batch.q, torch.nan)
-    cut = (G, group, batch.dim, batch.dim**-0.5, True, 0, PAGE, tiles.block_n, tiles.num_stages)
-    flat = gl.NVMMASharedLayout(128, 16, rank=2)
-    deep = gl.NVMMASharedLayout(128, 16, rank=3)
-    q = TensorDescriptor.from_tensor(batch.q, [64 // group, group, 64], deep)
-    rows = [x.view(-1, G * batch.dim) for x in (batch.k_cache, batch.v_cache)]
-    k, v = (TensorDescriptor.from_tensor(x, [PAGE, 64], flat) for x in rows)
-    read = (batch.tables, batch.lens, batch.starts, out)
-    args = (q, k, v, *read, *sizes, *cut, tiles.both_ways)
-    grid = (min(items, tiles.programs),)
-    return (_attend_described, args, grid, {"num_warps": WARPS // 2}), out
-
-
-def prepared(way: Way, kernel: LaunchedKernel | None, batch: Batch) -> Callable[[], torch.Tensor]:
+def prepared(kernel: LaunchedKernel | None, batch: Batch) -> Callable[[], torch.Tensor]:
     """A call that computes a batch's attention [T, H, D]."""
     if kernel is not None:
         operands = (batch.q, batch.k_cache, batch.v_cache, batch.tables, batch.lens, batch.starts)
         sizes = sizes_of(batch)
         return lambda: kernel((*operands, None, None), sizes)[0]
-    if way.tiles is not None:
-        (function, args, grid, options), out = launch_host(batch, way.tiles)
-
-        def run() -> torch.Tensor:
-            function[grid](*args, **options)
-            return out
-
-        return run
     return _library(batch)
 
 
@@ -272,7 +237,7 @@ def measure(name: str, shapes: dict[str, Pairs], dim: int) -> Iterator[Line]:
         if way.kind == "cudnn" and len(set(shape)) + (shape[0][0] != shape[0][1]) > 1:
             continue
         batches = [Batch(shape, dim, seed) for seed in range(COPIES)]
-        calls = [prepared(way, kernel, batch) for batch in batches]
+        calls = [prepared(kernel, batch) for batch in batches]
         errors = [batches[0].worst(calls[0]()) for _ in range(2)]
         us = us_of(calls, max(2, 4096 // len(batches[0].q)))
         line: Line = {"shape": label, "error": max(errors), "us": us}
@@ -281,16 +246,9 @@ def measure(name: str, shapes: dict[str, Pairs], dim: int) -> Iterator[Line]:
         yield line
 
 
-def compile_only(name: str, shapes: dict[str, Pairs], dim: int) -> None:
+def compile_only(name: str, dim: int) -> None:
     """Compiles a way for the device; launches nothing."""
-    way = ways()[name]
-    if way.kind == "host":
-        assert way.tiles is not None
-        batches = (Batch(shape, dim, 0) for shape in shapes.values())
-        used = [used_by(launch_host(batch, way.tiles)[0]) for batch in batches]
-        print(f"compiled {name:20s} {used[-1]}", flush=True)
-        return
-    for taken in package_of(way, dim).resources:
+    for taken in package_of(ways()[name], dim).resources:
         said = f"{taken.registers} registers, {taken.spills} spilled, {taken.shared} B shared"
         print(f"compiled {name:20s} {said}", flush=True)
 
@@ -337,7 +295,7 @@ def main() -> None:
         say(options.measure, lambda name: measure(name, shapes, dim))
         return
     if options.compile:
-        compile_only(options.compile, shapes, dim)
+        compile_only(options.compile, dim)
         return
     print(torch.cuda.get_device_name(), torch.__version__, triton.__version__, flush=True)
     names = options.ways or [name for name in ways() if dim == 64 or name != NARROW]

@@ -13,7 +13,7 @@ from dataclasses import replace
 from ....ir.dims import call
 from ....ir.dtypes import DType
 from ....targets import Target
-from ..source import Constexpr, Launch, Pointer, Scalar
+from ..source import Constexpr, Described, Launch, Pointer, Role, Scalar
 from .entries import Entry, entry_of
 from .paged_attention_tiles import Problem, Tiles, shared_bytes
 
@@ -33,13 +33,14 @@ FUNCTIONS = (
     "_pass",
     "_multiply",
     "_consume",
-    "_attend_described",
     "_attend_hopper",
 )
 ROWS, WARPS = 128, 8  # two warp groups of 64 rows
 BLOCK_NS, STAGES = (64, 128), (2, 3, 4)
 
 _PAGES = (16, 32, 64, 128)
+_COLUMNS = 64  # of a box: a line of 128 bytes
+_TOLD = ("block_tables", "seq_lens", "query_start")
 _LINE = 8  # elements of 16 bytes: where rows begin that TMA reads
 
 
@@ -99,24 +100,30 @@ def hopper_entry(problem: Problem, name: str, tiles: Tiles, page: int) -> Entry:
     multiprocessor, that share the tiles of rows.
     """
     p, node = problem, problem.node
-    names = ("q", "k_cache", "v_cache", "block_tables", "seq_lens", "query_start")
-    operands = tuple(
-        Pointer(operand, arg.dtype, "operand", index)
-        for index, (operand, arg) in enumerate(zip(names, node.operands, strict=False))
+    group, (stride_t, stride_h, _) = p.heads // p.kv_heads, p.q.strides
+    k_cache, _, tables = node.operands[1:4]
+    rows, width = k_cache.shape[0] * page, p.kv_heads * p.head_dim
+
+    def buffer(index: int) -> tuple[DType, Role, int]:
+        return node.operands[index].dtype, "operand", index
+
+    rows_of_q = (p.num_tokens, p.heads, p.head_dim), (stride_t, stride_h, 1)
+    tokens = ROWS // 2 // group  # of a warp group
+    pages = ((rows, width), (width, 1), (page, _COLUMNS))
+    arguments = (
+        Described("q_desc", *buffer(0), p.q.offset, *rows_of_q, (tokens, group, _COLUMNS)),
+        Described("k_desc", *buffer(1), 0, *pages),
+        Described("v_desc", *buffer(2), 0, *pages),
+        *(Pointer(name, *buffer(index)) for index, name in enumerate(_TOLD, 3)),
+        Pointer("out", node.dtype, "result", 0),
     )
-    pointers = (*operands, Pointer("out", node.dtype, "result", 0))
-    group = p.heads // p.kv_heads
     # As many tiles of rows as paged_attention.py has.
     items = (p.num_tokens // (ROWS // group) + p.num_seqs + 2) * p.kv_heads
-    stride_t, stride_h, _ = p.q.strides
     sizes = (
-        Scalar("q_offset", p.q.offset, "i64"),
-        Scalar("q_stride_t", stride_t, "i64"),
-        Scalar("q_stride_h", stride_h, "i64"),
         Scalar("num_tokens", p.num_tokens),
         Scalar("num_seqs", p.num_seqs),
-        Scalar("num_pages", node.operands[1].shape[0]),
-        Scalar("table_width", node.operands[3].shape[1]),
+        Scalar("num_pages", k_cache.shape[0]),
+        Scalar("table_width", tables.shape[1]),
         Scalar("num_items", items),
     )
     constants: dict[str, Constexpr | None] = {
@@ -135,7 +142,7 @@ def hopper_entry(problem: Problem, name: str, tiles: Tiles, page: int) -> Entry:
     }
     grid = (call("min", tiles.programs, items), 1, 1)
     # The warps of one group are declared; the kernel adds the other's, and those that load.
-    launch = Launch(name, pointers, grid, cut, WARPS // 2)
+    launch = Launch(name, arguments, grid, cut, WARPS // 2)
     return entry_of(launch, "_attend_hopper", sizes, constants, "gluon.jit")
 
 

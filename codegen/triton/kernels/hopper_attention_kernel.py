@@ -13,7 +13,6 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
@@ -247,7 +246,7 @@ def _consume(
 
 
 @gluon.jit
-def _attend_described(
+def _attend_hopper(
     q_desc,
     k_desc,
     v_desc,
@@ -325,53 +324,4 @@ def _attend_described(
         ],
         [4, 1],
         [232, 40],
-    )  # fmt: skip
-
-
-@gluon.jit
-def _attend_hopper(
-    q,
-    k_cache,
-    v_cache,
-    block_tables,
-    seq_lens,
-    query_start,
-    out,
-    q_offset,
-    q_stride_t,
-    q_stride_h,
-    num_tokens,
-    num_seqs,
-    num_pages,
-    table_width,
-    num_items,
-    KV_HEADS: gl.constexpr,
-    GROUP: gl.constexpr,
-    HEAD_DIM: gl.constexpr,
-    SCALE: gl.constexpr,
-    CAUSAL: gl.constexpr,
-    WINDOW: gl.constexpr,
-    PAGE: gl.constexpr,
-    BLOCK_N: gl.constexpr,
-    STAGES: gl.constexpr,
-    BOTH_WAYS: gl.constexpr,
-):
-    # q: [T, H, D] strided; caches: [N, P, G, D]; out: [T, H, D]
-    flat: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
-    deep: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=3)
-    WIDTH: gl.constexpr = KV_HEADS * HEAD_DIM
-    q_desc = tma.make_tensor_descriptor(
-        q + q_offset,
-        [num_tokens, KV_HEADS * GROUP, HEAD_DIM],
-        [q_stride_t, q_stride_h, 1],
-        [64 // GROUP, GROUP, 64],
-        deep,
-    )
-    rows = num_pages * PAGE
-    k_desc = tma.make_tensor_descriptor(k_cache, [rows, WIDTH], [WIDTH, 1], [PAGE, 64], flat)
-    v_desc = tma.make_tensor_descriptor(v_cache, [rows, WIDTH], [WIDTH, 1], [PAGE, 64], flat)
-    _attend_described(
-        q_desc, k_desc, v_desc, block_tables, seq_lens, query_start, out, num_tokens, num_seqs,
-        num_pages, table_width, num_items, KV_HEADS, GROUP, HEAD_DIM, SCALE, CAUSAL, WINDOW, PAGE,
-        BLOCK_N, STAGES, BOTH_WAYS,
     )  # fmt: skip

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from paged_forms import Shape, layouts_of, ragged_call, ragged_operands, truth
+from tilewright.codegen.triton.aot import compile_sources
 from tilewright.codegen.triton.fresh import Fresh
 from tilewright.codegen.triton.kernels.hopper_attention import (
     takes_tiles,
@@ -31,6 +32,7 @@ from tilewright.codegen.triton.kernels.prefill_steps import (
     steps_at,
     steps_of,
 )
+from tilewright.codegen.triton.package import read_package
 from tilewright.codegen.triton.tuning.attention import (
     config_of,
     lengths_of,
@@ -47,7 +49,7 @@ from tilewright.ir.dtypes import DType
 from tilewright.ir.node import Node
 from tilewright.ir.types import TensorType
 from tilewright.targets import TARGETS
-from triton_running import compile_for, run_interpreted
+from triton_running import run_interpreted
 
 H100 = TARGETS["h100"]
 SHAPE = Shape(group=4, kv_heads=2, head_dim=64, value_dim=64, dtype=DType.BF16)
@@ -241,9 +243,13 @@ def test_a_cut_of_some_steps_is_theirs_alone():
 
 def test_the_default_of_most_steps_compiles_without_spills():
     shape = replace(SHAPE, kv_heads=8, head_dim=128, value_dim=128, page=16, paged=True)
-    (taken,) = compile_for(prefill_source(problem_of(shape), BOTH_WAYS), 90)
+    (package,) = compile_sources([prefill_source(problem_of(shape), BOTH_WAYS)], 90)
+    (binary,) = package.binaries.values()
+    taken = binary.resources
     assert taken.spills == 0 and taken.registers == 168
     assert taken.shared <= shared_bytes(problem_of(shape), BOTH_WAYS)
+    assert binary.scratch_bytes == 0 and binary.parameters.count("b8") == 3
+    assert read_package(package.files().__getitem__, package.id) == package
 
 
 def test_the_interpreter_takes_the_variant_that_it_knows():
