@@ -59,11 +59,13 @@ class LaunchedKernel(Invocation):
         arguments: Sequence[Given],
     ) -> None:
         function = self.functions[id(launch)][1]
-        values = [a.data_ptr() if isinstance(a, torch.Tensor) else a or 0 for a in arguments]
-        function(grid, self._mapped(values) if function.maps else values)
+        values: Sequence[Any] = [
+            a.data_ptr() if isinstance(a, torch.Tensor) else a or 0 for a in arguments
+        ]
+        function(grid, self._with_maps(values) if function.maps else values)
 
-    def _mapped(self, values: Sequence[Mapped | int]) -> Sequence[bytes | int]:
-        """Values with what buffers of tensor maps are to a kernel."""
+    def _with_maps(self, values: Sequence[Mapped | int]) -> Sequence[bytes | int]:
+        """Values with what a kernel takes for a buffer that has a tensor map."""
         found: list[bytes | int] = []
         for value in values:
             if isinstance(value, Mapped):

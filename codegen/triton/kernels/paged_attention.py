@@ -122,9 +122,8 @@ def _whole(problem: Problem, shares: Sequence[Share]) -> tuple[list[Entry], list
     pages come first: their rows find their pages by shifts.
     """
     size = problem.node.operands[1].shape[1]
-    is_open = not isinstance(size, int)
-    page = PAGE if is_open else size
-    usual = (size - PAGE, PAGE - size) if is_open else ()
+    page = size if isinstance(size, int) else PAGE
+    usual = () if isinstance(size, int) else (size - PAGE, PAGE - size)
     entries: dict[str, Entry] = {}  # cuts are no part of an entry's text
     variants = []
     plain = "prefill_plain" if any(share.tiles.programs for share in shares) else "prefill"
@@ -135,7 +134,7 @@ def _whole(problem: Problem, shares: Sequence[Share]) -> tuple[list[Entry], list
             entry = _attend(problem, plain, share.tiles, 1, (), page)
         entries.setdefault(entry.text, entry)
         variants.append(Variant((entry.launch,), guard=(*share.guard, *usual)))
-    if is_open:
+    if usual:
         tiles = _ANY_PAGE if shares[-1].tiles.programs else shares[-1].tiles
         other = _attend(problem, "prefill_any", tiles, 1, ())
         entries[other.text] = other

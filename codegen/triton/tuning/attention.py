@@ -288,7 +288,7 @@ def config_of(tiles: Tiles) -> Config:
 def tiles_of(config: Config | Mapping[str, Value]) -> Tiles:
     """The cut of a config."""
     given = (field.name for field in fields(Tiles) if config.get(field.name) is not None)
-    return Tiles(**{name: int_(config, name) for name in given})
+    return Tiles(**{name: config[name] for name in given})  # type: ignore[arg-type]
 
 
 def _tiles_seen(problem: Problem, tiles: Tiles, first: int, length: int) -> int:
