@@ -1,8 +1,10 @@
 """Prefill attention on Hopper: which calls the kernel with warps that load takes, and its launch.
 Where it is quicker than the plain one, and how it is cut, prefill_steps.py says.
 
-On an H100, 32 heads of 128, it takes 0.94 and 0.89 of cuDNN's time for 8192 and 2048 tokens, where
-the kernel that any target takes (paged_attention_kernel.py) takes 1.8 (benchmarks/NOTES.md).
+On an H100, 32 heads of 128, it takes 0.93 to 1.06 and 0.89 to 0.99 of cuDNN's time for 8192 and
+2048 tokens (two runs), where the kernel that any target takes (paged_attention_kernel.py) takes 1.5
+to 1.8 (benchmarks/NOTES.md). Queries, keys and values are told to it by tensor maps of the host,
+since maps of its own cost a launch 1.5 to 2 us (tensor_map.py).
 """
 
 from __future__ import annotations
