@@ -126,9 +126,10 @@ class DecodeGraphs:
             made = [self._graph(shape)]
             if fewest_sharing is not None and bucket >= fewest_sharing:
                 made.append(self._graph(shape, shared=True))
-            for captured in made if words is not None else ():
-                self.queue.replay(captured.graph)
-                self._masked.warm_up(captured, turn, words, self.metadata.views)
+            if words is not None:
+                for captured in made:
+                    self.queue.replay(captured.graph)
+                    self._masked.warm_up(captured, turn, words, self.metadata.views)
             turn.event, turn.busy = self.queue.record(turn.event), False
 
     def launch(self, batch: DecodeBatch, after: Launched | None) -> Launched:

@@ -103,7 +103,11 @@ class Invocation(ABC):
             memory["counter"] = [self._zeros(plan.counters)]
         for launch, grid, values in plan.launches:
             arguments = [
-                _given(argument, value, memory)
+                _mapped(argument, value, memory)
+                if type(value) is tuple
+                else memory[argument.role][argument.index]
+                if isinstance(argument, Pointer)
+                else value
                 for argument, value in zip(launch.arguments, values, strict=True)
             ]
             self.launch(launch, grid, arguments)
@@ -142,15 +146,11 @@ class Invocation(ABC):
 _Memory = dict[str, Sequence[torch.Tensor | None]]
 
 
-def _given(argument: Argument, value: Places | int | None, memory: _Memory) -> Given:
-    if not isinstance(argument, Pointer):
-        assert not isinstance(value, tuple)
-        return value
+def _mapped(argument: Argument, places: Places, memory: _Memory) -> Mapped:
+    assert isinstance(argument, Described)
     tensor = memory[argument.role][argument.index]
-    if not isinstance(argument, Described):
-        return tensor
-    assert tensor is not None and isinstance(value, tuple)
-    return Mapped(tensor, *value, argument.box)
+    assert tensor is not None
+    return Mapped(tensor, *places, argument.box)
 
 
 def _value(argument: Argument, sizes: Mapping[str, int]) -> Places | int | None:
