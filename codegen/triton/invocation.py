@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -102,7 +103,7 @@ class Invocation(ABC):
         if plan.counters:
             memory["counter"] = [self._zeros(plan.counters)]
         for launch, grid, values in plan.launches:
-            arguments = [
+            arguments: list[Any] = [
                 _mapped(argument, value, memory)
                 if type(value) is tuple
                 else memory[argument.role][argument.index]
