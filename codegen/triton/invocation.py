@@ -105,7 +105,7 @@ class Invocation(ABC):
         for launch, grid, values in plan.launches:
             arguments: list[Any] = [
                 _mapped(argument, value, memory)
-                if type(value) is tuple
+                if value.__class__ is tuple  # no call, which the host's part counts
                 else memory[argument.role][argument.index]
                 if isinstance(argument, Pointer)
                 else value
@@ -147,8 +147,8 @@ class Invocation(ABC):
 _Memory = dict[str, Sequence[torch.Tensor | None]]
 
 
-def _mapped(argument: Argument, places: Places, memory: _Memory) -> Mapped:
-    assert isinstance(argument, Described)
+def _mapped(argument: Argument, places: object, memory: _Memory) -> Mapped:
+    assert isinstance(argument, Described) and isinstance(places, tuple)
     tensor = memory[argument.role][argument.index]
     assert tensor is not None
     return Mapped(tensor, *places, argument.box)
