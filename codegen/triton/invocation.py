@@ -147,25 +147,29 @@ class Invocation(ABC):
 _Memory = dict[str, Sequence[torch.Tensor | None]]
 
 
-def _mapped(argument: Argument, places: object, memory: _Memory) -> Mapped:
-    assert isinstance(argument, Described) and isinstance(places, tuple)
+def _mapped(argument: Argument, places: Any, memory: _Memory) -> Mapped:
+    assert isinstance(argument, Described)
     tensor = memory[argument.role][argument.index]
     assert tensor is not None
     return Mapped(tensor, *places, argument.box)
+
+
+def _places(argument: Argument, sizes: Mapping[str, int]) -> Places:
+    assert isinstance(argument, Described)
+    shape, strides = (
+        tuple(evaluate(size, sizes) for size in found)
+        for found in (argument.shape, argument.strides)
+    )
+    return evaluate(argument.offset, sizes), shape, strides
 
 
 def _value(argument: Argument, sizes: Mapping[str, int]) -> Places | int | None:
     """A Scalar's value; None for a pointer, whose tensor comes with the call, and of a Described
     where in that it lies.
     """
-    if isinstance(argument, Described):
-        shape, strides = (
-            tuple(evaluate(size, sizes) for size in found)
-            for found in (argument.shape, argument.strides)
-        )
-        return evaluate(argument.offset, sizes), shape, strides
     if isinstance(argument, Pointer):
-        return None
+        # No call, see above: steps of a new size ask this of every argument.
+        return _places(argument, sizes) if argument.__class__ is Described else None
     value = evaluate(argument.value, sizes)
     if argument.type == "i32" and not -(1 << 31) <= value < 1 << 31:
         raise CapacityError(
