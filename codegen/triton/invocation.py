@@ -151,7 +151,8 @@ def _mapped(argument: Argument, places: Any, memory: _Memory) -> Mapped:
     assert isinstance(argument, Described)
     tensor = memory[argument.role][argument.index]
     assert tensor is not None
-    return Mapped(tensor, *places, argument.box)
+    offset, shape, strides = places
+    return Mapped(tensor, offset, shape, strides, argument.box)
 
 
 def _places(argument: Argument, sizes: Mapping[str, int]) -> Places:
