@@ -20,7 +20,7 @@ import argparse
 import itertools
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -29,18 +29,16 @@ from graph_timing import report, seconds_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tilewright.codegen.triton.aot import compile_sources
-from tilewright.codegen.triton.kernels.hopper_attention import default_prefill
-from tilewright.codegen.triton.kernels.paged_attention import paged_attention_source
+from tilewright.codegen.triton.kernels.paged_attention import prefill_source
 from tilewright.codegen.triton.kernels.paged_attention_tiles import (
-    DECODE,
     PREFILL,
     SPACE,
     Problem,
     Tiles,
     default_tiles,
-    num_splits,
     shared_bytes,
 )
+from tilewright.codegen.triton.kernels.prefill_steps import shares_of
 from tilewright.codegen.triton.kernels.scaled_attention import scaled_attention_source
 from tilewright.codegen.triton.kernels.scaled_tiles import (
     prefill_fits,
@@ -103,21 +101,19 @@ def problem_of(node: Node) -> Problem:
 def variants(
     problem: Problem, target: Target, more: Sequence[Tiles]
 ) -> list[tuple[Tiles, KernelSource]]:
-    """The default first, then the plain kernel's, and what fits of others; each for any number of
-    tokens.
+    """The defaults first, the plain kernel's among them, then what fits of others; each for any
+    number of tokens.
     """
     if problem.node.op == "scaled_paged_attention":
         return _over_codes(problem, target, more)
-    decode, plain = (default_tiles(problem, target, table) for table in (DECODE, PREFILL))
-    default = default_prefill(problem, target)
-    assert decode is not None and plain is not None and default is not None
-    found = []
-    for tiles in dict.fromkeys([default, plain, *more]):
-        if shared_bytes(problem, tiles) > target.shared_memory_per_block:
-            continue
-        source = paged_attention_source(problem, decode, tiles, num_splits(problem, target))
-        found.append((tiles, replace(source, variants=source.variants[-1:])))
-    return found
+    shares = shares_of(problem, target, lambda steps: None)
+    plain = default_tiles(problem, target, PREFILL)
+    assert plain is not None
+    return [
+        (tiles, prefill_source(problem, tiles))
+        for tiles in dict.fromkeys([*(share.tiles for share in shares), plain, *more])
+        if shared_bytes(problem, tiles) <= target.shared_memory_per_block
+    ]
 
 
 def _over_codes(

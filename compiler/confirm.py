@@ -222,8 +222,10 @@ def _verdict(batch: int, found: Decision) -> BatchVerdict:
 
 def used_by(problems: Sequence[KernelTunable], batch: int) -> list[KernelTunable]:
     """The problems whose kernels run in a decode step of so many sequences: of products and of
-    attention those that are tuned for the next size up, of generated kernels those of decode steps.
+    attention those that are tuned for the next size up, or for the largest, of generated kernels
+    those of decode steps. What is tuned for both tokens and sequences is for other steps.
     """
+    problems = [one for one in problems if not {"tokens", "sequences"} <= {*dict(one.key.problem)}]
     facts = [dict(tunable.key.problem) for tunable in problems]
     wanted: dict[str, int] = {}
     for name in ("tokens", "sequences"):

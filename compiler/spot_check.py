@@ -11,6 +11,7 @@ import torch
 
 from ..codegen.triton.between import Between
 from ..codegen.triton.interpreted import InterpretedKernel
+from ..codegen.triton.invocation import Given
 from ..codegen.triton.source import Launch, Pointer
 from ..errors import VerificationError
 from ..passes.driver import largest_error
@@ -109,7 +110,7 @@ class SpotCheckedKernel(InterpretedKernel):
         self,
         launch: Launch,
         grid: tuple[int, int, int],
-        arguments: Sequence[torch.Tensor | int | None],
+        arguments: Sequence[Given],
     ) -> None:
         """As of every interpreted kernel; a workspace that is filled in part is completed."""
         filled: list[tuple[torch.Tensor, torch.Tensor]] = []

@@ -109,12 +109,13 @@ class DecodeGraphs:
         turn.event, turn.busy = self.queue.record(turn.event), False
         return captured.logits[:count].float()
 
-    def warm_up(self, fewest_sharing: int | None = None) -> None:
+    def warm_up(self, fewest_sharing: int | None = None, words: int | None = None) -> None:
         """Captures every bucket, so that no request waits for that. The steps for it are of padding
         alone, which writes to page 0.
 
         Args:
             fewest_sharing: sequences of a step that may share pages; None if no step's do.
+            words: of a mask, in 32 bits each, if steps may have rows of a form; None if none do.
         """
         self._last = self._open = None
         buckets = {bucket_of(count) for count in range(1, self.max_sequences + 1)}
@@ -122,9 +123,13 @@ class DecodeGraphs:
             self.queue.join()
             shape = self._shape(bucket, self.max_pages)
             turn = self.metadata.write(_PADDING, shape)
-            self._graph(shape)
+            made = [self._graph(shape)]
             if fewest_sharing is not None and bucket >= fewest_sharing:
-                self._graph(shape, shared=True)
+                made.append(self._graph(shape, shared=True))
+            if words is not None:
+                for captured in made:
+                    self.queue.replay(captured.graph)
+                    self._masked.warm_up(captured, turn, words, self.metadata.views)
             turn.event, turn.busy = self.queue.record(turn.event), False
 
     def launch(self, batch: DecodeBatch, after: Launched | None) -> Launched:

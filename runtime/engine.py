@@ -94,7 +94,8 @@ class CausalLMEngine(RunningEngine):
         with self.loop.lock:
             self.loop.settle()
             if isinstance(self.executor, PagedExecutor):
-                self.executor.warm_up()
+                grammars = self.loop.grammars
+                self.executor.warm_up(None if grammars is None else grammars.words)
 
     @property
     def counters(self) -> Counters:

@@ -201,9 +201,12 @@ class PagedExecutor:
         self._join()
         self.caches.copy_pages(sources, destinations)
 
-    def warm_up(self) -> None:
+    def warm_up(self, words: int | None = None) -> None:
         """Makes now what steps would make when they first come: graphs of decode steps, and what
         libraries set up for prompts (over a second).
+
+        Args:
+            words: of a mask, if steps may have rows of a form.
 
         Raises:
             CapacityError: the device lacks memory for it.
@@ -214,7 +217,7 @@ class PagedExecutor:
             if self.graphs is not None:
                 least = self.capabilities.shared_tokens
                 fewest = None if least is None else fewest_sharing(self.max_model_len, least)
-                self.graphs.warm_up(fewest)
+                self.graphs.warm_up(fewest, words)
             self._rehearse()
         except torch.OutOfMemoryError as error:
             raise self._too_large(self.max_sequences, error) from error

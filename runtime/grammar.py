@@ -53,6 +53,11 @@ class Grammars:
         self._tokens: LLTokenizer | None = None  # of a large vocabulary it takes a second to make
         self._lock = Lock()
 
+    @property
+    def words(self) -> int:
+        """Of a mask, of 32 tokens each."""
+        return len(_none(self._vocab_size))
+
     def matcher(self, params: StructuredOutputsParams, *, ignore_eos: bool = False) -> Matcher:
         """A matcher at the beginning of an output.
 

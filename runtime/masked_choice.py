@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from .decode_buffer import Turn
@@ -39,7 +40,8 @@ class Captured:
 
 
 class MaskedChoice:
-    """Queues such samplings. On a GPU the first of a bucket is run as it is, then captured.
+    """Queues such samplings. On a GPU the first of a bucket is run as it is, then captured, unless
+    ``warm_up`` has done so.
 
     Args:
         runner: of the Program that samples.
@@ -60,6 +62,20 @@ class MaskedChoice:
         self._runner, self._chooser, self._queue, self._graphs = runner, chooser, queue, graphs
         self._rows = rows
         self._words: torch.Tensor | None = None  # i32[rows, W], of the step that is next
+
+    def warm_up(
+        self, captured: Captured, turn: Turn, width: int, fields: Mapping[str, torch.Tensor]
+    ) -> None:
+        """Captures the sampling of a step that is queued, so that none with a form waits for that;
+        where no graph can hold it, there is nothing to do.
+
+        Args:
+            captured, turn, fields: as ``choose`` has them; the step is of padding alone.
+            width: words of a mask.
+        """
+        if captured.choice is None and self._holds(captured):
+            anything = np.full(width, -1, dtype=np.int32)
+            self.choose(captured, turn, [anything], fields, [SamplingParams()])
 
     def choose(
         self,
@@ -91,8 +107,13 @@ class MaskedChoice:
             self._queue.replay(captured.choice)
             return
         self._queue.run(work)
-        if self._runner.device.type == "cuda" and self._chooser.captures(captured.logits):
+        if self._holds(captured):
             captured.choice, _ = self._graphs.capture(work)
+
+    def _holds(self, captured: Captured) -> bool:
+        """Whether a graph can hold the sampling."""
+        on_gpu = self._runner.device.type == "cuda"
+        return on_gpu and captured.tokens is not None and self._chooser.captures(captured.logits)
 
     def _send(self, turn: Turn, masks: Masks, rows: int) -> torch.Tensor:
         width = max([len(mask) for mask in masks if mask is not None])

@@ -12,6 +12,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from tilewright.codegen.triton.aot import compile_sources
+from tilewright.codegen.triton.invocation import Given
 from tilewright.codegen.triton.launch import LaunchedKernel
 from tilewright.codegen.triton.source import KernelSource, Launch
 from tilewright.ir.node import Node
@@ -62,7 +63,7 @@ class SteppedKernel(LaunchedKernel):
         self,
         launch: Launch,
         grid: tuple[int, int, int],
-        arguments: Sequence[torch.Tensor | int | None],
+        arguments: Sequence[Given],
     ) -> None:
         super().launch(launch, grid, arguments)
         torch.cuda.synchronize()

@@ -1,12 +1,14 @@
-"""Prefill attention on an H100, several ways: Gluon's warp groups, the engine's kernel, libraries.
+"""Prefill attention on an H100, several ways: what the engine chooses by itself, cuts of the plain
+kernel and of Hopper's, cuDNN.
 
-    python benchmarks/gpu/trial_attention.py
+    python benchmarks/gpu/trial_attention.py [--shapes few|many] [--ways NAME …] [--head-dim 64]
 
-32 query heads and 8 KV heads of 128, bf16, causal; keys and values lie on shuffled pages for our
-kernels, in a row for libraries, which take no ragged batches here. Each way is first checked in
-float64 on sampled tokens, with NaN where the cache is unwritten, then timed by replays of a CUDA
-graph over rotated buffers. All are compiled side by side; then one process measures them in turn,
-and is replaced where a kernel hangs (20 s) or breaks the device. The table comes last.
+32 query heads and 8 KV heads, bf16, causal; keys and values lie on shuffled pages for our kernels,
+in a row for cuDNN, which takes no ragged batches here. Ours are compiled and launched as the engine
+does. Each way is first checked in float64 on sampled tokens, with NaN where the cache is unwritten,
+then timed by replays of a CUDA graph over rotated buffers. All are compiled side by side; then one
+process measures them in turn, and is replaced where a kernel hangs (20 s) or breaks the device. The
+table comes last, and under it what the engine chose.
 """
 
 from __future__ import annotations
@@ -17,24 +19,55 @@ from dataclasses import dataclass
 
 import torch
 import triton
-from trials import Launch, Line, compile_all, measured, say, us_of, used_by
+from trials import Line, compile_all, measured, say, us_of
 
-H, G, D = 32, 8, 128
-SCALE = D**-0.5
+from tilewright.codegen.triton.aot import compile_sources
+from tilewright.codegen.triton.invocation import plan_call
+from tilewright.codegen.triton.kernels.hopper_attention import ROWS, WARPS
+from tilewright.codegen.triton.kernels.paged_attention import emit_paged_attention, prefill_source
+from tilewright.codegen.triton.kernels.paged_attention_tiles import Problem, Tiles
+from tilewright.codegen.triton.launch import LaunchedKernel
+from tilewright.codegen.triton.layout import located
+from tilewright.codegen.triton.package import KernelPackage
+from tilewright.ir.build import input_node, make
+from tilewright.ir.dims import Size, symbol
+from tilewright.ir.dtypes import DType
+from tilewright.ir.node import Node
+from tilewright.ir.types import TensorType
+from tilewright.targets import Target
+
+H, G, PAGE = 32, 8, 16
 COPIES = 3  # inputs that replays rotate over
-SHAPES: dict[str, tuple[tuple[int, int], ...]] = {  # tokens and keys of sequences
+Pairs = tuple[tuple[int, int], ...]
+FEW: dict[str, Pairs] = {  # tokens and keys of sequences
     "128": ((128, 128),),
     "256": ((256, 256),),
+    "320": ((320, 320),),
+    "384": ((384, 384),),
+    "448": ((448, 448),),
     "512": ((512, 512),),
-    "2048": ((2048, 2048),),
-    "8192": ((8192, 8192),),
-    "ragged": ((37, 37), (1, 70), (300, 300), (160, 933), (64, 128)),
-    "chunk": ((2048, 8192),),
-    "8x1024": ((1024, 1024),) * 8,
-    "mixed": ((1, 1100),) * 120 + ((1024, 1024),) * 8,
+    "1024": ((1024, 1024),),
+    "128 behind": ((128, 8192),),
+    "512 behind": ((512, 8192),),
+    "mixed tiny": ((1, 1100),) * 12 + ((116, 116),),
     "mixed few": ((1, 1100),) * 30 + ((96, 96),) * 2,
+    "mixed 512": ((1, 1100),) * 60 + ((452, 452),),
+    "ragged": ((37, 37), (1, 70), (300, 300), (160, 933), (64, 128)),
+}
+MANY: dict[str, Pairs] = {
+    "2048": ((2048, 2048),),
+    "4096": ((4096, 4096),),
+    "8192": ((8192, 8192),),
+    "chunk": ((2048, 8192),),
+    "chunk 4096": ((4096, 12288),),
+    "8x1024": ((1024, 1024),) * 8,
+    "32x256": ((256, 256),) * 32,
+    "mixed": ((1, 1100),) * 120 + ((1024, 1024),) * 8,
+    "mixed 2048": ((1, 1100),) * 60 + ((1988, 1988),),
     "mixed behind": ((1024, 1024),) * 8 + ((1, 1100),) * 120,
 }
+SETS = {"few": FEW, "many": MANY}
+NARROW = "128 4s"  # fits heads of 64 alone
 
 
 @dataclass(frozen=True)
@@ -42,23 +75,36 @@ class Way:
     """A way to compute attention.
 
     Attributes:
-        kind: gluon, paged (the engine's kernel), sdpa.
-        options: of the kind.
+        kind: engine (its own choice), cut (of ours), cudnn.
+        tiles: of a cut.
     """
 
     kind: str
-    options: dict[str, int | str]
+    tiles: Tiles | None = None
 
 
-WAYS = {
-    "sdpa cudnn": Way("sdpa", {"backend": "CUDNN_ATTENTION"}),
-    "engine 128x128 8w 1s": Way("paged", {"m": 128, "n": 128, "warps": 8, "stages": 1}),
-    "engine 64x64 4w 2s": Way("paged", {"m": 64, "n": 64, "warps": 4, "stages": 2}),
-    "gluon host": Way("gluon", {"block_n": 128, "stages": 2, "mixed": 0, "made": 0}),
-    "gluon": Way("gluon", {"block_n": 128, "stages": 2, "mixed": 0, "made": 1}),
-    "gluon two ways": Way("gluon", {"block_n": 128, "stages": 2, "mixed": 1, "made": 1}),
-    "gluon 64 4s two ways": Way("gluon", {"block_n": 64, "stages": 4, "mixed": 1, "made": 1}),
-}
+def _hopper(block_n: int, stages: int, *, both_ways: bool = False) -> Tiles:
+    return Tiles(ROWS, block_n, WARPS, stages, Target.detect().sms, both_ways)
+
+
+def ways() -> dict[str, Way]:
+    """All ways by name."""
+    plain = {
+        "plain 64x64 4w 2s": Tiles(64, 64, 4, 2),
+        "plain 64x128 4w 2s": Tiles(64, 128, 4, 2),
+        "plain 64x128 8w 2s": Tiles(64, 128, 8, 2),
+    }
+    hopper = {
+        "128 2s": _hopper(128, 2),
+        "128 2s two ways": _hopper(128, 2, both_ways=True),
+        NARROW: _hopper(128, 4),
+        "64 4s": _hopper(64, 4),
+        "64 4s two ways": _hopper(64, 4, both_ways=True),
+        "64 3s two ways": _hopper(64, 3, both_ways=True),
+        "64 5s two ways": _hopper(64, 5, both_ways=True),
+    }
+    cuts = {name: Way("cut", tiles) for name, tiles in (plain | hopper).items()}
+    return {"cudnn": Way("cudnn"), "engine": Way("engine")} | cuts
 
 
 class Batch:
@@ -69,20 +115,19 @@ class Batch:
             [N, P, G, D] with NaN where nothing was written; tables, lens, starts: i32.
     """
 
-    def __init__(self, shape: Sequence[tuple[int, int]], page: int, seed: int) -> None:
+    def __init__(self, shape: Pairs, dim: int, seed: int) -> None:
         random = torch.Generator("cuda").manual_seed(seed)
 
         def normal(*size: int) -> torch.Tensor:
             return torch.randn(*size, generator=random, device="cuda").bfloat16()
 
-        self.shape, self.page = shape, page
+        self.shape, self.dim, page = shape, dim, PAGE
         tokens, keys = sum(t for t, _ in shape), sum(s for _, s in shape)
-        self.q, self.k, self.v = normal(tokens, H, D), normal(keys, G, D), normal(keys, G, D)
-        self.out = torch.full_like(self.q, torch.nan)
+        self.q, self.k, self.v = normal(tokens, H, dim), normal(keys, G, dim), normal(keys, G, dim)
         used = [-(-s // page) for _, s in shape]
         order = torch.randperm(sum(used), generator=random, device="cuda").int()
         self.tables = torch.zeros(len(shape), max(used), dtype=torch.int32, device="cuda")
-        cells = (sum(used) * page, G, D)
+        cells = (sum(used) * page, G, dim)
         caches = [torch.full(cells, torch.nan, device="cuda").bfloat16() for _ in "kv"]
         begun = read = 0
         for index, ((_, s), count) in enumerate(zip(shape, used, strict=True)):
@@ -92,7 +137,7 @@ class Batch:
             for cache, rows in zip(caches, (self.k, self.v), strict=True):
                 cache[slots] = rows[read : read + s]
             begun, read = begun + count, read + s
-        self.k_cache, self.v_cache = (c.view(-1, page, G, D) for c in caches)
+        self.k_cache, self.v_cache = (c.view(-1, page, G, dim) for c in caches)
         self.lens = torch.tensor([s for _, s in shape], dtype=torch.int32, device="cuda")
         starts = [sum(t for t, _ in shape[:i]) for i in range(len(shape) + 1)]
         self.starts = torch.tensor(starts, dtype=torch.int32, device="cuda")
@@ -106,7 +151,7 @@ class Batch:
             q = self.q[token + picked].double().unflatten(1, (G, H // G))
             k = self.k[read : read + keys].double()
             v = self.v[read : read + keys].double()
-            scores = torch.einsum("tghd,sgd->tghs", q, k) * SCALE
+            scores = torch.einsum("tghd,sgd->tghs", q, k) * self.dim**-0.5
             hidden = torch.arange(keys, device="cuda") > (keys - tokens + picked)[:, None]
             weights = scores.masked_fill(hidden[:, None, None], -torch.inf).softmax(-1)
             truth = torch.einsum("tghs,sgd->tghd", weights, v).flatten(1, 2)
@@ -116,74 +161,58 @@ class Batch:
         return worst
 
 
-def launch_gluon(batch: Batch, block_n: int, stages: int, mixed: int, made: int) -> Launch:
-    """A launch of the Hopper kernel on a batch."""
-    from triton.experimental.gluon import language as gl
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+def node_of(dim: int) -> Node:
+    """The call, over symbols T, B, M and N."""
+    T, B, M, N = map(symbol, "TBMN")
 
-    from tilewright.codegen.triton.kernels.hopper_attention_kernel import (
-        _attend_described,
-        _attend_hopper,
-    )
+    def tensor(name: str, *shape: Size, dtype: DType = DType.BF16) -> Node:
+        return input_node(name, TensorType(dtype, shape))
 
-    tokens, seqs = batch.q.shape[0], len(batch.shape)
-    items = (tokens // (128 * G // H) + seqs + 2) * G
-    page = batch.page
-    grid = (min(items, torch.cuda.get_device_properties(0).multi_processor_count),)
-    sizes = (tokens, seqs, batch.k_cache.shape[0], batch.tables.shape[1], items)
-    read = (batch.tables, batch.lens, batch.starts, batch.out)
-    cut = (G, H // G, D, SCALE, True, 0, page, block_n, stages, mixed)
-    options = {"num_warps": 4}
-    if made:
-        strides = (0, H * D, D)
-        args = (batch.q, batch.k_cache, batch.v_cache, *read, *strides, *sizes, *cut)
-        return _attend_hopper, args, grid, options
-    flat = gl.NVMMASharedLayout(128, 16, rank=2)
-    deep = gl.NVMMASharedLayout(128, 16, rank=3)
-    q = TensorDescriptor.from_tensor(batch.q, [64 * G // H, H // G, 64], deep)
-    rows = [x.view(-1, G * D) for x in (batch.k_cache, batch.v_cache)]
-    k, v = (TensorDescriptor.from_tensor(x, [page, 64], flat) for x in rows)
-    return _attend_described, (q, k, v, *read, *sizes, *cut), grid, options
+    caches = (tensor(name, N, PAGE, G, dim) for name in "kv")
+    sizes = {"tables": (B, M), "lens": (B,), "starts": (B + 1,)}
+    told = (tensor(name, *shape, dtype=DType.I32) for name, shape in sizes.items())
+    q = tensor("q", T, H, dim)
+    return make("paged_attention", q, *caches, *told, None, None, scale=dim**-0.5)
 
 
-def launch_paged(batch: Batch, m: int, n: int, warps: int, stages: int) -> Launch:
-    """A launch of the engine's kernel."""
-    from tilewright.codegen.triton.kernels.paged_attention_kernel import _attend
-
-    tokens, seqs = batch.q.shape[0], len(batch.shape)
-    args = (batch.q, batch.k_cache, batch.v_cache, batch.tables, batch.lens, batch.starts, None,
-            None, None, batch.out, None, None, None, 0, H * D, D, 1, tokens, seqs,
-            batch.k_cache.shape[0], batch.tables.shape[1], batch.page, 1, G, H // G, 1, D, D, D, D,
-            SCALE, None, True, None, 0, batch.page, True, m, n)  # fmt: skip
-    grid = (tokens // (m * G // H) + seqs + 1, G, 1)
-    return _attend, args, grid, {"num_warps": warps, "num_stages": stages}
-
-
-def _scratch(size: int, align: int, stream: int | None) -> torch.Tensor:
-    return torch.empty(size, dtype=torch.int8, device="cuda")
+def package_of(way: Way, dim: int) -> KernelPackage:
+    """The kernels of a way as the engine compiles them."""
+    node, target = node_of(dim), Target.detect()
+    layouts = tuple(None if a is None else located(a)[1] for a in node.args)
+    problem = Problem.of(node, layouts)
+    assert problem is not None
+    if way.tiles is None:
+        source = emit_paged_attention(node, layouts, target)
+        assert source is not None
+    else:
+        source = prefill_source(problem, way.tiles)
+    (package,) = compile_sources([source], target.arch)
+    return package
 
 
-LAUNCHES = {"gluon": launch_gluon, "paged": launch_paged}
+def sizes_of(batch: Batch) -> dict[str, int]:
+    """The values of the call's symbols."""
+    rows, width = batch.tables.shape
+    return {"T": len(batch.q), "B": rows, "M": width, "N": len(batch.k_cache)}
 
 
-def prepared(way: Way, batch: Batch) -> Callable[[], torch.Tensor]:
+def prepared(kernel: LaunchedKernel | None, batch: Batch) -> Callable[[], torch.Tensor]:
     """A call that computes a batch's attention [T, H, D]."""
-    if way.kind != "sdpa":
-        kernel, args, grid, options = LAUNCHES[way.kind](batch, **way.options)
+    if kernel is not None:
+        operands = (batch.q, batch.k_cache, batch.v_cache, batch.tables, batch.lens, batch.starts)
+        sizes = sizes_of(batch)
+        return lambda: kernel((*operands, None, None), sizes)[0]
+    return _library(batch)
 
-        def run() -> torch.Tensor:
-            kernel[grid](*args, **options)
-            return batch.out
 
-        return run
+def _library(batch: Batch) -> Callable[[], torch.Tensor]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    backend = getattr(SDPBackend, str(way.options["backend"]))
     count = len(batch.shape)
     q, k, v = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (batch.q, batch.k, batch.v))
 
     def library() -> torch.Tensor:
-        with sdpa_kernel(backend):
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
             out = torch.nn.functional.scaled_dot_product_attention(
                 q, k, v, is_causal=True, enable_gqa=True
             )
@@ -192,61 +221,87 @@ def prepared(way: Way, batch: Batch) -> Callable[[], torch.Tensor]:
     return library
 
 
-def measure(name: str) -> Iterator[Line]:
+def chosen(package: KernelPackage, batch: Batch) -> str:
+    """What a step of the batch's sizes runs."""
+    launch = plan_call(package.source, (), sizes_of(batch)).launches[0][0]
+    return " ".join([launch.function, *(f"{n}={v}" for n, v in launch.constexprs.items())])
+
+
+def measure(name: str, shapes: dict[str, Pairs], dim: int) -> Iterator[Line]:
     """A way's largest error and its time, for each shape."""
-    way = WAYS[name]
-    for label, shape in SHAPES.items():
-        if way.kind == "sdpa" and len(set(shape)) + (shape[0][0] != shape[0][1]) > 1:
+    way, kernel, package = ways()[name], None, None
+    if way.kind in ("engine", "cut"):
+        package = package_of(way, dim)
+        kernel = LaunchedKernel(package, node_of(dim).types, [], torch.device("cuda", 0))
+    for label, shape in shapes.items():
+        if way.kind == "cudnn" and len(set(shape)) + (shape[0][0] != shape[0][1]) > 1:
             continue
-        batches = [Batch(shape, 16, seed) for seed in range(COPIES)]
-        calls = [prepared(way, batch) for batch in batches]
+        batches = [Batch(shape, dim, seed) for seed in range(COPIES)]
+        calls = [prepared(kernel, batch) for batch in batches]
         errors = [batches[0].worst(calls[0]()) for _ in range(2)]
-        us = us_of(calls, max(2, 8192 // len(batches[0].q)))
-        yield {"shape": label, "error": max(errors), "us": us}
+        us = us_of(calls, max(2, 4096 // len(batches[0].q)))
+        line: Line = {"shape": label, "error": max(errors), "us": us}
+        if package is not None and way.kind == "engine":
+            line["chosen"] = chosen(package, batches[0])
+        yield line
 
 
-def compile_only(name: str) -> None:
-    """Compiles a way for the device into Triton's cache; launches nothing."""
-    way = WAYS[name]
-    used = [used_by(LAUNCHES[way.kind](Batch(s, 16, 0), **way.options)) for s in SHAPES.values()]
-    print(f"compiled {name:28s} {used[-1]}", flush=True)
+def compile_only(name: str, dim: int) -> None:
+    """Compiles a way for the device; launches nothing."""
+    for taken in package_of(ways()[name], dim).resources:
+        said = f"{taken.registers} registers, {taken.spills} spilled, {taken.shared} B shared"
+        print(f"compiled {name:20s} {said}", flush=True)
 
 
-def table(lines: Sequence[Line]) -> None:
+def table(lines: Sequence[Line], names: Sequence[str], shapes: dict[str, Pairs], dim: int) -> None:
     """Prints what was measured: for each shape the times, and each way's largest error."""
     times = {(x["name"], x["shape"]): float(str(x["us"])) for x in lines if "us" in x}
-    flops = {
-        label: 4 * D * H * sum(t * s - t * (t - 1) / 2 for t, s in shape)
-        for label, shape in SHAPES.items()
-    }
-    print(f"\n{'µs (TFLOP/s)':22s}" + "".join(f"|{label:>14s} " for label in SHAPES) + "| error")
-    for name in WAYS:
-        row = f"{name:22s}"
-        for label in SHAPES:
+    print(
+        f"\n{f'µs, heads of {dim}':20s}"
+        + "".join(f"|{label:>12s} " for label in shapes)
+        + "| error"
+    )
+    for name in names:
+        row = f"{name:20s}"
+        for label in shapes:
             us = times.get((name, label))
-            cell = f"{us:8.1f} ({flops[label] / us / 1e6:3.0f})" if us else ""
-            row += f"|{cell:>14s} "
+            row += f"|{'' if us is None else f'{us:.1f}':>12s} "
         errors = [float(str(x["error"])) for x in lines if x["name"] == name and "us" in x]
         failed = [str(x["failed"]) for x in lines if x["name"] == name and "failed" in x]
         print(f"{row}| {max(errors, default=0):.1e} {' '.join(failed)}")
+    ours = [name for name in names if name not in ("cudnn", "engine")]
+    row = f"{'engine / best':20s}"
+    for label in shapes:
+        best = [times[name, label] for name in ours if (name, label) in times]
+        us = times.get(("engine", label))
+        row += f"|{'' if us is None or not best else f'{us / min(best):.3f}':>12s} "
+    print(f"{row}|")
+    for line in lines:
+        if "chosen" in line:
+            print(f"{line['shape']:>14s}: {line['chosen']}")
 
 
 def main() -> None:
     """Compiles side by side, measures in turn, prints the table."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("--shapes", choices=SETS, default="many")
+    parser.add_argument("--ways", nargs="*", choices=ways(), help="default: all")
+    parser.add_argument("--head-dim", type=int, choices=(64, 128), default=128)
     parser.add_argument("--measure", nargs="*")
     parser.add_argument("--compile")
     options = parser.parse_args()
-    triton.set_allocator(_scratch)
+    shapes, dim = SETS[options.shapes], options.head_dim
     if options.measure:
-        say(options.measure, measure)
+        say(options.measure, lambda name: measure(name, shapes, dim))
         return
     if options.compile:
-        compile_only(options.compile)
+        compile_only(options.compile, dim)
         return
     print(torch.cuda.get_device_name(), torch.__version__, triton.__version__, flush=True)
-    compile_all(__file__, [name for name, way in WAYS.items() if way.kind != "sdpa"], 60)
-    table(measured(__file__, list(WAYS)))
+    names = options.ways or [name for name in ways() if dim == 64 or name != NARROW]
+    told = ["--shapes", options.shapes, "--head-dim", str(dim)]
+    compile_all(__file__, [name for name in names if name != "cudnn"], 60, told)
+    table(measured(__file__, names, told), names, shapes, dim)
 
 
 if __name__ == "__main__":

@@ -39,9 +39,12 @@ def used_by(launch: Launch) -> str:
     return f"{used}, {compiled.metadata.shared} B shared"
 
 
-def compile_all(script: str, names: Sequence[str], seconds: float) -> None:
-    """Runs ``script --compile NAME`` for all of them at once, and waits so long for each."""
-    workers = [subprocess.Popen([sys.executable, script, "--compile", name]) for name in names]
+def compile_all(
+    script: str, names: Sequence[str], seconds: float, options: Sequence[str] = ()
+) -> None:
+    """Runs ``script --compile NAME OPTIONS…`` for all of them at once; waits so long for each."""
+    commands = [[sys.executable, script, "--compile", name, *options] for name in names]
+    workers = [subprocess.Popen(command) for command in commands]
     for worker in workers:
         try:
             worker.wait(seconds)
@@ -64,18 +67,18 @@ def say(names: Sequence[str], measure: Callable[[str], Iterable[Line]]) -> None:
             os._exit(1)
 
 
-def measured(script: str, names: Sequence[str]) -> list[Line]:
-    """What ``script --measure NAME …``, which calls `say`, has said of all of them."""
+def measured(script: str, names: Sequence[str], options: Sequence[str] = ()) -> list[Line]:
+    """What ``script OPTIONS… --measure NAME …``, which calls `say`, has said of all of them."""
     lines: list[Line] = []
     left = list(names)
     while left:
-        left = _follow(script, left, lines)
+        left = _follow([script, *options], left, lines)
     return lines
 
 
-def _follow(script: str, names: list[str], lines: list[Line]) -> list[str]:
+def _follow(script: Sequence[str], names: list[str], lines: list[Line]) -> list[str]:
     """Reads one measuring process to its end, or kills it; what it left undone comes back."""
-    command = [sys.executable, script, "--measure", *names]
+    command = [sys.executable, *script, "--measure", *names]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     said: queue.Queue[str | None] = queue.Queue()
 

@@ -7,6 +7,7 @@ from typing import Protocol
 from ...ir.node import Node
 from .generate_index import Cut
 from .kernels import experts_tiles, paged_attention_tiles, paged_decode_tiles
+from .kernels.prefill_steps import Steps
 from .kernels.wide_linear_tiles import WideTiles
 
 
@@ -16,8 +17,8 @@ class Cuts(Protocol):
     def decode(self, node: Node, sequences: int) -> paged_decode_tiles.Tiles | None:
         """Of paged decode attention over up to ``sequences`` of them."""
 
-    def prefill(self, node: Node) -> paged_attention_tiles.Tiles | None:
-        """Of paged attention over more tokens than sequences."""
+    def prefill(self, node: Node, steps: Steps) -> paged_attention_tiles.Tiles | None:
+        """Of paged attention over more tokens than sequences, in some kind of steps."""
 
     def expert_rows(self, node: Node) -> experts_tiles.Rows | None:
         """Of experts, for few tokens."""

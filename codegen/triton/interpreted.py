@@ -20,7 +20,7 @@ from ...ir.node import Node
 from ...ir.schema import schema
 from ...ir.types import TensorType
 from .compat import interpret_programs, repair_interpreter
-from .invocation import Invocation
+from .invocation import Given, Invocation
 from .loading import module_of
 from .source import PDL, KernelSource, Launch, Variant
 
@@ -53,7 +53,7 @@ class InterpretedKernel(Invocation):
         self,
         launch: Launch,
         grid: tuple[int, int, int],
-        arguments: Sequence[torch.Tensor | int | None],
+        arguments: Sequence[Given],
     ) -> None:
         function = getattr(module_in_interpreter(self.source.text), launch.function)
         constexprs = dict(launch.constexprs)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -16,7 +17,14 @@ from ...errors import CapacityError
 from ...ir.dims import evaluate
 from ...ir.types import TensorType
 from ..by_sizes import BySizes
-from .source import Argument, KernelSource, Launch, Pointer
+from .source import Argument, Described, KernelSource, Launch, Pointer
+from .tensor_map import Mapped
+
+Given = torch.Tensor | Mapped | int | None
+"""What a launch is given for an argument."""
+
+Places = tuple[int, tuple[int, ...], tuple[int, ...]]
+"""Offset, shape and strides of a `Described`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +35,14 @@ class Planned:
         results: shape of each result.
         workspaces: (dtype, elements) of each workspace.
         counters: how many there are.
-        launches: with their grids, and the value of each Scalar by position; those without
-            programs are left out.
+        launches: with their grids, and by position the value of each Scalar, and where in its
+            buffer each Described lies; those without programs are left out.
     """
 
     results: tuple[tuple[int, ...], ...]
     workspaces: tuple[tuple[torch.dtype, int], ...]
     counters: int
-    launches: tuple[tuple[Launch, tuple[int, int, int], tuple[int | None, ...]], ...]
+    launches: tuple[tuple[Launch, tuple[int, int, int], tuple[Places | int | None, ...]], ...]
 
 
 class Plans(BySizes[Planned]):
@@ -91,12 +99,16 @@ class Invocation(ABC):
         plan = self._plan(sizes)
         results = [self._result(i, shape, operands) for i, shape in enumerate(plan.results)]
         spaces = [torch.empty(n, dtype=dtype, device=self.device) for dtype, n in plan.workspaces]
-        memory = {"operand": operands, "result": results, "workspace": spaces}
+        memory: _Memory = {"operand": operands, "result": results, "workspace": spaces}
         if plan.counters:
             memory["counter"] = [self._zeros(plan.counters)]
         for launch, grid, values in plan.launches:
-            arguments = [
-                memory[argument.role][argument.index] if isinstance(argument, Pointer) else value
+            arguments: list[Any] = [
+                _mapped(argument, value, memory)
+                if value.__class__ is tuple  # no call, which the host's part counts
+                else memory[argument.role][argument.index]
+                if isinstance(argument, Pointer)
+                else value
                 for argument, value in zip(launch.arguments, values, strict=True)
             ]
             self.launch(launch, grid, arguments)
@@ -107,7 +119,7 @@ class Invocation(ABC):
         self,
         launch: Launch,
         grid: tuple[int, int, int],
-        arguments: Sequence[torch.Tensor | int | None],
+        arguments: Sequence[Given],
     ) -> None:
         """Runs one launch; pointers are given as the tensors that they point to."""
 
@@ -132,10 +144,33 @@ class Invocation(ABC):
         return self._plans.at(sizes)
 
 
-def _value(argument: Argument, sizes: Mapping[str, int]) -> int | None:
-    """A Scalar's value; None for a pointer, whose tensor comes with the call."""
+_Memory = dict[str, Sequence[torch.Tensor | None]]
+
+
+def _mapped(argument: Argument, places: Any, memory: _Memory) -> Mapped:
+    assert isinstance(argument, Described)
+    tensor = memory[argument.role][argument.index]
+    assert tensor is not None
+    offset, shape, strides = places
+    return Mapped(tensor, offset, shape, strides, argument.box)
+
+
+def _places(argument: Argument, sizes: Mapping[str, int]) -> Places:
+    assert isinstance(argument, Described)
+    shape, strides = (
+        tuple(evaluate(size, sizes) for size in found)
+        for found in (argument.shape, argument.strides)
+    )
+    return evaluate(argument.offset, sizes), shape, strides
+
+
+def _value(argument: Argument, sizes: Mapping[str, int]) -> Places | int | None:
+    """A Scalar's value; None for a pointer, whose tensor comes with the call, and of a Described
+    where in that it lies.
+    """
     if isinstance(argument, Pointer):
-        return None
+        # No call, see above: steps of a new size ask this of every argument.
+        return _places(argument, sizes) if argument.__class__ is Described else None
     value = evaluate(argument.value, sizes)
     if argument.type == "i32" and not -(1 << 31) <= value < 1 << 31:
         raise CapacityError(

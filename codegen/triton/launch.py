@@ -1,7 +1,8 @@
 """Cubins on a device: loaded and launched through the driver. No Triton, no compiler.
 
-Arguments are packed into memory that lives as long as the kernel: one 8-byte cell a parameter, in
-the order of the kernel's PTX, and an array of their addresses, as ``cuLaunchKernelEx`` takes them.
+Arguments are packed into memory that lives as long as the kernel: one 8-byte cell a parameter (128
+bytes for a tensor map), in the order of the kernel's PTX, and an array of their addresses, as
+``cuLaunchKernelEx`` takes them.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ import ctypes
 import struct
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from ...errors import CapacityError, EngineError, KernelError
 from ...ir.types import TensorType
-from .invocation import Invocation
+from .invocation import Given, Invocation
 from .package import Binary, KernelPackage, launch_key
 from .source import Launch
+from .tensor_map import BYTES, Mapped, aligned
 
 _STATIC_SHARED = 48 << 10  # bytes of shared memory that a block may use without asking
 
@@ -53,10 +56,23 @@ class LaunchedKernel(Invocation):
         self,
         launch: Launch,
         grid: tuple[int, int, int],
-        arguments: Sequence[torch.Tensor | int | None],
+        arguments: Sequence[Given],
     ) -> None:
-        values = [a.data_ptr() if isinstance(a, torch.Tensor) else a or 0 for a in arguments]
-        self.functions[id(launch)][1](grid, values)
+        function = self.functions[id(launch)][1]
+        values: Sequence[Any] = [
+            a.data_ptr() if isinstance(a, torch.Tensor) else a or 0 for a in arguments
+        ]
+        function(grid, self._with_maps(values) if function.maps else values)
+
+    def _with_maps(self, values: Sequence[Mapped | int]) -> Sequence[bytes | int]:
+        """Values with what a kernel takes for a buffer that has a tensor map."""
+        found: list[bytes | int] = []
+        for value in values:
+            if isinstance(value, Mapped):
+                found += value.values(partial(_enter_context, self.device))
+            else:
+                found.append(value)
+        return found
 
 
 class LoadedFunction:
@@ -73,6 +89,11 @@ class LoadedFunction:
         start = ctypes.addressof(self.cells)
         self.addresses = (ctypes.c_uint64 * count)(*(start + 8 * i for i in range(count)))
         self.packed = ctypes.addressof(self.addresses)
+        maps = [index for index, type_ in enumerate(binary.parameters) if type_ == "b8"]
+        self.memory, start = aligned(len(maps))
+        self.maps = tuple((index, start + BYTES * i) for i, index in enumerate(maps))
+        for index, where in self.maps:
+            self.addresses[index] = where
         self.config = driver.CUlaunchConfig()
         self.config.blockDimX, self.config.blockDimY, self.config.blockDimZ = (
             binary.resources.threads,
@@ -105,12 +126,12 @@ class LoadedFunction:
         """Loads every binary anew from here on, at another address. What runs keeps its own."""
         cls._loaded.clear()
 
-    def __call__(self, grid: tuple[int, int, int], values: Sequence[int]) -> None:
+    def __call__(self, grid: tuple[int, int, int], values: Sequence[bytes | int]) -> None:
         """Launches on torch's current stream.
 
         Args:
             grid: number of programs along each axis.
-            values: addresses and sizes, all parameters but the two of scratch memory.
+            values: addresses, sizes and tensor maps, all parameters but the two of scratch memory.
         """
         scratch, where = None, 0
         if self.binary.scratch_bytes:
@@ -122,6 +143,8 @@ class LoadedFunction:
         stream = torch._C._cuda_getCurrentRawStream(self.index)
         config = self.config
         with self.lock:
+            if self.maps:
+                values = self._without_maps(values)
             self.pack(self.cells, 0, *values, where, 0)
             config.gridDimX, config.gridDimY, config.gridDimZ = grid
             if stream != self.stream:
@@ -129,6 +152,16 @@ class LoadedFunction:
             (status,) = self.launch_kernel(config, self.kernel, self.packed, 0)
             if status:
                 self._again(grid, status)
+
+    def _without_maps(self, values: Sequence[bytes | int]) -> Sequence[bytes | int]:
+        """Puts tensor maps where the launch reads them, which is no cell."""
+        left = list(values)
+        for index, where in self.maps:
+            made = left[index]
+            assert isinstance(made, bytes) and len(made) == BYTES
+            ctypes.memmove(where, made, BYTES)
+            left[index] = 0
+        return left
 
     def _again(self, grid: tuple[int, int, int], status: Any) -> None:
         """After a failed launch: once more where the thread lacked a context, else an error."""

@@ -15,7 +15,16 @@ from typing import Any
 from ...errors import EngineError, GraphError
 from ...ir.dims import parse_size
 from ...ir.dtypes import DTYPE_NAMES
-from .source import TRITON_TYPES, Argument, KernelSource, Launch, Pointer, Scalar, Variant
+from .source import (
+    TRITON_TYPES,
+    Argument,
+    Described,
+    KernelSource,
+    Launch,
+    Pointer,
+    Scalar,
+    Variant,
+)
 
 FOLDER = "kernels"
 
@@ -49,8 +58,8 @@ class Binary:
         arch: compute capability it runs on, 90 for sm_90.
         cubin: the code.
         resources: registers, shared memory, threads.
-        parameters: type of each kernel parameter as in its PTX ("u64", "u32"), the two scratch
-            pointers that Triton appends included.
+        parameters: type of each kernel parameter as in its PTX ("u64", "u32", "b8" for the bytes of
+            a tensor map), the two scratch pointers that Triton appends included.
         scratch_bytes, scratch_align: global scratch memory of one block (tensor descriptors).
         cluster: blocks in a cluster, 1 for none.
         pdl: whether it may start before the kernel before it has ended.
@@ -163,7 +172,7 @@ def _check(variants: tuple[Variant, ...], binaries: Mapping[str, Binary]) -> Non
             if not binaries:  # what the interpreter runs
                 continue
             binary = binaries[launch_key(launch)]  # LookupError: refused too
-            declared = ["u32" if argument_type(a) == "i32" else "u64" for a in launch.arguments]
+            declared = [type_ for a in launch.arguments for type_ in _ptx_types(a)]
             given = list(binary.parameters)
             if given[: len(declared)] != declared or given[len(declared) :] != ["u64"] * 2:
                 raise ValueError(f"{launch.function} takes {given}")
@@ -185,7 +194,20 @@ def launch_key(launch: Launch) -> str:
 
 def argument_type(argument: Argument) -> str:
     """An argument's type as Triton's signatures spell it."""
+    if isinstance(argument, Described):
+        bits, rank = 8 * argument.dtype.bytes, len(argument.box)
+        lines = f"swizzle_byte_width=128, element_bitwidth={bits}, rank={rank}"
+        element = TRITON_TYPES[argument.dtype]
+        return f"tensordesc<{element}{list(argument.box)},NVMMASharedLayout({lines})>"
     return f"*{TRITON_TYPES[argument.dtype]}" if isinstance(argument, Pointer) else argument.type
+
+
+def _ptx_types(argument: Argument) -> list[str]:
+    """The parameters that an argument is in PTX: of a map itself, its shape and its strides."""
+    if isinstance(argument, Described):
+        rank = len(argument.box)
+        return ["b8", *["u32"] * rank, *["u64"] * rank]
+    return ["u32" if argument_type(argument) == "i32" else "u64"]
 
 
 def _variant_to_json(variant: Variant) -> dict[str, Any]:
@@ -210,6 +232,10 @@ def _variant_to_json(variant: Variant) -> dict[str, Any]:
 def _argument_to_json(argument: Argument) -> list[Any]:
     if isinstance(argument, Scalar):
         return [argument.name, argument.type, str(argument.value)]
+    if isinstance(argument, Described):
+        places = [[str(size) for size in sizes] for sizes in (argument.shape, argument.strides)]
+        where = [str(argument.offset), *places, list(argument.box)]
+        return [argument.name, f"&{argument.dtype}", argument.role, argument.index, *where]
     return [argument.name, f"*{argument.dtype}", argument.role, argument.index]
 
 
@@ -235,13 +261,24 @@ def _read_launch(data: Mapping[str, Any]) -> Launch:
 
 
 def _read_argument(data: list[Any]) -> Argument:
-    if data[1].startswith("*"):
-        name, dtype, role, index = data
+    if data[1].startswith(("*", "&")):
+        name, dtype, role, index, *where = data
         if role not in ("operand", "result", "workspace", "counter"):
             raise ValueError(f"an argument of role {role}")
-        return Pointer(str(name), DTYPE_NAMES[dtype[1:]], role, int(index))
+        pointer = Pointer(str(name), DTYPE_NAMES[dtype[1:]], role, int(index))
+        return _read_described(pointer, *where) if dtype.startswith("&") else pointer
     name, type_, value = data
     return Scalar(str(name), parse_size(value), "i64" if type_ == "i64" else "i32")
+
+
+def _read_described(
+    pointer: Pointer, offset: str, shape: list[str], strides: list[str], box: list[int]
+) -> Described:
+    if not 0 < len(shape) == len(strides) == len(box) <= 5:
+        raise ValueError(f"{pointer.name}: dimensions of a tensor map")
+    sizes, steps = (tuple(map(parse_size, texts)) for texts in (shape, strides))
+    buffer = (pointer.name, pointer.dtype, pointer.role, pointer.index)
+    return Described(*buffer, parse_size(offset), sizes, steps, tuple(map(int, box)))
 
 
 def _read_binary(facts: Mapping[str, Any], cubin: bytes) -> Binary:

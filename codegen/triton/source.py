@@ -70,6 +70,23 @@ class Pointer:
 
 
 @dataclass(frozen=True, slots=True)
+class Described(Pointer):
+    """A tensor map of a buffer, taken by value (tensor_map.py): a Gluon kernel has it as a tensor
+    descriptor for TMA, whose copies lie in lines of 128 bytes, swizzled.
+
+    Attributes:
+        offset: of the first element, in elements.
+        shape, strides: expressions over the Program's symbols, in elements; the last stride is 1.
+        box: elements of a copy, along each dimension.
+    """
+
+    offset: Size
+    shape: tuple[Size, ...]
+    strides: tuple[Size, ...]
+    box: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Scalar:
     """An argument of type i32 (or i64) whose value is a size.
 

@@ -16,7 +16,7 @@ import torch
 
 from ...codegen.program import Program
 from ...codegen.triton.interpreted import InterpretedKernel
-from ...codegen.triton.invocation import Invocation
+from ...codegen.triton.invocation import Given, Invocation
 from ...codegen.triton.source import Launch
 from ...runtime.decode_graphs import DecodeGraphs, bucket_of
 from ...runtime.executor import PagedExecutor
@@ -156,7 +156,7 @@ class _Planned(Invocation):
         self,
         launch: Launch,
         grid: tuple[int, int, int],
-        arguments: Sequence[torch.Tensor | int | None],
+        arguments: Sequence[Given],
     ) -> None:
         """Nothing: there is no device."""
 

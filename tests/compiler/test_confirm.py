@@ -9,13 +9,18 @@ import pytest
 import torch
 
 import tilewright as tw
+from paged_forms import Shape, ragged_call
 from tilewright.autotune.key import Conditions
 from tilewright.autotune.lookup import lookup
 from tilewright.autotune.record import Record
 from tilewright.autotune.store import Store
 from tilewright.autotune.verdicts import Interval, Verdict
+from tilewright.codegen.triton.kernels.prefill_steps import KINDS
 from tilewright.codegen.triton.package import KernelPackage
+from tilewright.codegen.triton.tuning.attention import step_sizes
 from tilewright.codegen.triton.tuning.conditions import conditions_here
+from tilewright.codegen.triton.tuning.registry import template_named
+from tilewright.codegen.triton.tuning.tunable import KernelTunable
 from tilewright.compiler.confirm import (
     BatchVerdict,
     batches_of,
@@ -27,6 +32,8 @@ from tilewright.compiler.confirm import (
 )
 from tilewright.compiler.tuning import problems_of_image
 from tilewright.errors import UnsupportedError, UsageError
+from tilewright.ir.dtypes import DType
+from tilewright.targets import TARGETS
 from tiny_models import tiny_model
 from tuning_players import Clock, gemm_problems
 from tuning_records import choice_of
@@ -130,6 +137,18 @@ def test_a_step_uses_the_next_size_up(batch, tokens):
     (used,) = used_by(gemm_problems(4), batch)
     assert dict(used.key.problem)["tokens"] == tokens
     assert used_by([], batch) == []
+
+
+@pytest.mark.parametrize("batch, tokens", [(1, 16), (8, 16), (32, 32), (129, 128), (256, 128)])
+def test_attention_over_prompts_is_not_in_a_decode_step(batch, tokens):
+    node = ragged_call(Shape(head_dim=64, value_dim=64, dtype=DType.BF16))
+    prefill = template_named("paged_attention")
+    others = [
+        KernelTunable.of(prefill, node, step_sizes(node, steps), TARGETS["h100"]) for steps in KINDS
+    ]
+    (used,) = used_by([*others, *gemm_problems(4)], batch)
+    assert dict(used.key.problem)["tokens"] == tokens
+    assert used_by(others, batch) == []
 
 
 def test_only_products_of_slower_steps_go_back_and_the_reason_is_kept(tmp_path):

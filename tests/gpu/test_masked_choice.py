@@ -49,6 +49,24 @@ def test_the_graph_chooses_as_its_work_does(given, engine, monkeypatch) -> None:
         one.choice = choice
 
 
+@pytest.mark.usefixtures("left_idle")
+def test_no_step_with_a_form_captures_anything_behind_a_warm_up(engine, monkeypatch) -> None:
+    graphs = engine.executor.graphs
+    wanted = tokens_of(engine, {})
+    kept = dict(graphs.captured), dict(graphs.shared)
+    graphs.captured.clear()
+    graphs.shared.clear()
+    engine.warm_up()
+    made = [*graphs.captured.values(), *graphs.shared.values()]
+    assert made and all(one.choice is not None for one in made)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(graphs._graphs), "capture", None)
+        patch.setattr(engine.executor, "steps", None)
+        assert tokens_of(engine, {}) == wanted
+    graphs.captured.update(kept[0])
+    graphs.shared.update(kept[1])
+
+
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_copies_are_in_order_on_any_stream_and_thread(elsewhere) -> None:
     queue, seen = CudaQueue(torch.device("cuda", 0)), []

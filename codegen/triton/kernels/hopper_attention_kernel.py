@@ -13,7 +13,6 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
@@ -220,7 +219,7 @@ def _consume(
     CAUSAL: gl.constexpr,
     WINDOW: gl.constexpr,
     PAGE: gl.constexpr,
-    MIXED: gl.constexpr,
+    BOTH_WAYS: gl.constexpr,
 ):
     q_ready, q_free = bars[0], bars[1]
     met = 0
@@ -228,7 +227,7 @@ def _consume(
     for turn in range(gl.cdiv(num_items, gl.num_programs(0))):
         work = _work(
             turn, query_start, seq_lens, num_tokens, num_seqs, num_items, KV_HEADS, CAUSAL,
-            WINDOW, 128 // GROUP, k_tiles.shape[1], MIXED,
+            WINDOW, 128 // GROUP, k_tiles.shape[1], BOTH_WAYS,
         )  # fmt: skip
         if work[7] > 0:
             slot = done & 1
@@ -247,7 +246,7 @@ def _consume(
 
 
 @gluon.jit
-def _attend_described(
+def _attend_hopper(
     q_desc,
     k_desc,
     v_desc,
@@ -269,7 +268,7 @@ def _attend_described(
     PAGE: gl.constexpr,
     BLOCK_N: gl.constexpr,
     STAGES: gl.constexpr,
-    MIXED: gl.constexpr,
+    BOTH_WAYS: gl.constexpr,
 ):
     # q_desc: [T, H, D] in boxes [64 / GROUP, GROUP, 64]; k_desc, v_desc: [N * P, G * D] in boxes
     # [P, 64]; out: [T, H, D]
@@ -303,7 +302,7 @@ def _attend_described(
                 (
                     0, out, q_tiles, k_tiles, v_tiles, bars, query_start, seq_lens, num_tokens,
                     num_seqs, num_items, KV_HEADS, GROUP, SCALE * LOG2E, CAUSAL,
-                    WINDOW, PAGE, MIXED,
+                    WINDOW, PAGE, BOTH_WAYS,
                 ),
             ),
             (
@@ -311,7 +310,7 @@ def _attend_described(
                 (
                     1, out, q_tiles, k_tiles, v_tiles, bars, query_start, seq_lens, num_tokens,
                     num_seqs, num_items, KV_HEADS, GROUP, SCALE * LOG2E, CAUSAL,
-                    WINDOW, PAGE, MIXED,
+                    WINDOW, PAGE, BOTH_WAYS,
                 ),
             ),
             (
@@ -319,59 +318,10 @@ def _attend_described(
                 (
                     q_desc, k_desc, v_desc, q_tiles, k_tiles, v_tiles, bars, block_tables,
                     query_start, seq_lens, num_tokens, num_seqs, num_pages, table_width,
-                    num_items, KV_HEADS, GROUP, CAUSAL, WINDOW, PAGE, MIXED,
+                    num_items, KV_HEADS, GROUP, CAUSAL, WINDOW, PAGE, BOTH_WAYS,
                 ),
             ),
         ],
         [4, 1],
         [232, 40],
-    )  # fmt: skip
-
-
-@gluon.jit
-def _attend_hopper(
-    q,
-    k_cache,
-    v_cache,
-    block_tables,
-    seq_lens,
-    query_start,
-    out,
-    q_offset,
-    q_stride_t,
-    q_stride_h,
-    num_tokens,
-    num_seqs,
-    num_pages,
-    table_width,
-    num_items,
-    KV_HEADS: gl.constexpr,
-    GROUP: gl.constexpr,
-    HEAD_DIM: gl.constexpr,
-    SCALE: gl.constexpr,
-    CAUSAL: gl.constexpr,
-    WINDOW: gl.constexpr,
-    PAGE: gl.constexpr,
-    BLOCK_N: gl.constexpr,
-    STAGES: gl.constexpr,
-    MIXED: gl.constexpr,
-):
-    # q: [T, H, D] strided; caches: [N, P, G, D]; out: [T, H, D]
-    flat: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
-    deep: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=3)
-    WIDTH: gl.constexpr = KV_HEADS * HEAD_DIM
-    q_desc = tma.make_tensor_descriptor(
-        q + q_offset,
-        [num_tokens, KV_HEADS * GROUP, HEAD_DIM],
-        [q_stride_t, q_stride_h, 1],
-        [64 // GROUP, GROUP, 64],
-        deep,
-    )
-    rows = num_pages * PAGE
-    k_desc = tma.make_tensor_descriptor(k_cache, [rows, WIDTH], [WIDTH, 1], [PAGE, 64], flat)
-    v_desc = tma.make_tensor_descriptor(v_cache, [rows, WIDTH], [WIDTH, 1], [PAGE, 64], flat)
-    _attend_described(
-        q_desc, k_desc, v_desc, block_tables, seq_lens, query_start, out, num_tokens, num_seqs,
-        num_pages, table_width, num_items, KV_HEADS, GROUP, HEAD_DIM, SCALE, CAUSAL, WINDOW, PAGE,
-        BLOCK_N, STAGES, MIXED,
     )  # fmt: skip

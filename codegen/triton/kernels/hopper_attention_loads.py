@@ -37,7 +37,7 @@ def _work(
     WINDOW: gl.constexpr,
     BLOCK_Q: gl.constexpr,
     BLOCK_N: gl.constexpr,
-    MIXED: gl.constexpr,
+    BOTH_WAYS: gl.constexpr,
 ):
     """What a program's next item of work is: its sequence, KV head, first token, the sequence's
     last token + 1, the position of token 0, the first key and the last one + 1, and the number of
@@ -50,7 +50,7 @@ def _work(
     width = gl.num_programs(0)
     within = gl.program_id(0)
     rounds = gl.cdiv(num_items, width)
-    if MIXED:
+    if BOTH_WAYS:
         turn = gl.where(within % 2 == 0, turn, rounds - 1 - turn)
     item = turn * width + gl.where(turn % 2 == 0, within, width - 1 - within)
     item = gl.minimum(item, num_items)
@@ -124,7 +124,7 @@ def _produce(
     CAUSAL: gl.constexpr,
     WINDOW: gl.constexpr,
     PAGE: gl.constexpr,
-    MIXED: gl.constexpr,
+    BOTH_WAYS: gl.constexpr,
 ):
     q_ready, q_free, k_ready, k_free, v_ready, v_free = bars
     STAGES: gl.constexpr = k_tiles.shape[0]
@@ -141,7 +141,7 @@ def _produce(
     for turn in range(gl.cdiv(num_items, gl.num_programs(0))):
         seq, kv_head, first_row, _stop, _origin, low, high, tiles = _work(
             turn, query_start, seq_lens, num_tokens, num_seqs, num_items, KV_HEADS,
-            CAUSAL, WINDOW, GROUPS * TOKENS, BLOCK_N, MIXED,
+            CAUSAL, WINDOW, GROUPS * TOKENS, BLOCK_N, BOTH_WAYS,
         )  # fmt: skip
         if tiles > 0:
             slot = done & 1

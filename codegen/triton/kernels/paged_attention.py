@@ -1,8 +1,9 @@
 """Attention over a paged KV cache: decode with split keys, and ragged prefill, in Triton.
 
-Two variants: where sequences bring a token each (T <= B), each one's keys are split over programs
-and a second launch merges the parts (Flash-Decoding); else one launch does it all. Both run the
-same kernel (paged_attention_kernel.py).
+Where sequences bring a token each (T <= B), each one's keys are split over programs and a second
+launch merges the parts (Flash-Decoding); else one launch does it all. Both run the same kernel
+(paged_attention_kernel.py), but where Hopper has one of its own for prefill: there prefill has a
+variant for each kind of steps (prefill_steps.py).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from . import (
     paged_attention_kernel,
 )
 from .entries import Entry, described, entry_of
-from .hopper_attention import default_prefill, hopper_entry
+from .hopper_attention import hopper_entry
 from .paged_attention_tiles import (
     DECODE,
     MAX_SPLITS,
@@ -35,6 +36,7 @@ from .paged_attention_tiles import (
     default_tiles,
     num_splits,
 )
+from .prefill_steps import Share, default_prefill, shares_of
 
 PAGE = 16
 """Tokens of a page in most caches: there is a variant for them, and they are what is timed."""
@@ -71,11 +73,12 @@ def emit_paged_attention(
     if problem is None:
         return None
     decode = default_tiles(problem, target, DECODE)
-    prefill = default_prefill(problem, target)
-    if decode is None or prefill is None:
+    if decode is None or default_prefill(problem, target) is None:
         return None
-    prefill = (None if cuts is None else cuts.prefill(node)) or prefill
-    return paged_attention_source(problem, decode, prefill, num_splits(problem, target))
+    shares = shares_of(
+        problem, target, lambda steps: None if cuts is None else cuts.prefill(node, steps)
+    )
+    return paged_attention_source(problem, decode, shares, num_splits(problem, target))
 
 
 def emit_invariant_attention(
@@ -90,9 +93,11 @@ def emit_invariant_attention(
 
 
 def paged_attention_source(
-    problem: Problem, decode: Tiles, prefill: Tiles, splits: Size
+    problem: Problem, decode: Tiles, prefill: Sequence[Share], splits: Size
 ) -> KernelSource:
-    """The kernel of a problem with these tiles; ``splits`` (1 to 32) share a sequence in decode."""
+    """The kernel of a problem with these tiles; ``splits`` (1 to 32) share a sequence in decode. Of
+    ``prefill`` the first share whose guard holds is taken; the last has none.
+    """
     spare = problem.num_seqs - problem.num_tokens
     entries: list[Entry] = []
     variants: list[Variant] = []
@@ -109,25 +114,32 @@ def paged_attention_source(
 
 def prefill_source(problem: Problem, tiles: Tiles) -> KernelSource:
     """The kernel of a problem with one cut, for any numbers of tokens and sequences."""
-    return _source(problem, *_whole(problem, tiles))
+    return _source(problem, *_whole(problem, (Share(tiles),)))
 
 
-def _whole(problem: Problem, tiles: Tiles) -> tuple[list[Entry], list[Variant]]:
-    """The kernel without splits. Where the graph leaves the page size open, one for the usual pages
-    comes first: its rows find their pages by shifts.
+def _whole(problem: Problem, shares: Sequence[Share]) -> tuple[list[Entry], list[Variant]]:
+    """The kernel without splits. Where the graph leaves the page size open, those for the usual
+    pages come first: their rows find their pages by shifts.
     """
     size = problem.node.operands[1].shape[1]
     page = size if isinstance(size, int) else PAGE
-    if tiles.programs:
-        usual = hopper_entry(problem, "prefill", tiles, page)
-        tiles = _ANY_PAGE
-    else:
-        usual = _attend(problem, "prefill", tiles, 1, (), page)
-    if isinstance(size, int):
-        return [usual], [Variant((usual.launch,))]
-    other = _attend(problem, "prefill_any", tiles, 1, ())
-    guarded = Variant((usual.launch,), guard=(size - PAGE, PAGE - size))
-    return [usual, other], [guarded, Variant((other.launch,))]
+    usual = () if isinstance(size, int) else (size - PAGE, PAGE - size)
+    entries: dict[str, Entry] = {}  # cuts are no part of an entry's text
+    variants = []
+    plain = "prefill_plain" if any(share.tiles.programs for share in shares) else "prefill"
+    for share in shares:
+        if share.tiles.programs:
+            entry = hopper_entry(problem, "prefill", share.tiles, page)
+        else:
+            entry = _attend(problem, plain, share.tiles, 1, (), page)
+        entries.setdefault(entry.text, entry)
+        variants.append(Variant((entry.launch,), guard=(*share.guard, *usual)))
+    if usual:
+        tiles = _ANY_PAGE if shares[-1].tiles.programs else shares[-1].tiles
+        other = _attend(problem, "prefill_any", tiles, 1, ())
+        entries[other.text] = other
+        variants.append(Variant((other.launch,)))
+    return list(entries.values()), variants
 
 
 def _source(

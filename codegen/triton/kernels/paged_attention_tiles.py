@@ -18,8 +18,8 @@ SPACE: Mapping[str, tuple[int, ...]] = {
     "num_warps": (2, 4, 8),
     "num_stages": (1, 2, 3, 4),
 }
-"""What may be tuned, and the values to try: the fields of `Tiles` but ``programs``, which are none
-or one on each multiprocessor.
+"""What may be tuned, and the values to try: the fields of `Tiles` but those of hopper_attention.py:
+``programs``, none or one on each multiprocessor, and ``both_ways``.
 """
 
 MAX_SPLITS = 32
@@ -39,6 +39,7 @@ class Tiles:
         num_warps, num_stages: as Triton takes them; of hopper_attention.py, the warps that
             multiply, and tiles of keys in shared memory.
         programs: of hopper_attention.py, which stay for all tiles; 0 for the plain kernel.
+        both_ways: whether every second of these begins at the end, with the shortest tiles of rows.
     """
 
     block_m: int
@@ -46,6 +47,7 @@ class Tiles:
     num_warps: int
     num_stages: int
     programs: int = 0
+    both_ways: bool = False
 
 
 _Rows = tuple[tuple[int, Tiles], ...]

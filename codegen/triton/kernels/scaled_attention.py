@@ -16,6 +16,7 @@ from . import paged_attention_kernel, scaled_attention_kernel, scaled_decode_ker
 from .entries import described, entry_of
 from .paged_attention import _sizes
 from .paged_attention_tiles import Problem, Tiles, block
+from .prefill_steps import WHOLE
 from .scaled_tiles import OPERANDS, prefill_tiles, scaled_problem
 
 
@@ -29,7 +30,8 @@ def emit_scaled_attention(
     tiles = None if problem is None else prefill_tiles(problem, target)
     if problem is None or tiles is None:
         return None
-    return scaled_attention_source(problem, (None if cuts is None else cuts.prefill(node)) or tiles)
+    found = None if cuts is None else cuts.prefill(node, WHOLE)
+    return scaled_attention_source(problem, found or tiles)
 
 
 def emit_invariant_scaled_attention(

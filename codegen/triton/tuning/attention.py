@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 
 from ....autotune.prior import Constants, Work
-from ....autotune.space import Choice, Config, Constraint, Space, Value
+from ....autotune.space import Boolean, Choice, Config, Constraint, Parameter, Space, Value
 from ....ir.dims import evaluate
 from ....ir.node import Node
 from ....targets import Target
@@ -21,8 +21,9 @@ from ..kernels import (
     paged_attention,
     paged_attention_kernel,
     paged_attention_tiles,
+    prefill_steps,
 )
-from ..kernels.hopper_attention import default_prefill, takes_tiles, why_not
+from ..kernels.hopper_attention import takes_tiles, why_not
 from ..kernels.paged_attention import PAGE, prefill_source
 from ..kernels.paged_attention_tiles import (
     SPACE,
@@ -31,16 +32,24 @@ from ..kernels.paged_attention_tiles import (
     block,
     shared_bytes,
 )
+from ..kernels.prefill_steps import USUAL, WHOLE, Steps, default_prefill, steps_at
 from ..source import KernelSource
 from .paged import cached, head_facts, key_bytes, scaled_facts
 from .problem import layouts_of
 from .template import Contents, Facts, Sizes, Template, int_, sensible, with_default
 
-TOKENS = 2048
-"""Tokens of the one sequence that prefill is timed on."""
+DECODES = "decodes"
+"""Among sizes: how many sequences, the first ones, bring one token behind as many others as the
+block table allows. The others share the rest.
+"""
 
+BEHIND = "behind"
+"""Among sizes: how many tokens come before those of each of the others."""
+
+_ROOM = 1024  # tokens of a sequence that decodes, with its own
 _STEP_KEYS = 24  # what a step costs beside its products, in keys
-_STAY = "programs"  # a parameter where the kernel of programs that stay takes the problem alone
+# Parameters where the kernel of programs that stay takes the problem alone.
+_STAY, _BOTH_WAYS = "programs", "both_ways"
 _HIDDEN = 0.55  # of the plain kernel's time, on an H100
 _REGISTERS = 160  # float32 values of sums, scores and weights that a thread may hold
 
@@ -48,9 +57,9 @@ _REGISTERS = 160  # float32 values of sums, scores and weights that a thread may
 class PagedAttention(Template):
     """The kernel for any mix of tokens, where they are more than the sequences.
 
-    It has one cut, so there is one problem (`prefill_sizes`): one sequence of 2048 tokens, all of
-    them new. Steps with other numbers of tokens, and mixed ones, take what is best there. The
-    kernel does not know the page size where the graph leaves it open; it is timed with 16.
+    There is a problem for each kind of steps that has a cut of its own (`step_sizes`); where all
+    have one, it is one sequence of 2048 tokens, all of them new. The kernel does not know the page
+    size where the graph leaves it open; it is timed with 16.
     """
 
     name = "paged_attention"
@@ -64,6 +73,7 @@ class PagedAttention(Template):
         paged_attention,
         paged_attention_kernel,
         paged_attention_tiles,
+        prefill_steps,
     )
     op = "paged_attention"
 
@@ -75,18 +85,20 @@ class PagedAttention(Template):
 
     def serves(self, node: Node, target: Target) -> bool:
         """Also some tile fits the target."""
-        return self.takes(node) and self.tiles(problem_of(node), target) is not None
+        return self.takes(node) and self.tiles(problem_of(node), target, USUAL) is not None
 
-    def tiles(self, problem: Problem, target: Target) -> Tiles | None:
+    def tiles(self, problem: Problem, target: Target, steps: Steps) -> Tiles | None:
         """``default_prefill`` of the kernels."""
-        return default_prefill(problem, target)
+        return default_prefill(problem, target, steps)
 
     def shared(self, problem: Problem, tiles: Tiles) -> int:
         """``shared_bytes`` of the kernel."""
         return shared_bytes(problem, tiles)
 
     def facts(self, node: Node, sizes: Sizes) -> Facts:
-        """Heads, head dims, page, what is added to scores and who sees whom; tokens."""
+        """Heads, head dims, page, what is added to scores and who sees whom; tokens, and who brings
+        them.
+        """
         p = problem_of(node)
         causal = "causal" if node.attr("causal") else ""
         return (
@@ -95,18 +107,25 @@ class PagedAttention(Template):
             ("page_size", evaluate(node.operands[1].shape[1], sizes)),
             ("sequences", evaluate(p.num_seqs, sizes)),
             ("tokens", evaluate(p.num_tokens, sizes)),
+            *((name, sizes[name]) for name in (DECODES, BEHIND) if sizes.get(name)),
         )
 
     def space(self, node: Node, sizes: Sizes, target: Target) -> Space:
         """Tiles, warps and stages; on Hopper, programs that stay, of the kernel for that."""
         p, default = problem_of(node), self.default(node, sizes, target)
-        stays = (Choice(_STAY, (0, target.sms)),) if default.get(_STAY) is not None else ()
+        stays: tuple[Parameter, ...] = ()
+        if default.get(_STAY) is not None:
+            stays = (Choice(_STAY, (0, target.sms)), Boolean(_BOTH_WAYS))
         return Space(
             (*(with_default(n, v, int_(default, n)) for n, v in SPACE.items()), *stays),
             (
                 Constraint(
                     "two groups of 64 rows where programs stay",
                     lambda c: not c.get(_STAY) or takes_tiles(p, tiles_of(c), target),
+                ),
+                Constraint(
+                    "an end to begin at, where programs stay",
+                    lambda c: bool(c.get(_STAY)) or not c.get(_BOTH_WAYS),
                 ),
                 Constraint(
                     "a row for each head of a group",
@@ -132,10 +151,11 @@ class PagedAttention(Template):
         )
 
     def default(self, node: Node, sizes: Sizes, target: Target) -> Config:
-        """``default_prefill``."""
-        tiles = self.tiles(problem_of(node), target)
+        """``default_prefill``, of the steps that these are among."""
+        p = problem_of(node)
+        tiles = self.tiles(p, target, steps_at(p, target, sizes))
         assert tiles is not None, "what the template takes has a default"
-        if why_not(problem_of(node), target) is None:
+        if why_not(p, target) is None:
             return config_of(tiles)
         return Config(tuple((name, getattr(tiles, name)) for name in SPACE))
 
@@ -152,8 +172,13 @@ class PagedAttention(Template):
         p, tiles = problem_of(node), tiles_of(config)
         tokens, size = evaluate(p.num_tokens, sizes), node.dtype.bytes
         a_block = tiles.block_m // p.chunk_heads
-        blocks = math.ceil(tokens / a_block)
-        seen = [_tiles_seen(p, tiles, index * a_block, tokens) for index in range(blocks)]
+        steps = lengths_of(node, sizes)
+        seen = [
+            _tiles_seen(p, tiles, before + first, before + now)
+            for before, now in steps
+            for first in range(0, now, a_block)
+        ]
+        blocks, keys = len(seen), sum(map(sum, steps))
         groups = p.kv_heads * p.head_chunks
         dims = p.head_dim + p.value_dim
         padded = block(p.head_dim) + block(p.value_dim)
@@ -161,7 +186,7 @@ class PagedAttention(Template):
         walked = groups * sum(seen) * tiles.block_n * key_bytes(p)
         resident = target.shared_memory_per_sm // (self.shared(p, tiles) + 1024)
         return Work(
-            dram_bytes=float(q_and_out + tokens * p.kv_heads * key_bytes(p)),
+            dram_bytes=float(q_and_out + keys * p.kv_heads * key_bytes(p)),
             l2_bytes=float(q_and_out + walked),
             flops=2.0 * groups * sum(seen) * tiles.block_m * (tiles.block_n + _STEP_KEYS) * padded,
             dtype=str(node.dtype.torch).removeprefix("torch."),
@@ -187,12 +212,12 @@ class PagedAttention(Template):
         return " ".join(f"{n}={config[n]}" for n in deciding if config.get(n))
 
     def contents(self, node: Node, sizes: Sizes, generator: torch.Generator, seed: int) -> Contents:
-        """Random pages in random places; sequences that share the tokens evenly, all new."""
+        """Random pages in random places, for sequences as ``lengths_of`` has them."""
         device = generator.device
         tables, lens, starts = node.operands[3:6]
         pages = evaluate(node.operands[1].shape[0], sizes)
-        batch, tokens = (evaluate(node.operands[i].shape[0], sizes) for i in (4, 0))
-        begins = torch.tensor([tokens * index // batch for index in range(batch + 1)])
+        steps = lengths_of(node, sizes)
+        begins = torch.tensor([0, *(now for _, now in steps)]).cumsum(0)
 
         def placed(shape: Sequence[int]) -> torch.Tensor:
             ids = torch.randperm(pages, generator=generator, device=device)
@@ -200,23 +225,50 @@ class PagedAttention(Template):
 
         made: dict[Node, Callable[[Sequence[int]], torch.Tensor]] = {
             tables: placed,
-            lens: lambda _: begins.diff().to(device),
+            lens: lambda _: torch.tensor([sum(step) for step in steps], device=device),
             starts: lambda _: begins.to(device),
         }
         return made | cached(node, generator)
 
 
-def prefill_sizes(node: Node, tokens: int = TOKENS) -> Sizes:
+def lengths_of(node: Node, sizes: Sizes) -> list[tuple[int, int]]:
+    """What sequences of a timed step have seen, and bring, in tokens: those that decode come first,
+    and behind these the others share the tokens evenly.
+    """
+    tables, lens = node.operands[3:5]
+    tokens, batch = (evaluate(x.shape[0], sizes) for x in (node.operands[0], lens))
+    room = evaluate(tables.shape[1], sizes) * evaluate(node.operands[1].shape[1], sizes)
+    decodes, behind = sizes.get(DECODES, 0), sizes.get(BEHIND, 0)
+    count, rest = batch - decodes, tokens - decodes
+    shares = [rest * (i + 1) // count - rest * i // count for i in range(count)]
+    return [(room - 1, 1)] * decodes + [(behind, share) for share in shares]
+
+
+def step_sizes(node: Node, steps: Steps) -> Sizes:
+    """The symbols' values for the step that a kind of them is timed as."""
+    count = steps.sequences - steps.decodes
+    room = steps.behind + -(-(steps.tokens - steps.decodes) // count)
+    room = max(room, _ROOM) if steps.decodes else room
+    told = {DECODES: steps.decodes, BEHIND: steps.behind}
+    sizes = _sizes(node, steps.tokens, steps.sequences, room)
+    return sizes | {name: value for name, value in told.items() if value}
+
+
+def prefill_sizes(node: Node, tokens: int = WHOLE.tokens) -> Sizes:
     """The symbols' values for one sequence of so many tokens, all of them new."""
+    return _sizes(node, tokens, 1, tokens)
+
+
+def _sizes(node: Node, tokens: int, sequences: int, room: int) -> dict[str, int]:
     q, k_cache, tables, lens = (node.operands[index] for index in (0, 1, 3, 4))
     page = k_cache.shape[1] if isinstance(k_cache.shape[1], int) else PAGE
-    pages = math.ceil(tokens / page)
+    pages = math.ceil(room / page)
     wanted = (
         (q.shape[0], tokens),
-        (lens.shape[0], 1),
+        (lens.shape[0], sequences),
         (k_cache.shape[1], page),
         (tables.shape[1], pages),
-        (k_cache.shape[0], pages),
+        (k_cache.shape[0], pages * sequences),
     )
     return {str(size): value for size, value in wanted if not isinstance(size, int)}
 
@@ -236,14 +288,14 @@ def config_of(tiles: Tiles) -> Config:
 def tiles_of(config: Config | Mapping[str, Value]) -> Tiles:
     """The cut of a config."""
     given = (field.name for field in fields(Tiles) if config.get(field.name) is not None)
-    return Tiles(**{name: int_(config, name) for name in given})
+    return Tiles(**{name: config[name] for name in given})  # type: ignore[arg-type]
 
 
-def _tiles_seen(problem: Problem, tiles: Tiles, first: int, tokens: int) -> int:
+def _tiles_seen(problem: Problem, tiles: Tiles, first: int, length: int) -> int:
     """Tiles of keys that a block of rows walks, whose first token is ``first`` of the sequence."""
-    high, low = tokens, 0
+    high, low = length, 0
     if problem.node.attr("causal"):
-        high = min(tokens, first + tiles.block_m // problem.chunk_heads)
+        high = min(length, first + tiles.block_m // problem.chunk_heads)
     if problem.window is not None:
         low = max(first - problem.window + 1, 0)
     return math.ceil(high / tiles.block_n) - low // tiles.block_n

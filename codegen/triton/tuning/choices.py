@@ -14,6 +14,7 @@ from ....targets import Target
 from ..generate_index import Cut
 from ..kernels import experts_tiles, paged_attention_tiles, paged_decode_tiles
 from ..kernels.linear_tiles import GemmTiles, GemvTiles
+from ..kernels.prefill_steps import Steps
 from ..kernels.wide_linear_tiles import WideTiles
 from . import attention, decode, expert_spaces, experts, wide_linear
 from .beside_library import is_library
@@ -116,9 +117,9 @@ class Choices:
         config = self.config(decode_of(node), node, sizes)
         return None if config is None else decode.tiles_of(config)
 
-    def prefill(self, node: Node) -> paged_attention_tiles.Tiles | None:
-        """The cut of attention over more tokens than sequences."""
-        config = self.config(prefill_of(node), node, attention.prefill_sizes(node))
+    def prefill(self, node: Node, steps: Steps) -> paged_attention_tiles.Tiles | None:
+        """The cut of attention over more tokens than sequences, in some kind of steps."""
+        config = self.config(prefill_of(node), node, attention.step_sizes(node, steps))
         return None if config is None else attention.tiles_of(config)
 
     def expert_rows(self, node: Node) -> experts_tiles.Rows | None:

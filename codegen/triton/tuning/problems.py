@@ -14,9 +14,11 @@ from ....ir.graph import Graph
 from ....ir.node import Node
 from ....targets import Target
 from ..kernels.paged_decode import buckets
+from ..kernels.prefill_steps import steps_of
 from ..wide import BUCKETS as WIDE_BUCKETS
 from ..wide import wide_products
-from .attention import PagedAttention, prefill_sizes
+from .attention import PagedAttention, step_sizes
+from .attention import problem_of as prefill_problem
 from .coded_linear import Coded, QuantGemm, QuantGemv
 from .decode import PagedDecode, mixed_sizes
 from .dense_attention import DenseAttention
@@ -97,7 +99,8 @@ def _pairs(
         for size in buckets(max_sequences):
             yield decode_of(node), mixed_sizes(node, size, max_model_len)
     elif any(template.serves(node, target) for template in PREFILLS):
-        yield prefill_of(node), prefill_sizes(node)
+        for steps in steps_of(prefill_problem(node), target):
+            yield prefill_of(node), step_sizes(node, steps)
     elif EXPERT_GROUPS.serves(node, target):
         if EXPERT_ROWS.serves(node, target):
             yield EXPERT_ROWS, expert_row_sizes(node)

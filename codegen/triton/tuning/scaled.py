@@ -19,6 +19,7 @@ from ..kernels import (
     scaled_tiles,
 )
 from ..kernels.paged_attention_tiles import Problem
+from ..kernels.prefill_steps import Steps
 from ..kernels.scaled_attention import scaled_attention_source
 from ..kernels.scaled_decode import scaled_decode_source
 from ..kernels.scaled_tiles import (
@@ -79,8 +80,10 @@ class ScaledAttention(attention.PagedAttention):
         there = self.takes(node) and scaled_problem(node, layouts_of(node), target) is not None
         return there and super().serves(node, target)
 
-    def tiles(self, problem: Problem, target: Target) -> paged_attention_tiles.Tiles | None:
-        """``prefill_tiles``."""
+    def tiles(
+        self, problem: Problem, target: Target, steps: Steps
+    ) -> paged_attention_tiles.Tiles | None:
+        """``prefill_tiles``, whatever the steps."""
         return prefill_tiles(problem, target)
 
     def shared(self, problem: Problem, tiles: paged_attention_tiles.Tiles) -> int:

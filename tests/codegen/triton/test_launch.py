@@ -12,7 +12,15 @@ from tilewright.codegen.base import get_backend
 from tilewright.codegen.program import Call, Program
 from tilewright.codegen.triton import invocation, launch
 from tilewright.codegen.triton.package import Binary, KernelPackage, Resources, launch_key
-from tilewright.codegen.triton.source import KernelSource, Launch, Pointer, Scalar, Variant
+from tilewright.codegen.triton.source import (
+    Described,
+    KernelSource,
+    Launch,
+    Pointer,
+    Scalar,
+    Variant,
+)
+from tilewright.codegen.triton.tensor_map import BYTES, Mapped
 from tilewright.errors import EngineError
 from tilewright.ir.dims import symbol
 from tilewright.ir.dtypes import DType
@@ -66,15 +74,16 @@ def stream(monkeypatch):
     return current
 
 
-def kernel_of(monkeypatch, source: KernelSource, scratch: int = 0):
+def kernel_of(monkeypatch, source: KernelSource, scratch: int = 0, types: tuple[str, ...] = ()):
     (one,) = source.variants[0].launches
-    driver = Driver(len(one.arguments) + 2)
+    types = types or ("u64",) * len(one.arguments)
+    driver = Driver(len(types) + 2)
     driver.CUdevice = lambda index: index
     monkeypatch.setattr(launch, "cuda_driver", lambda: driver)
     monkeypatch.setattr(launch, "_load", lambda binary, index: object())
     monkeypatch.setattr(launch.LoadedFunction, "_loaded", {})
     monkeypatch.setattr(launch, "_enter_context", lambda device: setattr(driver, "entered", 1))
-    parameters = ("u64",) * driver.parameters
+    parameters = (*types, "u64", "u64")
     binary = Binary("f", 90, b"", Resources(1, 0, 0, 0, 128), parameters, scratch)
     package = KernelPackage(source, {launch_key(one): binary})
     return launch.LaunchedKernel(package, [RESULT], (), CPU), driver
@@ -90,6 +99,36 @@ def test_parameters_are_addresses_sizes_and_scratch(monkeypatch, stream) -> None
     assert grid == (3, 1, 2) and y.shape == (3,)
     assert cells[:4] == [x.data_ptr(), y.data_ptr(), -2, 3 << 40]
     assert cells[4] % 16 == 0 and cells[4] and cells[5] == 0
+
+
+@pytest.mark.quick
+def test_a_tensor_map_is_taken_by_value_beside_its_shape_and_strides(monkeypatch, stream) -> None:
+    made = bytes(range(BYTES))
+    asked = []
+
+    def values(self, enter):
+        asked.append((self.tensor, self.offset, self.shape, self.strides, self.box))
+        return (made, *self.shape, *self.strides)
+
+    monkeypatch.setattr(Mapped, "values", values)
+    described = Described("x", DType.F32, "operand", 0, T - 1, (T, 8), (T * 8, 1), (4, 8))
+    types = ("b8", "u32", "u32", "u64", "u64", "u64", "u64")
+    source = source_of(described, Y, Scalar("n", T, "i64"))
+    kernel, driver = kernel_of(monkeypatch, source, types=types)
+    x = torch.zeros(24)
+    for count in (3, 2):  # another step's are others
+        (y,) = kernel((x,), {"T": count})
+        cells = driver.seen[-1][2]
+        assert cells == [0x0706050403020100, count, 8, 8 * count, 1, y.data_ptr(), count, 0, 0]
+        assert asked[-1][0] is x and asked[-1][1:] == (
+            count - 1,
+            (count, 8),
+            (8 * count, 1),
+            (4, 8),
+        )
+    (function,) = [function for _, function in kernel.functions.values()]
+    ((index, where),) = function.maps
+    assert index == 0 and where % BYTES == 0 and ctypes.string_at(where, BYTES) == made
 
 
 @pytest.mark.quick

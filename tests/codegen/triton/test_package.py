@@ -13,8 +13,21 @@ import torch
 from tilewright.codegen.triton.aot import ARCHS, compile_sources, worker_environment
 from tilewright.codegen.triton.interpreted import InterpretedKernel
 from tilewright.codegen.triton.invocation import plan_call
-from tilewright.codegen.triton.package import launch_key, read_package
-from tilewright.codegen.triton.source import KernelSource, Launch, Pointer, Scalar, Variant
+from tilewright.codegen.triton.package import (
+    Binary,
+    KernelPackage,
+    Resources,
+    launch_key,
+    read_package,
+)
+from tilewright.codegen.triton.source import (
+    Described,
+    KernelSource,
+    Launch,
+    Pointer,
+    Scalar,
+    Variant,
+)
 from tilewright.errors import EngineError, UnsupportedError
 from tilewright.ir.dims import symbol
 from tilewright.ir.dtypes import DType
@@ -57,6 +70,46 @@ def test_a_package_reads_back_from_its_files() -> None:
     assert files[f"kernels/{package.id}/kernel.py"].decode() == TEXT
     meta = json.loads(files[f"kernels/{package.id}/meta.json"])
     assert meta["variants"][0]["launches"][0]["grid"] == ["(T + 63) // 64", "1", "1"]
+
+
+def described(**changed: object) -> KernelPackage:
+    """A kernel of one tensor map, as if it were compiled."""
+    q = Described("q", DType.BF16, "operand", 0, 8, (T, 4, 64), (T * 2, 64, 1), (16, 4, 64))
+    launch = Launch("f", (q, Pointer("out", DType.BF16, "result", 0)), (T, 1, 1))
+    taken = ("b8", *["u32"] * 3, *["u64"] * 6)
+    binary = Binary("f", 90, b"code", Resources(1, 0, 0, 0, 128), changed.get("types", taken))
+    source = KernelSource("f", "template", "text", (Variant((launch,)),))
+    return KernelPackage(source, {launch_key(launch): binary})
+
+
+@pytest.mark.quick
+def test_a_tensor_map_reads_back_from_its_files() -> None:
+    package = described()
+    files = package.files()
+    assert read_package(files.__getitem__, package.id) == package
+    (key,) = package.binaries
+    lines = "swizzle_byte_width=128, element_bitwidth=16, rank=3"
+    assert key.startswith(f"f(tensordesc<bf16[16, 4, 64],NVMMASharedLayout({lines})>,*bf16)")
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("place, value", [(4, "T +"), (5, ["T", "4"]), (7, []), (2, "weight")])
+def test_a_damaged_tensor_map_is_refused(place: int, value: object) -> None:
+    package = described()
+    files = package.files()
+    path = f"kernels/{package.id}/meta.json"
+    meta = json.loads(files[path])
+    meta["variants"][0]["launches"][0]["arguments"][0][place] = value
+    files[path] = json.dumps(meta).encode()
+    with pytest.raises(EngineError, match="as this version writes them"):
+        read_package(files.__getitem__, package.id)
+
+
+@pytest.mark.quick
+def test_a_binary_that_takes_no_map_is_refused() -> None:
+    package = described(types=("u64", "u64", "u64", "u64"))
+    with pytest.raises(EngineError, match="f takes"):
+        read_package(package.files().__getitem__, package.id)
 
 
 @pytest.mark.parametrize("name", ["kernel.py", "meta.json", "0.sm_90.cubin"])

@@ -12,18 +12,34 @@ import pytest
 import torch
 
 from paged_forms import Shape, layouts_of, ragged_call, ragged_operands, truth
+from tilewright.codegen.triton.aot import compile_sources
 from tilewright.codegen.triton.fresh import Fresh
 from tilewright.codegen.triton.kernels.hopper_attention import (
-    default_prefill,
     takes_tiles,
     why_not,
 )
 from tilewright.codegen.triton.kernels.paged_attention import (
     emit_invariant_attention,
     emit_paged_attention,
+    prefill_source,
 )
-from tilewright.codegen.triton.kernels.paged_attention_tiles import Problem
-from tilewright.codegen.triton.tuning.attention import prefill_sizes
+from tilewright.codegen.triton.kernels.paged_attention_tiles import Problem, Tiles, shared_bytes
+from tilewright.codegen.triton.kernels.prefill_steps import (
+    KINDS,
+    WHOLE,
+    default_prefill,
+    shares_of,
+    steps_at,
+    steps_of,
+)
+from tilewright.codegen.triton.package import read_package
+from tilewright.codegen.triton.tuning.attention import (
+    config_of,
+    lengths_of,
+    prefill_sizes,
+    step_sizes,
+    tiles_of,
+)
 from tilewright.codegen.triton.tuning.registry import template_named
 from tilewright.codegen.triton.tuning.tunable import KernelTunable
 from tilewright.errors import UnsupportedError
@@ -68,7 +84,9 @@ def test_it_is_the_default_where_it_takes_a_call(changed, attrs):
     source = emit_paged_attention(node, layouts_of(node), H100)
     assert source is not None and source.text.count("@gluon.jit\ndef prefill(") == 1
     ends = [variant.launches[-1].function for variant in source.variants]
-    assert ends == ["merge", "prefill"] + ([] if shape.paged else ["prefill_any"])
+    assert ends[0] == "merge" and {"prefill"} < set(ends)
+    assert set(ends[1:]) <= {"prefill", "prefill_plain", "prefill_any"}
+    assert (ends[-1] == "prefill_any") != shape.paged
 
 
 @pytest.mark.parametrize(
@@ -119,10 +137,119 @@ def test_programs_share_the_tiles_of_rows():
     node = ragged_call(SHAPE)
     source = emit_paged_attention(node, layouts_of(node), H100)
     assert source is not None
-    (launch,) = source.variants[1].launches
+    (launch,) = next(v for v in source.variants if v.launches[0].function == "prefill").launches
     for tokens, sequences, programs in ((40, 2, 10), (8192, 8, 132)):
         sizes = {"T": tokens, "B": sequences}
         assert [evaluate(size, sizes) for size in launch.grid] == [programs, 1, 1]
+
+
+PLAIN = Tiles(64, 128, 4, 2)
+KEYS_64 = Tiles(128, 64, 8, 4, H100.sms)
+BOTH_WAYS = replace(KEYS_64, both_ways=True)
+KEYS_128 = Tiles(128, 128, 8, 2, H100.sms)
+STAGES_4 = replace(KEYS_128, num_stages=4)
+AT = [  # tokens and sequences of a step as they are padded; what heads of 128 have there, and of 64
+    (16, 1, "few", KEYS_64, PLAIN),
+    (256, 64, "mixed", BOTH_WAYS, STAGES_4),
+    (256, 1, "few", KEYS_64, PLAIN),
+    (512, 4, "few", KEYS_64, PLAIN),
+    (576, 1, "usual", KEYS_64, KEYS_128),
+    (576, 16, "mixed", BOTH_WAYS, STAGES_4),
+    (2048, 1, "long", KEYS_128, KEYS_128),
+    (2048, 4, "usual", KEYS_64, KEYS_128),
+    (2048, 64, "mixed", BOTH_WAYS, STAGES_4),
+    (8192, 1, "long", KEYS_128, KEYS_128),
+    (8192, 4, "long", KEYS_128, KEYS_128),
+    (8192, 16, "usual", KEYS_64, KEYS_128),
+    (8192, 64, "usual", KEYS_64, KEYS_128),
+    (8320, 128, "mixed", BOTH_WAYS, STAGES_4),
+]
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("tokens, sequences, kind, wide, narrow", AT)
+def test_the_default_of_a_step(tokens, sequences, kind, wide, narrow):
+    sizes = {"T": tokens, "B": sequences, "M": 600, "N": 9000, "P": 16}
+    for head_dim, wanted in ((128, wide), (64, narrow)):
+        shape = replace(SHAPE, head_dim=head_dim, value_dim=head_dim)
+        node, problem = ragged_call(shape), problem_of(shape)
+        steps = steps_at(problem, H100, sizes)
+        assert (steps.name, default_prefill(problem, H100, steps)) == (kind, wanted)
+        source = emit_paged_attention(node, layouts_of(node), H100)
+        assert source is not None
+        variant = next(v for v in source.variants if min(at(v.guard, sizes), default=0) >= 0)
+        (launch,) = variant.launches
+        cut = launch.constexprs
+        assert launch.function == ("prefill" if wanted.programs else "prefill_plain")
+        assert cut["BLOCK_N"] == wanted.block_n
+        assert cut.get("BOTH_WAYS", False) == wanted.both_ways
+        stages = cut["STAGES"] if wanted.programs else launch.num_stages
+        assert stages == wanted.num_stages
+        other = {**sizes, "P": 32}  # of pages that are not usual
+        (last,) = (v for v in source.variants if not v.guard)
+        assert last.launches[0].function == "prefill_any"
+        assert all(min(at(v.guard, other)) < 0 for v in source.variants if v is not last)
+
+
+def at(guard, sizes):
+    return [evaluate(size, sizes) for size in guard]
+
+
+@pytest.mark.quick
+def test_steps_of_a_known_size_have_one_cut():
+    shape = replace(SHAPE, head_dim=128, value_dim=128, paged=True, page=16)
+    for tokens, sequences, kind in ((16, 1, "few"), (4096, 1, "long"), (2048, 2, "usual")):
+        node = ragged_call(shape, {"T": tokens, "B": sequences})
+        problem = Problem.of(node, layouts_of(node))
+        assert problem is not None
+        assert steps_of(problem, H100)[-1].name == kind
+        (share,) = shares_of(problem, H100, lambda steps: None)
+        assert share.guard == () and share.tiles == default_prefill(
+            problem, H100, steps_of(problem, H100)[-1]
+        )
+    assert steps_of(problem_of(replace(SHAPE, group=3)), H100) == (WHOLE,)
+    assert steps_of(problem_of(), TARGETS["a100"]) == (WHOLE,)
+
+
+@pytest.mark.quick
+def test_each_kind_of_steps_is_tuned_as_one_of_them():
+    node, problem = ragged_call(SHAPE), problem_of()
+    template = template_named("paged_attention")
+    keys = set()
+    for steps in KINDS:
+        sizes = step_sizes(node, steps)
+        one = KernelTunable.of(template, node, sizes, H100)
+        keys.add(one.key.digest)
+        assert steps_at(problem, H100, sizes) is steps
+        assert tiles_of(one.default) == default_prefill(problem, H100, steps)
+        lengths = lengths_of(node, sizes)
+        assert sum(now for _, now in lengths) == steps.tokens == sizes["T"]
+        assert [now for _, now in lengths].count(1) == steps.decodes
+        assert max(sum(step) for step in lengths) <= sizes["M"] * sizes["P"]
+        for tiles in (PLAIN, KEYS_64, BOTH_WAYS, KEYS_128, STAGES_4):
+            assert one.space.contains(config_of(tiles)), (steps, tiles)
+        assert not one.space.contains(config_of(replace(PLAIN, both_ways=True)))
+    assert len(keys) == len(KINDS)
+
+
+@pytest.mark.quick
+def test_a_cut_of_some_steps_is_theirs_alone():
+    problem = problem_of(replace(SHAPE, head_dim=128, value_dim=128))
+    found = shares_of(problem, H100, lambda steps: PLAIN if steps.name == "few" else None)
+    assert [share.tiles for share in found] == [BOTH_WAYS, PLAIN, KEYS_128, KEYS_64]
+    same = shares_of(problem, H100, lambda steps: KEYS_128)
+    assert [(share.tiles, share.guard) for share in same] == [(KEYS_128, ())]
+
+
+def test_the_default_of_most_steps_compiles_without_spills():
+    shape = replace(SHAPE, kv_heads=8, head_dim=128, value_dim=128, page=16, paged=True)
+    (package,) = compile_sources([prefill_source(problem_of(shape), BOTH_WAYS)], 90)
+    (binary,) = package.binaries.values()
+    taken = binary.resources
+    assert taken.spills == 0 and taken.registers == 168
+    assert taken.shared <= shared_bytes(problem_of(shape), BOTH_WAYS)
+    assert binary.scratch_bytes == 0 and binary.parameters.count("b8") == 3
+    assert read_package(package.files().__getitem__, package.id) == package
 
 
 def test_the_interpreter_takes_the_variant_that_it_knows():

@@ -266,7 +266,8 @@ def device(arch: int) -> Target:
 def test_defaults_compile_without_spills(arch):
     node = call(Shape(head_dim=128, value_dim=128, kv_heads=8, dtype=DType.BF16), {"P": 16})
     compiled = compile_for(emitted(node, device(arch)), arch)
-    assert len(compiled) == 3  # decode, merge, prefill
+    # Decode, merge, and prefill: on Hopper in as many cuts as there are kinds of steps, less one.
+    assert len(compiled) == (5 if arch == 90 else 3)
     for resources in compiled:
         assert resources.spills == 0 and resources.shared <= LIMITS[arch] << 10
 
