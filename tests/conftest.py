@@ -71,6 +71,14 @@ def _kept_compilers() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _quick_interpreter() -> None:
+    if find_spec("triton") is not None:
+        from quick_interpreter import hasten_interpreter
+
+        hasten_interpreter()
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _kept_captures() -> Iterator[None]:
     from kept_captures import kept_captures
 
