@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import tilewright as tw
+from canned_binaries import canned_binaries
 from cli_running import refused, run
 from tilewright.autotune import search
 from tilewright.autotune.effort import EFFORTS
@@ -42,7 +43,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An engine for an H100."""
     path = tmp_path_factory.mktemp("tune") / "engine"
     model = tiny_model("llama").to(torch.bfloat16)
-    tw.compile(model, target="h100", max_batch_size=20, max_model_len=64).save(path)
+    with canned_binaries():
+        tw.compile(model, target="h100", max_batch_size=20, max_model_len=64).save(path)
     return path
 
 
