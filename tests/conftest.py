@@ -31,10 +31,11 @@ settings.register_profile(
     "ci",
     deadline=None,
     derandomize=True,
-    max_examples=30,
+    max_examples=10,
     # The autouse fixtures below are the same for each example, so sharing them is no hazard.
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+settings.register_profile("nightly", settings.get_profile("ci"), max_examples=100)
 settings.load_profile("ci")
 
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
