@@ -4,7 +4,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	done)
 BIN := .venv/bin
 STAMP := .venv/installed
-PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check
+# Of what is installed a small part is imported: that is compiled when it is.
+PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check --no-compile
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # SmolLM2 over HTTP, or another: make serve MODEL=…
@@ -22,9 +23,10 @@ serve: $(STAMP)
 test: $(STAMP)
 	$(PYTEST)
 
-# All tests, those too that are left to the night, with many more random schedules of requests.
+# All tests, those too that are left to the night, with many more random schedules of requests and
+# other random examples.
 nightly: $(STAMP)
-	TEST_SCHEDULES=10000 $(PYTEST) -m ''
+	TEST_SCHEDULES=10000 $(PYTEST) -m '' --hypothesis-profile nightly
 
 quick: $(STAMP)
 	$(PYTEST) -m quick

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import signal
 
+# A shell's background jobs ignore Ctrl-C, and some tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_name] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -30,13 +34,23 @@ settings.register_profile(
     "ci",
     deadline=None,
     derandomize=True,
-    max_examples=30,
+    max_examples=10,
     # The autouse fixtures below are the same for each example, so sharing them is no hazard.
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+settings.register_profile("nightly", settings.get_profile("ci"), max_examples=100)
 settings.load_profile("ci")
 
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays. To look through it, and through what torch.export makes, every
+    700 objects took a sixth of the suite's time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +82,14 @@ def _kept_compilers() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, kept_workers():
         patch.setattr(aot, "worker_environment", nameless)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_interpreter() -> None:
+    if find_spec("triton") is not None:
+        from quick_interpreter import hasten_interpreter
+
+        hasten_interpreter()
 
 
 @pytest.fixture(scope="session", autouse=True)

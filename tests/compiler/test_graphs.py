@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import tilewright as tw
+from canned_binaries import canned_binaries
 from handed_forms import alone
 from tilewright.codegen.base import CHOICES
 from tilewright.codegen.triton.hand_on import hands_on
@@ -21,7 +22,8 @@ from tiny_models import tiny_model
 
 
 def compiled(**options: object) -> tw.Engine:
-    return tw.compile(tiny_model("llama"), target="h100", verify="off", **options)
+    with canned_binaries():
+        return tw.compile(tiny_model("llama"), target="h100", verify="off", **options)
 
 
 shared = cache(compiled)  # for tests that only read

@@ -15,12 +15,14 @@ from tilewright.errors import TilewrightError
 from tilewright.runtime.bucketing import LengthBuckets
 from tiny_models import NAMED, PROMPTS, greedy, tiny_model
 
-NEW_TOKENS = 32
+NEW_TOKENS = 20  # of two pages behind the longest prompt
 PARAMS = tw.SamplingParams(max_new_tokens=NEW_TOKENS, ignore_eos=True)
 LOGITS_ATOL = 1e-4
 # Named families of which a part runs on eager behind onnxruntime, and why.
 PARTLY: dict[str, str] = {}
 UNNAMED = ("llama_mqa", "qwen2_window", "phi", "cohere", "opt", "olmoe", "qwen3_moe", "gpt_oss")
+# One KV head, a part that rotates, and a mixture each has another family here.
+AT_NIGHT = ("llama_mqa", "phi", "olmoe")
 # Tokens mix outside attention here.
 RECURRENT = {"mamba": "layers.0.mixer.conv1d", "jamba": "layers.0.mamba.conv1d"}
 
@@ -99,7 +101,9 @@ def test_at_least_twelve_named_families_run_wholly_in_onnxruntime() -> None:
     assert len(NAMED) - len(PARTLY) >= 12
 
 
-@pytest.mark.parametrize("name", UNNAMED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.nightly if n in AT_NIGHT else ()) for n in UNNAMED]
+)
 def test_unnamed_family(name: str) -> None:
     model = tiny_model(name)
     engine = tw.compile(model, backend="eager")

@@ -5,14 +5,21 @@ from __future__ import annotations
 import copy
 
 import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from kept_captures import kept_captures
 from tilewright.compiler import hf_model
-from tiny_models import tiny_model
+from tiny_models import tiny_config
+
+
+def one_layer() -> PreTrainedModel:
+    config = tiny_config("llama")
+    config.num_hidden_layers = 1
+    return AutoModelForCausalLM.from_config(config).eval()
 
 
 def test_a_second_model_gets_the_same_graph_and_its_own_weights() -> None:
-    first = tiny_model("llama")
+    first = one_layer()
     with kept_captures():
         old = hf_model.capture_causal_lm(first)
         second = copy.deepcopy(first)
@@ -28,7 +35,7 @@ def test_a_second_model_gets_the_same_graph_and_its_own_weights() -> None:
 
 
 def test_what_differs_in_config_type_or_code_is_captured_anew() -> None:
-    model = tiny_model("llama")
+    model = one_layer()
     others = [copy.deepcopy(model) for _ in range(3)]
     others[0].config.rms_norm_eps *= 2
     others[1].to(torch.bfloat16)

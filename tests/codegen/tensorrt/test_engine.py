@@ -49,7 +49,7 @@ FP8 = tw.QuantConfig("fp8-weight", method="rtn")
         ("SmolLM2", "bfloat16", None, ALL),
         ("SmolLM2", "bfloat16", INT4, ALL),
         ("SmolLM2", "bfloat16", FP8, (89, 120)),
-        ("1B", "float16", None, ALL),
+        pytest.param("1B", "float16", None, ALL, marks=pytest.mark.nightly),
         pytest.param("SmolLM2", "float16", None, ALL, marks=pytest.mark.nightly),
         pytest.param("1B", "bfloat16", None, ALL, marks=pytest.mark.nightly),
         pytest.param("1B", "bfloat16", INT4, ALL, marks=pytest.mark.nightly),

@@ -152,7 +152,15 @@ def test_another_text_constant_or_target_is_another_kernel(tmp_path, monkeypatch
     assert kept() == 4
 
 
-@pytest.mark.parametrize("name", ["DISABLE_PTXAS_OPT", "DISABLE_LLVM_OPT", "PTXAS_OPTIONS"])
+@pytest.mark.parametrize(
+    "name",
+    # Which names are switches is tested below.
+    [
+        "PTXAS_OPTIONS",
+        pytest.param("DISABLE_PTXAS_OPT", marks=pytest.mark.nightly),
+        pytest.param("DISABLE_LLVM_OPT", marks=pytest.mark.nightly),
+    ],
+)
 def test_switches_of_the_environment_change_no_code(name, tmp_path, monkeypatch) -> None:
     binaries = []
     for value in (None, "--opt-level 0" if name == "PTXAS_OPTIONS" else "1"):

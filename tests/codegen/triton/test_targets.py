@@ -17,7 +17,9 @@ ONE_EACH = {target.arch: name for name, target in TARGETS.items() if not target.
 
 def _packages(name: str, target: str, dtype: torch.dtype):
     model = tiny_model(name).to(dtype)
-    files = tw.compile(model, target=target, verify="off", max_model_len=64).image.files
+    # As tests of regress have it, so that each kernel is compiled once for all of them.
+    options = {"max_model_len": 64, "max_batch_size": 4}
+    files = tw.compile(model, target=target, verify="off", **options).image.files
     ids = {path.split("/")[1] for path in files if path.startswith(f"{FOLDER}/")}
     return [read_package(files.__getitem__, id) for id in sorted(ids)]
 

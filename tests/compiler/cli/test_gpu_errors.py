@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import tilewright as tw
+from canned_binaries import canned_binaries
 from cli_running import COMPILE, refused, run
 from tilewright.codegen.triton.launch import refused as driver_refused
 from tilewright.codegen.triton.package import read_package
@@ -22,7 +23,8 @@ from tiny_models import tiny_model
 
 @pytest.fixture(scope="module")
 def cross_compiled():
-    return tw.compile(tiny_model("llama"), target="h100", verify="off", max_model_len=64)
+    with canned_binaries():
+        return tw.compile(tiny_model("llama"), target="h100", verify="off", max_model_len=64)
 
 
 def test_an_engine_for_a_gpu_on_a_machine_without(cross_compiled, tmp_path) -> None:
@@ -51,7 +53,8 @@ def test_an_engine_for_another_gpu_is_compiled_there_with_a_note(
     cross_compiled, monkeypatch
 ) -> None:
     monkeypatch.setattr(Target, "detect", lambda: TARGETS["a100"])
-    with pytest.warns(UserWarning, match=r"compiled for h100 \(sm_90\).*anew for a100 \(sm_80\)"):
+    anew = r"compiled for h100 \(sm_90\).*anew for a100 \(sm_80\)"
+    with canned_binaries(), pytest.warns(UserWarning, match=anew):
         image = refit(cross_compiled.image)
     assert image.target == "a100" and image.weights is cross_compiled.image.weights
     assert [call.kernel for call in image.program.calls if "linear" in call.kernel]
@@ -85,9 +88,8 @@ def test_kernels_that_the_driver_refuses_are_compiled_here_or_named(
 
     monkeypatch.setattr(Target, "detect", lambda: TARGETS["h100"])
     monkeypatch.setattr("tilewright.runtime.engine.CausalLMEngine", load)
-    with pytest.warns(
-        UserWarning, match=r"do not load \(CUDA_ERROR_INVALID_IMAGE\).*anew for h100"
-    ):
+    anew = r"do not load \(CUDA_ERROR_INVALID_IMAGE\).*anew for h100"
+    with canned_binaries(), pytest.warns(UserWarning, match=anew):
         again = start(image)
     # Kernels are those of no tuning, so the note of what was tuned is gone too.
     assert again is loaded[1] and again.files.keys() == image.files.keys() - {"tuning.jsonl"}

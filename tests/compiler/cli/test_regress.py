@@ -342,6 +342,7 @@ def test_an_interrupt_leaves_the_old_baseline(suite, monkeypatch):
     assert {p.name for p in folder.parent.iterdir()} == {"suite.toml", "baselines"}
 
 
+@pytest.mark.nightly  # a compile is interrupted by a signal each day, and a record in this process
 def test_ctrl_c_ends_a_record_that_compiles(suite, tmp_path, monkeypatch):
     monkeypatch.setenv("TILEWRIGHT_CACHE", str(tmp_path / "cache"))  # nothing is known already
     manifest = (suite.parent / "baselines" / "manifest.json").read_bytes()

@@ -16,9 +16,14 @@ from tiny_models import NAMED, VOCAB
 
 # Beyond the named ones: ALiBi, chunks, routing by scatter, complex rotation.
 OTHERS = ("mpt", "deepseek_v3", "llama4")
+# The other named ones are held against Hugging Face's logits each day as engines (e2e).
+APART = frozenset({"llama", "gpt2", "gemma2", "mixtral", *OTHERS})
 
 
-@pytest.mark.parametrize("name", [*NAMED, *OTHERS])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in APART else pytest.mark.nightly) for n in (*NAMED, *OTHERS)],
+)
 def test_causal_lm(name: str) -> None:
     model, captured = captured_model(name)
     graph = lower(captured, name)

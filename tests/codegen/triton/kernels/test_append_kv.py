@@ -274,12 +274,18 @@ def compiled(models: Sequence[str], arch: int) -> dict[str, Resources]:
     return {m: package.resources[0] for m, package in zip(models, packages, strict=True)}
 
 
-def test_no_spills_on_an_h100() -> None:
-    for model, resources in compiled([*LARGE], 90).items():
-        assert resources.spills == 0 and resources.registers <= 64, model
-        # Nothing goes from thread to thread but the pairs of neighbours, and scales.
-        alone = LARGE[model].layout == "half" and LARGE[model].codes is None
-        assert resources.shared == 0 or not alone, model
+DAILY = {"qwen3 8b", "qwen3 8b in fp8"}  # norms, and codes; the others do a part of it
+
+
+@pytest.mark.parametrize(
+    "model", [pytest.param(m, marks=() if m in DAILY else pytest.mark.nightly) for m in LARGE]
+)
+def test_no_spills_on_an_h100(model: str) -> None:
+    (resources,) = compiled([model], 90).values()
+    assert resources.spills == 0 and resources.registers <= 64
+    # Nothing goes from thread to thread but the pairs of neighbours, and scales.
+    alone = LARGE[model].layout == "half" and LARGE[model].codes is None
+    assert resources.shared == 0 or not alone
 
 
 @pytest.mark.nightly

@@ -156,11 +156,21 @@ def test_several_tokens_of_small_groups_are_not_rounded() -> None:
 @pytest.mark.parametrize(
     "form",
     [
-        replace(PLAIN, form=Form(4096, 14336, DType.BF16, "weight", halves=True)),
-        replace(PLAIN, form=Form(14336, 4096, DType.BF16, behind=("residual",)), zero=DType.U8),
-        replace(PLAIN, form=Form(4096, 4096, DType.BF16), group=0, scale=DType.F32),
+        pytest.param(
+            replace(PLAIN, form=Form(4096, 14336, DType.BF16, "weight", halves=True)),
+            id="gate_up",
+            marks=pytest.mark.nightly,
+        ),
+        pytest.param(
+            replace(PLAIN, form=Form(14336, 4096, DType.BF16, behind=("residual",)), zero=DType.U8),
+            id="zero",
+        ),
+        pytest.param(
+            replace(PLAIN, form=Form(4096, 4096, DType.BF16), group=0, scale=DType.F32),
+            id="rows",
+            marks=pytest.mark.nightly,
+        ),
     ],
-    ids=["gate_up", "zero", "rows"],
 )
 def test_defaults_compile_ahead_of_time_and_do_not_spill(form: QuantForm) -> None:
     source = emitted(form, most=32)

@@ -133,11 +133,18 @@ def test_what_is_taken_and_what_is_declined() -> None:
 @pytest.mark.parametrize(
     "form",
     [
-        ScaledForm(Form(4096, 14336, DType.BF16, "weight", halves=True)),
-        ScaledForm(Form(14336, 4096, DType.BF16, behind=("residual",)), DType.I8),
-        ScaledForm(Form(4096, 4096, DType.BF16), group=128, rows=128),
+        pytest.param(
+            ScaledForm(Form(4096, 14336, DType.BF16, "weight", halves=True)),
+            id="fp8",
+            marks=pytest.mark.nightly,
+        ),
+        pytest.param(
+            ScaledForm(Form(14336, 4096, DType.BF16, behind=("residual",)), DType.I8),
+            id="int8",
+            marks=pytest.mark.nightly,
+        ),
+        pytest.param(ScaledForm(Form(4096, 4096, DType.BF16), group=128, rows=128), id="fp8-block"),
     ],
-    ids=["fp8", "int8", "fp8-block"],
 )
 def test_defaults_compile_ahead_of_time_and_do_not_spill(form: ScaledForm) -> None:
     source = emitted(form, most=64)

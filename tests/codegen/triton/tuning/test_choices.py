@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import experts_forms
+from canned_binaries import canned_binaries
 from linear_forms import Form
 from linear_forms import node_of as linear_node
 from tilewright.autotune.key import Conditions
@@ -88,6 +89,13 @@ def test_other_conditions_warn_and_are_on_trial(tmp_path) -> None:
     assert not choices(tmp_path, record()).on_trial
 
 
+@pytest.fixture
+def _canned():
+    with canned_binaries():
+        yield
+
+
+@pytest.mark.usefixtures("_canned")
 @pytest.mark.parametrize("how", ["spills", "does not compile"])
 def test_what_is_on_trial_is_dropped_where_a_kernel_is_not_sound(
     tmp_path, monkeypatch, how: str
