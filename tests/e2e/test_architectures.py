@@ -15,7 +15,7 @@ from tilewright.errors import TilewrightError
 from tilewright.runtime.bucketing import LengthBuckets
 from tiny_models import NAMED, PROMPTS, greedy, tiny_model
 
-NEW_TOKENS = 20  # of two pages behind the longest prompt
+NEW_TOKENS = 32
 PARAMS = tw.SamplingParams(max_new_tokens=NEW_TOKENS, ignore_eos=True)
 LOGITS_ATOL = 1e-4
 # Named families of which a part runs on eager behind onnxruntime, and why.
