@@ -110,7 +110,6 @@ WAYS = {
     "8b": Way("8b"),
     "8b, no attention": Way("8b", context=0),
     "8b, 3 halves": Way("8b", cap=3),
-    "8b, 8 warps": Way("8b", warps=8),
     "8b, no waits": Way("8b", waits=False),
     "8b, times": Way("8b", timed=True),
     "smollm2": Way("smollm2"),
