@@ -31,6 +31,7 @@ from tilewright.codegen.triton.kernels import paged_attention_tiles, paged_decod
 from tilewright.codegen.triton.kernels.paged_attention import paged_attention_source
 from tilewright.codegen.triton.kernels.paged_attention_tiles import Problem
 from tilewright.codegen.triton.kernels.paged_decode import emit_paged_decode, paged_decode_source
+from tilewright.codegen.triton.kernels.prefill_steps import Share
 from tilewright.codegen.triton.kernels.scaled_attention import (
     emit_scaled_attention,
     scaled_attention_source,
@@ -61,7 +62,7 @@ def source_of(shape: Shape, node: Node, splits: int = 3) -> KernelSource:
         make = paged_decode_source if shape.codes is None else scaled_decode_source
         return make(problem, SPLIT, H100, splits)
     if shape.codes is None:
-        return paged_attention_source(problem, WHOLE, WHOLE, splits)
+        return paged_attention_source(problem, WHOLE, (Share(WHOLE),), splits)
     return scaled_attention_source(problem, WHOLE)
 
 
