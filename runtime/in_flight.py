@@ -255,6 +255,8 @@ class Launcher:
         behind = None if after is None else after.launched
         behind_all = after is None or not plan.beside
         if behind_all and self._decodes(plan):
+            if not plan.decodes:  # one may have been preempted and let in again, on other pages
+                self._batches.forget()
             batch = self._batches.build(plan if plan.decodes else plan.gathered(), before)
             return InFlight(plan, batch, self._executor.launch(batch, behind), self._scheduler)
         self._batches.forget()

@@ -241,6 +241,17 @@ class SlidingAhead(Sliding6):
     lazy = True
 
 
+def test_a_sequence_let_in_again_is_read_on_its_new_pages():
+    """Found among 10,000 schedules: a step of the same sequences as the one before, of which one
+    was preempted and let in again with one token to compute."""
+    state, base = LaunchedAhead(), BASES[0]
+    state.start(page_size=1, extra=0, budget=6, running=4, host=0)
+    rest = {"n": 3, "ttl": None, "space": "", "priority": 0}
+    state.arrive(base=base, cut=1, tail=[], count=8, **rest)
+    state.arrive(base=base, cut=12, tail=[0], count=11, **rest)
+    state.teardown()
+
+
 @pytest.mark.parametrize(
     ("machine", "share"),
     [(Schedules, 2 / 3), (LaunchedAhead, 1 / 3), (Sliding6, 1 / 12), (SlidingAhead, 1 / 15)],
