@@ -5,6 +5,16 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
+from pathlib import Path
+
+_CACHE = Path(__file__).resolve().parent.parent / ".pytest_cache"
+if sys.dont_write_bytecode:
+    # Without bytecode each process compiles torch anew, and pytest each test. It may not lie beside
+    # the sources, so it lies in the cache; processes that tests start read the environment.
+    sys.dont_write_bytecode, sys.pycache_prefix = False, str(_CACHE / "bytecode")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
 # A shell's background jobs ignore Ctrl-C, and some tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
