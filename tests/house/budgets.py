@@ -33,7 +33,7 @@ class Function:
 def functions(source: Source) -> Iterator[Function]:
     """Every function and method of a module, nested ones too."""
     kernel = source.path.startswith(KERNELS)
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, FunctionNode):
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
             yield Function(f"{source.path}:{node.lineno} {node.name}", lines, kernel)
@@ -54,8 +54,7 @@ def undocumented(source: Source) -> list[str]:
     """Public functions, methods and classes without a docstring or without annotations."""
     if any(part.startswith("_") for part in source.path.removesuffix("__init__.py").split("/")):
         return []
-    tree = source.tree
-    return list(_undocumented(source.path, tree.body, None, _contracts(tree)))
+    return list(_undocumented(source.path, source.tree.body, None, _contracts(source)))
 
 
 def _undocumented(
@@ -74,11 +73,11 @@ def _undocumented(
             yield f"{where}: no annotation of {', '.join(missing)}"
 
 
-def _contracts(tree: ast.Module) -> frozenset[str]:
+def _contracts(source: Source) -> frozenset[str]:
     """Methods that some class of the module documents: others of that name follow it."""
     methods = (
         node
-        for owner in ast.walk(tree)
+        for owner in source.nodes
         if isinstance(owner, ast.ClassDef)
         for node in owner.body
         if isinstance(node, FunctionNode) and ast.get_docstring(node) is not None

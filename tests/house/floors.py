@@ -48,7 +48,7 @@ def absolute_imports(source: Source) -> list[str]:
     """Imports of ours by the absolute name: a clone under another name would miss them."""
     return [
         f"{source.path}:{node.lineno}: import it relatively"
-        for node in ast.walk(source.tree)
+        for node in source.nodes
         if (isinstance(node, ast.Import) and any(_is_ours(alias.name) for alias in node.names))
         or (isinstance(node, ast.ImportFrom) and not node.level and _is_ours(node.module or ""))
     ]
@@ -65,8 +65,7 @@ def _folder(module: list[str]) -> str | None:
 
 def _imports(source: Source, facade: dict[str, str]) -> Iterator[tuple[int, list[str]]]:
     """Line and dotted name of everything of ours that the module imports, strings included."""
-    tree = source.tree
-    for node in ast.walk(tree):
+    for node in source.nodes:
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name.split(".")) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -74,18 +73,18 @@ def _imports(source: Source, facade: dict[str, str]) -> Iterator[tuple[int, list
             for alias in node.names:
                 behind = facade.get(alias.name) if base == ["tilewright"] else None
                 yield node.lineno, base + (behind or alias.name).strip(".").split(".")
-    if any(_is_dynamic(node) for node in ast.walk(tree)):
-        yield from _strings(tree, source.package)
+    if any(_is_dynamic(node) for node in source.nodes):
+        yield from _strings(source)
 
 
-def _strings(tree: ast.Module, package: list[str]) -> Iterator[tuple[int, list[str]]]:
-    for node in ast.walk(tree):
+def _strings(source: Source) -> Iterator[tuple[int, list[str]]]:
+    for node in source.nodes:
         if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
             continue
         # The constant head of an f-string ends in a dot: f".passes.{name}".
         text = node.value.rstrip(".") or node.value
         if MODULE_STRING.fullmatch(text):
-            yield node.lineno, _absolute(text.split(":")[0], package)
+            yield node.lineno, _absolute(text.split(":")[0], source.package)
 
 
 def _is_dynamic(node: ast.AST) -> bool:

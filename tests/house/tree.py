@@ -22,12 +22,26 @@ class Source:
 
     @property
     def tree(self) -> ast.Module:
-        return ast.parse(self.text, self.path)
+        """Not to be changed: it is parsed once for all tests."""
+        tree = self.nodes[0]
+        assert isinstance(tree, ast.Module)
+        return tree
+
+    @property
+    def nodes(self) -> tuple[ast.AST, ...]:
+        """The tree, and all that is in it."""
+        return nodes_of(self)
 
     @property
     def package(self) -> list[str]:
         """The dotted name of the package the module is in, as parts."""
         return ["tilewright", *self.path.split("/")[:-1]]
+
+
+@cache
+def nodes_of(source: Source) -> tuple[ast.AST, ...]:
+    """A source's tree, and all that is in it."""
+    return tuple(ast.walk(ast.parse(source.text, source.path)))
 
 
 def package_folders() -> Iterator[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from house.tree import Source
 
@@ -15,13 +15,12 @@ TORCH = frozenset({"load", "save"})
 
 def unsafe(source: Source) -> list[str]:
     """Each unsafe import or call of a module, one line each."""
-    tree = source.tree
-    bound = _bound(tree)
-    return [f"{source.path}:{line}: {what}" for line, what in _unsafe(tree, bound)]
+    found = _unsafe(source.nodes, _bound(source.nodes))
+    return [f"{source.path}:{line}: {what}" for line, what in found]
 
 
-def _unsafe(tree: ast.Module, bound: frozenset[str]) -> Iterator[tuple[int, str]]:
-    for node in ast.walk(tree):
+def _unsafe(nodes: Sequence[ast.AST], bound: frozenset[str]) -> Iterator[tuple[int, str]]:
+    for node in nodes:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -50,12 +49,12 @@ def _unsafe_call(node: ast.Call, bound: frozenset[str]) -> str | None:
     return None
 
 
-def _bound(tree: ast.Module) -> frozenset[str]:
+def _bound(nodes: Sequence[ast.AST]) -> frozenset[str]:
     """Names of the builtins that the module gives a meaning of its own: our `compile`."""
-    defined = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
+    defined = {n.name for n in nodes if isinstance(n, ast.FunctionDef)}
     imported = {
         alias.asname or alias.name
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
