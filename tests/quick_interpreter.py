@@ -1,12 +1,16 @@
 """Triton's interpreter has numpy compute a kernel's numbers, but takes most of its time for the
 types of what it computes: a shape is a dozen objects, made anew for every operation. Here they are
-made once for a shape; what is checked, and what is computed, stays.
+made once for a shape; what is checked, and what is computed, stays. And it looks for the source of
+a function by Python's own tokenizer, twice; here a file is parsed once for all of its functions.
 """
 
 from __future__ import annotations
 
+import ast
+import textwrap
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import triton.language as tl
@@ -17,6 +21,7 @@ from tilewright.codegen.triton.compat import repair_interpreter
 
 core = tl.core
 _UNWRAPPED = core._unwrap_if_constexpr
+_REWRITE = interpreter.FunctionRewriter.rewrite_ast
 
 
 def hasten_interpreter() -> None:
@@ -30,6 +35,7 @@ def hasten_interpreter() -> None:
     core.tensor.__init__ = _tensor
     core._unwrap_if_constexpr = _unwrapped
     interpreter._get_np_dtype = _numpy_of(interpreter._get_np_dtype)
+    interpreter.FunctionRewriter.rewrite_ast = _rewritten
 
 
 @cache
@@ -75,3 +81,34 @@ def _numpy_of(found: Callable[[tl.dtype], np.dtype]) -> Callable[[tl.dtype], np.
         return known[scalar.name]
 
     return of
+
+
+def _rewritten(self: interpreter.FunctionRewriter) -> Callable[..., object]:
+    """The function with what it assigns made the interpreter's, at the lines of its file."""
+    code = self.fn.__code__
+    defined = _definitions(code.co_filename).get(code.co_firstlineno)
+    if defined is None:
+        return _REWRITE(self)
+    line, text = defined
+    self.filename = code.co_filename
+    tree = self.ast_transformer.visit(ast.parse(text))
+    ast.increment_lineno(ast.fix_missing_locations(tree), line - 1)
+    return self._compile_and_exec(tree)
+
+
+@cache
+def _definitions(filename: str) -> dict[int, tuple[int, str]]:
+    """The functions of a file by where they start, decorators included: line and text of each."""
+    try:
+        text = Path(filename).read_text("utf-8")
+    except OSError:  # there is no file
+        return {}
+    lines = text.splitlines(keepends=True)
+    found = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+    return {
+        min(part.lineno for part in (node, *node.decorator_list)): (
+            node.lineno,
+            textwrap.dedent("".join(lines[node.lineno - 1 : node.end_lineno])),
+        )
+        for node in found
+    }

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import triton
 import triton.language as tl
 from triton.runtime import interpreter
+
+import quick_interpreter
 
 
 def test_a_shape_is_as_a_type_and_as_a_tensor_has_it() -> None:
@@ -34,3 +37,27 @@ def test_numbers_have_their_types_and_addresses_64_bits() -> None:
     address = tl.pointer_type(tl.float32)
     for one in (address, tl.block_type(address, (4,))):
         assert interpreter._get_np_dtype(one) == np.dtype(np.uint64)
+
+
+@triton.jit
+def _doubled(
+    x,
+    factor: tl.constexpr = 2,
+):
+    y = x * factor
+    y = y + 1
+    return y + x
+
+
+def test_a_function_is_rewritten_at_the_lines_of_its_file() -> None:
+    rewriter = _doubled.rewriter
+    quick, slow = rewriter.rewrite_ast(), quick_interpreter._REWRITE(rewriter)
+    assert quick.__code__ == slow.__code__
+    assert list(quick.__code__.co_lines()) == list(slow.__code__.co_lines())
+    assert quick.__defaults__ == (2,)
+
+
+def test_a_function_without_a_file_is_left_as_it_is() -> None:
+    here: dict[str, object] = {}
+    exec("def f(x): return x", here)
+    assert interpreter.FunctionRewriter(here["f"]).rewrite_ast() is here["f"]
