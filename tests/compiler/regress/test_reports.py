@@ -224,13 +224,13 @@ def test_diffs_are_cut_first_and_the_cut_is_said(size, count, line):
 @pytest.mark.parametrize("filler", ["x", "@", "|", "🧨", "@|" * 3])
 @pytest.mark.parametrize("limit", [LEAST_LIMIT, 20_000, LIMIT])
 def test_the_comment_stays_below_its_limit_when_everything_is_long(filler, limit):
-    long = filler * 1_000
+    long, text = filler * 300, filler * 1_000  # each longer than what is shown of it
     side = Side(long, long, long, long, {f"{i}{long}": long for i in range(50)}, long)
     fields = {"case": long, "target": long, "series": long, "owner": long, "note": long}
     everything = [
         row(verdict, subject=f"{i}{long}", **fields) for verdict in Verdict for i in range(80)
     ]
-    diffs = tuple(Diff(long, long, f"{i}{long}", "changed", long) for i in range(50))
+    diffs = tuple(Diff(long, long, f"{i}{long}", "changed", text) for i in range(50))
     rendered = render_markdown(
         Comparison(long, side, side, tuple(everything), diffs, strict=True), limit=limit
     )
