@@ -121,6 +121,8 @@ class FakeRunner:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         if fault == "interrupt":
             raise KeyboardInterrupt
+        if c != DEFAULT:
+            self._meet()
         if self.log is not None:
             with self.log.open("a") as file:
                 file.write(f"{os.getpid()} {c}\n")
@@ -129,6 +131,13 @@ class FakeRunner:
         return [
             t * math.exp(self.rng.normal(0, self.spec.get("noise", 0.005))) for _ in range(rounds)
         ]
+
+    def _meet(self):
+        """Waits until each process has a candidate: the quicker one would take them all."""
+        if (processes := self.spec.get("processes", 1)) > 1:
+            Path(f"{self.log}.{os.getpid()}").touch()
+            while len(list(self.log.parent.glob(f"{self.log.name}.*"))) < processes:
+                time.sleep(0.01)
 
     def facts(self):
         return {"device": "fake", "sm_mhz": 1980}
@@ -197,7 +206,7 @@ def timed(log):
     return found
 
 
-def tune_in_process(storage, log, seed, processes=2):
+def tune_in_process(storage, log, seed):
     """A whole tuning process, one of two; prints the choice and how many candidates it knows of."""
     from tilewright.autotune import search
     from tilewright.autotune.effort import EFFORTS
@@ -205,11 +214,9 @@ def tune_in_process(storage, log, seed, processes=2):
 
     search.EXHAUSTIVE_BELOW = 10  # so that most are drawn by the sampler
     effort = replace(EFFORTS["full"], candidates=8, trials=24, rounds=6)
-    Path(f"{log}.{seed}").touch()
-    while len(list(Path(log).parent.glob(f"{Path(log).name}.*"))) < processes:
-        time.sleep(0.01)  # the one that imports faster would do all the work
+    tunable = FakeTunable(log=log, seed=seed, processes=2)
     with Pool(start=InProcess) as pool:
-        tuned = search.tune(FakeTunable(log=log, seed=seed), effort, pool, storage=storage)
+        tuned = search.tune(tunable, effort, pool, storage=storage)
     print(json.dumps({"choice": tuned.choice.to_json(), "tried": len(tuned.outcomes)}))
 
 
