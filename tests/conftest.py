@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 _CACHE = Path(__file__).resolve().parent.parent / ".pytest_cache"
@@ -63,6 +65,19 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(50_000, 10, 10)
 
 
+def pytest_sessionfinish() -> None:
+    """pytest's search for errors in destructors goes through all that is left, five times."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Bytecode of modules in temporary folders is of no use to another run."""
+    if sys.pycache_prefix is not None and not hasattr(config, "workerinput"):
+        written = Path(sys.pycache_prefix, *Path(tempfile.gettempdir()).parts[1:])
+        shutil.rmtree(written, ignore_errors=True)
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
@@ -103,6 +118,16 @@ def _quick_libraries() -> None:
         from quick_interpreter import hasten_interpreter
 
         hasten_interpreter()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _small_probe() -> Iterator[None]:
+    """Benchmarks ask how fast this machine's memory is; no test asks whether they are right."""
+    from tilewright.compiler.bench import machine
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "PROBE_BYTES", 1 << 22)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,6 +14,7 @@ import torch
 from ...targets import available_cores
 
 PROBE_BYTES = 1 << 29
+RANDOM_BYTES = 1 << 22  # of which the probe is made: as random, and a hundredth of the time
 PROBES = 7
 GPU_PROBE_ELEMENTS = 1 << 30  # 2 GiB of bfloat16, far beyond any L2
 GPU_PROBES = 20
@@ -86,14 +87,14 @@ def probe_machine(target: str, device: torch.device) -> Machine:
 
 def _read_rate() -> float:
     """Bytes per second of summing a tensor much larger than the caches."""
-    tensor = torch.rand(PROBE_BYTES // 4)
+    tensor = torch.rand(RANDOM_BYTES // 4).repeat(max(1, PROBE_BYTES // RANDOM_BYTES))
     tensor.sum()
     times = []
     for _ in range(PROBES):
         started = time.perf_counter()
         tensor.sum()
         times.append(time.perf_counter() - started)
-    return PROBE_BYTES / statistics.median(times)
+    return tensor.nbytes / statistics.median(times)
 
 
 def _gpu_memory_rates(device: torch.device) -> tuple[float, float]:
