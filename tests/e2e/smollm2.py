@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 def hugging_face_model(path: Path) -> LlamaForCausalLM:
     """The model in float32, weights dequantized by gguf."""
     from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     reader = gguf.GGUFReader(path)
 
@@ -35,8 +36,8 @@ def hugging_face_model(path: Path) -> LlamaForCausalLM:
         eos_token_id=2,
         tie_word_embeddings=True,
     )
-    with torch.device("meta"):
-        model = LlamaForCausalLM(config)
+    with torch.device("meta"):  # there are no weights to draw
+        model = LlamaForCausalLM._from_config(config, dtype=torch.float32)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     stored = {tensor.name: tensor for tensor in reader.tensors}
     state = {}
@@ -48,11 +49,12 @@ def hugging_face_model(path: Path) -> LlamaForCausalLM:
             if part in name:  # llama.cpp keeps a rotary pair side by side, Hugging Face in halves
                 values = values.unflatten(0, (count, -1, 2)).transpose(1, 2)
         state[name] = values.reshape(parameter.shape).contiguous()
-    model = LlamaForCausalLM._from_config(config, dtype=torch.float32)
-    missing, unexpected = model.load_state_dict(state, strict=False)
+    missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
     assert unexpected == []
     assert missing == ["lm_head.weight"]
-    return model.eval()
+    model.tie_weights()
+    model.model.rotary_emb = LlamaRotaryEmbedding(config)  # its tables are on no device
+    return model.requires_grad_(False).eval()
 
 
 def write_folder(gguf_file: Path, model: LlamaForCausalLM, folder: Path) -> None:
