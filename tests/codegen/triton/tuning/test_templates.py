@@ -296,7 +296,7 @@ def test_every_config_has_a_kernel_a_prior_and_a_class(name: str) -> None:
 @pytest.mark.parametrize("name", COMPILED)
 def test_configs_are_compiled_and_those_that_spill_or_do_not_fit_are_refused(name: str) -> None:
     one = tunable(name)
-    configs = [one.default, *list(one.space.configs())[:: one.space.count() // 2]]
+    configs = [one.default, next(iter(one.space.configs()))]
     found = one.prepare(configs)
     assert isinstance(found[one.default], Ready) and set(found) == set(configs)
     digests = {r.digest for r in found.values() if isinstance(r, Ready)}
