@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any
 
 from ..errors import UsageError
@@ -67,12 +68,14 @@ class Key:
     def differences(self, other: Key) -> tuple[str, ...]:
         """The names of the fields that differ; of the problem each one, as `problem.tokens`."""
         found: list[str] = []
-        for name in (f.name for f in fields(self)):
+        for name in _names():
+            if getattr(self, name) == getattr(other, name):
+                continue
             if name == "problem":
                 mine, theirs = dict(self.problem), dict(other.problem)
                 parts = sorted(mine.keys() | theirs.keys())
                 found += [f"problem.{p}" for p in parts if mine.get(p) != theirs.get(p)]
-            elif getattr(self, name) != getattr(other, name):
+            else:
                 found.append(name)
         return tuple(found)
 
@@ -96,6 +99,11 @@ class Key:
         """A line for people: template, problem, device; no hashes."""
         problem = " ".join(f"{name}={value}" for name, value in self.problem)
         return f"{self.template} [{problem}] on {self.device}"
+
+
+@cache
+def _names() -> tuple[str, ...]:
+    return tuple(f.name for f in fields(Key))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+from functools import cache
 
-from typer.testing import CliRunner
+from typer import testing
+
+testing._get_command = cache(testing._get_command)  # all verbs and options, made anew for each run
 
 COMPILE = ("--backend", "eager", "--verify", "structure", "--max-model-len", "64")
 
@@ -16,7 +19,7 @@ def run(*args: object, **options: object):
     """A verb in this process: result with exit_code, stdout, stderr."""
     from tilewright.compiler.cli.app import app
 
-    return CliRunner().invoke(app, [str(arg) for arg in args], **options)
+    return testing.CliRunner().invoke(app, [str(arg) for arg in args], **options)
 
 
 def spawn(*args: object, **options: object) -> subprocess.Popen:
