@@ -20,7 +20,9 @@ from tilewright.errors import EngineError
 
 PARAMS = tw.SamplingParams(max_new_tokens=16, ignore_eos=True, logprobs=2)
 
-# Loads an engine where compiling is impossible, and prints what it generates.
+# Loads an engine where compiling is impossible, and prints what it generates. Then it audits a
+# second load for anything that runs code. (Graph text goes through ast.parse, which only makes a
+# tree; that is a "compile" event, so those are not counted.)
 ALONE = """
 import importlib.abc, json, sys
 BLOCKED = ("transformers", "tilewright.compiler", "tilewright.passes")
@@ -38,19 +40,7 @@ engine = tw.load(sys.argv[1])
 params = tw.SamplingParams(max_new_tokens=16, ignore_eos=True, logprobs=2)
 found = engine.generate([sys.argv[2], sys.argv[2] * 3], params)
 ids = engine.tokenizer.encode(sys.argv[2])
-print(json.dumps({
-    "tokens": [c.token_ids for c in found], "texts": [c.text for c in found],
-    "logits": engine(torch.tensor(ids)).tolist(),
-    "loaded": sorted(m for m in sys.modules if m.startswith(BLOCKED)),
-}))
-"""
-
-# Audits a second load of an engine for anything that runs code. (Graph text goes through ast.parse,
-# which only makes a tree; that is a "compile" event, so those are not counted.)
-AUDITED = """
-import sys
-import tilewright as tw
-tw.load(sys.argv[1])
+logits = engine(torch.tensor(ids)).tolist()
 seen = []
 watched = {"exec", "import", "pickle.find_class", "subprocess.Popen", "os.system"}
 active = True
@@ -60,30 +50,35 @@ def audit(event, args):
 sys.addaudithook(audit)
 tw.load(sys.argv[1])
 active = False
-print(seen)
+print(json.dumps({
+    "seen": seen,
+    "tokens": [c.token_ids for c in found], "texts": [c.text for c in found],
+    "logits": logits,
+    "loaded": sorted(m for m in sys.modules if m.startswith(BLOCKED)),
+}))
 """
 
 
-def run_alone(script: str, *args: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", script, *args], capture_output=True, text=True, check=False
-    )
+@pytest.fixture(scope="module")
+def alone(saved_lm) -> dict[str, object]:
+    """What a process of its own finds in the folder."""
+    command = [sys.executable, "-c", ALONE, str(saved_lm), CHAT]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout.splitlines()[-1]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_same_answers_where_nothing_can_be_compiled(lm_engine, saved_lm) -> None:
-    found = json.loads(run_alone(ALONE, str(saved_lm), CHAT))
-    assert found["loaded"] == []
+def test_same_answers_where_nothing_can_be_compiled(lm_engine, alone) -> None:
+    assert alone["loaded"] == []
     expected = lm_engine.generate([CHAT, CHAT * 3], PARAMS)
-    assert found["tokens"] == [completion.token_ids for completion in expected]
-    assert found["texts"] == [completion.text for completion in expected]
+    assert alone["tokens"] == [completion.token_ids for completion in expected]
+    assert alone["texts"] == [completion.text for completion in expected]
     logits = lm_engine(torch.tensor(lm_engine.tokenizer.encode(CHAT)))
-    torch.testing.assert_close(torch.tensor(found["logits"]), logits, atol=1e-6, rtol=0)
+    torch.testing.assert_close(torch.tensor(alone["logits"]), logits, atol=1e-6, rtol=0)
 
 
-def test_loading_runs_no_code_of_the_folder(saved_lm) -> None:
-    assert run_alone(AUDITED, str(saved_lm)) == "[]"
+def test_loading_runs_no_code_of_the_folder(alone) -> None:
+    assert alone["seen"] == []
 
 
 def test_a_folder_holds_only_text_and_tensors(saved_lm) -> None:

@@ -19,21 +19,22 @@ PROBE = """
 import json, sys, time
 start = time.perf_counter()
 import tilewright
-{use}
-seconds = time.perf_counter() - start
-torch = sys.modules.get("torch")
-print(json.dumps({{
-    "seconds": seconds,
-    "modules": sorted(sys.modules),
-    "cuda": torch is not None and torch.cuda.is_initialized(),
-}}))
+for use in ("", *sys.argv[1:]):
+    exec(use)
+    torch = sys.modules.get("torch")
+    print(json.dumps({
+        "seconds": time.perf_counter() - start,
+        "modules": sorted(sys.modules),
+        "cuda": torch is not None and torch.cuda.is_initialized(),
+    }))
 """
 
 
-def _probe(use: str = "") -> dict[str, object]:
-    command = [sys.executable, "-c", PROBE.format(use=use)]
+def _probe(*uses: str) -> list[dict[str, object]]:
+    """What there is after the import alone, and after each further use in the same process."""
+    command = [sys.executable, "-c", PROBE, *uses]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    return json.loads(done.stdout)
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def _heavy(probe: dict[str, object]) -> list[str]:
@@ -42,25 +43,22 @@ def _heavy(probe: dict[str, object]) -> list[str]:
 
 def test_the_import_is_quick_and_light():
     _probe()  # brings the files into the page cache
-    probe = _probe()
+    (probe,) = _probe()
     assert probe["seconds"] < MAX_SECONDS
     assert not _heavy(probe)
     assert "torch" not in probe["modules"]
     assert not probe["cuda"]
 
 
-def test_loading_an_engine_needs_neither_compiler_nor_passes():
-    probe = _probe("tilewright.load, tilewright.SamplingParams, tilewright.Target")
-    assert not _heavy(probe)
-    assert not probe["cuda"]
+def test_neither_loading_nor_compiling_imports_more_than_it_needs():
+    """An engine is loaded without compiler and passes, and neither asks for a device."""
+    _, loaded, compiled = _probe(
+        "tilewright.load, tilewright.SamplingParams, tilewright.Target", "tilewright.compile"
+    )
+    assert not _heavy(loaded) and not loaded["cuda"]
     prefixes = ("tilewright.compiler", "tilewright.passes")
-    assert not [m for m in probe["modules"] if m.startswith(prefixes)]
-
-
-def test_compile_is_imported_without_transformers_or_a_device():
-    probe = _probe("tilewright.compile")
-    assert not _heavy(probe)
-    assert not probe["cuda"]
+    assert not [m for m in loaded["modules"] if m.startswith(prefixes)]
+    assert not _heavy(compiled) and not compiled["cuda"]
 
 
 @pytest.mark.quick
