@@ -159,7 +159,7 @@ def test_the_bounds_by_summing_the_binomial(k, n):
 
 @pytest.mark.quick
 def test_a_creep_is_found_by_history_and_by_no_single_step():
-    drift = bench.drift_experiment(NOISE, Rule(), histories=4, quiet=20, steps=200, seed=1)
+    drift = bench.drift_experiment(NOISE, Rule(), histories=2, quiet=20, steps=200, seed=1)
     assert all(1 <= week <= 10 for week in drift.found_in_week)
     assert drift.step_alarms == 0
     assert drift.false_alarms == 0

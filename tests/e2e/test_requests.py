@@ -20,7 +20,7 @@ from tilewright.errors import UsageError
 from tilewright.runtime import SamplingParams
 from tiny_models import greedy, tiny_model
 
-SCHEDULES = max(1, int(os.environ.get("TEST_SCHEDULES", "300")) // 10)
+SCHEDULES = max(1, int(os.environ.get("TEST_SCHEDULES", "200")) // 10)
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,10 @@ import threading
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from examples_by_day import examples
 from fake_decode import LazyExecutor, LazyQueue
 from fake_executor import PAGED, VOCAB, FakeExecutor, greedy, logits_of
 from tilewright.errors import VerificationError
@@ -111,7 +112,7 @@ def params(draw):
 REQUESTS = st.lists(st.tuples(PROMPT, params()), min_size=1, max_size=7)
 
 
-@settings(max_examples=60)
+@examples(25)
 @given(
     requests=REQUESTS,
     eos=st.lists(TOKEN, max_size=1),
@@ -139,7 +140,7 @@ def test_tokens_ahead_are_those_of_step_by_step(
     check_idle(loop)
 
 
-@settings(max_examples=40)
+@examples(20)
 @given(
     requests=REQUESTS,
     turns=st.lists(st.tuples(st.integers(0, 9), RARELY), max_size=50),
@@ -165,7 +166,7 @@ def test_streams_that_join_pause_and_are_closed(requests, turns, eos, num_pages)
     check_idle(loop)
 
 
-@settings(max_examples=60)
+@examples(25)
 @given(
     requests=REQUESTS,
     at=st.integers(1, 90),

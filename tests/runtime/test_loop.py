@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from examples_by_day import examples
 from fake_executor import VOCAB, FakeExecutor, greedy, logits_of
 from tilewright.errors import CapacityError, UnsupportedError, UsageError
 from tilewright.runtime import (
@@ -100,7 +101,7 @@ def check(loop, prompts, params):
     assert all_free(loop)
 
 
-@settings(max_examples=80)
+@examples(30)
 @given(
     workload=workloads(),
     page_size=st.integers(1, 9),
@@ -122,7 +123,7 @@ def test_paged_tokens_are_those_of_the_model_alone(
     assert not mixes or loop.executor.most_tokens <= budget
 
 
-@settings(max_examples=40)
+@examples(20)
 @given(workload=workloads(), max_slots=st.integers(1, 5))
 def test_slot_tokens_are_those_of_the_model_alone(workload, max_slots):
     check(slot_loop(max_slots), *workload)
