@@ -142,6 +142,8 @@ RING_MODELS = {
     ),
 }
 """Sizes that a ring of weights takes."""
+RING_OF_CODES = Model(width=2048, heads=32, kv_heads=8, dim=64, ffn=7168, vocab=1024, page=16)
+"""One that it takes with weights of 4 bits too, with gaps between long rows."""
 
 
 def step_inputs(tables: list[int], length: int, token: int, page: int) -> dict[str, torch.Tensor]:

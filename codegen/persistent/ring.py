@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...errors import UnsupportedError
+from .codes import Codes
 from .reading import Attention, Begin, Product, Shape, Step
 
 TILE = 16384
-"""Weights of a tile: 32 KB."""
+"""Of weights, in units of 2 bytes: 32 KB."""
 SPLITS = 16
 """Programs that share a KV head's keys."""
 GROUP = 4
 """Query heads of a KV head, at most."""
 _UNIT = 256  # elements of a box's rows, at most
 _COPIED = 8  # elements of 16 bytes: what one look at memory takes
+_VECTOR = 32  # codes of 4 bits that a thread meets at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,21 +26,28 @@ class Rows:
 
     Attributes:
         k: weights of a row.
-        unit: elements of a line of the tensor map, of which a row has a whole number.
+        bits: of a weight.
+        unit: units of 2 bytes of a line of the tensor map, of which a row has a whole number.
     """
 
     k: int
+    bits: int
     unit: int
 
     @property
+    def length(self) -> int:
+        """Of a row, in units of 2 bytes."""
+        return self.k * self.bits // 16
+
+    @property
     def pitch(self) -> int:
-        """From a row to the next one in the ring: the next power of two."""
+        """Weights from a row to the next one in the ring: the next power of two."""
         return 1 << (self.k - 1).bit_length()
 
     @property
     def in_tile(self) -> int:
         """Rows of a tile."""
-        return TILE // self.pitch
+        return TILE * 16 // self.bits // self.pitch
 
     @property
     def box(self) -> int:
@@ -46,7 +55,7 @@ class Rows:
         half = TILE // 2 // self.unit
         if self.k == self.pitch:
             return half
-        lines = self.k // self.unit
+        lines = self.length // self.unit
         return min(half, lines & -lines)
 
 
@@ -62,6 +71,7 @@ class Ring:
         attention: heads, and what their rope rounds.
         eps: of each norm.
         stepwise: whether silu is rounded before it is multiplied.
+        codes: what weights of layers are, None for bfloat16, which those of the last product are.
     """
 
     layers: int
@@ -71,6 +81,7 @@ class Ring:
     attention: Attention
     eps: float
     stepwise: bool
+    codes: Codes | None = None
 
     @property
     def attended(self) -> int:
@@ -88,15 +99,26 @@ class Ring:
         return self.qkv + self.attended + 2 * self.width + self.inner
 
     @property
+    def bits(self) -> int:
+        """Of a layer's weights."""
+        return 16 if self.codes is None else self.codes.bits
+
+    @property
     def unit(self) -> int:
-        """Elements of a line of the tensor map: all rows have a whole number of lines."""
-        sizes = self.width | self.attended | self.inner
+        """Of a line of the tensor map, in units of 2 bytes: rows have a whole number of them."""
+        lengths = [k * self.bits // 16 for k in (self.width, self.attended, self.inner)]
+        sizes = lengths[0] | lengths[1] | lengths[2] | self.width
         return min(_UNIT, sizes & -sizes)
 
     @property
-    def rows(self) -> tuple[Rows, Rows, Rows]:
-        """Rows that multiply the residual stream, attention's result, the gated product."""
-        return tuple(Rows(k, self.unit) for k in (self.width, self.attended, self.inner))  # type: ignore[return-value]
+    def rows(self) -> tuple[Rows, Rows, Rows, Rows]:
+        """Rows of layers that multiply the residual stream, attention's result and the gated
+        product, and of the last product.
+        """
+        wide, attended, inner = (
+            Rows(k, self.bits, self.unit) for k in (self.width, self.attended, self.inner)
+        )
+        return wide, attended, inner, Rows(self.width, 16, self.unit)
 
     @property
     def calls(self) -> int:
@@ -130,7 +152,9 @@ def ring_of(shape: Shape) -> Ring:
     qkv, attention, _, gates, down = (shape.form(step) for step in layers[0])
     assert isinstance(attention, Attention) and isinstance(qkv, Product)
     assert isinstance(gates, Product) and isinstance(down, Product) and isinstance(head, Product)
-    found = Ring(len(layers), shape.width, down.k, head.n, attention, head.eps, gates.stepwise)
+    sizes = (len(layers), shape.width, down.k, head.n)
+    found = Ring(*sizes, attention, head.eps, gates.stepwise, shape.codes)
+    _check_codes(found.codes, (qkv, gates))
     _check_sizes(found, (qkv, gates, head))
     return found
 
@@ -143,7 +167,7 @@ def _checked_layer(shape: Shape, layer: list[Step], like: list[Step], x: str) ->
     forms = [shape.form(step) for step in layer]
     products = [form for form in forms if isinstance(form, Product)]
     _insist(len(products) == 4 and isinstance(forms[1], Attention), "other calls", qkv)
-    _insist(all(form.codes is None for form in products), "weights of codes", qkv)
+    _insist({form.codes for form in products} == {shape.codes}, "weights of two kinds", qkv)
     kinds = [(form.norm, form.gated, form.residual, form.chosen) for form in products]
     ours = [(True, False, False, False), (False, False, True, False)]
     ours += [(True, True, False, False), (False, False, True, False)]
@@ -164,20 +188,32 @@ def _check_sizes(ring: Ring, normed: tuple[Product, ...]) -> None:
     dim, page = attention.head_dim, attention.page_size
     _fits(dim in (64, 128), "heads of 64 or 128", f"{dim}")
     _fits(page & (page - 1) == 0, "pages of a power of two", f"{page}")
-    known = ring.unit >= 64 and all(1024 <= row.pitch <= TILE for row in ring.rows)
+    lengths = [row.pitch * row.bits // 16 for row in ring.rows]
+    pitches = all(1024 <= row.pitch <= TILE for row in ring.rows)
+    known = ring.unit >= 64 and pitches and min(lengths) >= 512 and max(lengths) <= TILE
     _fits(known, _SIZES, _said(ring))
-    wide, attended, inner = ring.rows
+    wide, attended, inner, head = ring.rows
     tiled = (
-        ring.qkv % wide.in_tile == ring.vocab % wide.in_tile == 0
+        ring.qkv % wide.in_tile == ring.vocab % head.in_tile == 0
         and ring.width % max(attended.in_tile, inner.in_tile) == 0
         and wide.in_tile >= 2
         and ring.inner % (wide.in_tile // 2) == 0
         and ring.vocab % _COPIED == 0
     )
-    _fits(tiled, f"products of whole tiles of {TILE} weights", _said(ring))
+    _fits(tiled, "products of whole tiles of 32 KB", _said(ring))
 
 
-_SIZES = f"rows of 513 to {TILE} weights, multiples of 64"
+_SIZES = f"rows of 513 to {TILE} weights, of a multiple of 128 bytes"
+
+
+def _check_codes(codes: Codes | None, normed: tuple[Product, ...]) -> None:
+    if codes is None:
+        return
+    of_rows = codes.bits == 8 and codes.group == 0 and codes.block == 1
+    of_groups = codes.bits == 4 and codes.group % _VECTOR == 0 and not codes.rounds
+    _fits(of_rows or of_groups, f"codes by rows, or of 4 bits by groups of {_VECTOR}", f"{codes}")
+    steps = all(form.norm_stepwise for form in normed) or not codes.rounds
+    _fits(steps, "norms that round before they multiply with their weight", "others")
 
 
 def _said(ring: Ring) -> str:
@@ -185,8 +221,8 @@ def _said(ring: Ring) -> str:
 
 
 def step_weights(shape: Shape) -> Mapping[str, tuple[str, ...]]:
-    """Names of weights: of each layer qkv, output, gates, down, and both norms; of the end the last
-    product, its norm and the embedding.
+    """Names of weights: of each layer qkv, output, gates, down, both norms, and the scales of the
+    four, "" where they have none; of the end the last product, its norm and the embedding.
     """
     first, *middle = shape.calls
     last = middle.pop()
@@ -194,7 +230,8 @@ def step_weights(shape: Shape) -> Mapping[str, tuple[str, ...]]:
     for index in range(0, len(middle), 5):
         qkv, _, output, gates, down = middle[index : index + 5]
         products = (qkv.weight, output.weight, gates.weight, down.weight)
-        found[f"layer {index // 5}"] = (*products, qkv.norm, gates.norm)
+        scales = (qkv.scale, output.scale, gates.scale, down.scale)
+        found[f"layer {index // 5}"] = (*products, qkv.norm, gates.norm, *scales)
     found["end"] = (last.weight, last.norm, first.weight)
     return found
 

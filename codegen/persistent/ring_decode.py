@@ -17,10 +17,10 @@ from .ring import GROUP, SPLITS, Ring, Rows, ring_of, step_weights
 from .ring_source import POINTERS, RingCut
 from .trace import MARKS, StepTrace, trace_of
 
-PLACES = 8
+PLACES = 12
 """Numbers that the table has of a layer: the first lines of its four products' weights, and the
-addresses of both norms' weights, keys and values. The last row has the first line of the last
-product, and the addresses of its norm's weight and of the embedding.
+addresses of both norms' weights, keys and values, and the products' scales. The last row has the
+first line of the last product, and the addresses of its norm's weight and of the embedding.
 """
 RingLauncher = Callable[[Sequence[torch.Tensor | Mapped | int]], None]
 
@@ -59,7 +59,8 @@ class RingDecode:
         self.ring, self._timed = ring_of(shape), timed
         self._names = step_weights(shape)
         self._weights = {name: weights[name] for name in weights}
-        for name in (*(n for names in self._names.values() for n in names), shape.inv_freq):
+        read = (name for names in self._names.values() for name in names if name)
+        for name in (*read, shape.inv_freq):
             check_memory(name, weights.get(name))
         self._first, self._lines = _span(self.ring, self._names, weights)
         self._maps = [self._map(rows) for rows in self.ring.rows]
@@ -196,9 +197,10 @@ def make_places(
     table = torch.zeros(ring.layers + 1, PLACES, dtype=torch.int64)
     line = 2 * ring.unit
     for layer in range(ring.layers):
-        *products, norm, other = (weights[name].data_ptr() for name in names[f"layer {layer}"])
-        firsts = [(address - start) // line for address in products]
-        row = [*firsts, norm, other, *caches[2 * layer : 2 * layer + 2]]
+        of_layer = names[f"layer {layer}"]
+        found = [weights[name].data_ptr() if name else 0 for name in of_layer]
+        firsts = [(address - start) // line for address in found[:4]]
+        row = [*firsts, *found[4:6], *caches[2 * layer : 2 * layer + 2], *found[6:]]
         table[layer] = torch.tensor(row)
     head, *others = (weights[name].data_ptr() for name in names["end"])
     table[-1, :3] = torch.tensor([(head - start) // line, *others])

@@ -17,7 +17,7 @@ from ..triton.source import (
     Variant,
     jit_text,
 )
-from .ring import TILE, Ring
+from .ring import Ring
 
 NAME = "decode_ring"
 """Of the kernel."""
@@ -30,18 +30,21 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 """
 _POLLS = ("_values", "_two_values", "_part_values")
 _ATTENTION = ("_time", "_keys", "_turned", "_attend")
-_STEP = (
+_LOADS = ("_mine", "_bring_half", "_bring_product", "_bring")
+_PRODUCT = (
     "_rounded",
-    "_mine",
-    "_pointer",
+    "_input",
+    "_by_largest",
+    "_codes_of",
+    "_weight_row",
+    "_nibble",
+    "_of_nibbles",
+    "_eighths",
+    "_fours",
+    "_write",
     "_product",
-    "_note_angles",
-    "_consume",
-    "_bring_half",
-    "_bring_product",
-    "_bring",
-    "_ring_step",
 )
+_STEP = ("_pointer", "_note_angles", "_consume", "_ring_step")
 POINTERS: Mapping[str, DType] = {
     "places": DType.I64,
     "token_ids": DType.I64,
@@ -86,7 +89,7 @@ def ring_source(ring: Ring, cut: RingCut, timed: bool = False) -> KernelSource:
     maps = [
         Described(name, DType.BF16, "operand", 0, 0, (0, ring.unit), (ring.unit, 1), box, 0)
         for name, box in zip(
-            ("desc", "desc_attended", "desc_inner"),
+            ("desc", "desc_attended", "desc_inner", "desc_head"),
             ((rows.box, ring.unit) for rows in ring.rows),
             strict=True,
         )
@@ -104,8 +107,8 @@ def ring_source(ring: Ring, cut: RingCut, timed: bool = False) -> KernelSource:
 
 def _constants(ring: Ring, cut: RingCut, timed: bool) -> dict[str, Constexpr]:
     attention = ring.attention
-    wide, attended, inner = ring.rows
-    assert wide.pitch <= TILE
+    wide, attended, inner, _ = ring.rows
+    codes = ring.codes
     return {
         "LAYERS": ring.layers,
         "WIDTH": ring.width,
@@ -125,25 +128,36 @@ def _constants(ring: Ring, cut: RingCut, timed: bool) -> dict[str, Constexpr]:
         "SLOTS": cut.slots,
         "CAP": cut.cap,
         "KEYS": cut.keys,
+        "BITS": ring.bits,
+        "GROUP": 0 if codes is None else codes.group,
+        "ROUNDS": codes is not None and codes.rounds,
+        "SCALE": 2 if codes is None else codes.scale_bytes,
         "TIMED": timed,
     }
 
 
 def _text() -> str:
-    from . import ring_attention_kernel, ring_kernel, ring_polls
+    from . import (
+        ring_attention_kernel,
+        ring_kernel,
+        ring_loads_kernel,
+        ring_polls,
+        ring_product_kernel,
+    )
 
     constants = {
         **ring_polls.TEXTS,
         "_NOW": ring_attention_kernel.NOW,
         "_PLACE": ring_kernel.PLACE,
+        "_NIBBLES": ring_product_kernel.NIBBLES,
+    }
+    modules = {
+        ring_polls: _POLLS,
+        ring_attention_kernel: _ATTENTION,
+        ring_loads_kernel: _LOADS,
+        ring_product_kernel: _PRODUCT,
+        ring_kernel: _STEP,
     }
     lines = [f"{name} = gl.constexpr({value!r})\n" for name, value in constants.items()]
-    return "".join(
-        (
-            _HEADER,
-            *lines,
-            jit_text(ring_polls, _POLLS),
-            jit_text(ring_attention_kernel, _ATTENTION),
-            jit_text(ring_kernel, _STEP),
-        )
-    )
+    texts = (jit_text(module, names) for module, names in modules.items())
+    return "".join((_HEADER, *lines, *texts))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from persistent_codes import Coded
-from persistent_forms import RING_MODELS, WHOLE, Model, step_inputs
+from persistent_forms import RING_MODELS, RING_OF_CODES, WHOLE, Model, step_inputs
 from tilewright.codegen.base import get_backend
 from tilewright.codegen.persistent.lowering import cut_for, with_one_launch
 from tilewright.codegen.persistent.reading import Shape, read_decode
@@ -22,11 +22,14 @@ from tilewright.codegen.triton.package import read_package
 from tilewright.codegen.triton.tensor_map import Mapped
 from tilewright.errors import EngineError, KernelError, UnsupportedError, UsageError
 from tilewright.ir.dtypes import DType
+from tilewright.ir.graph import Graph, param_name
 from tilewright.targets import Target
 
 H100 = Target.parse("h100")
 PAGES = [3, 1, 2, 0]
 SHAPE = read_decode(WHOLE.graph())
+PRODUCTS = [f"{name}_{i}" for i in range(2) for name in ("qkv", "o", "gate_up", "down")]
+PRODUCTS += ["lm_head"]
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -41,6 +44,15 @@ def tensors() -> dict[str, torch.Tensor]:
         found[name] = kept[begin : begin + tensor.numel()].view(tensor.shape)
         begin += -(-tensor.numel() // 256) * 256
     return found
+
+
+def weights_of(graph: Graph) -> dict[str, torch.Tensor]:
+    """Zeros."""
+    types = {param_name(node): node.type for node in graph.params}
+    return {
+        name: torch.zeros(tuple(map(int, map(str, type_.shape))), dtype=type_.dtype.torch)
+        for name, type_ in types.items()
+    }
 
 
 class Fake:
@@ -63,19 +75,22 @@ def test_the_sizes_of_a_model_are_read_from_its_graph() -> None:
     attention = SHAPE.form(SHAPE.calls[2])
     assert ring == Ring(2, 1024, 2048, 2048, attention, 1e-5, True)
     assert (ring.qkv, ring.attended, ring.calls, ring.programs) == (1536, 1024, 11, 64)
-    assert ring.rows == (Rows(1024, 256), Rows(1024, 256), Rows(2048, 256))
+    assert ring.rows == tuple(Rows(k, 16, 256) for k in (1024, 1024, 2048, 1024))
     names = step_weights(SHAPE)
-    assert names["layer 1"] == ("qkv_1", "o_1", "gate_up_1", "down_1", "norm_1", "norm2_1")
+    products, norms = ("qkv_1", "o_1", "gate_up_1", "down_1"), ("norm_1", "norm2_1")
+    assert names["layer 1"] == (*products, *norms, "", "", "", "")
     assert names["end"] == ("lm_head", "norm", "embed")
 
 
 @pytest.mark.parametrize(
     ("rows", "pitch", "in_tile", "box"),
     [
-        (Rows(2048, 256), 2048, 8, 32),  # half a tile at once
-        (Rows(14336, 256), 16384, 1, 8),  # 4 boxes, then 3
-        (Rows(576, 64), 1024, 16, 1),
-        (Rows(1536, 64), 2048, 8, 8),
+        (Rows(2048, 16, 256), 2048, 8, 32),  # half a tile at once
+        (Rows(14336, 16, 256), 16384, 1, 8),  # 4 boxes, then 3
+        (Rows(576, 16, 64), 1024, 16, 1),
+        (Rows(1536, 16, 64), 2048, 8, 8),
+        (Rows(14336, 8, 256), 16384, 2, 4),
+        (Rows(14336, 4, 256), 16384, 4, 2),
     ],
 )
 def test_rows_lie_at_the_next_power_of_two(rows, pitch, in_tile, box) -> None:
@@ -133,12 +148,30 @@ def test_calls_that_are_no_repeated_layer_are_named(shape: Shape, named: str) ->
         ring_of(shape)
 
 
-def test_codes_have_no_ring() -> None:
-    graph = Coded(DType.F8E4M3, rounds=True).graph(WHOLE.graph())
-    shape = read_decode(graph)
-    with pytest.raises(UnsupportedError, match="weights of codes"):
+@pytest.mark.parametrize(
+    ("coded", "model", "named"),
+    [
+        (Coded(DType.F8E4M3, group=128, block=128, rounds=True), WHOLE, "codes by rows, or of 4"),
+        (Coded(DType.U8, group=16), RING_OF_CODES, "by groups of 32"),
+        (Coded(DType.U8, group=128), WHOLE, "rows of 513 to 16384"),  # 512 bytes are too few
+    ],
+    ids=str,
+)
+def test_codes_that_have_no_ring(coded: Coded, model: Model, named: str) -> None:
+    shape = read_decode(coded.graph(model.graph()))
+    with pytest.raises(UnsupportedError, match=named):
         ring_of(shape)
     assert isinstance(cut_for(H100, shape), Tiling)
+
+
+def test_norms_that_round_once_have_no_ring_of_codes() -> None:
+    shape = read_decode(Coded(DType.F8E4M3, rounds=True).graph(WHOLE.graph()))
+    (gates,) = (form for form in shape.products if form.gated)
+    forms = tuple(
+        replace(form, norm_stepwise=False) if form == gates else form for form in shape.forms
+    )
+    with pytest.raises(UnsupportedError, match="norms that round before"):
+        ring_of(replace(shape, forms=forms))
 
 
 @pytest.mark.parametrize(
@@ -151,9 +184,15 @@ def test_other_targets_and_numbers_of_sequences_have_tiles(target: str, batch: i
     assert isinstance(cut_for(replace(H100, sms=63), SHAPE), Tiling)  # 64 have attention
 
 
-@pytest.mark.parametrize("model", RING_MODELS.values(), ids=RING_MODELS)
-def test_it_compiles_for_hopper_within_a_multiprocessor(model: Model) -> None:
-    graph = model.graph()
+CODED = {
+    "e4m3": Coded(DType.F8E4M3, rounds=True).graph(RING_OF_CODES.graph()),
+    "4 bits": Coded(DType.U8, group=128).graph(RING_OF_CODES.graph()),
+}
+GRAPHS = {name: model.graph() for name, model in RING_MODELS.items()} | CODED
+
+
+@pytest.mark.parametrize("graph", GRAPHS.values(), ids=GRAPHS)
+def test_it_compiles_for_hopper_within_a_multiprocessor(graph: Graph) -> None:
     kernels = get_backend("triton").lower(graph, Target.parse("cpu"))
     lowered = with_one_launch(kernels, graph, H100)
     (call,) = (call for call in lowered.program.calls if "/persistent/" in call.kernel)
@@ -161,12 +200,12 @@ def test_it_compiles_for_hopper_within_a_multiprocessor(model: Model) -> None:
     read = lowered.files.__getitem__
     package = read_package(read, call.kernel.rpartition("/")[2])
     (binary,) = package.binaries.values()
-    assert binary.cooperative and binary.parameters.count("b8") == 3
-    assert binary.resources.spills <= 64
+    assert binary.cooperative and binary.parameters.count("b8") == 4
+    assert binary.resources.spills <= 512
     assert binary.resources.shared <= H100.shared_memory_per_block
     with pytest.raises(EngineError, match="cpu, which has no TMA|this version's is"):
         get_backend("triton").load(
-            call, lowered.program, model.tensors(1, 4), read, torch.device("cpu")
+            call, lowered.program, weights_of(graph), read, torch.device("cpu")
         )
 
 
@@ -179,7 +218,7 @@ def test_tables_tell_where_everything_lies() -> None:
     products = [weights[name] for name in ("qkv_1", "o_1", "gate_up_1", "down_1")]
     assert [start + 512 * line for line in row[:4]] == [one.data_ptr() for one in products]
     assert row[4:6] == [weights["norm_1"].data_ptr(), weights["norm2_1"].data_ptr()]
-    assert row[6:] == caches[2:]
+    assert row[6:] == [*caches[2:], 0, 0, 0, 0]
     last = table[2].tolist()
     assert start + 512 * last[0] == weights["lm_head"].data_ptr()
     assert last[1:3] == [weights["norm"].data_ptr(), start]
@@ -192,16 +231,16 @@ def test_a_step_is_told_its_memory_in_the_kernels_order() -> None:
     ours.run(inputs, weights)
     ours.run(inputs, weights)
     first, second = launch.given
-    maps, rest = first[:3], dict(zip((*POINTERS, "limit"), first[3:], strict=True))
-    products = [n for names in step_weights(SHAPE).values() for n in names if "norm" not in n]
-    ends = [weights[n].data_ptr() + weights[n].nbytes for n in products if n != "embed"]
+    maps, rest = first[:4], dict(zip((*POINTERS, "limit"), first[4:], strict=True))
+    products = [n for names in step_weights(SHAPE).values() for n in names if n in PRODUCTS]
+    ends = [weights[n].data_ptr() + weights[n].nbytes for n in products]
     for one, rows in zip(maps, ring_of(SHAPE).rows, strict=True):
         assert isinstance(one, Mapped) and one.swizzle == 0
         assert one.box == (rows.box, 256)
         assert one.tensor.data_ptr() + 512 * one.shape[0] == max(ends)
     assert rest["token_ids"] is inputs["token_ids"] and rest["logits"] is ours.logits
     assert rest["inv_freq"] is weights["inv_freq"] and rest["limit"] == 1 << 20
-    assert second[3] is rest["places"]  # the table of these caches is kept
+    assert second[4] is rest["places"]  # the table of these caches is kept
     assert (ours.memory["memory"].view(torch.int16) == -1).all()
     assert (ours.memory["partials"].view(torch.int32) == -1).all()
 
