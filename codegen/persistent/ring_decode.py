@@ -234,7 +234,8 @@ def _span(
                 remedy="Give weights as the engine holds them, each in memory of its own.",
             )
     end = max(address + weights[name].nbytes for address, name in products)
-    return weights[first], (end - start) // line
+    lines = weights[first].flatten().view(torch.bfloat16)  # of whatever there is, 2 bytes at a time
+    return lines, (end - start) // line
 
 
 def _memory(ring: Ring, cut: RingCut, timed: bool) -> dict[str, torch.Tensor]:
