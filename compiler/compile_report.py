@@ -58,6 +58,7 @@ def make_report(
         "ops": dict(Counter(node.op for node in graph.calls())),
         "calls": _kinds(general),
         "decode_calls": {} if decode is None else _kinds(decode),
+        "decode": lowered.steps,
         "fallbacks": fallbacks,
         "aten": foreign,
         "largest_error": largest_error,

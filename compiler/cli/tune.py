@@ -28,6 +28,7 @@ from .tune_confirm import AgainstOption, BatchesOption, Confirmation, ConfirmOpt
 from .tune_explain import explain
 from .tune_options import OnlyOption, StorageOption, chosen, image_of
 from .tune_report import report
+from .tune_steps import tune_steps_of
 
 if TYPE_CHECKING:
     from ...autotune.effort import Effort, TuneConfig
@@ -91,8 +92,9 @@ def run(
     random_weights: RandomOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Tune the kernels of ENGINE, and keep what was found for later compiles. Of a model whose
-    backend is left open (--backend auto): which backend is the fastest, too.
+    """Tune the kernels of ENGINE, and keep what was found for later compiles; and whether decode
+    steps are faster as one launch. Of a model whose backend is left open (--backend auto): which
+    backend is the fastest, too.
 
     Ctrl-C keeps what was found; the same command goes on from there. Exit code 1: --confirm found a
     decode step that got slower.
@@ -109,27 +111,30 @@ def run(
     model: dict[str, Any] = {"target": target, "backend": backend, "dtype": dtype}
     model |= {"quantize": quantize, "max_model_len": max_model_len}
     model |= {"max_batch_size": max_batch_size, "random_weights": random_weights}
-    kernels, with_backend = parted(only)
-    rivals = rivals_of(engine, **model) if with_backend else None
+    parts = parted(only)
+    rivals = rivals_of(engine, **model) if parts.backend else None
     if only == BACKEND and rivals is None:
         raise no_choice(engine, backend)
     if rivals is not None and spent.measures:
         _check_device(rivals.target)
     problems: Sequence[KernelTunable] = ()
-    confirmation = None
-    if rivals is None or confirm or (rivals.has_kernels and kernels != ""):
+    image = confirmation = None
+    if rivals is None or confirm or (rivals.has_kernels and parts.on_gpu):
         image = image_of(engine, **model)
         if spent.measures or confirm:
             _check_device(Target.parse(image.target), of_kernels=True)
         problems = problems_of_image(image)
         confirmation = Confirmation(image, against, batch) if confirm else None
     started = time.monotonic()
-    wanted = chosen(problems, kernels) if problems else ()
+    ends = None if seconds is None else started + seconds
+    wanted = chosen(problems, parts.kernels) if problems else ()
     done, interrupted = _tuned(wanted, spent, budget, resume=resume, again=again)
+    how = {"resume": resume, "again": again}
+    if image is not None and parts.steps:
+        steps, interrupted = tune_steps_of(image, spent, budget, ends, done, interrupted, **how)
+        done = [*done, *steps]
     if rivals is not None:
-        ends = None if seconds is None else started + seconds
-        how = {"resume": resume, "again": again, "stopped": interrupted}
-        one, stopped = tune_rivals(rivals, spent, budget, ends, **how)
+        one, stopped = tune_rivals(rivals, spent, budget, ends, stopped=interrupted, **how)
         done, interrupted = [*done, one], interrupted or stopped
     took = time.monotonic() - started
     confirmed = None if confirmation is None or interrupted else confirmation.run(problems)
