@@ -108,7 +108,7 @@ class CompileOptions:
         window: what a sequence keeps; None for all of it.
         strict: whether what the backend leaves to torch, or to parts, is an error.
         decode: how a decode step runs: "kernels", or "persistent" for one launch where there is
-            one sequence, or up to as many as stand behind a colon.
+            one sequence, or up to as many as stand behind a colon; "auto" as records say.
         asked_cache: the form that the user asked for: "auto", "paged", "static", or "none".
         rivals: the other backends, where the choice is ours; none where the user names one, or
             wants what only one can give.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,6 +33,7 @@ from .tune_steps import tune_steps_of
 if TYPE_CHECKING:
     from ...autotune.effort import Effort, TuneConfig
     from ...codegen.triton.tuning.tunable import KernelTunable
+    from ...runtime.image import EngineImage
     from ...targets import Target
     from ..confirm import Confirmed
     from ..tuning import TunedProblem
@@ -92,16 +93,14 @@ def run(
     random_weights: RandomOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Tune the kernels of ENGINE, and keep what was found for later compiles; and whether decode
-    steps are faster as one launch. Of a model whose backend is left open (--backend auto): which
-    backend is the fastest, too.
+    """Tune ENGINE's kernels, choose whether decode steps are one launch, and keep what was found
+    for later compiles. Of a model whose backend is left open: which backend is the fastest, too.
 
     Ctrl-C keeps what was found; the same command goes on from there. Exit code 1: --confirm found a
     decode step that got slower.
     """
     from ...autotune.effort import TuneConfig, effort_of
     from ...autotune.study import open_storage
-    from ...targets import Target
     from ..tuning import problems_of_image
 
     budget = TuneConfig(trials, seconds, storage, seed)  # refuses what is no budget
@@ -117,19 +116,15 @@ def run(
         raise no_choice(engine, backend)
     if rivals is not None and spent.measures:
         _check_device(rivals.target)
-    problems: Sequence[KernelTunable] = ()
-    image = confirmation = None
-    if rivals is None or confirm or (rivals.has_kernels and parts.on_gpu):
-        image = image_of(engine, **model)
-        if spent.measures or confirm:
-            _check_device(Target.parse(image.target), of_kernels=True)
-        problems = problems_of_image(image)
-        confirmation = Confirmation(image, against, batch) if confirm else None
+    needed = rivals is None or confirm or (rivals.has_kernels and parts.on_gpu)
+    image = _image(engine, model, spent.measures or confirm) if needed else None
+    problems = () if image is None else problems_of_image(image)
+    confirmation = Confirmation(image, against, batch) if image is not None and confirm else None
     started = time.monotonic()
     ends = None if seconds is None else started + seconds
-    wanted = chosen(problems, parts.kernels) if problems else ()
-    done, interrupted = _tuned(wanted, spent, budget, resume=resume, again=again)
     how = {"resume": resume, "again": again}
+    wanted = chosen(problems, parts.kernels) if problems else ()
+    done, interrupted = _tuned(wanted, spent, budget, **how)
     if image is not None and parts.steps:
         steps, interrupted = tune_steps_of(image, spent, budget, ends, done, interrupted, **how)
         done = [*done, *steps]
@@ -144,6 +139,16 @@ def run(
         raise typer.Exit(INTERRUPTED)
     if confirmed is not None and confirmed.is_slower:
         raise typer.Exit(1)
+
+
+def _image(engine: str, model: Mapping[str, Any], measures: bool) -> EngineImage:
+    """The engine whose kernels are tuned; it has to run here where something is measured."""
+    from ...targets import Target
+
+    image = image_of(engine, **model)
+    if measures:
+        _check_device(Target.parse(image.target), of_kernels=True)
+    return image
 
 
 def _tuned(
