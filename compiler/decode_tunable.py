@@ -165,20 +165,17 @@ def tunable_steps(
     graph: Graph, target: Target, max_sequences: int, max_model_len: int, store: Store | None
 ) -> Iterator[Sequence[DecodeTunable]]:
     """The steps of a decode graph whose way can be chosen, with a folder within TILEWRIGHT_CACHE
-    that is gone when the block ends; none where the one launch does not know the graph.
+    that is gone when the block ends.
 
     Args:
         graph, target, max_sequences, max_model_len: as `step_problems` takes them.
         store: what is known of the separate kernels.
 
     Raises:
+        UnsupportedError: there are none, as `step_problems` says.
         UsageError: the folder cannot be made.
     """
-    try:
-        problems = step_problems(graph, target, max_sequences, max_model_len)
-    except UnsupportedError:
-        yield ()
-        return
+    problems = step_problems(graph, target, max_sequences, max_model_len)
     parent = current().cache
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -192,11 +189,15 @@ def tunable_steps(
 
 @contextmanager
 def tunable_image(image: EngineImage, store: Store | None) -> Iterator[Sequence[DecodeTunable]]:
-    """As `tunable_steps`, of an engine; none where it has no decode Program of Triton's."""
+    """As `tunable_steps`, of an engine."""
     decode, lm = image.decode, image.lm
     if image.backend != "triton" or decode is None or lm is None or not decode.graphs:
-        yield ()
-        return
+        raise UnsupportedError(
+            f"one launch for all layers of {image.name}",
+            expected="a causal LM with a decode Program of the Triton backend",
+            found=f"backend {image.backend!r}" + ("" if decode else ", no decode Program"),
+            remedy="Compile it with backend='triton', for a GPU, and without deterministic=True.",
+        )
     graph, target = parse_graph(decode.graphs[-1][1]), Target.parse(image.target)
     with tunable_steps(graph, target, lm.max_batch_size, lm.max_model_len, store) as steps:
         yield steps

@@ -148,7 +148,13 @@ def tune_graphs(
     from .decode_tunable import tunable_steps, tune_steps
 
     most = options.max_batch_size
-    with tunable_steps(decode, options.target, most, max_model_len, store) as steps:
+    with ExitStack() as stack:
+        try:
+            steps = stack.enter_context(
+                tunable_steps(decode, options.target, most, max_model_len, store)
+            )
+        except UnsupportedError:  # the one launch does not know the model, or the device
+            return
         how |= {"again": changed, "deadline": ends}
         _measured(tune_steps(steps, effort_of(wanted), store, **how))
 

@@ -113,8 +113,8 @@ DecodeOption = Annotated[
     str,
     typer.Option(
         metavar="FORM",
-        help="How decode steps run: auto (as measured), kernels, or persistent: one launch each, of "
-        "one sequence (persistent:8: of up to 8).",
+        help="How decode steps run: auto (as measured), kernels, or persistent: one launch each, "
+        "of one sequence (persistent:8: of up to 8).",
     ),
 ]
 CheckpointOption = Annotated[

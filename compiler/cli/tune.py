@@ -122,12 +122,12 @@ def run(
     confirmation = Confirmation(image, against, batch) if image is not None and confirm else None
     started = time.monotonic()
     ends = None if seconds is None else started + seconds
-    how = {"resume": resume, "again": again}
-    wanted = chosen(problems, parts.kernels) if problems else ()
+    how, wanted = {"resume": resume, "again": again}, chosen(problems, parts.kernels)
     done, interrupted = _tuned(wanted, spent, budget, **how)
     if image is not None and parts.steps:
-        steps, interrupted = tune_steps_of(image, spent, budget, ends, done, interrupted, **how)
-        done = [*done, *steps]
+        done, interrupted = tune_steps_of(
+            image, spent, budget, ends, done, interrupted, named=parts.named, **how
+        )
     if rivals is not None:
         one, stopped = tune_rivals(rivals, spent, budget, ends, stopped=interrupted, **how)
         done, interrupted = [*done, one], interrupted or stopped

@@ -66,11 +66,13 @@ class Parts(NamedTuple):
         kernels: their templates, "" for none, None for all.
         steps: whether the way of decode steps.
         backend: whether the backend.
+        named: whether there is an ``--only``: what it names must be there.
     """
 
     kernels: str | None
     steps: bool
     backend: bool
+    named: bool
 
     @property
     def on_gpu(self) -> bool:
@@ -81,10 +83,10 @@ class Parts(NamedTuple):
 def parted(only: str | None) -> Parts:
     """What ``--only`` names; all without it."""
     if only is None:
-        return Parts(None, True, True)
+        return Parts(None, True, True, named=False)
     names = [name.strip() for name in only.split(",")]
     kernels = ",".join(name for name in names if name not in (BACKEND, STEPS))
-    return Parts(kernels, STEPS in names, BACKEND in names)
+    return Parts(kernels, STEPS in names, BACKEND in names, named=True)
 
 
 def no_choice(engine: str, backend: str) -> UsageError:

@@ -92,7 +92,7 @@ def _of_model(
         image = image_of(subject, target=target, **model)
         found += looked_up(chosen(problems_of_image(image), parts.kernels), tuning_store())
         if parts.steps:
-            with steps_of_image(image) as steps:
+            with steps_of_image(image, parts.named) as steps:
                 found += looked_up(steps, tuning_store())
     if rivals is not None:
         found.append(lookup(tuning_store(), rivals.key, conditions_here()))

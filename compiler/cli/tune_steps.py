@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
+
+from ...errors import UnsupportedError
 
 if TYPE_CHECKING:
     from ...autotune.effort import Effort, TuneConfig
@@ -14,12 +16,22 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def steps_of_image(image: EngineImage) -> Iterator[Sequence[DecodeTunable]]:
-    """The decode steps of an engine whose way can be chosen, until the block ends; maybe none."""
-    from ..decode_tunable import tunable_image
+def steps_of_image(image: EngineImage, named: bool) -> Iterator[Sequence[DecodeTunable]]:
+    """The decode steps of an engine whose way can be chosen, until the block ends.
+
+    Raises:
+        UnsupportedError: there are none, and they were ``named`` by the user.
+    """
+    from .. import decode_tunable
     from ..tuning import tuning_store
 
-    with tunable_image(image, tuning_store()) as steps:
+    with ExitStack() as stack:
+        steps: Sequence[DecodeTunable] = ()
+        try:
+            steps = stack.enter_context(decode_tunable.tunable_image(image, tuning_store()))
+        except UnsupportedError:
+            if named:
+                raise
         yield steps
 
 
@@ -31,10 +43,12 @@ def tune_steps_of(
     kernels: Sequence[TunedProblem],
     stopped: bool,
     *,
+    named: bool,
     resume: bool,
     again: bool,
 ) -> tuple[list[TunedProblem], bool]:
-    """What became of an engine's decode steps, and whether Ctrl-C ended it.
+    """What became of an engine's kernels and, behind them, of its decode steps, and whether Ctrl-C
+    ended it.
 
     Args:
         image: the engine.
@@ -43,6 +57,7 @@ def tune_steps_of(
         ends: by `time.monotonic`, None for no end.
         kernels: what became of its kernels: where one was measured now, steps are, too.
         stopped: whether their turn does not come any more.
+        named: whether the user named them, so that it is an error if there are none.
         resume, again: as `tune_steps` takes them.
     """
     from ..decode_tunable import tune_steps
@@ -51,7 +66,7 @@ def tune_steps_of(
 
     again = again or any(one.was_measured for one in kernels)
     done: list[TunedProblem] = []
-    with steps_of_image(image) as steps, bars(len(steps), budget.seconds) as advance:
+    with steps_of_image(image, named) as steps, bars(len(steps), budget.seconds) as advance:
         searches = tune_steps(
             () if stopped else steps,
             effort,
@@ -70,5 +85,5 @@ def tune_steps_of(
                 stopped |= found.tuned is not None and found.tuned.interrupted
         except KeyboardInterrupt:  # between two searches, or in the compilation before one
             stopped = True
-        rest = steps[len(done) :]
-    return [*done, *(TunedProblem(one, None, None) for one in rest)], stopped
+        rest = [TunedProblem(one, None, None) for one in steps[len(done) :]]
+    return [*kernels, *done, *rest], stopped

@@ -12,7 +12,8 @@ import torch
 
 from persistent_codes import Coded
 from persistent_forms import Model, by_interpreter, together
-from tilewright.autotune.tunable import Ready
+from tilewright.autotune.tunable import Ready, RunnerSpec
+from tilewright.autotune.worker import Limits, Worker
 from tilewright.codegen.persistent.reading import read_decode
 from tilewright.compiler.decode_choice import StepProblem, config_of
 from tilewright.compiler.decode_runner import (
@@ -100,6 +101,17 @@ def test_weights_of_codes_are_drawn_too(graph, tolerance, tmp_path) -> None:
     assert runner.tolerance == tolerance
     runner.prepare(ONE_LAUNCH)
     assert 0 <= runner.check(ONE_LAUNCH) < 1
+
+
+def test_a_fresh_process_runs_the_same(runner) -> None:
+    spec = {"folder": str(runner.folder), "batch": runner.batch, "lengths": runner.lengths}
+    worker = Worker(Limits(start=300.0, load=300.0, check=300.0))
+    try:
+        worker.open(RunnerSpec("tilewright.compiler.decode_runner:build", spec))
+        worker.load(ONE_LAUNCH)
+        assert worker.check(ONE_LAUNCH) == runner.check(ONE_LAUNCH)
+    finally:
+        worker.close()
 
 
 def test_inputs_are_those_of_steps_over_pages_in_any_order() -> None:
