@@ -49,7 +49,8 @@ SINCE = 90
 """The first architecture whose steps are looked up and measured."""
 LEAST_GAIN = (0.01, 0.015)
 """The fraction by which one launch must surely be faster, at least and most (decide.py)."""
-_CONTEXT = 512
+LENGTHS = (512, 4096)
+"""Tokens of context that steps are timed at, those that the model takes: the mean counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +113,12 @@ def step_problems(
             remedy="Its decode steps run as a graph of separate kernels.",
         )
     shape = read_decode(graph)
-    half = max(1, token_bucket(max_model_len or TOKEN_BUCKETS[-1]) // 2)  # within the limit
-    lengths = tuple(sorted({min(_CONTEXT, half), half}))
+    longest = max_model_len or TOKEN_BUCKETS[-1]
+    lengths = tuple(length for length in LENGTHS if length < longest)
     # Steps are padded to the next of these numbers.
     most = max_sequences or BATCHES[-1]
     batches = [batch for batch in BATCHES if batch == 1 or batch // 2 < most]
+    lengths = lengths or (max(1, token_bucket(longest) // 2),)
     return [StepProblem(graph, shape, target, batch, lengths) for batch in batches]
 
 
@@ -227,9 +229,10 @@ def _step_facts(found: Found, refused: str | None) -> dict[str, Json]:
         if nearest is not None and nearest.key.template == TEMPLATE:
             why = f"what was measured differs in {', '.join(found.differs)}"
         return {"way": KERNELS, "how": "default", "why": why, "tried": {}}
-    tried: dict[str, Json] = {str(c[WAY]): reason for c, reason in record.failed}
+    tried: dict[str, Json] = {str(record.default[WAY]): record.default_seconds}
     tried |= {str(c[WAY]): seconds for c, seconds in record.runners_up}
     tried[str(record.config[WAY])] = record.seconds
+    tried |= {str(c[WAY]): reason for c, reason in record.failed}
     why = f"measured {record.made}"
     if found.how == "stale":
         why += f", under another {', '.join(found.differs)}: tune again to measure it here"

@@ -233,7 +233,9 @@ def tune_steps(
         StorageError: ``storage`` does not answer.
         UsageError: the store cannot be written; nothing is measured then.
     """
-    spent, stopped = replace(effort, share=1.0, leave=LEAST_GAIN), False
+    stopped = False
+    both = effort.trials if effort.trials >= SPACE.count() else 0  # one alone would say nothing
+    spent = replace(effort, trials=both, share=1.0, leave=LEAST_GAIN)
     own = pool or Pool(LIMITS)
     try:
         for step in steps:

@@ -160,7 +160,9 @@ def test_what_is_known_is_measured_again_only_where_kernels_were(store) -> None:
 def test_what_is_not_reached_keeps_its_kernels(store) -> None:
     found = tuned(store, times(b1=0.5), deadline=time.monotonic() - 1)
     assert [one.reached for one in found] == [False] * 4 and store.records() == ()
-    assert tuned(store, times(b1=0.5), effort=EFFORTS["cached"])[0].record is None
+    for effort in (EFFORTS["cached"], QUICK.limited(trials=0), QUICK.limited(trials=1)):
+        assert tuned(store, times(b1=0.5), effort=effort)[0].record is None
+    assert tuned(store, times(b1=0.5), effort=QUICK.limited(trials=2))[0].record.trials == 2
 
 
 @pytest.mark.parametrize(
@@ -199,7 +201,7 @@ def test_the_key_changes_with_the_kernel_and_with_what_is_timed(monkeypatch) -> 
     known = key()
     assert key() == known
     assert known.differences(key(batch=2)) == ("template_hash", "problem.sequences")
-    assert known.differences(key(length=4096)) == ("problem.context", "problem.longest")
+    assert known.differences(key(length=8192)) == ("problem.context", "problem.longest")
     other = Model(layers=1, ffn=128).graph()
     assert {"problem.calls", "problem.weight_bytes"} <= {*known.differences(key(other))}
     deeper = {"problem.calls", "problem.layers", "problem.weight_bytes", "template_hash"}
@@ -216,10 +218,14 @@ def test_the_key_changes_with_the_kernel_and_with_what_is_timed(monkeypatch) -> 
     assert known.differences(key()) == ("template_hash",)
 
 
-def test_the_kernel_of_the_key_is_the_one_that_is_made() -> None:
-    kernels = get_backend("triton").lower(GRAPH, H100)
-    for problem in step_problems(GRAPH, H100, 4, LENGTH):
-        made = lowering.with_one_launch(kernels, GRAPH, H100, [problem.batch]).program
+WIDE = Model(1024, layers=1, heads=16, kv_heads=8, dim=64, ffn=2048, vocab=2048, page=16).graph()
+
+
+@pytest.mark.parametrize("graph", [GRAPH, WIDE])
+def test_the_kernel_of_the_key_is_the_one_that_is_made(graph) -> None:
+    kernels = get_backend("triton").lower(graph, H100)
+    for problem in step_problems(graph, H100, 4, LENGTH):
+        made = lowering.with_one_launch(kernels, graph, H100, [problem.batch]).program
         (call,) = (call for call in made.calls if "/persistent/" in call.kernel)
         digest = lowering.launch_digest(problem.shape, H100, problem.batch)
         assert digest.startswith(call.kernel.rpartition("-")[2])
@@ -237,8 +243,10 @@ def test_steps_are_those_that_steps_are_padded_to_on_devices_that_are_worth_it()
         [1, 2, 4, 8],
     ]
     assert batches(None) == [1, 2, 4, 8]
-    lengths = [step_problems(GRAPH, H100, 1, most)[0].lengths for most in (1, 100, 8192, 100000)]
-    assert lengths == [(1,), (64,), (512, 4096), (512, 4096)]
+    limits = (1, 100, 512, 1024, 4096, 8192, 100000, None)
+    lengths = [step_problems(GRAPH, H100, 1, limit)[0].lengths for limit in limits]
+    both = (512, 4096)
+    assert lengths == [(1,), (64,), (256,), (512,), (512,), both, both, both]
     for name in ("a100", "l4", "cpu"):
         with pytest.raises(UnsupportedError, match="sm_90 or later"):
             step_problems(GRAPH, Target.parse(name), 1, LENGTH)
