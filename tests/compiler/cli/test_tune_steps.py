@@ -125,3 +125,11 @@ def test_where_no_step_can_be_one_launch_asking_for_it_is_an_error(folder, monke
         refused(run(*words, folder, *ONLY), "one launch for all layers", "sm_100 or later")
     found = json.loads(run("tune", "explain", folder, "--json").stdout)
     assert found and not any(one["key"]["template"] == "decode_step" for one in found)
+
+
+def test_how_decode_steps_run_is_an_option_of_compile(gguf, tmp_path) -> None:
+    command = ("compile", gguf, "-o", tmp_path / "e", "--target", "cpu", "--decode")
+    refused(run(*command, "graph"), "option decode", "auto, kernels, persistent")
+    refused(run(*command, "persistent"), "option decode='persistent'", "the backend is onnxruntime")
+    refused(run(*command, "persistent", "--emit", "onnx"), "option --decode", "no kernels")
+    assert not (tmp_path / "e").exists()
