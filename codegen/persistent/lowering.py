@@ -72,8 +72,8 @@ def launch_digest(shape: Shape, target: Target, batch: int) -> str:
     """SHA-256, in hex, of the source of the kernel that `with_one_launch` makes for steps of so
     many sequences; nothing is compiled.
     """
-    tiling = replace(tiling_for(target, shape, batch), batch=batch)
-    return persistent_source(shape, tiling, device=not target.is_cpu).digest
+    cut = _of_batch(cut_for(target, shape, batch), batch)
+    return source_of(shape, cut, device=not target.is_cpu).digest
 
 
 def _check_codes(shape: Shape, target: Target) -> None:

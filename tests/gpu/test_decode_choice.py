@@ -21,6 +21,8 @@ from tuning_records import choice_of
 
 pytestmark = pytest.mark.gpu
 MODEL = Model(width=256, heads=8, kv_heads=2, dim=32, ffn=640, vocab=1000, page=16)
+WIDE = Model(1024, layers=2, heads=16, kv_heads=8, dim=64, ffn=2048, vocab=2048, page=16)
+"""Of a size that a ring of weights takes."""
 KERNELS, ONE_LAUNCH = config_of("kernels"), config_of("persistent")
 
 
@@ -31,24 +33,22 @@ def _own_cache(tmp_path, monkeypatch) -> None:
         pytest.skip(f"steps are measured from sm_{SINCE} on")
 
 
-def test_both_ways_agree_are_timed_and_watched() -> None:
-    with tunable_steps(MODEL.graph(), Target.detect(), 4, 1024, None) as steps:
-        for step in steps:
-            step.prepare([KERNELS, ONE_LAUNCH])
-            runner = DecodeRunner(step.runner.spec)
-            for config in (KERNELS, ONE_LAUNCH):
-                runner.prepare(config)
-                assert 0 <= runner.check(config) < 1
-                assert all(0 < seconds < 0.01 for seconds in runner.time(config, 3))
-                assert 0 <= runner.check(config) < 1  # a captured step leaves nothing behind
-        watched = [
-            kernel.decode
-            for call, kernel in runner.runners["persistent"].steps
-            if "/persistent/" in call.kernel
-        ]
-        assert len(watched) == 1
-        watched[0].memory["diagnosis"][:5] = torch.tensor([7, 1, 0, 32, 31])
-        with pytest.raises(KernelError, match="7 waits were given up"):
+@pytest.mark.parametrize("model", [MODEL, WIDE])
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_both_ways_agree_are_timed_and_watched(model, batch) -> None:
+    with tunable_steps(model.graph(), Target.detect(), batch, 8192, None) as steps:
+        (step,) = (one for one in steps if one.problem.batch == batch)
+        step.prepare([KERNELS, ONE_LAUNCH])
+        runner = DecodeRunner(step.runner.spec)
+        for config in (KERNELS, ONE_LAUNCH):
+            runner.prepare(config)
+            assert 0 <= runner.check(config) < 1
+            assert all(0 < seconds < 0.01 for seconds in runner.time(config, 3))
+            assert 0 <= runner.check(config) < 1  # a captured step leaves nothing behind
+        launched = runner.runners["persistent"].steps
+        (one,) = (kernel.decode for call, kernel in launched if "/persistent/" in call.kernel)
+        one.memory["diagnosis"][:2] = torch.tensor([7, 1])
+        with pytest.raises(KernelError, match="call 1 of"):
             runner.time(ONE_LAUNCH, 1)
 
 
