@@ -95,6 +95,7 @@ def engine_of(
             max_batch_size=batch,
             memory_fraction=0.5,
             verify="off",
+            decode="kernels",
         )
     print(f"engine ready in {time.perf_counter() - begun:.0f} s", flush=True)
     assert isinstance(engine, CausalLMEngine)

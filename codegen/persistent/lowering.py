@@ -68,6 +68,14 @@ def with_one_launch(
     )
 
 
+def launch_digest(shape: Shape, target: Target, batch: int) -> str:
+    """SHA-256, in hex, of the source of the kernel that `with_one_launch` makes for steps of so
+    many sequences; nothing is compiled.
+    """
+    cut = _of_batch(cut_for(target, shape, batch), batch)
+    return source_of(shape, cut, device=not target.is_cpu).digest
+
+
 def _check_codes(shape: Shape, target: Target) -> None:
     codes = shape.codes
     if codes is not None and codes.bits == 8 and not has_e4m3(target):
