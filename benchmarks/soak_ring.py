@@ -174,7 +174,8 @@ def _compared(
     middle, most, worst = (float(offs.quantile(q)) for q in (0.5, 0.99, 1.0))
     print(
         f"{len(ids)} steps of text: {equal} tokens equal, {near} within rounding, {far} others; "
-        f"logits off {middle:.4f} std in root mean squares (median; 99 in 100 {most:.4f}, most {worst:.4f})"
+        f"logits off {middle:.4f} std in root mean squares (median; 99 in 100 {most:.4f}, "
+        f"most {worst:.4f})"
     )
     return far == 0 and middle <= ROUNDING
 

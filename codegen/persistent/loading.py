@@ -7,7 +7,7 @@ from dataclasses import fields
 
 import torch
 
-from ...errors import EngineError, GraphError, UnsupportedError
+from ...errors import EngineError, GraphError, KernelError, UnsupportedError
 from ...ir.graph import Graph, input_name, param_name
 from ...ir.parser import parse_graph
 from ..base import ReadFile
@@ -42,6 +42,15 @@ class PersistentKernel:
         caches = dict(zip(self._caches, tensors[len(INPUTS) :], strict=True))
         self.decode.run(inputs, caches)
         return (self.decode.logits, *caches.values())
+
+    def recover(self) -> KernelError | None:
+        """As `Recovers` says."""
+        try:
+            self.decode.check()
+        except KernelError as error:
+            self.decode.reset()
+            return error
+        return None
 
 
 def load_persistent(

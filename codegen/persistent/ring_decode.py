@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -30,8 +31,7 @@ class RingDecode:
 
     Args:
         shape, cut: what was compiled.
-        weights: by name, contiguous, on the device; those of products at a multiple of 512 bytes
-            from each other.
+        weights: by name, contiguous and 16-byte aligned, on the device.
         launch: launches the kernel over its arguments (`ring_on_device`).
         device: where all of it lies.
         timed: whether the kernel notes times.
@@ -42,7 +42,7 @@ class RingDecode:
         memory: what the kernel keeps for itself, by name.
 
     Raises:
-        UsageError: a weight that is missing or lies elsewhere.
+        UsageError: a weight that is missing or not dense.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class RingDecode:
         self.shape, self.limit, self.device, self._launch = shape, limit, device, launch
         self.ring, self._timed = ring_of(shape), timed
         self._names = step_weights(shape)
-        self._weights = {name: weights[name] for name in weights}
         read = (name for names in self._names.values() for name in names if name)
         for name in (*read, shape.inv_freq):
             check_memory(name, weights.get(name))
-        self._first, self._lines = _span(self.ring, self._names, weights)
+        self._weights = _in_lines(self.ring, self._names, weights)
+        self._first, self._lines = _span(self.ring, self._names, self._weights)
         self._maps = [self._map(rows) for rows in self.ring.rows]
         self.memory = {name: one.to(device) for name, one in _memory(self.ring, cut, timed).items()}
         self.logits = self.memory["logits"]
@@ -218,24 +218,43 @@ def since_first(times: torch.Tensor) -> torch.Tensor:
     return marks - marks.min()
 
 
+def _in_lines(
+    ring: Ring, names: Mapping[str, Sequence[str]], weights: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The weights, those of products a multiple of the map's lines from each other: where one is
+    not, as a view of somebody's memory may be, a copy stands for it.
+    """
+    line = 2 * ring.unit
+    products = _products(names)
+    usual = Counter(weights[name].data_ptr() % line for name in products).most_common(1)[0][0]
+    found = dict(weights)
+    for name in products:
+        if weights[name].data_ptr() % line != usual:
+            found[name] = _copied(weights[name], usual, line)
+    return found
+
+
+def _products(names: Mapping[str, Sequence[str]]) -> list[str]:
+    return [name for layer, some in names.items() for name in some[: 4 if layer != "end" else 1]]
+
+
+def _copied(tensor: torch.Tensor, rest: int, line: int) -> torch.Tensor:
+    """A copy whose address leaves such a rest."""
+    room = torch.empty(tensor.nbytes + line, dtype=torch.uint8, device=tensor.device)
+    begin = (rest - room.data_ptr()) % line
+    place = room[begin : begin + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+    return place.copy_(tensor)
+
+
 def _span(
     ring: Ring, names: Mapping[str, Sequence[str]], weights: Mapping[str, torch.Tensor]
 ) -> tuple[torch.Tensor, int]:
     """The weight of a product that lies first, and lines from there to the end of the last."""
-    found = [name for layer, some in names.items() for name in some[: 4 if layer != "end" else 1]]
-    products = sorted((weights[name].data_ptr(), name) for name in found)
-    (start, first), line = products[0], 2 * ring.unit
-    for address, name in products:
-        if (address - start) % line:
-            raise UsageError(
-                f"{name} of the ring of weights",
-                expected=f"an address that is a multiple of {line} bytes behind {first}'s",
-                found=f"{address - start} bytes behind it",
-                remedy="Give weights as the engine holds them, each in memory of its own.",
-            )
-    end = max(address + weights[name].nbytes for address, name in products)
-    lines = weights[first].flatten().view(torch.bfloat16)  # of whatever there is, 2 bytes at a time
-    return lines, (end - start) // line
+    found = [weights[name] for name in _products(names)]
+    first = min(found, key=torch.Tensor.data_ptr)
+    end = max(tensor.data_ptr() + tensor.nbytes for tensor in found)
+    lines = first.flatten().view(torch.bfloat16)  # of whatever there is, 2 bytes at a time
+    return lines, (end - first.data_ptr()) // (2 * ring.unit)
 
 
 def _memory(ring: Ring, cut: RingCut, timed: bool) -> dict[str, torch.Tensor]:

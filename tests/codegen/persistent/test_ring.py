@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from persistent_codes import Coded
 from persistent_forms import RING_MODELS, RING_OF_CODES, WHOLE, Model, step_inputs
-from tilewright.codegen.base import get_backend
+from tilewright.codegen.base import Recovers, get_backend
+from tilewright.codegen.persistent.loading import PersistentKernel
 from tilewright.codegen.persistent.lowering import cut_for, with_one_launch
 from tilewright.codegen.persistent.reading import Shape, read_decode
 from tilewright.codegen.persistent.ring import Ring, Rows, ring_of, step_weights
@@ -245,16 +246,29 @@ def test_a_step_is_told_its_memory_in_the_kernels_order() -> None:
     assert (ours.memory["partials"].view(torch.int32) == -1).all()
 
 
-def test_weights_and_caches_that_lie_elsewhere_are_refused() -> None:
+def test_a_weight_between_lines_is_copied() -> None:
     weights = tensors()
-    moved = torch.zeros(1024 * 1024 + 8, dtype=torch.bfloat16)
-    moved = moved[8:] if (moved.data_ptr() - weights["embed"].data_ptr()) % 512 == 0 else moved
-    apart = {**weights, "o_1": moved[: 1024 * 1024].view(1024, 1024)}
-    with pytest.raises(UsageError, match="o_1.*|.*multiple of 512 bytes behind"):
-        decoder(apart)
+    room = torch.zeros(1024 * 1024 + 256, dtype=torch.bfloat16)
+    lines = (weights["embed"].data_ptr() - room.data_ptr()) % 512 // 2
+    begin = (lines + 8) % 256
+    between = room[begin : begin + 1024 * 1024].view(1024, 1024).normal_()
+    ours, launch = decoder({**weights, "o_1": between})
+    ours.run(step_inputs(PAGES, 3, 7, WHOLE.page), weights)
+    ours_of, first = ours._weights["o_1"], ours._first.data_ptr()
+    assert torch.equal(ours_of, between) and (ours_of.data_ptr() - first) % 512 == 0
+    table = launch.given[0][4]
+    assert first + 512 * int(table[1, 1]) == ours_of.data_ptr()
+    assert ours._weights["o_0"] is weights["o_0"]
+
+
+def test_weights_and_caches_that_are_not_there_are_refused() -> None:
+    weights = tensors()
     without = {name: tensor for name, tensor in weights.items() if name != "norm2_0"}
     with pytest.raises(UsageError, match="norm2_0"):
         decoder(without)
+    turned = {**weights, "o_1": weights["o_1"].t()}
+    with pytest.raises(UsageError, match="o_1.*contiguous"):
+        decoder(turned)
     ours, _ = decoder(weights)
     with pytest.raises(UsageError, match="v_cache_1"):
         ours.run(step_inputs(PAGES, 3, 7, WHOLE.page), {**weights, "v_cache_1": None})  # type: ignore[dict-item]
@@ -268,7 +282,10 @@ def test_a_launch_that_was_given_up_is_told_until_it_is_reset() -> None:
     with pytest.raises(KernelError, match=r"call 6 of 11 of the ring .*Attention of %6"):
         ours.check()
     assert ours.tokens == -1
-    ours.reset()
+    kernel = PersistentKernel(ours)
+    assert isinstance(kernel, Recovers)
+    assert "call 6 of 11" in str(kernel.recover())
+    assert kernel.recover() is None
     ours.check()
 
 
