@@ -38,6 +38,12 @@ of sequences of which a tuning record says that it is faster (compiler/decode_ch
 record steps are separate kernels. The call holds its graph; loading makes the text anew of that,
 and refuses another one (loading.py).
 
+**A ring of weights** serves steps of one sequence on sm_90 where sizes fit (ring.py): tiles of
+whole rows come by TMA into shared memory, and programs wait for the values themselves, not for
+counters (ring_kernel.py). It is right and quick where what is above is right everywhere: of codes
+it takes e4m3 by rows and 4 bits by groups. Without a GPU its tables, its machine code and a model
+of its memory are tested, since Gluon has no interpreter. `lowering.cut_for` chooses between both.
+
 **Codes.** Weights may be e4m3 by rows or blocks, or 4 bits by groups (codes.py); then chunks hold
 words of 32 bits, and scales of groups come with them (cut.py, codes_kernel.py). Where the graph
 rounds x to e4m3, each program rounds its own copy, to the codes that a launch for all would make.
