@@ -36,6 +36,7 @@ _MEANS: dict[How, str] = {
     "miss": "no record serves",
 }
 _HASH_SHOWN = 12
+_SHOWN = 3  # of what was rejected
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,9 @@ def explain(found: Found) -> str:
         f"  made {record.made}, {record.trials} trials, budget {record.budget}, seed {record.seed}",
         f"  from {found.source}",
     ]
-    return "\n".join(lines)
+    shown = [f"  rejected: {config}: {reason}" for config, reason in record.failed[:_SHOWN]]
+    more = len(record.failed) - len(shown)
+    return "\n".join([*lines, *shown, *([f"  and {more} more"] if more else [])])
 
 
 def _entries(store: Store) -> Iterator[tuple[Record, Path, bool]]:

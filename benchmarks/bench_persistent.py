@@ -1,18 +1,19 @@
 """One launch for all layers: a decode step of 1 to 8 sequences, beside the graph of kernels.
 
     python benchmarks/bench_persistent.py 1b --output results.jsonl
-    python benchmarks/bench_persistent.py 8b --tiling ahead=8 --tiling num_warps=4,ctas=2
-    python benchmarks/bench_persistent.py 1b --batch 4 --tiling default
+    python benchmarks/bench_persistent.py 8b --cut ring,cap=3 --cut tiles,num_warps=4,ctas=2
+    python benchmarks/bench_persistent.py 1b --batch 4 --cut default
     python benchmarks/bench_persistent.py 8b --quantize fp8 --layers 8
 
 Weights are random, of a model's shape. First both paths compute the same steps, each with its own
 caches: logits are compared, and tokens may only differ where the graph's best two logits are as
 near as the two paths' logits are. Then each is timed as a CUDA graph, by events over many replays;
 the floor is the time in which a plain sum of 2 GiB reads as many bytes as the products' weights
-have. The tiling named ``default``, or the first, also tells where its time goes, and runs as a
-Program of the engine, the sampling behind it.
+have. The cut named ``default``, or the first, also tells where its time goes, and runs as a
+Program of the engine, the sampling behind it. A cut is of a ring of weights or of tiles; the
+default is what an engine would have.
 
-A tiling whose result stands in the output file is not run again, nor is one that ended the process:
+A cut whose result stands in the output file is not run again, nor is one that ended the process:
 so the same command goes on where it was cut off. A launch that gets stuck ends by its watchdog, in
 a second or two, and is reported with what it waited for.
 """
@@ -48,9 +49,13 @@ from persistent_steps import (
 )
 
 from tilewright.codegen.base import Lowered
-from tilewright.codegen.persistent.decode import PersistentDecode, on_device
-from tilewright.codegen.persistent.lowering import tiling_for, with_one_launch
+from tilewright.codegen.persistent.decode import PersistentDecode
+from tilewright.codegen.persistent.loading import decoder
+from tilewright.codegen.persistent.lowering import cut_for, tiling_for, with_one_launch
 from tilewright.codegen.persistent.reading import Shape, read_decode
+from tilewright.codegen.persistent.ring import ring_of
+from tilewright.codegen.persistent.ring_decode import RingDecode
+from tilewright.codegen.persistent.ring_source import RingCut, ring_source
 from tilewright.codegen.persistent.source import compile_persistent, persistent_source
 from tilewright.codegen.persistent.tiling import Tiling
 from tilewright.codegen.persistent.trace import StepTrace
@@ -62,29 +67,10 @@ from tilewright.ir.parser import parse_graph
 from tilewright.runtime.runner import ProgramRunner
 from tilewright.targets import Target
 
-_WIDE = (
-    "default",
-    "rows=4",
-    "ahead=0",
-    "ahead=8",
-    "num_warps=4,ctas=2",
-    "rows=4,num_warps=4,ctas=2",
-    "rows=4,ahead=12",
-    "splits=8",
-)
-_NARROW = (
-    "default",
-    "rows=8,num_warps=8",
-    "rows=2",
-    "rows=2,ctas=2",
-    "ctas=2",
-    "ahead=0",
-    "splits=4",
-    "rows=2,num_warps=2,ctas=2",
-)
+_PLAIN = ("default", "ring,cap=3", "ring,slots=5", "tiles")
+_SEVERAL = ("default", "rows=4", "ahead=0", "ahead=8", "num_warps=4,ctas=2", "splits=8")
 _CODED = ("default", "rows=8,ahead=16", "rows=16,ahead=8", "ahead=0", "num_warps=4,ctas=2")
-SWEEPS = {"1b": _WIDE, "8b": _WIDE, "smollm2": _NARROW}
-"""What is tried where no tiling is named."""
+Cut = Tiling | RingCut
 _FAR = 0.25
 """What may become of logits, as `ROUNDING`, where activations are rounded to codes: two paths that
 round bfloat16 in another order take another code here and there, a sixteenth off."""
@@ -143,12 +129,11 @@ class Bench:
     output: Output
 
     def decoder(
-        self, tiling: Tiling, source: KernelSource, binary: Binary, timed: bool
-    ) -> PersistentDecode:
-        """The launch of a tiling."""
+        self, cut: Cut, source: KernelSource, binary: Binary, timed: bool
+    ) -> PersistentDecode | RingDecode:
+        """The launch of a cut."""
         device = torch.device(DEVICE)
-        launch = on_device(source, binary, device)
-        return PersistentDecode(self.shape, tiling, self.weights, launch, device, timed)
+        return decoder(self.shape, cut, self.weights, source, binary, device, timed)
 
     def compared(self, step: Callable[[], tuple[torch.Tensor, torch.Tensor]]) -> str:
         """How near a path's steps are to the graph path's."""
@@ -173,7 +158,7 @@ def main() -> None:
     """Compares, times and prints; exit code 1 where a tiling computes something else."""
     parser = argparse.ArgumentParser()
     parser.add_argument("model", choices=CONFIGS)
-    parser.add_argument("--tiling", action="append", default=[], help="fields, ctas=2, or default")
+    parser.add_argument("--cut", action="append", default=[], help="ring or tiles and fields")
     parser.add_argument("--quantize", help="a scheme of codes; none by default")
     parser.add_argument("--length", type=int, default=512, help="tokens before the first step")
     parser.add_argument("--batch", type=int, default=1, choices=(1, 2, 4, 8))
@@ -188,8 +173,8 @@ def main() -> None:
     model = f"{options.model} {quantize}" if quantize else options.model
     output = Output(options.output, f"{model} x {options.batch}", options.pictures)
     done = output.done()
-    sweep = _CODED if quantize else SWEEPS[options.model]
-    names = [name for name in options.tiling or sweep if name not in done]
+    sweep = _CODED if quantize else _PLAIN if options.batch == 1 else _SEVERAL
+    names = [name for name in options.cut or sweep if name not in done]
     for name, line in done.items():
         print(f"known: {name}: {line.get('line', 'ended the process')}")
     engine = engine_of(options.model, options.length, options.layers, options.batch, quantize)
@@ -228,12 +213,12 @@ def _prepared(engine: object, options: argparse.Namespace, output: Output, repor
 
 
 def _sweep(bench: Bench, names: list[str], soak: int) -> bool:
-    """Runs the tilings; whether one of them is wrong."""
-    tilings = [_tiling(name, bench.shape, bench.batch) for name in names]
+    """Runs the cuts; whether one of them is wrong."""
+    cuts = [_cut(name, bench.shape, bench.batch) for name in names]
     main = names.index("default") if "default" in names else 0
     kinds = [(index, False) for index in range(len(names))]
     kinds = [*kinds[: main + 1], (main, True), *kinds[main + 1 :]] if names else []
-    sources = [persistent_source(bench.shape, tilings[index], timed) for index, timed in kinds]
+    sources = [_source(bench.shape, cuts[index], timed) for index, timed in kinds]
     begun = time.perf_counter()
     with ThreadPoolExecutor(max(1, len(sources))) as pool:  # each compiles in its own process
         found = list(pool.map(_compiled, sources))
@@ -247,10 +232,10 @@ def _sweep(bench: Bench, names: list[str], soak: int) -> bool:
             continue
         bench.output.add(name if not timed else f"{name} timed")  # lest a crash be repeated
         try:
-            _one(bench, name, tilings[index], source, binary, timed)
+            _one(bench, name, cuts[index], source, binary, timed)
             if timed:
-                _as_program(bench, name, tilings[index])
-                _soaked(bench, tilings[index], sources[index], found[index], soak)
+                _as_program(bench, name, cuts[index])
+                _soaked(bench, cuts[index], sources[index], found[index], soak)
         except (TilewrightError, RuntimeError) as error:
             wrong = True
             bench.output.add(name, line=f"wrong: {error}")
@@ -260,10 +245,10 @@ def _sweep(bench: Bench, names: list[str], soak: int) -> bool:
 
 
 def _one(
-    bench: Bench, name: str, tiling: Tiling, source: KernelSource, binary: Binary, timed: bool
+    bench: Bench, name: str, cut: Cut, source: KernelSource, binary: Binary, timed: bool
 ) -> None:
-    """Compares a tiling and times it, or tells where its time goes."""
-    ours = bench.decoder(tiling, source, binary, timed)
+    """Compares a cut and times it, or tells where its time goes."""
+    ours = bench.decoder(cut, source, binary, timed)
     caches = {name: tensor.clone() for name, tensor in bench.caches.items()}
 
     def step() -> tuple[torch.Tensor, torch.Tensor]:
@@ -276,11 +261,12 @@ def _one(
         for _ in range(3):
             ours.run(bench.inputs, caches)
         ours.check()
-        text, rows = breakdown(ours.timeline, bench.shape)
+        trace = ours.trace(f"{bench.output.model}, {name}")
+        text, rows = breakdown(trace)
         print(text, flush=True)
         bench.output.add(f"{name} timed", line=text, rows=rows)
         if bench.output.pictures is not None:
-            _draw(bench, ours.trace(f"{bench.output.model}, {name}"))
+            _draw(bench, trace)
         return
     seconds = _replays(lambda: ours.run(bench.inputs, caches))
     ours.check()
@@ -304,10 +290,10 @@ def _draw(bench: Bench, trace: StepTrace) -> None:
     )
 
 
-def _as_program(bench: Bench, name: str, tiling: Tiling) -> None:
+def _as_program(bench: Bench, name: str, cut: Cut) -> None:
     """The launch within the engine's Program, the sampling behind it."""
     graph = parse_graph(bench.graph)
-    lowered = with_one_launch(bench.lowered, graph, Target.detect(), (tiling.batch,), tiling)
+    lowered = with_one_launch(bench.lowered, graph, Target.detect(), (bench.batch,), cut)
     read = lowered.files.__getitem__
     runner = ProgramRunner(lowered.program, bench.weights, read, device=torch.device(DEVICE))
     given = {**bench.inputs, **{n: tensor.clone() for n, tensor in bench.caches.items()}}
@@ -323,13 +309,11 @@ def _as_program(bench: Bench, name: str, tiling: Tiling) -> None:
     bench.output.add(f"{name}, as a Program", us=seconds * 1e6, line=line)
 
 
-def _soaked(
-    bench: Bench, tiling: Tiling, source: KernelSource, binary: object, replays: int
-) -> None:
+def _soaked(bench: Bench, cut: Cut, source: KernelSource, binary: object, replays: int) -> None:
     """Many replays of a step, which must all end and give the same bits."""
     if not replays or not isinstance(binary, Binary):
         return
-    ours = bench.decoder(tiling, source, binary, False)
+    ours = bench.decoder(cut, source, binary, False)
     ours.run(bench.inputs, bench.caches)
     logits = ours.logits.clone()
     graph = torch.cuda.CUDAGraph()
@@ -359,13 +343,25 @@ def _compiled(source: KernelSource) -> Binary | TilewrightError:
         return error
 
 
-def _tiling(text: str, shape: Shape, batch: int) -> Tiling:
-    """A tiling by its fields; ``ctas`` is programs a multiprocessor."""
-    default = tiling_for(Target.detect(), shape, batch)
-    pairs = dict(part.split("=") for part in text.split(",") if "=" in part)
-    ctas = int(pairs.pop("ctas", "1"))
-    values = {name: int(value) for name, value in pairs.items()}
+def _cut(text: str, shape: Shape, batch: int) -> Cut:
+    """A cut by its fields; ``ctas`` is programs a multiprocessor."""
+    target = Target.detect()
+    kind, *fields = (
+        text.split(",") if "=" not in text.split(",")[0] else ("tiles", *text.split(","))
+    )
+    values = {name: int(value) for name, value in (field.split("=") for field in fields)}
+    if kind == "default":
+        return cut_for(target, shape, batch)
+    if kind == "ring":
+        return RingCut(programs=target.sms, **values)
+    default, ctas = tiling_for(target, shape, batch), values.pop("ctas", 1)
     return replace(default, programs=default.programs * ctas, batch=batch, **values)
+
+
+def _source(shape: Shape, cut: Cut, timed: bool) -> KernelSource:
+    if isinstance(cut, RingCut):
+        return ring_source(ring_of(shape), cut, timed)
+    return persistent_source(shape, cut, timed)
 
 
 if __name__ == "__main__":

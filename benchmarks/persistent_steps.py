@@ -13,8 +13,7 @@ from pathlib import Path
 import torch
 
 import tilewright as tw
-from tilewright.codegen.persistent.reading import Shape
-from tilewright.codegen.persistent.trace import MARKS
+from tilewright.codegen.persistent.trace import MARKS, StepTrace
 from tilewright.runtime.engine import CausalLMEngine
 from tilewright.runtime.runner import ProgramRunner
 
@@ -96,6 +95,7 @@ def engine_of(
             max_batch_size=batch,
             memory_fraction=0.5,
             verify="off",
+            decode="kernels",
         )
     print(f"engine ready in {time.perf_counter() - begun:.0f} s", flush=True)
     assert isinstance(engine, CausalLMEngine)
@@ -218,24 +218,24 @@ def replay_seconds(replay: Callable[[], object]) -> float:
     return statistics.median(times[1:])
 
 
-def breakdown(timeline: torch.Tensor, shape: Shape) -> tuple[str, list[dict[str, object]]]:
+def breakdown(trace: StepTrace) -> tuple[str, list[dict[str, object]]]:
     """Mean times of each form's calls, in µs: from the end of the last program of the call before
     to that of this one; waiting of the program that waits least and of all; working of all and of
     the slowest. As a table, and by name.
     """
-    times = timeline.double().cpu() * 1e-3
+    times = torch.tensor(trace.times, dtype=torch.float64).unflatten(1, (-1, len(MARKS))) * 1e-3
     met, begun, done = (times[:, :, MARKS.index(name)] for name in MARKS)
     # A program without a tile of a call does not wait for it: begun is where it met the call.
     ends = done.max(0).values
     lines = [f"{'call':<38} {'n':>4}   whole   waits (least, mean)   works (mean, most)"]
     rows: list[dict[str, object]] = []
-    for index, form in enumerate(shape.forms):
-        at = [i for i, step in enumerate(shape.calls) if step.form == index and i > 1]
+    for index, form in enumerate(trace.forms):
+        at = [i for i, of in enumerate(trace.calls) if of == index and i > 1]
         if not at:
             continue
         wait, work = (begun - met)[:, at], (done - begun)[:, at]
         row: dict[str, object] = {
-            "call": str(form),
+            "call": form,
             "calls": len(at),
             "whole_us": statistics.mean(float(ends[i] - ends[i - 1]) for i in at),
             "wait_least_us": float(wait.min(0).values.mean()),
@@ -247,7 +247,7 @@ def breakdown(timeline: torch.Tensor, shape: Shape) -> tuple[str, list[dict[str,
         figures = [float(str(row[name])) for name in list(row)[2:]]
         whole, least, mean, works, most = figures
         lines.append(
-            f"{str(form)[:38]:<38} {len(at):4d} {whole:7.2f} {least:9.2f} {mean:7.2f}"
+            f"{form[:38]:<38} {len(at):4d} {whole:7.2f} {least:9.2f} {mean:7.2f}"
             f" {works:12.2f} {most:7.2f}"
         )
     span = float(ends.max() - met.min())

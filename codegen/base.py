@@ -11,7 +11,7 @@ from typing import Literal, Protocol, TypeAlias, cast, runtime_checkable
 import torch
 
 from ..autotune.store import Store
-from ..errors import UsageError
+from ..errors import KernelError, UsageError
 from ..ir.graph import Graph
 from ..targets import Target
 from .program import Call, Program
@@ -51,6 +51,17 @@ class Keeps(Protocol):
 
     def artifacts(self) -> Mapping[str, bytes]:
         """That, as files of the engine folder by path."""
+        ...
+
+
+@runtime_checkable
+class Recovers(Protocol):
+    """A kernel whose launch may be given up, behind which others would find what it has left."""
+
+    def recover(self) -> KernelError | None:
+        """Makes its memory new where a launch was given up, whose error that is. Waits for the
+        device.
+        """
         ...
 
 

@@ -65,7 +65,7 @@ def compile(
     memory_fraction: float = 0.9,
     tune: str | TuneConfig = "cached",
     strict: bool = False,
-    decode: str = "kernels",
+    decode: str = "auto",
     progress: Progress | None = None,
 ) -> Engine:
     """Compiles a model into an engine.
@@ -95,7 +95,7 @@ def compile(
         tune: "cached" uses what is known of kernels and backends, "none" does not; "quick", "full"
             or a TuneConfig (trials a problem, seconds in all) measure what is not known first.
         strict: whether what the backend leaves to torch, or to parts, is an error, not a note.
-        decode: "kernels", or "persistent" (experimental; ":8" too): one launch a step.
+        decode: "kernels"; "persistent" (":8" too): one launch a step; "auto": where it is faster.
         progress: called as phases begin.
 
     Returns:

@@ -34,14 +34,13 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..autotune.decide import untried
 from ..autotune.effort import Effort, TuneConfig, effort_of
 from ..autotune.key import Conditions
 from ..autotune.lookup import Found, lookup
 from ..autotune.outcome import Outcome
 from ..autotune.pool import Pool
 from ..autotune.record import Record
-from ..autotune.search import Progress, Tuned, tune
+from ..autotune.search import Progress, tune
 from ..autotune.store import Store, unwritable
 from ..autotune.worker import Limits, WorkerError
 from ..codegen.base import library_versions
@@ -53,7 +52,7 @@ from ..settings import current
 from ..version import __version__
 from .backend_tunable import TEMPLATE, BackendTunable, Make, Rivals, backend_of
 from .options import CompileOptions
-from .tuning import TunedProblem, is_known, record_of, tuning_store
+from .tuning import TunedProblem, is_known, record_of, tuning_store, unmeasured
 
 LIMITS = Limits(start=900.0, load=900.0, check=600.0, time=600.0)
 """Of a worker: weights are read and laid out, and a request may take minutes on a CPU."""
@@ -183,18 +182,12 @@ def tune_backend(
                 progress=progress,
             )
         except WorkerError as error:  # such as a reference that does not fit the device
-            return _unmeasured(tunable, str(error))
+            return unmeasured(tunable, str(error))
     over = tuned.interrupted or (deadline is not None and time.monotonic() >= deadline)
     record = record_of(tunable, conditions, tuned, effort, seed, cut_short=over)
     if record is not None:
         store.add(record)
     return TunedProblem(tunable, record, tuned)
-
-
-def _unmeasured(tunable: BackendTunable, why: str) -> TunedProblem:
-    """The default, where no worker starts."""
-    coverage = tunable.space.coverage(())
-    return TunedProblem(tunable, None, Tuned(untried(tunable, why), (), "", coverage, (why,)))
 
 
 def _measured(rivals: Rivals, wanted: str | TuneConfig, store: Store) -> BackendChoice:

@@ -265,6 +265,7 @@ def key_of(graph: Graph, options: CompileOptions, limit: int, work: Work) -> Key
         ("max_model_len", limit),
         ("kv_cache", _cache(options)),
         ("work", str(work)),
+        *((("decode", options.decode),) if options.decode != "auto" else ()),
         # Of a GPU the host's part is the same work on any of them.
         ("processor", f"{cpu_name()} {' '.join(cpu_isa_flags())}" if here else ""),
         ("cores", (current().threads or available_cores()) if here else 0),

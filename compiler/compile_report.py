@@ -35,6 +35,7 @@ def make_report(
     the general graph by op), ``calls`` (of its Program by what computes them: generated, template
     or library with Triton, aten, else the backend; of calls that stand for one another each
     counts), ``decode_calls`` likewise (none where decode steps have no Program of their own),
+    ``decode`` (which way these go and why: compiler/decode_choice.py; None where there are none),
     ``fallbacks`` (notes of the backend), ``aten`` (calls that run as torch defines them),
     ``largest_error`` (relative, of a pass or a Program), ``parameters``, ``weight_bytes``,
     ``quantization`` and ``stored_quantization`` (compiler/quantizing.py; None without),
@@ -58,6 +59,7 @@ def make_report(
         "ops": dict(Counter(node.op for node in graph.calls())),
         "calls": _kinds(general),
         "decode_calls": {} if decode is None else _kinds(decode),
+        "decode": lowered.steps,
         "fallbacks": fallbacks,
         "aten": foreign,
         "largest_error": largest_error,

@@ -12,6 +12,7 @@ import torch
 
 from ..autotune.store import Store
 from ..codegen.base import CHOICES, Backend, Lowered
+from ..codegen.program import Json
 from ..errors import UnsupportedError
 from ..ir.dtypes import DType
 from ..ir.graph import Graph, Weight
@@ -139,11 +140,14 @@ class LoweredGraphs:
     Attributes:
         general, decode: their Programs, with files and notes.
         kernels: the decode Program without its one launch; None where it has none.
+        steps: which way decode steps go, and why (decode_choice.py); None where there is no decode
+            Program.
     """
 
     general: Lowered
     decode: Lowered | None
     kernels: Lowered | None = None
+    steps: dict[str, Json] | None = None
 
     @property
     def files(self) -> Mapping[str, bytes]:
@@ -180,12 +184,12 @@ def lower_graphs(
     deterministic: bool = False,
     max_sequences: int | None = None,
     tuning: Store | None = None,
-    one_launch: Sequence[int] = (),
+    one_launch: Sequence[int] | Literal["auto"] = (),
 ) -> LoweredGraphs:
     """Lowers the graphs of a model; ``limit`` is a causal LM's context, ``max_sequences`` the most
     of them in a step, and ``tuning`` what is known of kernels; a deterministic model takes nothing
     of it. A decode Program that no CUDA graph can hold would bring nothing: it is left out. With
-    ``one_launch`` steps of these numbers of sequences are each that.
+    ``one_launch`` steps of these numbers of sequences are each that; "auto" leaves it to records.
 
     Raises:
         UnsupportedError: the decode graph has a call that ``one_launch`` does not know, which is
@@ -195,16 +199,31 @@ def lower_graphs(
     slots = max_sequences if passed.cache == "slot" and not backend.own_kernels else None
     general = backend.lower(passed.final, target, limit, deterministic, slots, known)
     if passed.decode is None:
-        if one_launch:
+        if one_launch not in ("auto", ()):
             raise _no_decode_graph(backend)
         return LoweredGraphs(general, None)
     decode = backend.lower(passed.decode, target, limit, max_sequences=max_sequences, tuning=tuning)
-    if one_launch:
-        from ..codegen.persistent.lowering import with_one_launch  # brings Triton's templates
+    if one_launch == "auto" or not one_launch:
+        if obstacles(decode.program):
+            return LoweredGraphs(general, None)
+        if not one_launch:
+            return LoweredGraphs(general, decode, steps=_as_asked(()))
+        from .decode_choice import choose_steps  # brings Triton's templates
 
-        one = with_one_launch(decode, passed.decode, target, one_launch)
-        return LoweredGraphs(general, one, decode)
-    return LoweredGraphs(general, None if obstacles(decode.program) else decode)
+        choice = choose_steps(decode, passed.decode, target, max_sequences, limit, tuning)
+        kernels = decode if choice.batches else None
+        return LoweredGraphs(general, choice.lowered, kernels, choice.facts)
+    from ..codegen.persistent.lowering import with_one_launch
+
+    one = with_one_launch(decode, passed.decode, target, one_launch)
+    return LoweredGraphs(general, one, decode, _as_asked(one_launch))
+
+
+def _as_asked(one_launch: Sequence[int]) -> dict[str, Json]:
+    """What the report says of decode steps that go as the user has said."""
+    numbers = ", ".join(map(str, one_launch))
+    why = f"asked for, where there are {numbers} sequences" if one_launch else "asked for"
+    return {"way": "persistent" if one_launch else "kernels", "why": why, "steps": {}}
 
 
 def _no_decode_graph(backend: Backend) -> UnsupportedError:

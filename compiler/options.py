@@ -23,7 +23,7 @@ from ..targets import Target
 
 VERIFY_LEVELS = ("off", "structure", "sample", "full")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-DECODE_FORMS = ("kernels", "persistent", "persistent:2", "persistent:4", "persistent:8")
+DECODE_FORMS = ("auto", "kernels", "persistent", "persistent:2", "persistent:4", "persistent:8")
 CACHE_KINDS = ("auto", "paged", "static")
 CACHE_CODES = {"auto": None, "fp8": DType.F8E4M3, "int8": DType.I8}
 DEFAULT_CONTEXT = 8192
@@ -108,7 +108,7 @@ class CompileOptions:
         window: what a sequence keeps; None for all of it.
         strict: whether what the backend leaves to torch, or to parts, is an error.
         decode: how a decode step runs: "kernels", or "persistent" for one launch where there is
-            one sequence, or up to as many as stand behind a colon.
+            one sequence, or up to as many as stand behind a colon; "auto" as records say.
         asked_cache: the form that the user asked for: "auto", "paged", "static", or "none".
         rivals: the other backends, where the choice is ours; none where the user names one, or
             wants what only one can give.
@@ -136,15 +136,17 @@ class CompileOptions:
     swap_space: float = 0.0
     window: Window | None = None
     strict: bool = False
-    decode: str = "kernels"
+    decode: str = "auto"
     asked_cache: str = "auto"
     rivals: tuple[Rival, ...] = ()
 
     @property
-    def one_launch(self) -> tuple[int, ...]:
+    def one_launch(self) -> tuple[int, ...] | Literal["auto"]:
         """The numbers of sequences whose decode step is one launch: those that steps are padded to,
-        up to the most.
+        up to the most; "auto" leaves them to what was measured.
         """
+        if self.decode == "auto":
+            return "auto"
         if self.decode == "kernels":
             return ()
         most = int(self.decode.partition(":")[2] or 1)
@@ -190,7 +192,7 @@ def resolve_options(
     quantize: str | QuantConfig | None = None,
     attention: str | GQA | None = None,
     strict: bool = False,
-    decode: str = "kernels",
+    decode: str = "auto",
 ) -> CompileOptions:
     """Checks the options that a user gave, and fills in what "auto" means here.
 
@@ -248,7 +250,7 @@ def resolve_options(
         decode=decode,
         asked_cache="none" if config is None else config.kind,
     )
-    if backend != "auto" or deterministic or decode != "kernels":
+    if backend != "auto" or deterministic or decode.startswith("persistent"):
         return options
     others = (other for other in backend_names() if other != name)
     return replace(options, rivals=tuple(_rival(other, options, config) for other in others))

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ..autotune.config import Config
+from ..autotune.decide import untried
 from ..autotune.effort import Effort, TuneConfig, effort_of
 from ..autotune.key import Conditions
 from ..autotune.lookup import Found, lookup, neighbours
@@ -64,6 +66,11 @@ class TunedProblem:
     def reached(self) -> bool:
         """Whether its turn came before the time was over."""
         return self.record is not None or self.tuned is not None
+
+    @property
+    def was_measured(self) -> bool:
+        """Whether it was measured now: what depends on the choice is to be measured again."""
+        return self.tuned is not None and self.record is not None
 
     @property
     def gain(self) -> float | None:
@@ -122,36 +129,54 @@ def problems_of_graphs(
 def tune_graphs(
     decode: Graph | None, general: Graph, options: CompileOptions, max_model_len: int | None
 ) -> None:
-    """Tunes what the store does not know of a model's graphs, as ``options.tune`` says.
+    """Tunes what the store does not know of a model's graphs, as ``options.tune`` says: kernels
+    and, where the user leaves it open, whether decode steps are one launch.
 
     Raises:
         KeyboardInterrupt: Ctrl-C, once what was found until then is in the store.
     """
-    wanted = options.tune
+    wanted, store = options.tune, tuning_store()
     given = wanted if isinstance(wanted, TuneConfig) else TuneConfig()
+    ends = None if given.seconds is None else time.monotonic() + given.seconds
     problems = problems_of_graphs(
         decode, general, options.target, options.max_batch_size, max_model_len
     )
-    for one in tune_all(
-        problems,
-        effort_of(wanted),
-        tuning_store(),
-        storage=given.storage,
-        seed=given.seed,
-        seconds=given.seconds,
-    ):
+    how: dict[str, Any] = {"storage": given.storage, "seed": given.seed}
+    changed = _measured(tune_all(problems, effort_of(wanted), store, seconds=given.seconds, **how))
+    if decode is None or max_model_len is None or options.decode != "auto":
+        return
+    from .decode_tunable import tunable_steps, tune_steps
+
+    most = options.max_batch_size
+    with ExitStack() as stack:
+        try:
+            steps = stack.enter_context(
+                tunable_steps(decode, options.target, most, max_model_len, store)
+            )
+        except UnsupportedError:  # the one launch does not know the model, or the device
+            return
+        how |= {"again": changed, "deadline": ends}
+        _measured(tune_steps(steps, effort_of(wanted), store, **how))
+
+
+def _measured(searches: Iterable[TunedProblem]) -> bool:
+    """Whether any of them measured something; KeyboardInterrupt where Ctrl-C ended one."""
+    found = False
+    for one in searches:
         if one.tuned is not None and one.tuned.interrupted:
             raise KeyboardInterrupt
+        found |= one.was_measured
+    return found
 
 
-def looked_up(problems: Sequence[KernelTunable], store: Store) -> Sequence[Found]:
+def looked_up(problems: Sequence[Tunable], store: Store) -> Sequence[Found]:
     """What the store has for each problem, under the conditions of this process."""
     conditions = conditions_here(driver=True)
     return [lookup(store, tunable.key, conditions) for tunable in problems]
 
 
 def tune_all(
-    problems: Sequence[KernelTunable],
+    problems: Sequence[Tunable],
     effort: Effort,
     store: Store,
     *,
@@ -160,7 +185,7 @@ def tune_all(
     seed: int = 0,
     resume: bool = False,
     seconds: float | None = None,
-    progress: Callable[[KernelTunable, Progress], None] = lambda tunable, progress: None,
+    progress: Callable[[Tunable, Progress], None] = lambda tunable, progress: None,
     pool: Pool | None = None,
 ) -> Iterator[TunedProblem]:
     """Tunes problem after problem, and records each as soon as it is decided.
@@ -249,7 +274,7 @@ class _Ahead:
         near: the neighbours' winners of each problem, by the digest of its key.
     """
 
-    def __init__(self, effort: Effort, store: Store, problems: Sequence[KernelTunable]) -> None:
+    def __init__(self, effort: Effort, store: Store, problems: Sequence[Tunable]) -> None:
         self.effort, self.rest = effort, list(problems) if effort.measures else []
         self.near = {one.key.digest: neighbours(store, one.key) for one in problems}
         self.threads = max(1, min(_MOST_AHEAD, available_cores() // _CORES_A_PROBLEM))
@@ -262,7 +287,7 @@ class _Ahead:
     def __exit__(self, *error: object) -> None:
         self.executor.shutdown(cancel_futures=True)
 
-    def wait_for(self, tunable: KernelTunable) -> None:
+    def wait_for(self, tunable: Tunable) -> None:
         """Until a problem's candidates are compiled, with those of the next ones under way."""
         digests = [one.key.digest for one in self.rest]
         if tunable.key.digest in digests:
@@ -276,11 +301,26 @@ class _Ahead:
             self.begun[tunable.key.digest].result()
 
 
-def _compile(tunable: KernelTunable, effort: Effort, near: Sequence[Config]) -> None:
+def _compile(tunable: Tunable, effort: Effort, near: Sequence[Config]) -> None:
     """Brings the candidates that the key gives into the cache of kernels."""
     limit = effort.allowed(tunable.space)
     with suppress(TilewrightError):  # who asks for them next is told
         tunable.prepare(quick_candidates(tunable, near, limit=limit))
+
+
+def unmeasured(tunable: Tunable, why: str) -> TunedProblem:
+    """The default, where no worker starts."""
+    coverage = tunable.space.coverage(())
+    return TunedProblem(tunable, None, Tuned(untried(tunable, why), (), "", coverage, (why,)))
+
+
+def _next_best(tuned: Tuned) -> tuple[tuple[Config, float], ...]:
+    """Where nothing came near the choice: the fastest of the others, by the first measurement."""
+    choice = tuned.choice
+    base = choice.default_seconds or choice.seconds or math.nan
+    others = [(o.ratio, o.config) for o in tuned.outcomes if o.ok and o.config != choice.config]
+    timed = [(ratio * base, config) for ratio, config in others if ratio is not None]
+    return tuple((config, seconds) for seconds, config in sorted(timed, key=itemgetter(0))[:1])
 
 
 def record_of(
@@ -305,7 +345,7 @@ def record_of(
         default=choice.default,
         default_seconds=choice.default_seconds or choice.seconds,
         numerics=choice.numerics,
-        runners_up=choice.runners_up,
+        runners_up=choice.runners_up or _next_best(tuned),
         failed=failed,
         trials=sum(1 for outcome in tuned.outcomes if outcome.seconds),
         seed=seed,

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from ..codegen.base import get_backend
-from ..errors import CapacityError
+from ..errors import CapacityError, KernelError
 from ..ir.dims import evaluate
 from ..ir.types import TensorType
 from .batch import DecodeBatch, MixedBatch
@@ -306,6 +306,10 @@ class PagedExecutor:
         """Whether a step can be launched `after` this one: its tokens are still on the device."""
         return self.graphs is not None and self.graphs.follows(launched)
 
+    def recover(self) -> KernelError | None:
+        """As `StepExecutor` says; of decode steps: no others are one launch."""
+        return None if self._decode is None else self._decode.recover()
+
     def _too_large(self, tokens: int, error: Exception) -> CapacityError:
         return CapacityError(
             f"a step of {tokens} tokens",
@@ -390,6 +394,10 @@ class SlotExecutor:
         self.caches.copy_pages(sources, destinations)
         for source, destination in zip(sources, destinations, strict=True):
             self.lengths[destination] = self.lengths[source]
+
+    def recover(self) -> KernelError | None:
+        """As `StepExecutor` says."""
+        return self.runner.recover()
 
     def run(self, step: Step) -> torch.Tensor:
         """Logits f32[R, V] of the step's wanted rows."""

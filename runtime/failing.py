@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from ..errors import VerificationError
+from ..errors import TilewrightError, VerificationError
 from .request import Request
 from .scheduler import Scheduler
+from .step import StepExecutor
 
 
-def broken_logits(request: Request) -> VerificationError:
-    """The error of a request of which a row has no finite largest logit."""
+def broken_logits(request: Request, executor: StepExecutor) -> TilewrightError:
+    """The error of a request of which a row has no finite largest logit: the executor's, if a
+    launch was given up, which is made good for those behind it.
+    """
+    given_up = executor.recover()
+    if given_up is not None:
+        return given_up
     tokens = len(request.sequences[0].tokens)
     return VerificationError(
         f"the logits of {request.name} behind {tokens} tokens",
@@ -18,7 +24,7 @@ def broken_logits(request: Request) -> VerificationError:
     )
 
 
-def end_request(scheduler: Scheduler, request: Request, error: VerificationError) -> None:
+def end_request(scheduler: Scheduler, request: Request, error: TilewrightError) -> None:
     """Ends what of a request has not ended; nothing that it has computed goes to the prefix cache.
 
     A step in flight may still compute a row of it, which is void then (`in_flight.py`).

@@ -354,7 +354,8 @@ class Launcher:
 
     def _give(self, seq: Sequence, token: int, now: float) -> None:
         if token < 0:
-            end_request(self._scheduler, seq.request, broken_logits(seq.request))
+            error = broken_logits(seq.request, self._executor)
+            end_request(self._scheduler, seq.request, error)
         if seq.finish_reason is not None:  # its sibling's row may have ended it
             return
         seq.in_flight -= 1

@@ -438,7 +438,8 @@ class GenerationLoop:
         now = self.clock()
         for seq, one in zip(targets, sampled, strict=True):
             if one.token_id == BROKEN:
-                end_request(self.scheduler, seq.request, broken_logits(seq.request))
+                error = broken_logits(seq.request, self.executor)
+                end_request(self.scheduler, seq.request, error)
             if seq.finish_reason is None:  # its prompt's logits, or a sibling's, may have ended it
                 seq.accept(one, now)
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..codegen.base import Keeps, Kernel, ReadFile, get_backend
+from ..codegen.base import Keeps, Kernel, ReadFile, Recovers, get_backend
 from ..codegen.program import FRESH, SHARED, Call, Program
-from ..errors import UsageError
+from ..errors import KernelError, UsageError
 from ..ir.dims import Dim, Size, evaluate, name_of, symbols_of
 from ..ir.types import TensorType
 
@@ -104,6 +104,13 @@ class ProgramRunner:
             if isinstance(kernel, Keeps):
                 found.update(kernel.artifacts())
         return found
+
+    def recover(self) -> KernelError | None:
+        """Makes kernels new of which a launch was given up; the error of the first, None if all are
+        well. Waits for the device.
+        """
+        found = [kernel.recover() for _, kernel in self.steps if isinstance(kernel, Recovers)]
+        return next((error for error in found if error is not None), None)
 
     def _scope(self) -> AbstractContextManager[object]:
         """Inside, the Program's device is the current one, which kernels launch on."""

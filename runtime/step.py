@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..errors import KernelError
 from .bucketing import Padding
 
 
@@ -105,6 +106,12 @@ class StepExecutor(Protocol):
 
     def run(self, step: Step) -> Tensor:
         """Writes the K and V of the step's tokens and returns logits f32[R, V]."""
+        ...
+
+    def recover(self) -> KernelError | None:
+        """Makes good what a launch has left behind that was given up, which its numbers are not:
+        its error, None if there was none.
+        """
         ...
 
     def copy_pages(self, sources: Sequence[int], destinations: Sequence[int]) -> None:

@@ -128,6 +128,24 @@ class Model:
         return [lines[0], *(f"    {line}" for line in (*lines[1:], *body))]
 
 
+WHOLE = Model(width=1024, heads=16, kv_heads=4, dim=64, ffn=2048, vocab=2048, page=16)
+RING_MODELS = {
+    "rows without gaps": WHOLE,
+    "gaps, groups of three": Model(
+        width=576, heads=9, kv_heads=3, dim=64, ffn=1536, vocab=1024, page=16
+    ),
+    "long rows, heads of 128": Model(
+        width=1024, heads=8, kv_heads=2, dim=128, ffn=14336, vocab=1024, page=16, layers=3
+    ),
+    "attention of another width": Model(
+        width=1280, heads=16, kv_heads=8, dim=128, ffn=2560, vocab=1024, page=32, layers=1
+    ),
+}
+"""Sizes that a ring of weights takes."""
+RING_OF_CODES = Model(width=2048, heads=32, kv_heads=8, dim=64, ffn=7168, vocab=1024, page=16)
+"""One that it takes with weights of 4 bits too, with gaps between long rows."""
+
+
 def step_inputs(tables: list[int], length: int, token: int, page: int) -> dict[str, torch.Tensor]:
     """Inputs of a step of one sequence of ``length`` tokens, the new one included."""
     last = length - 1
@@ -197,4 +215,13 @@ _GATED = """def gated_body(x: bf16[B, {d}], weight: bf16[{d}], weight_1: bf16[{n
     gated_0: bf16[B, {f}] = gated(slice_0, slice_1, activation="silu", stepwise=True)
     return {{"out0": gated_0}}"""
 
-__all__ = ["GREEDY", "Model", "by_interpreter", "replace", "step_inputs", "together"]
+__all__ = [
+    "GREEDY",
+    "RING_MODELS",
+    "WHOLE",
+    "Model",
+    "by_interpreter",
+    "replace",
+    "step_inputs",
+    "together",
+]

@@ -33,11 +33,16 @@ so that each wait is over at once, and there are neither prefetches nor times.
 **In an engine** it is the first of two ways that a decode Program has (lowering.py): a step of one
 sequence is this launch with the sampling behind it, a step of more the calls of the graph; or each
 of 1, 2, 4 and 8 sequences has a launch, whose chunks of weights meet every sequence's x. It is made
-where `compile(decode="persistent")`, or `"persistent:8"`, says so. Nothing chooses it unasked:
-with weights in bfloat16 it is slower on an H100 than the graph of separate kernels (a step of
-Llama-3.2-1B's shape 1241 µs to 1036; `benchmarks/bench_persistent.py`), and with codes it has not
-been measured. The call holds its graph; loading makes the text anew of that, and refuses another
-one (loading.py).
+where `compile(decode="persistent")`, or `"persistent:8"`, says so, and by default for those numbers
+of sequences of which a tuning record says that it is faster (compiler/decode_choice.py); without a
+record steps are separate kernels. The call holds its graph; loading makes the text anew of that,
+and refuses another one (loading.py).
+
+**A ring of weights** serves steps of one sequence on sm_90 where sizes fit (ring.py): tiles of
+whole rows come by TMA into shared memory, and programs wait for the values themselves, not for
+counters (ring_kernel.py). It is right and quick where what is above is right everywhere: of codes
+it takes e4m3 by rows and 4 bits by groups. Without a GPU its tables, its machine code and a model
+of its memory are tested, since Gluon has no interpreter. `lowering.cut_for` chooses between both.
 
 **Codes.** Weights may be e4m3 by rows or blocks, or 4 bits by groups (codes.py); then chunks hold
 words of 32 bits, and scales of groups come with them (cut.py, codes_kernel.py). Where the graph

@@ -83,7 +83,7 @@ class PersistentDecode:
         self._kept = dict(weights)  # the tables hold their addresses, and those of results
         self.logits = results[shape.calls[-1].out]
         for name in weight_names(shape):
-            _check(name, weights.get(name))
+            check_memory(name, weights.get(name))
         self._where = {name: tensor.data_ptr() for name, tensor in {**weights, **results}.items()}
         memory = {n: t.to(device) for n, t in _memory(shape, tiling, timed).items()}
         memory["items"] = make_items(shape, tiling, self._where).to(device)
@@ -112,7 +112,7 @@ class PersistentDecode:
     def _table(self, caches: Mapping[str, torch.Tensor]) -> torch.Tensor:
         names = [name for step in self.shape.calls for name in step.caches if name]
         for name in names:
-            _check(name, caches.get(name))
+            check_memory(name, caches.get(name))
         key = tuple(caches[name].data_ptr() for name in names)
         found = self._calls.get(key)
         if found is not None:
@@ -166,7 +166,8 @@ class PersistentDecode:
                 found="one that does not",
                 remedy="Make source and PersistentDecode with timed=True.",
             )
-        return trace_of(title, self.shape, self.timeline, self.memory["places"])
+        calls = self.shape.calls
+        return trace_of(title, self.shape, calls, self.timeline, self.memory["places"])
 
     def reset(self) -> None:
         """Makes the counters new, after a launch that was given up or cut off."""
@@ -242,7 +243,11 @@ def weight_names(shape: Shape) -> list[str]:
     return [name for name in dict.fromkeys(names) if name]
 
 
-def _check(name: str, tensor: torch.Tensor | None) -> None:
+def check_memory(name: str, tensor: torch.Tensor | None) -> None:
+    """
+    Raises:
+        UsageError: there is none, or it is not dense.
+    """
     if tensor is not None and tensor.is_contiguous() and tensor.data_ptr() % 16 == 0:
         return
     raise UsageError(

@@ -7,16 +7,19 @@ from dataclasses import fields
 
 import torch
 
-from ...errors import EngineError, GraphError
+from ...errors import EngineError, GraphError, KernelError, UnsupportedError
 from ...ir.graph import Graph, input_name, param_name
 from ...ir.parser import parse_graph
 from ..base import ReadFile
 from ..program import Call, Program
-from ..triton.package import kernel_id, read_package
-from .decode import INPUTS, Launcher, PersistentDecode, in_interpreter, on_device
+from ..triton.package import Binary, kernel_id, read_package
+from ..triton.source import KernelSource
+from .decode import INPUTS, PersistentDecode, in_interpreter, on_device
 from .lowering import cache_names
-from .reading import read_decode
-from .source import persistent_source
+from .reading import Shape, read_decode
+from .ring_decode import RingDecode, ring_on_device
+from .ring_source import RingCut
+from .source import source_of
 from .tiling import Tiling
 
 
@@ -27,7 +30,7 @@ class PersistentKernel:
         decode: the launch with its memory.
     """
 
-    def __init__(self, decode: PersistentDecode) -> None:
+    def __init__(self, decode: PersistentDecode | RingDecode) -> None:
         self.decode = decode
         self._caches = cache_names(decode.shape)
 
@@ -39,6 +42,15 @@ class PersistentKernel:
         caches = dict(zip(self._caches, tensors[len(INPUTS) :], strict=True))
         self.decode.run(inputs, caches)
         return (self.decode.logits, *caches.values())
+
+    def recover(self) -> KernelError | None:
+        """As `Recovers` says."""
+        try:
+            self.decode.check()
+        except KernelError as error:
+            self.decode.reset()
+            return error
+        return None
 
 
 def load_persistent(
@@ -57,24 +69,49 @@ def load_persistent(
         EngineError: a folder of another version, weights or buffers of other types, or a device
             with fewer multiprocessors than the launch has programs.
     """
-    graph, tiling = _described(call)
-    shape = read_decode(graph)
+    graph, cut = _described(call)
+    try:
+        shape = read_decode(graph)
+        source = source_of(shape, cut, device=device.type == "cuda")
+    except UnsupportedError as error:
+        raise _other(call, str(error)) from error
     _check_types(call, program, graph, weights)
     caches = cache_names(shape)
     if call.operands != (*INPUTS, *caches) or len(call.results) != 1 + len(caches):
         raise _other(call, f"operands {call.operands}")
-    source = persistent_source(shape, tiling, device=device.type == "cuda")
     id = call.kernel.rpartition("/")[2]
     if kernel_id(source) != id:
         raise _other(call, f"this version's is {kernel_id(source)}")
     if device.type == "cuda":
-        launch = _on_gpu(call, read, device, tiling.programs)
-    else:
-        launch = in_interpreter(source)
-    return PersistentKernel(PersistentDecode(shape, tiling, weights, launch, device))
+        binary = _binary(call, read, device, cut.programs)
+        return PersistentKernel(decoder(shape, cut, weights, source, binary, device))
+    if isinstance(cut, RingCut):
+        raise _other(call, f"a ring of weights on {device.type}, which has no TMA")
+    launch = in_interpreter(source)
+    return PersistentKernel(PersistentDecode(shape, cut, weights, launch, device))
 
 
-def _on_gpu(call: Call, read: ReadFile, device: torch.device, programs: int) -> Launcher:
+def decoder(
+    shape: Shape,
+    cut: Tiling | RingCut,
+    weights: Mapping[str, torch.Tensor],
+    source: KernelSource,
+    binary: Binary,
+    device: torch.device,
+    timed: bool = False,
+) -> PersistentDecode | RingDecode:
+    """The launch of a kernel on a GPU with its memory, whichever kind it is.
+
+    Raises:
+        UsageError: weights that lie where the launch cannot read them.
+    """
+    if isinstance(cut, RingCut):
+        of_ring = ring_on_device(source, binary, device)
+        return RingDecode(shape, cut, weights, of_ring, device, timed)
+    return PersistentDecode(shape, cut, weights, on_device(source, binary, device), device, timed)
+
+
+def _binary(call: Call, read: ReadFile, device: torch.device, programs: int) -> Binary:
     package = read_package(read, call.kernel.rpartition("/")[2])
     found = torch.cuda.get_device_properties(device).multi_processor_count
     if found < programs:
@@ -84,17 +121,19 @@ def _on_gpu(call: Call, read: ReadFile, device: torch.device, programs: int) -> 
             found=f"{found}",
             remedy="Compile the model again on this device.",
         )
-    return on_device(package.source, next(iter(package.binaries.values())), device)
+    return next(iter(package.binaries.values()))
 
 
-def _described(call: Call) -> tuple[Graph, Tiling]:
-    names = [one.name for one in fields(Tiling)]
-    values = [call.attrs.get(name) for name in names]
-    text = call.attrs.get("graph")
-    if not isinstance(text, str) or not all(type(v) is int and 0 <= v <= 4096 for v in values):
+def _described(call: Call) -> tuple[Graph, Tiling | RingCut]:
+    """The graph of a call, and the cut of its kernel by whichever kind's fields it has."""
+    text, values = call.attrs.get("graph"), {**call.attrs}
+    values.pop("graph", None)
+    kind = next((k for k in (Tiling, RingCut) if {f.name for f in fields(k)} == {*values}), None)
+    known = all(type(value) is int and 0 <= value <= 4096 for value in values.values())
+    if not isinstance(text, str) or kind is None or not known:
         raise _other(call, f"attributes {', '.join(call.attrs)}")
     try:
-        return parse_graph(text), Tiling(*(int(str(value)) for value in values))
+        return parse_graph(text), kind(**{name: int(str(v)) for name, v in values.items()})
     except GraphError as error:
         raise _other(call, str(error)) from error
 

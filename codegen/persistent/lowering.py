@@ -16,7 +16,9 @@ from ..triton.package import KernelPackage, launch_key
 from ..triton.source import KernelSource, has_e4m3
 from .decode import INPUTS, weight_names
 from .reading import Shape, read_decode
-from .source import compile_persistent, persistent_source
+from .ring import ring_of
+from .ring_source import ARCH, RingCut
+from .source import compile_persistent, source_of
 from .tiling import Tiling
 
 _NARROW = 2048  # columns of a weight
@@ -29,7 +31,7 @@ def with_one_launch(
     graph: Graph,
     target: Target,
     batches: Sequence[int] = (1,),
-    tiling: Tiling | None = None,
+    cut: Tiling | RingCut | None = None,
 ) -> Lowered:
     """A decode Program whose steps of so many sequences are one launch and the sampling.
 
@@ -38,7 +40,8 @@ def with_one_launch(
         graph: what it computes.
         target: a GPU, or the CPU for Triton's interpreter.
         batches: numbers of sequences; each has a kernel of its own.
-        tiling: how the kernel is cut; the default is for target, model and number.
+        cut: how the kernel is cut, which also says of which kind it is; the default is for target,
+            model and number.
 
     Raises:
         UnsupportedError: a call that the one launch does not know, which is named; a kernel that
@@ -46,15 +49,13 @@ def with_one_launch(
     """
     shape = read_decode(graph)
     _check_codes(shape, target)
-    tilings = [
-        replace(tiling or tiling_for(target, shape, batch), batch=batch) for batch in batches
-    ]
-    sources = [persistent_source(shape, one, device=not target.is_cpu) for one in tilings]
+    cuts = [_of_batch(cut or cut_for(target, shape, batch), batch) for batch in batches]
+    sources = [source_of(shape, one, device=not target.is_cpu) for one in cuts]
     packages = _packages(sources, target)
     program = lowered.program
     made = [
         _call(program, shape, one, graph, package.id)
-        for one, package in zip(tilings, packages, strict=True)
+        for one, package in zip(cuts, packages, strict=True)
     ]
     numbers = ", ".join(map(str, batches))
     note = f"steps of {numbers} sequences decode in one launch (experimental)"
@@ -65,6 +66,14 @@ def with_one_launch(
         files={**lowered.files, **files},
         notes=(*lowered.notes, note),
     )
+
+
+def launch_digest(shape: Shape, target: Target, batch: int) -> str:
+    """SHA-256, in hex, of the source of the kernel that `with_one_launch` makes for steps of so
+    many sequences; nothing is compiled.
+    """
+    cut = _of_batch(cut_for(target, shape, batch), batch)
+    return source_of(shape, cut, device=not target.is_cpu).digest
 
 
 def _check_codes(shape: Shape, target: Target) -> None:
@@ -78,8 +87,23 @@ def _check_codes(shape: Shape, target: Target) -> None:
         )
 
 
+def cut_for(target: Target, shape: Shape, batch: int = 1) -> Tiling | RingCut:
+    """The default cut: a ring of weights where one fits."""
+    if target.is_cpu or target.arch != ARCH or batch > 1:
+        return tiling_for(target, shape, batch)
+    try:
+        fits = ring_of(shape).programs <= target.sms
+    except UnsupportedError:
+        fits = False
+    return RingCut(programs=target.sms) if fits else tiling_for(target, shape, batch)
+
+
+def _of_batch(cut: Tiling | RingCut, batch: int) -> Tiling | RingCut:
+    return cut if isinstance(cut, RingCut) else replace(cut, batch=batch)
+
+
 def tiling_for(target: Target, shape: Shape, batch: int = 1) -> Tiling:
-    """The default cut: a program a multiprocessor, all of them resident; not measured yet.
+    """The default cut by tiles: a program a multiprocessor, all of them resident.
 
     Rows of a narrow model leave most threads of a wide chunk idle, and tiles of 16 rows most
     multiprocessors; sums of many sequences take the registers of half the rows. Chunks of codes
@@ -108,7 +132,7 @@ def _packages(sources: Sequence[KernelSource], target: Target) -> list[KernelPac
     return found
 
 
-def _call(program: Program, shape: Shape, tiling: Tiling, graph: Graph, id: str) -> Call:
+def _call(program: Program, shape: Shape, cut: Tiling | RingCut, graph: Graph, id: str) -> Call:
     """The one launch: inputs and caches in, logits and the same caches out."""
     outputs = dict(program.outputs)
     caches = cache_names(shape)
@@ -125,7 +149,7 @@ def _call(program: Program, shape: Shape, tiling: Tiling, graph: Graph, id: str)
         f"{PERSISTENT_PREFIX}{id}",
         taken,
         tuple(outputs[name] for name in results),
-        {"graph": str(graph), **asdict(tiling)},
+        {"graph": str(graph), **asdict(cut)},
         tuple(weight_names(shape)),
         tuple((1 + index, len(INPUTS) + index) for index in range(len(caches))),
         origin=("one launch",),

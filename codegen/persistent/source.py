@@ -11,12 +11,25 @@ from ..triton.package import Binary
 from ..triton.source import Argument, KernelSource, Launch, Pointer, Scalar, Variant
 from .generate import PARAMETERS, TIMED, constexprs, kernel_text
 from .reading import Shape
+from .ring import ring_of
+from .ring_source import RingCut, ring_source
 from .table import num_items
 from .tiling import Tiling
 
 _TYPES = {"i64": DType.I64, "i32": DType.I32, "f32": DType.F32}
 NAME = "decode"
 """Of the kernel."""
+
+
+def source_of(shape: Shape, cut: Tiling | RingCut, device: bool = True) -> KernelSource:
+    """The kernel of a cut; without a ``device`` one for the interpreter.
+
+    Raises:
+        UnsupportedError: a ring of what does not fit one.
+    """
+    if isinstance(cut, RingCut):
+        return ring_source(ring_of(shape), cut)
+    return persistent_source(shape, cut, device=device)
 
 
 def persistent_source(

@@ -5,6 +5,7 @@ which `tilewright inspect --html --trace` draws (compiler/inspect/timeline.py).
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from ...errors import UsageError
-from .reading import Attention, Begin, Form, Shape
+from .reading import Attention, Begin, Form, Shape, Step
 
 MARKS = ("met", "begun", "done")
 """The times that are noted of each program and call."""
@@ -82,17 +83,23 @@ def read_trace(path: Path) -> StepTrace:
     return StepTrace.from_json(text, str(path))
 
 
-def trace_of(title: str, shape: Shape, timeline: torch.Tensor, places: torch.Tensor) -> StepTrace:
+def trace_of(
+    title: str,
+    shape: Shape,
+    steps: Sequence[Step],
+    timeline: torch.Tensor,
+    places: torch.Tensor,
+) -> StepTrace:
     """The trace of a step.
 
     Args:
         title: what was run.
-        shape: whose calls they are.
+        shape: whose calls they are; ``steps`` are those that were noted.
         timeline: i64 [programs, calls, 3] in ns (`MARKS`).
         places: i32 [programs].
     """
     times = (timeline - timeline.min()).flatten(1).cpu().tolist()
-    calls = tuple(step.form for step in shape.calls)
+    calls = tuple(step.form for step in steps)
     forms = tuple(map(form_name, shape.forms))
     return StepTrace(title, forms, calls, tuple(places.tolist()), tuple(map(tuple, times)))
 

@@ -152,7 +152,7 @@ def _mapped(argument: Argument, places: Any, memory: _Memory) -> Mapped:
     tensor = memory[argument.role][argument.index]
     assert tensor is not None
     offset, shape, strides = places
-    return Mapped(tensor, offset, shape, strides, argument.box)
+    return Mapped(tensor, offset, shape, strides, argument.box, argument.swizzle)
 
 
 def _places(argument: Argument, sizes: Mapping[str, int]) -> Places:

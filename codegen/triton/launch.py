@@ -69,7 +69,7 @@ class LaunchedKernel(Invocation):
         found: list[bytes | int] = []
         for value in values:
             if isinstance(value, Mapped):
-                found += value.values(partial(_enter_context, self.device))
+                found += value.values(partial(enter_context, self.device))
             else:
                 found.append(value)
         return found
@@ -167,7 +167,7 @@ class LoadedFunction:
         """After a failed launch: once more where the thread lacked a context, else an error."""
         if status.name == "CUDA_ERROR_INVALID_CONTEXT":
             # A thread whose first CUDA call this is: torch served its memory from what it holds.
-            _enter_context(self.device)
+            enter_context(self.device)
             (status,) = self.launch_kernel(self.config, self.kernel, self.packed, 0)
         if status:
             raise _failed(f"launch of {self.binary.function} with grid {grid}", status)
@@ -234,7 +234,7 @@ def _load(binary: Binary, device: int) -> Any:
     return kernel
 
 
-def _enter_context(device: torch.device) -> None:
+def enter_context(device: torch.device) -> None:
     """Makes torch's context, the device's primary one, current in this thread."""
     driver = cuda_driver()
     index = _index_of(device)

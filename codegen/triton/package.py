@@ -196,7 +196,7 @@ def argument_type(argument: Argument) -> str:
     """An argument's type as Triton's signatures spell it."""
     if isinstance(argument, Described):
         bits, rank = 8 * argument.dtype.bytes, len(argument.box)
-        lines = f"swizzle_byte_width=128, element_bitwidth={bits}, rank={rank}"
+        lines = f"swizzle_byte_width={argument.swizzle}, element_bitwidth={bits}, rank={rank}"
         element = TRITON_TYPES[argument.dtype]
         return f"tensordesc<{element}{list(argument.box)},NVMMASharedLayout({lines})>"
     return f"*{TRITON_TYPES[argument.dtype]}" if isinstance(argument, Pointer) else argument.type
@@ -234,7 +234,7 @@ def _argument_to_json(argument: Argument) -> list[Any]:
         return [argument.name, argument.type, str(argument.value)]
     if isinstance(argument, Described):
         places = [[str(size) for size in sizes] for sizes in (argument.shape, argument.strides)]
-        where = [str(argument.offset), *places, list(argument.box)]
+        where = [str(argument.offset), *places, list(argument.box), argument.swizzle]
         return [argument.name, f"&{argument.dtype}", argument.role, argument.index, *where]
     return [argument.name, f"*{argument.dtype}", argument.role, argument.index]
 
@@ -272,13 +272,20 @@ def _read_argument(data: list[Any]) -> Argument:
 
 
 def _read_described(
-    pointer: Pointer, offset: str, shape: list[str], strides: list[str], box: list[int]
+    pointer: Pointer,
+    offset: str,
+    shape: list[str],
+    strides: list[str],
+    box: list[int],
+    swizzle: int = 128,
 ) -> Described:
     if not 0 < len(shape) == len(strides) == len(box) <= 5:
         raise ValueError(f"{pointer.name}: dimensions of a tensor map")
+    if swizzle not in (0, 128):
+        raise ValueError(f"{pointer.name}: lines of {swizzle} bytes in a tensor map")
     sizes, steps = (tuple(map(parse_size, texts)) for texts in (shape, strides))
     buffer = (pointer.name, pointer.dtype, pointer.role, pointer.index)
-    return Described(*buffer, parse_size(offset), sizes, steps, tuple(map(int, box)))
+    return Described(*buffer, parse_size(offset), sizes, steps, tuple(map(int, box)), swizzle)
 
 
 def _read_binary(facts: Mapping[str, Any], cubin: bytes) -> Binary:

@@ -72,18 +72,21 @@ class Pointer:
 @dataclass(frozen=True, slots=True)
 class Described(Pointer):
     """A tensor map of a buffer, taken by value (tensor_map.py): a Gluon kernel has it as a tensor
-    descriptor for TMA, whose copies lie in lines of 128 bytes, swizzled.
+    descriptor for TMA.
 
     Attributes:
         offset: of the first element, in elements.
         shape, strides: expressions over the Program's symbols, in elements; the last stride is 1.
         box: elements of a copy, along each dimension.
+        swizzle: bytes of the lines that copies lie in, swizzled: 128, or 0 where they lie as they
+            come.
     """
 
     offset: Size
     shape: tuple[Size, ...]
     strides: tuple[Size, ...]
     box: tuple[int, ...]
+    swizzle: int = 128
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,10 +23,11 @@ from ...errors import EngineError
 BYTES = 128
 """Of a map, and what it has to begin at a multiple of."""
 
-# Of cuda.h: types of elements, no interleaving, swizzled lines of 128 bytes, promotion to as many
-# in L2, zeros out of bounds, and the status of a thread without a context.
+# Of cuda.h: types of elements, no interleaving, swizzles by bytes of a line, promotion to lines of
+# 128 bytes in L2, zeros out of bounds, and the status of a thread without a context.
 _TYPES = {torch.float16: 6, torch.bfloat16: 9}
-_INTERLEAVE, _SWIZZLE, _PROMOTION, _FILL = 0, 3, 2, 0
+_INTERLEAVE, _PROMOTION, _FILL = 0, 2, 0
+_SWIZZLES = {0: 0, 128: 3}
 _NO_CONTEXT = 201
 
 
@@ -39,6 +40,7 @@ class Mapped:
         offset: of the first element, in elements.
         shape, strides: in elements.
         box: elements of a copy, along each dimension.
+        swizzle: bytes of the lines that copies lie in, swizzled; 0 for as they come.
     """
 
     tensor: torch.Tensor
@@ -46,6 +48,7 @@ class Mapped:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     box: tuple[int, ...]
+    swizzle: int = 128
 
     def values(self, enter: Callable[[], None]) -> tuple[bytes | int, ...]:
         """What a kernel takes for it: the map, shape and strides.
@@ -57,7 +60,7 @@ class Mapped:
             EngineError: the driver refuses the map.
         """
         start = self.tensor.data_ptr() + self.offset * self.tensor.element_size()
-        wanted = (start, self.tensor.dtype, self.shape, self.strides, self.box)
+        wanted = (start, self.tensor.dtype, self.shape, self.strides, self.box, self.swizzle)
         try:
             made = _encoded(*wanted)
         except _NoContextError:
@@ -88,6 +91,7 @@ def _encoded(
     shape: tuple[int, ...],
     strides: tuple[int, ...],
     box: tuple[int, ...],
+    swizzle: int,
 ) -> bytes:
     """The bytes of a map as Triton's kernels expect it."""
 
@@ -104,7 +108,7 @@ def _encoded(
         counts([stride * dtype.itemsize for stride in strides[:-1]], ctypes.c_uint64),
         counts(box, ctypes.c_uint32),
         counts([1] * len(shape), ctypes.c_uint32),
-        *map(ctypes.c_int, (_INTERLEAVE, _SWIZZLE, _PROMOTION, _FILL)),
+        *map(ctypes.c_int, (_INTERLEAVE, _SWIZZLES[swizzle], _PROMOTION, _FILL)),
     )
     if status == _NO_CONTEXT:
         raise _NoContextError

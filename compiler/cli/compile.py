@@ -16,6 +16,7 @@ from .options import (
     CacheDtypeOption,
     CacheOption,
     ContextOption,
+    DecodeOption,
     DeterministicOption,
     DtypeOption,
     JsonOption,
@@ -62,6 +63,7 @@ def compile_model(
     deterministic: DeterministicOption = False,
     memory_fraction: MemoryOption = 0.9,
     tune: TuneOption = "cached",
+    decode: DecodeOption = "auto",
     emit: Annotated[
         str | None,
         typer.Option(
@@ -85,7 +87,7 @@ def compile_model(
 ) -> None:
     """Compile MODEL into an engine folder, or with --emit into a model for other runtimes."""
     of_engines: dict[str, Any] = {"target": target, "backend": backend, "kv_cache": kv_cache}
-    of_engines |= {"kv_cache_dtype": kv_cache_dtype, "tune": tune}
+    of_engines |= {"kv_cache_dtype": kv_cache_dtype, "tune": tune, "decode": decode}
     of_engines |= {"max_batch_size": max_batch_size, "deterministic": deterministic}
     of_engines |= {"memory_fraction": memory_fraction, "window": window, "sinks": sinks}
     of_both: dict[str, Any] = {"quantize": quantize, "attention": attention, "verify": verify}

@@ -22,6 +22,7 @@ _UNREAD: Mapping[str, tuple[object, ...]] = {
     "deterministic": (False,),
     "memory_fraction": (0.9,),
     "tune": ("cached", "none"),
+    "decode": ("auto", "kernels"),
     "window": (None,),
     "sinks": (4,),
 }

@@ -109,6 +109,14 @@ TuneOption = Annotated[
         help="none, cached (what is known of kernels and backends), quick or full: measure first."
     ),
 ]
+DecodeOption = Annotated[
+    str,
+    typer.Option(
+        metavar="FORM",
+        help="How decode steps run: auto (as measured), kernels, or persistent: one launch each, "
+        "of one sequence (persistent:8: of up to 8).",
+    ),
+]
 CheckpointOption = Annotated[
     Path | None,
     typer.Option(
@@ -256,6 +264,7 @@ def compile_in_memory(
     quantize: str | QuantConfig | None = None,
     attention: str | GQA | None = None,
     strict: bool = False,
+    decode: str = "auto",
     keep: bool = False,
 ) -> EngineImage:
     """Compiles a model, with a progress bar.
@@ -284,6 +293,7 @@ def compile_in_memory(
         quantize=quantize,
         attention=attention,
         strict=strict,
+        decode=decode,
     )
     from ..engine_cache import cached_engine, engine_key, keep_engine
 

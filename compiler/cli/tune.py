@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,10 +28,12 @@ from .tune_confirm import AgainstOption, BatchesOption, Confirmation, ConfirmOpt
 from .tune_explain import explain
 from .tune_options import OnlyOption, StorageOption, chosen, image_of
 from .tune_report import report
+from .tune_steps import tune_steps_of
 
 if TYPE_CHECKING:
     from ...autotune.effort import Effort, TuneConfig
     from ...codegen.triton.tuning.tunable import KernelTunable
+    from ...runtime.image import EngineImage
     from ...targets import Target
     from ..confirm import Confirmed
     from ..tuning import TunedProblem
@@ -91,15 +93,14 @@ def run(
     random_weights: RandomOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Tune the kernels of ENGINE, and keep what was found for later compiles. Of a model whose
-    backend is left open (--backend auto): which backend is the fastest, too.
+    """Tune ENGINE's kernels, choose whether decode steps are one launch, and keep what was found
+    for later compiles. Of a model whose backend is left open: which backend is the fastest, too.
 
     Ctrl-C keeps what was found; the same command goes on from there. Exit code 1: --confirm found a
     decode step that got slower.
     """
     from ...autotune.effort import TuneConfig, effort_of
     from ...autotune.study import open_storage
-    from ...targets import Target
     from ..tuning import problems_of_image
 
     budget = TuneConfig(trials, seconds, storage, seed)  # refuses what is no budget
@@ -109,27 +110,26 @@ def run(
     model: dict[str, Any] = {"target": target, "backend": backend, "dtype": dtype}
     model |= {"quantize": quantize, "max_model_len": max_model_len}
     model |= {"max_batch_size": max_batch_size, "random_weights": random_weights}
-    kernels, with_backend = parted(only)
-    rivals = rivals_of(engine, **model) if with_backend else None
+    parts = parted(only)
+    rivals = rivals_of(engine, **model) if parts.backend else None
     if only == BACKEND and rivals is None:
         raise no_choice(engine, backend)
     if rivals is not None and spent.measures:
         _check_device(rivals.target)
-    problems: Sequence[KernelTunable] = ()
-    confirmation = None
-    if rivals is None or confirm or (rivals.has_kernels and kernels != ""):
-        image = image_of(engine, **model)
-        if spent.measures or confirm:
-            _check_device(Target.parse(image.target), of_kernels=True)
-        problems = problems_of_image(image)
-        confirmation = Confirmation(image, against, batch) if confirm else None
+    needed = rivals is None or confirm or (rivals.has_kernels and parts.on_gpu)
+    image = _image(engine, model, spent.measures or confirm) if needed else None
+    problems = () if image is None else problems_of_image(image)
+    confirmation = Confirmation(image, against, batch) if image is not None and confirm else None
     started = time.monotonic()
-    wanted = chosen(problems, kernels) if problems else ()
-    done, interrupted = _tuned(wanted, spent, budget, resume=resume, again=again)
+    ends = None if seconds is None else started + seconds
+    how, wanted = {"resume": resume, "again": again}, chosen(problems, parts.kernels)
+    done, interrupted = _tuned(wanted, spent, budget, **how)
+    if image is not None and parts.steps:
+        done, interrupted = tune_steps_of(
+            image, spent, budget, ends, done, interrupted, named=parts.named, **how
+        )
     if rivals is not None:
-        ends = None if seconds is None else started + seconds
-        how = {"resume": resume, "again": again, "stopped": interrupted}
-        one, stopped = tune_rivals(rivals, spent, budget, ends, **how)
+        one, stopped = tune_rivals(rivals, spent, budget, ends, stopped=interrupted, **how)
         done, interrupted = [*done, one], interrupted or stopped
     took = time.monotonic() - started
     confirmed = None if confirmation is None or interrupted else confirmation.run(problems)
@@ -139,6 +139,16 @@ def run(
         raise typer.Exit(INTERRUPTED)
     if confirmed is not None and confirmed.is_slower:
         raise typer.Exit(1)
+
+
+def _image(engine: str, model: Mapping[str, Any], measures: bool) -> EngineImage:
+    """The engine whose kernels are tuned; it has to run here where something is measured."""
+    from ...targets import Target
+
+    image = image_of(engine, **model)
+    if measures:
+        _check_device(Target.parse(image.target), of_kernels=True)
+    return image
 
 
 def _tuned(

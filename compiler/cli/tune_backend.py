@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ...errors import UsageError
 from .console import progress
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from ..options import CompileOptions
     from ..tuning import TunedProblem
 
-BACKEND = "backend"
-"""Its name in ``--only``."""
+BACKEND, STEPS = "backend", "decode_step"
+"""Their names in ``--only``."""
 
 
 def rivals_of(
@@ -59,13 +59,34 @@ def rivals_of(
         return backend_rivals(chosen.path, options, Phases(advance))
 
 
-def parted(only: str | None) -> tuple[str | None, bool]:
-    """Which kernels ``--only`` names ("" for none, None for all), and whether the backend too."""
+class Parts(NamedTuple):
+    """What ``--only`` names.
+
+    Attributes:
+        kernels: their templates, "" for none, None for all.
+        steps: whether the way of decode steps.
+        backend: whether the backend.
+        named: whether there is an ``--only``: what it names must be there.
+    """
+
+    kernels: str | None
+    steps: bool
+    backend: bool
+    named: bool
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether any of it needs an engine with kernels of ours."""
+        return self.kernels != "" or self.steps
+
+
+def parted(only: str | None) -> Parts:
+    """What ``--only`` names; all without it."""
     if only is None:
-        return None, True
+        return Parts(None, True, True, named=False)
     names = [name.strip() for name in only.split(",")]
-    kernels = [name for name in names if name != BACKEND]
-    return ",".join(kernels), len(kernels) < len(names)
+    kernels = ",".join(name for name in names if name not in (BACKEND, STEPS))
+    return Parts(kernels, STEPS in names, BACKEND in names, named=True)
 
 
 def no_choice(engine: str, backend: str) -> UsageError:

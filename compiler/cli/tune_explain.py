@@ -77,19 +77,23 @@ def explain(
 def _of_model(
     subject: str, only: str | None, model: Mapping[str, Any], target: str
 ) -> Sequence[Found]:
-    """Of the kernels of an engine or a model, and behind them of its backend."""
+    """Of the kernels of an engine or a model, behind them of its decode steps and its backend."""
     from ...autotune.lookup import lookup
     from ..backend_choice import conditions_here
     from ..tuning import looked_up, problems_of_image, tuning_store
+    from .tune_steps import steps_of_image
 
-    kernels, with_backend = parted(only)
+    parts = parted(only)
     rivals = None
-    if with_backend:
+    if parts.backend:
         rivals = rivals_of(subject, target=target, quantize=None, **model)
     found: list[Found] = []
-    if rivals is None or (rivals.has_kernels and kernels != ""):
+    if rivals is None or (rivals.has_kernels and parts.on_gpu):
         image = image_of(subject, target=target, **model)
-        found += looked_up(chosen(problems_of_image(image), kernels), tuning_store())
+        found += looked_up(chosen(problems_of_image(image), parts.kernels), tuning_store())
+        if parts.steps:
+            with steps_of_image(image, parts.named) as steps:
+                found += looked_up(steps, tuning_store())
     if rivals is not None:
         found.append(lookup(tuning_store(), rivals.key, conditions_here()))
     return found

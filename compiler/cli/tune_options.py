@@ -20,8 +20,8 @@ OnlyOption = Annotated[
         help="Templates: linear_gemv (one token), linear_gemm (several), paged_decode, "
         "paged_attention (prefill), attention (of modules), expert_rows (few tokens), "
         "expert_groups, rows (norms), elementwise, wide_linear (products of many tokens); over "
-        "codes quant_linear_gemv, quant_linear_gemm, scaled_decode, scaled_attention; and backend: "
-        "of the whole model."
+        "codes quant_linear_gemv, quant_linear_gemm, scaled_decode, scaled_attention; "
+        "and of the whole model decode_step (one launch or several) and backend."
     ),
 ]
 StorageOption = Annotated[
@@ -80,13 +80,15 @@ def image_of(
 
 
 def chosen(problems: Sequence[KernelTunable], only: str | None) -> list[KernelTunable]:
-    """The problems of the templates that ``--only`` names, all without it.
+    """The problems of the templates that ``only`` names: all for None, none for "".
 
     Raises:
         UsageError: a template that no problem is of.
     """
     if only is None:
         return list(problems)
+    if only == "":
+        return []
     names = [name.strip() for name in only.split(",")]
     there = sorted({tunable.template.name for tunable in problems})
     if unknown := sorted(set(names) - set(there)):

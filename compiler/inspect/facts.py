@@ -177,8 +177,11 @@ def _choice_line(report: Mapping[str, object]) -> list[tuple[str, str]]:
 
 
 def _decode_line(report: Mapping[str, object]) -> list[tuple[str, str]]:
-    calls = report.get("decode_calls")
-    return [("decode steps", f"a Program of their own ({calls_text(calls)})")] if calls else []
+    calls, way = report.get("decode_calls"), report.get("decode")
+    if not calls:
+        return []
+    why = f"; {way['why']}" if isinstance(way, dict) else ""
+    return [("decode steps", f"a Program of their own ({calls_text(calls)}){why}")]
 
 
 def _tuning_line(image: EngineImage) -> list[tuple[str, str]]:

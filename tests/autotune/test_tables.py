@@ -8,13 +8,22 @@ from pathlib import Path
 import pytest
 
 import tilewright
+from persistent_forms import Model
 from tilewright.autotune.record import Record
 from tilewright.autotune.store import Store
+from tilewright.codegen.persistent.reading import read_decode
 from tilewright.codegen.triton.tuning.registry import TEMPLATES
+from tilewright.compiler.decode_choice import LENGTHS, TEMPLATE, StepProblem
+from tilewright.ir.parser import parse_graph
 from tilewright.targets import Target
 
 TABLES = sorted((Path(tilewright.__file__).parent / "autotune" / "tables").glob("*.jsonl"))
 MOST_STALE = 0.2
+MODELS = {
+    2048: Model(2048, 16, 32, 8, 64, 8192, 128256, 16),
+    4096: Model(4096, 32, 32, 8, 128, 14336, 128256, 16),
+}
+"""Of decode steps that have records, by their width: Llama-3.2-1B and Llama-3-8B."""
 
 
 def records(path: Path) -> tuple[Record, ...]:
@@ -36,12 +45,30 @@ def test_every_line_is_a_record_of_the_device(path: Path) -> None:
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 def test_few_rows_are_stale(path: Path) -> None:
     hashes = {template.name: template.code_hash for template in TEMPLATES}
-    found = records(path)
+    found = [record for record in records(path) if record.key.template != TEMPLATE]
     stale = [r for r in found if hashes.get(r.key.template) != r.key.template_hash]
     assert len(stale) <= MOST_STALE * len(found), (
         f"{len(stale)} of {len(found)} rows of {path.name} are of other code of their templates: "
         "make the table anew on such a device, with tilewright tune"
     )
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_one_launch_is_the_one_that_was_measured(path: Path) -> None:
+    """Else steps that it was chosen for would be separate kernels again, unsaid."""
+    for record in records(path):
+        if record.key.template != TEMPLATE:
+            continue
+        sizes = dict(record.key.problem)
+        model = MODELS[sizes["width"]]
+        text = str(model.graph()).replace("scale=0.25", f"scale={model.dim**-0.5!r}")
+        shape = read_decode(parse_graph(text))
+        target = Target.parse(record.key.device)
+        problem = StepProblem(model.graph(), shape, target, int(sizes["sequences"]), LENGTHS)
+        assert problem.key.template_hash == record.key.template_hash, (
+            f"{path.name}: the one launch of {sizes['layers']} layers is another one now: measure "
+            "it on such a device, with tilewright tune run MODEL --only decode_step"
+        )
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)

@@ -32,11 +32,16 @@ class Function:
 
 def functions(source: Source) -> Iterator[Function]:
     """Every function and method of a module, nested ones too."""
-    kernel = source.path.startswith(KERNELS)
     for node in source.nodes:
         if isinstance(node, FunctionNode):
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            kernel = source.path.startswith(KERNELS) or _is_compiled(node)
             yield Function(f"{source.path}:{node.lineno} {node.name}", lines, kernel)
+
+
+def _is_compiled(node: FunctionNode) -> bool:
+    """Whether Triton or Gluon compiles it."""
+    return any(ast.unparse(one) in ("triton.jit", "gluon.jit") for one in node.decorator_list)
 
 
 def too_long(source: Source) -> list[str]:

@@ -51,6 +51,9 @@ def _function(lines: int) -> str:
         ("ir/a.py", "class C:\n    async " + _function(81).replace("\n", "\n    "), 1),
         ("codegen/triton/kernels/a.py", _function(200), 0),
         ("codegen/triton/kernels/a.py", _function(201), 1),
+        ("codegen/persistent/a.py", "@gluon.jit\n" + _function(200), 0),
+        ("codegen/persistent/a.py", "@triton.jit\n" + _function(201), 1),
+        ("codegen/persistent/a.py", "@jit\n" + _function(81), 1),
     ],
 )
 def test_the_limits_are_where_they_should_be(path, text, count):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fake_executor import VOCAB, FakeExecutor, greedy, logits_of
-from tilewright.errors import VerificationError
+from tilewright.errors import KernelError, VerificationError
 from tilewright.runtime import (
     GenerationLoop,
     PagedPool,
@@ -61,6 +61,22 @@ def test_the_others_go_on_as_if_nothing_had_been(count: int) -> None:
     metrics.refresh()
     assert metrics.finished["error"] == 1 and metrics.finished["length"] == 3
     assert metrics.histograms["e2e_request_latency_seconds"].counts.sum() == 3
+    check_idle(loop)
+
+
+def test_a_launch_that_was_given_up_is_the_error_and_is_made_good() -> None:
+    loop = loop_over(3)
+    given_up = KernelError("a launch", expected="an end", found="none", remedy="None.")
+    errors = [given_up]
+    loop.executor.recover = lambda: errors.pop() if errors else None
+    other = loop.submit(OTHERS[0], EIGHT)
+    broken = loop.submit(BAD, EIGHT)
+    while not other.finished:
+        loop.step()
+    with pytest.raises(KernelError) as caught:
+        broken.completions()
+    assert caught.value is given_up and not errors
+    assert other.completions()[0].token_ids == greedy(OTHERS[0], 8)
     check_idle(loop)
 
 

@@ -153,7 +153,7 @@ def test_the_launch_of_an_engine_compiles_for_a_gpu_without_spilling() -> None:
     _, graph = decode_graph("llama")
     tiling = Tiling(rows=2, num_warps=1, ahead=1, splits=4, block_n=16)
     kernels = get_backend("triton").lower(graph, Target.parse("cpu"))
-    lowered = with_one_launch(kernels, graph, Target.parse("h100"), tiling=tiling)
+    lowered = with_one_launch(kernels, graph, Target.parse("h100"), cut=tiling)
     (call,) = (call for call in lowered.program.calls if "/persistent/" in call.kernel)
     package = read_package(lowered.files.__getitem__, call.kernel.rpartition("/")[2])
     (binary,) = package.binaries.values()

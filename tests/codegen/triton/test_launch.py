@@ -82,7 +82,7 @@ def kernel_of(monkeypatch, source: KernelSource, scratch: int = 0, types: tuple[
     monkeypatch.setattr(launch, "cuda_driver", lambda: driver)
     monkeypatch.setattr(launch, "_load", lambda binary, index: object())
     monkeypatch.setattr(launch.LoadedFunction, "_loaded", {})
-    monkeypatch.setattr(launch, "_enter_context", lambda device: setattr(driver, "entered", 1))
+    monkeypatch.setattr(launch, "enter_context", lambda device: setattr(driver, "entered", 1))
     parameters = (*types, "u64", "u64")
     binary = Binary("f", 90, b"", Resources(1, 0, 0, 0, 128), parameters, scratch)
     package = KernelPackage(source, {launch_key(one): binary})

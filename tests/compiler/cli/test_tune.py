@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from tilewright.codegen.base import CHOICES
 from tilewright.codegen.triton.tuning.conditions import conditions_here
 from tilewright.codegen.triton.tuning.registry import TEMPLATES
 from tilewright.codegen.triton.tuning.tunable import KernelTunable
-from tilewright.compiler import tuning
+from tilewright.compiler import decode_tunable, tuning
 from tilewright.compiler.cli.tune_view import Pace, spans
 from tilewright.compiler.tuning import problems_of_image, record_of, tune_all, tuning_store
 from tilewright.runtime.folder import load_image
@@ -114,6 +115,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """
     problems = gemm_problems(3)
     monkeypatch.setattr(tuning, "problems_of_image", lambda image: problems)
+    monkeypatch.setattr(decode_tunable, "tunable_image", lambda *_: nullcontext(()))
     monkeypatch.setattr(Target, "detect", staticmethod(lambda: TARGETS["h100"]))
     monkeypatch.setattr(KernelTunable, "prepare", lambda _, cs: {c: Ready(str(c)) for c in cs})
 

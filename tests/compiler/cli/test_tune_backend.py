@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import pytest
 
@@ -11,7 +12,7 @@ from fake_backends import FakeRivals, pool
 from tilewright.autotune.tunable import Ready
 from tilewright.codegen.base import backend_names
 from tilewright.codegen.triton.tuning.tunable import KernelTunable
-from tilewright.compiler import backend_choice, backend_tunable, tuning
+from tilewright.compiler import backend_choice, backend_tunable, decode_tunable, tuning
 from tilewright.compiler.cli import tune as verb
 from tilewright.compiler.tuning import CUT_SHORT, tuning_store
 from tilewright.targets import TARGETS, Target
@@ -67,6 +68,7 @@ def test_on_a_gpu_it_comes_behind_the_kernels(model, monkeypatch) -> None:
     monkeypatch.setattr(KernelTunable, "prepare", lambda _, cs: {c: Ready(str(c)) for c in cs})
     monkeypatch.setattr(tuning, "Pool", lambda: Steady.pool(problems))
     monkeypatch.setattr(tuning, "problems_of_image", lambda image: problems)
+    monkeypatch.setattr(decode_tunable, "tunable_image", lambda *_: nullcontext(()))
     monkeypatch.setattr(
         verb, "image_of", lambda model, **options: type("I", (), {"target": "h100"})
     )

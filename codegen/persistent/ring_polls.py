@@ -1,9 +1,10 @@
-"""How the trial of a ring waits (ring_kernel.py): for the values themselves, in PTX.
+"""How programs of a ring wait (ring_kernel.py): for the values themselves, in PTX.
 
 Memory that holds nothing yet has all bits one, which no rounding makes of a number: a conversion to
 bfloat16 gives 0x7fff for NaN, arithmetic in float32 gives 0x7fffffff. A look that finds nothing is
 taken again. After ``limit`` looks, or when another program has done so, a wait is given up: the
-call is noted behind ``diagnosis``, and the launch ends with numbers that nobody may use.
+first call whose input was not there is noted behind ``diagnosis``, and the launch ends with numbers
+that nobody may use.
 """
 # ruff: noqa: ANN001, ANN202
 # mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call"
@@ -26,10 +27,11 @@ def _text(stages: list[list[str]], diagnosis: int, call: int, limit: int) -> str
         lines += [f"{again}:", *look, f"@there bra {done};", "add.u32 polls, polls, 1;"]
         lines += ["and.b32 low, polls, 255;", "setp.ne.u32 told, low, 0;", f"@told bra {again};"]
         lines += [f"ld.relaxed.gpu.global.b32 flag, [${diagnosis}];"]
-        lines += ["setp.ne.u32 late, flag, 0;", "@late bra DONE;"]
-        lines += [f"setp.lt.u32 late, polls, ${limit};", f"@late bra {again};"]
-        lines += [f"st.relaxed.gpu.global.b32 [${diagnosis}+4], ${call};", "mov.u32 flag, 1;"]
-        lines += [f"st.relaxed.gpu.global.b32 [${diagnosis}], flag;", "bra DONE;", f"{done}:"]
+        lines += ["setp.ne.u32 late, flag, 0;", "@late bra LATE;"]
+        lines += [f"setp.lt.u32 late, polls, ${limit};", f"@late bra {again};", "bra LATE;"]
+        lines += [f"{done}:"]
+    lines += ["bra DONE;", "LATE:", f"red.relaxed.gpu.global.min.u32 [${diagnosis}+4], ${call};"]
+    lines += ["mov.u32 flag, 1;", f"st.relaxed.gpu.global.b32 [${diagnosis}], flag;"]
     return "{" + "\n".join([*lines, "DONE:", "bar.warp.sync 0xffffffff;"]) + "}"
 
 
@@ -68,49 +70,47 @@ def _used(words: int, pointers: int, numbers: int) -> str:
     return ",".join(["=r"] * words + ["l"] * pointers + ["r"] * numbers)
 
 
-_ROWS = gl.constexpr({count: _row(count) for count in (1, 2, 4, 8, 16)})
-_ROWS_USED = gl.constexpr(
-    {count: _used(4 * count, 16 * count, 16 * count) for count in (1, 2, 4, 8, 16)}
-)
-_TWO = gl.constexpr(_text([_halves(range(2), [8, 16])], 24, 32, 40))
-_TWO_USED = gl.constexpr(_used(8, 24, 16))
-_PART = gl.constexpr(_part())
-_PART_USED = gl.constexpr(_used(4, 6, 4))
+TEXTS: dict[str, dict[int, str] | str] = {
+    "_ROWS": {count: _row(count) for count in (1, 2, 4, 8, 16)},
+    "_ROWS_USED": {count: _used(4 * count, 16 * count, 16 * count) for count in (1, 2, 4, 8, 16)},
+    "_TWO": _text([_halves(range(2), [8, 16])], 24, 32, 40),
+    "_TWO_USED": _used(8, 24, 16),
+    "_PART": _part(),
+    "_PART_USED": _used(4, 6, 4),
+}
+"""Constants of the kernel's text, by name: PTX, and its constraints."""
+_ROWS, _ROWS_USED = gl.constexpr(TEXTS["_ROWS"]), gl.constexpr(TEXTS["_ROWS_USED"])
+_TWO, _TWO_USED = gl.constexpr(TEXTS["_TWO"]), gl.constexpr(TEXTS["_TWO_USED"])
+_PART, _PART_USED = gl.constexpr(TEXTS["_PART"]), gl.constexpr(TEXTS["_PART_USED"])
 
 
 @gluon.jit
-def _values(at, diagnosis, call, limit, COUNT: gl.constexpr, WAITS: gl.constexpr):
+def _values(at, diagnosis, call, limit, COUNT: gl.constexpr):
     """bf16 at pointers, of which each thread has COUNT times 8 that follow each other."""
     TEXT: gl.constexpr = _ROWS[COUNT]
     USED: gl.constexpr = _ROWS_USED[COUNT]
-    if WAITS:
-        return gl.inline_asm_elementwise(
-            TEXT, USED, [at.to(gl.int64), diagnosis.to(gl.int64), call, limit],
-            dtype=gl.bfloat16, is_pure=False, pack=8 * COUNT,
-        )  # fmt: skip
-    return gl.load(at)
+    return gl.inline_asm_elementwise(
+        TEXT, USED, [at.to(gl.int64), diagnosis.to(gl.int64), call, limit],
+        dtype=gl.bfloat16, is_pure=False, pack=8 * COUNT,
+    )  # fmt: skip
 
 
 @gluon.jit
-def _two_values(one, other, diagnosis, call, limit, WAITS: gl.constexpr):
+def _two_values(one, other, diagnosis, call, limit):
     """bf16 at pointers of two kinds, of which each thread has 8 that follow each other."""
-    if WAITS:
-        return gl.inline_asm_elementwise(
-            _TWO, _TWO_USED,
-            [one.to(gl.int64), other.to(gl.int64), diagnosis.to(gl.int64), call, limit],
-            dtype=(gl.bfloat16, gl.bfloat16), is_pure=False, pack=8,
-        )  # fmt: skip
-    return gl.load(one), gl.load(other)
+    return gl.inline_asm_elementwise(
+        _TWO, _TWO_USED,
+        [one.to(gl.int64), other.to(gl.int64), diagnosis.to(gl.int64), call, limit],
+        dtype=(gl.bfloat16, gl.bfloat16), is_pure=False, pack=8,
+    )  # fmt: skip
 
 
 @gluon.jit
-def _part_values(value, level, diagnosis, call, limit, WAITS: gl.constexpr):
+def _part_values(value, level, diagnosis, call, limit):
     """f32 at pointers, of which each thread has pairs that follow each other, and f32 at others,
     the same for a pair."""
-    if WAITS:
-        return gl.inline_asm_elementwise(
-            _PART, _PART_USED,
-            [value.to(gl.int64), level.to(gl.int64), diagnosis.to(gl.int64), call, limit],
-            dtype=(gl.float32, gl.float32), is_pure=False, pack=2,
-        )  # fmt: skip
-    return gl.load(value), gl.load(level)
+    return gl.inline_asm_elementwise(
+        _PART, _PART_USED,
+        [value.to(gl.int64), level.to(gl.int64), diagnosis.to(gl.int64), call, limit],
+        dtype=(gl.float32, gl.float32), is_pure=False, pack=2,
+    )  # fmt: skip
