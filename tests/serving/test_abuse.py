@@ -25,6 +25,7 @@ from tilewright.serving.connection import Connection
 from tilewright.serving.schemas import check_schema
 from tilewright.serving.server import allow_connections
 from tilewright.serving.service import Rules
+from waiting import wait_until
 
 CHAT, TEXT, OLLAMA = "/v1/chat/completions", "/v1/completions", "/api/chat"
 BODY = {"model": "tiny", "prompt": "one two", "max_tokens": 8, "temperature": 0}
@@ -327,11 +328,11 @@ def test_who_reads_nothing_is_hung_up_on(serve) -> None:
         body = {**BODY, "max_tokens": 90, "ignore_eos": True, "stream": True, "logprobs": 20}
         with undisturbed(server.url), _connect(server, receive_buffer=4096) as sock:
             sock.sendall(_request(TEXT, body))
-            _wait_until(lambda: server.service.worker.active > 1)
-            _wait_until(lambda: len(server.server.server_state.connections) == 1)
+            wait_until(lambda: server.service.worker.active > 1)
+            wait_until(lambda: len(server.server.server_state.connections) == 1)
             assert b"[DONE]" not in _rest(sock)
-        _wait_until(lambda: not server.service.access._running)
-        _wait_until(lambda: not server.service.worker.active)  # the loop's next step gives it up
+        wait_until(lambda: not server.service.access._running)
+        wait_until(lambda: not server.service.worker.active)  # the loop's next step gives it up
 
 
 def test_who_takes_a_part_is_hung_up_on(served) -> None:
@@ -373,8 +374,8 @@ def test_clients_that_are_killed_leave_nothing_behind(serve) -> None:
                 # A reset, as of a process that is killed with data unread.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 sock.close()
-        _wait_until(lambda: not server.service.worker.active)
-        _wait_until(lambda: not server.service.access._running)
+        wait_until(lambda: not server.service.worker.active)
+        wait_until(lambda: not server.service.access._running)
 
 
 @pytest.mark.parametrize("levels", [50, 200, 300, 460])
@@ -422,16 +423,3 @@ def test_as_many_connections_as_the_system_allows() -> None:
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-
-
-def _wait_until(condition) -> None:
-    """Until it holds; a thread of its own looks, so that nothing here sleeps."""
-    done = threading.Event()
-
-    def look() -> None:
-        while not condition():
-            threading.Event().wait(0.01)
-        done.set()
-
-    threading.Thread(target=look, daemon=True).start()
-    assert done.wait(30)

@@ -19,6 +19,7 @@ from tilewright.serving.access import ANYBODY, Access, Limits
 from tilewright.serving.answers import Answer, split_calls
 from tilewright.serving.failures import Refused
 from tilewright.serving.service import Rules, Service
+from waiting import wait_until
 
 BODY = {"model": "tiny", "prompt": "one two", "max_tokens": 2, "temperature": 0}
 
@@ -81,7 +82,8 @@ def test_a_full_server_says_when_to_come_back(serve) -> None:
         found = httpx.post(f"{server.url}/v1/completions", json={**BODY, "prompt": ["a", "b", "c"]})
         assert found.status_code == 429 and int(found.headers["retry-after"]) >= 1
         assert found.json()["error"]["type"] == "rate_limit_error"
-        # What of it had been taken is given up, and so there is room again.
+        # What of it had been taken is given up by the loop's next step, and so there is room again.
+        wait_until(lambda: not server.service.worker.active)
         for _ in range(3):
             assert httpx.post(f"{server.url}/v1/completions", json=BODY).is_success
 

@@ -208,4 +208,5 @@ def test_output_into_a_pipe_that_closes(engine):
     process.stdout.close()
     stderr = process.stderr.read()
     process.stderr.close()
-    assert process.wait(60) == 0 and "Traceback" not in stderr
+    assert process.wait(60) == 0, stderr
+    assert "Traceback" not in stderr
