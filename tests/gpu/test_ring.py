@@ -15,7 +15,7 @@ from persistent_forms import (
     by_interpreter,
     step_inputs,
 )
-from tilewright.codegen.persistent.loading import decoder
+from tilewright.codegen.persistent.loading import PersistentKernel, decoder
 from tilewright.codegen.persistent.reading import read_decode
 from tilewright.codegen.persistent.ring_decode import RingDecode
 from tilewright.codegen.persistent.ring_source import RingCut
@@ -175,7 +175,8 @@ def test_a_launch_that_waits_in_vain_ends() -> None:
     assert torch.equal(ours.logits, wanted)
 
 
-def test_an_engine_generates_with_it_what_hugging_face_does(tmp_path) -> None:
+@pytest.fixture(scope="module")
+def model():
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -189,19 +190,37 @@ def test_an_engine_generates_with_it_what_hugging_face_does(tmp_path) -> None:
         max_position_embeddings=256,
         tie_word_embeddings=False,
     )
-    model = LlamaForCausalLM(config).bfloat16().eval()
+    return LlamaForCausalLM(config).bfloat16().eval()
+
+
+@pytest.fixture(scope="module")
+def engine(model):
     options = {"max_model_len": 128, "max_batch_size": 2, "tune": "none", "backend": "triton"}
-    params = tw.SamplingParams(max_new_tokens=40)
-    prompts = [[136, 114], [108, 150, 9, 17, 4]]
-    engine = tw.compile(model, target="auto", decode="persistent", **options)
-    found = [engine.generate([one], params)[0].token_ids for one in prompts]
-    for prompt, tokens in zip(prompts, found, strict=True):
+    return tw.compile(model, target="auto", decode="persistent", **options)
+
+
+PARAMS = tw.SamplingParams(max_new_tokens=40)
+PROMPTS = [[136, 114], [108, 150, 9, 17, 4]]
+
+
+def test_an_engine_generates_with_it_what_hugging_face_does(model, engine, tmp_path) -> None:
+    found = [engine.generate([one], PARAMS)[0].token_ids for one in PROMPTS]
+    for prompt, tokens in zip(PROMPTS, found, strict=True):
         with torch.inference_mode():
-            logits = (
-                model(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1].float()
-            )
+            logits = model(torch.tensor([[*prompt, *tokens]])).logits[0].float()
+        logits = logits[len(prompt) - 1 : -1]
         behind = logits.amax(1) - logits.gather(1, torch.tensor(tokens)[:, None])[:, 0]
         assert float((behind / logits.std(1)).max()) < 0.1  # what bfloat16 makes of two near tokens
     engine.save(tmp_path / "engine")
     again = tw.load(tmp_path / "engine")
-    assert [again.generate([one], params)[0].token_ids for one in prompts] == found
+    assert [again.generate([one], PARAMS)[0].token_ids for one in PROMPTS] == found
+
+
+def test_an_engine_goes_on_behind_a_launch_that_was_given_up(engine) -> None:
+    wanted = engine.generate([PROMPTS[0]], PARAMS)[0].token_ids
+    kernels = [kernel for _, kernel in engine.decode_runner.steps]
+    (kernel,) = (one for one in kernels if isinstance(one, PersistentKernel))
+    kernel.decode.memory["diagnosis"].copy_(torch.tensor([1, 3]))
+    with pytest.raises(KernelError, match="call 3 of 11 of the ring"):
+        engine.generate([PROMPTS[0]], PARAMS)
+    assert engine.generate([PROMPTS[0]], PARAMS)[0].token_ids == wanted
