@@ -142,10 +142,10 @@ def _profiled(
     from torch.profiler import ProfilerActivity, profile, record_function
 
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        engine.reset_prefix_cache()
         torch.cuda.synchronize()
         with record_function(RANGE):
-            engine.reset_prefix_cache()
-        engine.generate([prompt], params)
+            engine.generate([prompt], params)
         torch.cuda.synchronize()
     device, span = [], (0.0, 0.0)
     for event in profiler.events() or ():

@@ -11,7 +11,9 @@ from dataclasses import replace
 from importlib.util import find_spec
 
 from ..codegen.base import get_backend
-from ..errors import KernelError
+from ..codegen.persistent.beside import launches_of, multiprocessors, without_launches
+from ..codegen.program import Program
+from ..errors import EngineError, KernelError
 from ..ir.parser import parse_graph
 from ..targets import Target
 from .image import EngineImage
@@ -22,12 +24,49 @@ def refit(image: EngineImage) -> EngineImage:
     compiled here, with a warning that says so.
     """
     target = Target.parse(image.target)
-    if target.is_cpu or image.backend != "triton" or find_spec("triton") is None:
+    if target.is_cpu or image.backend != "triton":
         return image
+    if find_spec("triton") is None:
+        return _without_launches(image, "Triton, which checks one launch for all layers")
     here = Target.detect()  # an unknown GPU is no error for what does not run on it
-    if here.is_cpu or target.arch == here.arch:
+    if here.is_cpu:
         return image
+    if target.arch == here.arch:
+        lacking = None if image.decode is None else _lacking(image.decode.program, here)
+        return image if lacking is None else _without_launches(image, lacking)
     return _compiled_anew(image, here, f"was compiled for {target.name} ({target.sm})")
+
+
+def _lacking(program: Program, here: Target) -> str | None:
+    """What launches for all layers need and do not have here, in words; None where they can run."""
+    if multiprocessors(program) > here.sms:
+        return f"more multiprocessors than the {here.sms} of {here.name}"
+    launches = launches_of(program)
+    if launches:
+        from ..codegen.persistent.loading import launch_source  # brings Triton
+
+        try:
+            for call in launches:
+                launch_source(call)
+        except EngineError:
+            return "the version of Tilewright that it was compiled with"
+    return None
+
+
+def _without_launches(image: EngineImage, lacking: str) -> EngineImage:
+    """The image with separate kernels for decode steps, with a warning where some were one launch
+    for all layers.
+    """
+    decode = image.decode
+    if decode is None or not launches_of(decode.program):
+        return image
+    warnings.warn(
+        f"decode steps of {image.name} run as separate kernels, and not as one launch, which needs "
+        f"{lacking}.",
+        stacklevel=3,
+    )
+    program = without_launches(decode.program)
+    return replace(image, decode=replace(decode, program=program))
 
 
 def refit_refused(image: EngineImage, error: KernelError) -> EngineImage:

@@ -69,19 +69,11 @@ def load_persistent(
         EngineError: a folder of another version, weights or buffers of other types, or a device
             with fewer multiprocessors than the launch has programs.
     """
-    graph, cut = _described(call)
-    try:
-        shape = read_decode(graph)
-        source = source_of(shape, cut, device=device.type == "cuda")
-    except UnsupportedError as error:
-        raise _other(call, str(error)) from error
+    graph, cut, shape, source = launch_source(call, device.type == "cuda")
     _check_types(call, program, graph, weights)
     caches = cache_names(shape)
     if call.operands != (*INPUTS, *caches) or len(call.results) != 1 + len(caches):
         raise _other(call, f"operands {call.operands}")
-    id = call.kernel.rpartition("/")[2]
-    if kernel_id(source) != id:
-        raise _other(call, f"this version's is {kernel_id(source)}")
     if device.type == "cuda":
         binary = _binary(call, read, device, cut.programs)
         return PersistentKernel(decoder(shape, cut, weights, source, binary, device))
@@ -89,6 +81,28 @@ def load_persistent(
         raise _other(call, f"a ring of weights on {device.type}, which has no TMA")
     launch = in_interpreter(source)
     return PersistentKernel(PersistentDecode(shape, cut, weights, launch, device))
+
+
+def launch_source(
+    call: Call, device: bool = True
+) -> tuple[Graph, Tiling | RingCut, Shape, KernelSource]:
+    """The graph that a launch computes, how it is cut, what it reads of the graph, and its kernel.
+
+    Args:
+        device: whether it is for a GPU, not for the interpreter.
+
+    Raises:
+        EngineError: this version would make another kernel of it.
+    """
+    graph, cut = _described(call)
+    try:
+        shape = read_decode(graph)
+        source = source_of(shape, cut, device=device)
+    except UnsupportedError as error:
+        raise _other(call, str(error)) from error
+    if kernel_id(source) != call.kernel.rpartition("/")[2]:
+        raise _other(call, f"this version's is {kernel_id(source)}")
+    return graph, cut, shape, source
 
 
 def decoder(

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from ...errors import UnsupportedError
-from ...ir.dims import Size
 from ...ir.graph import Graph
 from ...targets import Target
 from ..base import Lowered
 from ..program import Call, Program
-from ..triton.backend import PERSISTENT_PREFIX
 from ..triton.package import KernelPackage, launch_key
 from ..triton.source import KernelSource, has_e4m3
+from .beside import PERSISTENT_PREFIX, beside
 from .decode import INPUTS, weight_names
 from .reading import Shape, read_decode
 from .ring import ring_of
@@ -62,7 +61,7 @@ def with_one_launch(
     files = {name: data for package in packages for name, data in package.files().items()}
     return replace(
         lowered,
-        program=replace(program, calls=_beside(program, made, batches)),
+        program=replace(program, calls=beside(program, made, batches)),
         files={**lowered.files, **files},
         notes=(*lowered.notes, note),
     )
@@ -159,38 +158,3 @@ def _call(program: Program, shape: Shape, cut: Tiling | RingCut, graph: Graph, i
 def cache_names(shape: Shape) -> tuple[str, ...]:
     """The caches of keys and values, by the names of the graph's inputs, in order."""
     return tuple(name for step in shape.calls for name in step.caches if name)
-
-
-def _beside(program: Program, launches: Sequence[Call], batches: Sequence[int]) -> tuple[Call, ...]:
-    """The Program's calls with the launches in front of those behind the logits: each of the others
-    is made where there are other numbers of sequences.
-    """
-    batch, made = program.buffers["token_ids"].shape[0], program.calls
-    others: Size = 1
-    for number in batches:
-        others = others * ((batch - number) * (batch - number))
-    others = batch - 2 if tuple(batches) == (1,) else others - 1
-    logits = launches[0].results[0]
-    last = max(i for i, call in enumerate(made) if logits in call.results)
-    found = []
-    for call in made[: last + 1]:
-        is_constant = not call.operands and not call.constants and not call.guard
-        found.append(call if is_constant else replace(call, guard=(*call.guard, others)))
-    for call, number in zip(launches, batches, strict=True):
-        exactly = (number - batch,) if number == 1 else (number - batch, batch - number)
-        found.append(replace(call, guard=exactly))
-    given = {*program.inputs, *program.weights, *launches[0].results}
-    for call in made[last + 1 :]:
-        if not _known(call.operands) <= given:
-            raise UnsupportedError(
-                f"one launch for all layers: {call.kernel} behind the logits",
-                expected="a call of logits and inputs",
-                found=f"operands {', '.join(sorted(_known(call.operands) - given))}",
-                remedy="Its decode steps run as a graph of separate kernels.",
-            )
-        given |= {*call.results}
-    return (*found, *made[last + 1 :])
-
-
-def _known(operands: Iterable[str | None]) -> set[str]:
-    return {name for name in operands if name is not None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ...errors import UnsupportedError
 from ...ir.dtypes import DType
 from ..triton.source import (
     Argument,
@@ -44,6 +45,20 @@ _PRODUCT = (
     "_write",
     "_product",
 )
+_MMA = (
+    "_pair",
+    "_pairs",
+    "_fours_of_codes",
+    "_words_times",
+    "_codes_times",
+    "_scaled",
+    "_on_diagonal",
+    "_two_sums",
+    "_group_scales",
+    "_half_row",
+    "_write_halves",
+    "_product",
+)
 _STEP = ("_pointer", "_note_angles", "_consume", "_ring_step")
 POINTERS: Mapping[str, DType] = {
     "places": DType.I64,
@@ -75,6 +90,7 @@ class RingCut:
             in front of it.
         keys: of a block of attention.
         num_warps: that compute.
+        mma: whether products are by tensor cores (ring_mma_kernel.py): compiled, not yet run.
     """
 
     programs: int = 132
@@ -82,10 +98,17 @@ class RingCut:
     cap: int = 2
     keys: int = 32
     num_warps: int = 4
+    mma: int = 0
 
 
 def ring_source(ring: Ring, cut: RingCut, timed: bool = False) -> KernelSource:
-    """The kernel; ``timed`` notes times."""
+    """The kernel; ``timed`` notes times.
+
+    Raises:
+        UnsupportedError: tensor cores for weights that they do not multiply.
+    """
+    if cut.mma:
+        _check_mma(ring)
     maps = [
         Described(name, DType.BF16, "operand", 0, 0, (0, ring.unit), (ring.unit, 1), box, 0)
         for name, box in zip(
@@ -102,7 +125,9 @@ def ring_source(ring: Ring, cut: RingCut, timed: bool = False) -> KernelSource:
     launch = Launch(
         "_ring_step", arguments, (cut.programs, 1, 1), _constants(ring, cut, timed), cut.num_warps
     )
-    return KernelSource(NAME, "template", _text(), (Variant((launch,)),), contracts=True)
+    return KernelSource(
+        NAME, "template", _text(bool(cut.mma)), (Variant((launch,)),), contracts=True
+    )
 
 
 def _constants(ring: Ring, cut: RingCut, timed: bool) -> dict[str, Constexpr]:
@@ -136,11 +161,24 @@ def _constants(ring: Ring, cut: RingCut, timed: bool) -> dict[str, Constexpr]:
     }
 
 
-def _text() -> str:
+def _check_mma(ring: Ring) -> None:
+    codes = ring.codes
+    if codes is None or codes.rounds or (codes.bits == 4 and codes.group % 128 == 0):
+        return
+    raise UnsupportedError(
+        "products of a ring of weights by tensor cores",
+        expected="bfloat16, e4m3 where x is rounded to it too, 4 bits by groups of 128",
+        found=str(codes),
+        remedy="Leave mma out.",
+    )
+
+
+def _text(mma: bool) -> str:
     from . import (
         ring_attention_kernel,
         ring_kernel,
         ring_loads_kernel,
+        ring_mma_kernel,
         ring_polls,
         ring_product_kernel,
     )
@@ -151,11 +189,19 @@ def _text() -> str:
         "_PLACE": ring_kernel.PLACE,
         "_NIBBLES": ring_product_kernel.NIBBLES,
     }
+    if mma:
+        constants["_NUMBERS"] = ring_mma_kernel.NUMBERS
+        constants["_BYTES"] = ring_mma_kernel.BYTES
+        constants["_WORDS_USED"] = ring_mma_kernel.WORDS_USED
+        constants["_CODES"] = ring_mma_kernel.CODES
+        constants["_CODES_USED"] = ring_mma_kernel.CODES_USED
+    own = {ring_mma_kernel: _MMA} if mma else {}
     modules = {
         ring_polls: _POLLS,
         ring_attention_kernel: _ATTENTION,
         ring_loads_kernel: _LOADS,
-        ring_product_kernel: _PRODUCT,
+        ring_product_kernel: _PRODUCT[:-1] if mma else _PRODUCT,
+        **own,
         ring_kernel: _STEP,
     }
     lines = [f"{name} = gl.constexpr({value!r})\n" for name, value in constants.items()]

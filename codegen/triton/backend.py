@@ -13,6 +13,7 @@ from ...errors import EngineError, UnsupportedError
 from ...ir.graph import Graph
 from ...targets import TARGETS, Target
 from ..base import CHOICES, Kernel, KVCacheKind, Lowered, ReadFile
+from ..persistent.beside import PERSISTENT_PREFIX
 from ..program import Call, Program
 from .interpreted import InterpretedKernel
 from .kernels.linear_tiles import Cutting
@@ -23,10 +24,6 @@ from .source import Pointer
 
 if TYPE_CHECKING:
     from .tuning.choices import Choices
-
-
-PERSISTENT_PREFIX = "triton/persistent/"
-"""How Programs name one launch for all layers, before its package's id (codegen/persistent)."""
 
 
 class OwnBytes(bytes):

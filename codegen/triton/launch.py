@@ -245,8 +245,15 @@ def enter_context(device: torch.device) -> None:
     driver.cuDevicePrimaryCtxRelease(driver.CUdevice(index))  # torch holds it too
 
 
-def _failed(what: str, status: Any) -> EngineError | CapacityError:
+def _failed(what: str, status: Any) -> EngineError | CapacityError | KernelError:
     name = getattr(status, "name", str(status))
+    if name == "CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE":
+        return KernelError(
+            what,
+            expected="all its programs to be resident at once",
+            found=f"{name}: this process may use fewer multiprocessors, as MPS can have it",
+            remedy="Compile the model here with decode='kernels'.",
+        )
     if name == "CUDA_ERROR_OUT_OF_MEMORY":
         return CapacityError(
             what,

@@ -15,7 +15,7 @@ from persistent_forms import (
     by_interpreter,
     step_inputs,
 )
-from tilewright.codegen.persistent.loading import decoder
+from tilewright.codegen.persistent.loading import PersistentKernel, decoder
 from tilewright.codegen.persistent.reading import read_decode
 from tilewright.codegen.persistent.ring_decode import RingDecode
 from tilewright.codegen.persistent.ring_source import RingCut
@@ -52,12 +52,13 @@ def on_gpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.cuda() for name, tensor in tensors.items()}
 
 
+@pytest.mark.parametrize("mma", [0, 1], ids=["", "tensor cores"])
 @pytest.mark.parametrize("model", RING_MODELS.values(), ids=RING_MODELS)
-def test_steps_in_a_row_are_those_of_the_graph(model: Model) -> None:
+def test_steps_in_a_row_are_those_of_the_graph(model: Model, mma: int) -> None:
     graph = model.graph()
     tensors = model.tensors(1, len(PAGES))
     there = on_gpu(tensors)
-    ours = ring(graph, there)
+    ours = ring(graph, there, mma=mma)
     for length in (1, 2, 15, 16, 17, 33, 64, 90, 128):
         inputs = step_inputs(PAGES, length, 3 + length, model.page)
         expected = by_interpreter(graph, tensors, inputs)
@@ -74,21 +75,23 @@ def test_steps_in_a_row_are_those_of_the_graph(model: Model) -> None:
 
 
 @pytest.mark.parametrize(
-    "coded",
+    ("coded", "mma"),
     [
-        Coded(DType.F8E4M3, rounds=True),
-        Coded(DType.F8E4M3),
-        Coded(DType.U8, group=128),
-        Coded(DType.U8, group=32),
+        (Coded(DType.F8E4M3, rounds=True), 0),
+        (Coded(DType.F8E4M3, rounds=True), 1),
+        (Coded(DType.F8E4M3), 0),
+        (Coded(DType.U8, group=128), 0),
+        (Coded(DType.U8, group=128), 1),
+        (Coded(DType.U8, group=32), 0),
     ],
     ids=str,
 )
-def test_steps_with_weights_of_codes_are_those_of_the_graph(coded: Coded) -> None:
+def test_steps_with_weights_of_codes_are_those_of_the_graph(coded: Coded, mma: int) -> None:
     model = RING_OF_CODES
     graph = coded.graph(model.graph())
     tensors = coded.tensors(model.tensors(1, len(PAGES)))
     there = on_gpu(tensors)
-    ours = ring(graph, there)
+    ours = ring(graph, there, mma=mma)
     for length in (1, 40, 99):
         inputs = step_inputs(PAGES, length, 3 + length, model.page)
         expected = by_interpreter(graph, tensors, inputs)
@@ -172,7 +175,8 @@ def test_a_launch_that_waits_in_vain_ends() -> None:
     assert torch.equal(ours.logits, wanted)
 
 
-def test_an_engine_generates_with_it_what_hugging_face_does(tmp_path) -> None:
+@pytest.fixture(scope="module")
+def model():
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -186,19 +190,37 @@ def test_an_engine_generates_with_it_what_hugging_face_does(tmp_path) -> None:
         max_position_embeddings=256,
         tie_word_embeddings=False,
     )
-    model = LlamaForCausalLM(config).bfloat16().eval()
+    return LlamaForCausalLM(config).bfloat16().eval()
+
+
+@pytest.fixture(scope="module")
+def engine(model):
     options = {"max_model_len": 128, "max_batch_size": 2, "tune": "none", "backend": "triton"}
-    params = tw.SamplingParams(max_new_tokens=40)
-    prompts = [[136, 114], [108, 150, 9, 17, 4]]
-    engine = tw.compile(model, target="auto", decode="persistent", **options)
-    found = [engine.generate([one], params)[0].token_ids for one in prompts]
-    for prompt, tokens in zip(prompts, found, strict=True):
+    return tw.compile(model, target="auto", decode="persistent", **options)
+
+
+PARAMS = tw.SamplingParams(max_new_tokens=40)
+PROMPTS = [[136, 114], [108, 150, 9, 17, 4]]
+
+
+def test_an_engine_generates_with_it_what_hugging_face_does(model, engine, tmp_path) -> None:
+    found = [engine.generate([one], PARAMS)[0].token_ids for one in PROMPTS]
+    for prompt, tokens in zip(PROMPTS, found, strict=True):
         with torch.inference_mode():
-            logits = (
-                model(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1].float()
-            )
+            logits = model(torch.tensor([[*prompt, *tokens]])).logits[0].float()
+        logits = logits[len(prompt) - 1 : -1]
         behind = logits.amax(1) - logits.gather(1, torch.tensor(tokens)[:, None])[:, 0]
         assert float((behind / logits.std(1)).max()) < 0.1  # what bfloat16 makes of two near tokens
     engine.save(tmp_path / "engine")
     again = tw.load(tmp_path / "engine")
-    assert [again.generate([one], params)[0].token_ids for one in prompts] == found
+    assert [again.generate([one], PARAMS)[0].token_ids for one in PROMPTS] == found
+
+
+def test_an_engine_goes_on_behind_a_launch_that_was_given_up(engine) -> None:
+    wanted = engine.generate([PROMPTS[0]], PARAMS)[0].token_ids
+    kernels = [kernel for _, kernel in engine.decode_runner.steps]
+    (kernel,) = (one for one in kernels if isinstance(one, PersistentKernel))
+    kernel.decode.memory["diagnosis"].copy_(torch.tensor([1, 3]))
+    with pytest.raises(KernelError, match="call 3 of 11 of the ring"):
+        engine.generate([PROMPTS[0]], PARAMS)
+    assert engine.generate([PROMPTS[0]], PARAMS)[0].token_ids == wanted

@@ -13,6 +13,11 @@ import torch
 import tilewright as tw
 from persistent_forms import GREEDY, Model, step_inputs
 from tilewright.codegen.base import get_backend
+from tilewright.codegen.persistent.beside import (
+    launches_of,
+    multiprocessors,
+    without_launches,
+)
 from tilewright.codegen.persistent.lowering import with_one_launch
 from tilewright.codegen.persistent.reading import Attention, Begin, Product, read_decode
 from tilewright.codegen.persistent.tiling import Tiling
@@ -83,6 +88,16 @@ def test_a_program_decodes_one_sequence_in_one_launch_as_hugging_face_does() -> 
         if position + 1 == len(tokens):
             tokens.append(int(found["tokens"]))
     assert tokens[len(prompt) :] == greedy(model, prompt, new)
+
+
+@pytest.mark.parametrize("batches", [(1,), (2,), (1, 2, 4, 8)])
+def test_launches_can_be_taken_out_again(batches: tuple[int, ...]) -> None:
+    _, graph = decode_graph("llama")
+    kernels = get_backend("triton").lower(graph, Target.parse("cpu"))
+    lowered = with_one_launch(kernels, graph, Target.parse("cpu"), batches)
+    assert len(launches_of(lowered.program)) == len(batches)
+    assert multiprocessors(lowered.program) == 1 and multiprocessors(kernels.program) == 0
+    assert without_launches(lowered.program) == kernels.program
 
 
 @pytest.fixture

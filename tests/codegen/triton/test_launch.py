@@ -21,7 +21,7 @@ from tilewright.codegen.triton.source import (
     Variant,
 )
 from tilewright.codegen.triton.tensor_map import BYTES, Mapped
-from tilewright.errors import EngineError
+from tilewright.errors import EngineError, KernelError
 from tilewright.ir.dims import symbol
 from tilewright.ir.dtypes import DType
 from tilewright.ir.types import TensorType
@@ -157,6 +157,9 @@ def test_a_thread_without_a_context_enters_it_and_other_errors_are_named(
     assert driver.entered and len(driver.seen) == 1
     driver.answers = ["CUDA_ERROR_LAUNCH_FAILED"]
     with pytest.raises(EngineError, match=r"launch of f with grid \(1, 1, 2\).*LAUNCH_FAILED"):
+        kernel((torch.zeros(1),), {"T": 1})
+    driver.answers = ["CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE"]
+    with pytest.raises(KernelError, match=r"resident at once.*MPS.*decode='kernels'"):
         kernel((torch.zeros(1),), {"T": 1})
 
 

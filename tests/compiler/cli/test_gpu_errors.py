@@ -62,6 +62,45 @@ def test_an_engine_for_another_gpu_is_compiled_there_with_a_note(
     assert binaries and all(name.endswith("sm_80.cubin") for name in binaries)
 
 
+@pytest.fixture(scope="module")
+def one_launch():
+    """An engine whose decode steps are one launch of 132 programs, and one without."""
+    model = tiny_model("llama").bfloat16()
+    options = {"target": "h100", "verify": "off", "max_model_len": 64, "backend": "triton"}
+    with canned_binaries():
+        return [tw.compile(model, decode=way, **options) for way in ("persistent", "kernels")]
+
+
+@pytest.mark.parametrize(
+    ("sms", "triton", "lacking"),
+    [(114, True, "more multiprocessors than the 114 of h100"), (132, False, "Triton, which")],
+)
+def test_one_launch_that_cannot_be_here_becomes_separate_kernels(
+    one_launch, monkeypatch, sms, triton, lacking
+) -> None:
+    with_it, without = (engine.image for engine in one_launch)
+    monkeypatch.setattr(Target, "detect", lambda: TARGETS["h100"].override(sms=sms))
+    monkeypatch.setattr(refitting, "find_spec", lambda name: name if triton else None)
+    with pytest.warns(UserWarning, match=f"run as separate kernels.*{lacking}"):
+        image = refit(with_it)
+    assert image.decode.program == without.decode.program
+    assert refit(without) is without
+    monkeypatch.setattr(Target, "detect", lambda: TARGETS["h100"])
+    monkeypatch.setattr(refitting, "find_spec", lambda name: name)
+    assert refit(with_it) is with_it
+    decode = with_it.decode
+    calls = [
+        dataclasses.replace(call, attrs={**call.attrs, "ahead": 3})
+        if call.kind == "persistent"
+        else call
+        for call in decode.program.calls
+    ]
+    older = dataclasses.replace(decode.program, calls=tuple(calls))
+    other = dataclasses.replace(with_it, decode=dataclasses.replace(decode, program=older))
+    with pytest.warns(UserWarning, match="which needs the version of Tilewright"):
+        assert refit(other).decode.program == without.decode.program
+
+
 def test_an_engine_for_another_gpu_without_triton_is_refused(cross_compiled, monkeypatch) -> None:
     monkeypatch.setattr(Target, "detect", lambda: TARGETS["a100"])
     monkeypatch.setattr(refitting, "find_spec", lambda name: None)
