@@ -118,9 +118,10 @@ def _kept_compilers() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _quick_libraries() -> None:
-    from quick_export import hasten_export
+    if not torch.cuda.is_available():  # there it may be another torch, and is no matter of time
+        from quick_export import hasten_export
 
-    hasten_export()
+        hasten_export()
     if find_spec("triton") is not None:
         from quick_interpreter import hasten_interpreter
 

@@ -31,7 +31,7 @@ from tilewright.runtime.sliding import Sliding
 from tilewright.runtime.sliding_pool import SlidingPool
 
 MAX_LEN = 32
-SCHEDULES = int(os.environ.get("TEST_SCHEDULES", "200"))
+SCHEDULES = int(os.environ.get("TEST_SCHEDULES", "300"))
 BASES = [[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8], [2, 7, 1, 8, 2, 8, 1, 8, 2, 8, 4, 5]]
 
 HAPPEN = (
