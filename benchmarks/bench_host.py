@@ -115,6 +115,9 @@ class RandomTokens:
     def copy_pages(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
         """Nothing to copy."""
 
+    def recover(self) -> None:
+        """Nothing is given up."""
+
     def run(self, step: Step) -> torch.Tensor:
         """Token 2 for all that may have it."""
         self._last = None

@@ -65,6 +65,9 @@ class NoModel:
     def copy_pages(self, sources: object, destinations: object) -> None:
         """Nothing to copy."""
 
+    def recover(self) -> None:
+        """Nothing is given up."""
+
     def run(self, step: Step) -> torch.Tensor:
         """Token 0 for all."""
         return torch.zeros(len(step.logits_indices), 2)

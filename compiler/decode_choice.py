@@ -47,6 +47,8 @@ SPACE = Space((Choice(WAY, (KERNELS, ONE_LAUNCH)),))
 BATCHES = (1, 2, 4, 8)
 SINCE = 90
 """The first architecture whose steps are looked up and measured."""
+OTHER_TRITON = (ImportError, AttributeError)
+"""What a Triton raises whose Gluon is not as the kernels need it."""
 LEAST_GAIN = (0.01, 0.015)
 """The fraction by which one launch must surely be faster, at least and most (decide.py)."""
 LENGTHS = (512, 4096)
@@ -179,10 +181,11 @@ def choose_steps(
         return StepChoice(kernels, (), _facts(KERNELS, "tune='none' looks nothing up"))
     try:
         problems = step_problems(graph, target, max_sequences, max_model_len)
-    except UnsupportedError as error:
+        keys = {one.batch: one.key for one in problems}
+    except (UnsupportedError, *OTHER_TRITON) as error:
         return StepChoice(kernels, (), _facts(KERNELS, str(error)))
     here = conditions_here(driver=True)
-    found = {one.batch: lookup(tuning, one.key, here) for one in problems}
+    found = {batch: lookup(tuning, key, here) for batch, key in keys.items()}
     wanted = [batch for batch, one in found.items() if _way(one) == ONE_LAUNCH]
     lowered, refused = _with_launches(kernels, graph, target, wanted)
     steps = {batch: _step_facts(one, refused.get(batch)) for batch, one in found.items()}
@@ -200,10 +203,11 @@ def _with_launches(
             made = with_one_launch(kernels, graph, target, able)
             return replace(made, notes=kernels.notes), refused  # nothing fell back
         except UnsupportedError as error:
-            if len(able) == 1:
-                refused[able[0]] = str(error)
+            why = str(error)
         for batch in able if len(able) > 1 else ():  # whose fault it is
             refused |= _with_launches(kernels, graph, target, [batch])[1]
+        if not refused.keys() & {*able}:  # one alone, or only all together
+            refused |= dict.fromkeys(able, why)
     return kernels, refused
 
 

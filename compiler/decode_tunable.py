@@ -190,6 +190,17 @@ def tunable_steps(
 @contextmanager
 def tunable_image(image: EngineImage, store: Store | None) -> Iterator[Sequence[DecodeTunable]]:
     """As `tunable_steps`, of an engine."""
+    with tunable_steps(*_parts(image), store) as steps:
+        yield steps
+
+
+def image_problems(image: EngineImage) -> list[StepProblem]:
+    """As `step_problems`, of an engine."""
+    return step_problems(*_parts(image))
+
+
+def _parts(image: EngineImage) -> tuple[Graph, Target, int, int]:
+    """An engine's decode graph and target, and its limits."""
     decode, lm = image.decode, image.lm
     if image.backend != "triton" or decode is None or lm is None or not decode.graphs:
         raise UnsupportedError(
@@ -199,8 +210,7 @@ def tunable_image(image: EngineImage, store: Store | None) -> Iterator[Sequence[
             remedy="Compile it with backend='triton', for a GPU, and without deterministic=True.",
         )
     graph, target = parse_graph(decode.graphs[-1][1]), Target.parse(image.target)
-    with tunable_steps(graph, target, lm.max_batch_size, lm.max_model_len, store) as steps:
-        yield steps
+    return graph, target, lm.max_batch_size, lm.max_model_len
 
 
 def tune_steps(

@@ -12,12 +12,12 @@ from datetime import UTC, datetime
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from ..autotune.config import Config
 from ..autotune.decide import untried
 from ..autotune.effort import Effort, TuneConfig, effort_of
-from ..autotune.key import Conditions
+from ..autotune.key import Conditions, Key
 from ..autotune.lookup import Found, lookup, neighbours
 from ..autotune.pool import Pool
 from ..autotune.record import Record
@@ -169,7 +169,16 @@ def _measured(searches: Iterable[TunedProblem]) -> bool:
     return found
 
 
-def looked_up(problems: Sequence[Tunable], store: Store) -> Sequence[Found]:
+class Keyed(Protocol):
+    """What a record is looked up for."""
+
+    @property
+    def key(self) -> Key:
+        """What the choice depends on."""
+        ...
+
+
+def looked_up(problems: Sequence[Keyed], store: Store) -> Sequence[Found]:
     """What the store has for each problem, under the conditions of this process."""
     conditions = conditions_here(driver=True)
     return [lookup(store, tunable.key, conditions) for tunable in problems]
@@ -314,8 +323,12 @@ def unmeasured(tunable: Tunable, why: str) -> TunedProblem:
     return TunedProblem(tunable, None, Tuned(untried(tunable, why), (), "", coverage, (why,)))
 
 
-def _next_best(tuned: Tuned) -> tuple[tuple[Config, float], ...]:
-    """Where nothing came near the choice: the fastest of the others, by the first measurement."""
+def _other_way(tunable: Tunable, tuned: Tuned) -> tuple[tuple[Config, float], ...]:
+    """Of a choice between two, the other one's time, also where it was stopped early; a kernel's
+    runners-up are such that came near, since others are taken from among them.
+    """
+    if tunable.space.count() != 2:
+        return ()
     choice = tuned.choice
     base = choice.default_seconds or choice.seconds or math.nan
     others = [(o.ratio, o.config) for o in tuned.outcomes if o.ok and o.config != choice.config]
@@ -345,7 +358,7 @@ def record_of(
         default=choice.default,
         default_seconds=choice.default_seconds or choice.seconds,
         numerics=choice.numerics,
-        runners_up=choice.runners_up or _next_best(tuned),
+        runners_up=choice.runners_up or _other_way(tunable, tuned),
         failed=failed,
         trials=sum(1 for outcome in tuned.outcomes if outcome.seconds),
         seed=seed,

@@ -5,16 +5,12 @@ from __future__ import annotations
 from ..errors import TilewrightError, VerificationError
 from .request import Request
 from .scheduler import Scheduler
-from .step import StepExecutor
 
 
-def broken_logits(request: Request, executor: StepExecutor) -> TilewrightError:
-    """The error of a request of which a row has no finite largest logit: the executor's, if a
-    launch was given up, which is made good for those behind it.
+def broken_logits(request: Request) -> VerificationError:
+    """The error of a request of which a row has no finite largest logit, and no launch was given
+    up.
     """
-    given_up = executor.recover()
-    if given_up is not None:
-        return given_up
     tokens = len(request.sequences[0].tokens)
     return VerificationError(
         f"the logits of {request.name} behind {tokens} tokens",

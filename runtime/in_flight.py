@@ -58,6 +58,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import Protocol
 
+from ..errors import TilewrightError
 from .batch import DecodeBatch, DecodeBatches, MixedBatch, build_mixed
 from .decode_buffer import Launched
 from .decodes import Decodes
@@ -66,7 +67,7 @@ from .failing import broken_logits, end_request
 from .grammar import prepare
 from .plan import Chunk, Plan
 from .pool import KVPool
-from .request import Sequence, launch_each, note_each
+from .request import Request, Sequence, launch_each, note_each
 from .sampling import Sampled
 from .scheduler import Scheduler, samples_anywhere
 from .step import StepExecutor
@@ -212,6 +213,9 @@ class Launcher:
         self._batches = DecodeBatches(pool, executor.capabilities.shared_tokens)
         self._capabilities = executor.capabilities
         self._last: InFlight | None = None  # what was launched last, until it is committed
+        self._committed: InFlight | None = None
+        # Of a launch that was given up, and the steps whose numbers it has spoilt.
+        self._given_up: tuple[TilewrightError, tuple[InFlight | None, ...]] | None = None
 
     def takes(self, plan: Plan) -> bool:
         """Whether a step can sample all that a plan completes; to be asked of all plans."""
@@ -288,6 +292,7 @@ class Launcher:
         """
         tokens = flight.launched.tokens()
         now = self._clock()
+        self._committed = flight
         if self._last is flight:
             self._last = None
         count = len(flight.plan.positions)
@@ -352,10 +357,20 @@ class Launcher:
             self._scheduler.going is decodes and last is not None and last.plan.decodes is decodes
         )
 
+    def _broken(self, request: Request) -> TilewrightError:
+        """Why a row of the step that is committed has no finite largest logit. A launch that was
+        given up is the reason of all its rows, and of those of a step that was queued behind it.
+        """
+        if self._given_up is None or self._committed not in self._given_up[1]:
+            error = self._executor.recover()
+            if error is None:
+                return broken_logits(request)
+            self._given_up = (error, (self._committed, self._last))
+        return self._given_up[0]
+
     def _give(self, seq: Sequence, token: int, now: float) -> None:
         if token < 0:
-            error = broken_logits(seq.request, self._executor)
-            end_request(self._scheduler, seq.request, error)
+            end_request(self._scheduler, seq.request, self._broken(seq.request))
         if seq.finish_reason is not None:  # its sibling's row may have ended it
             return
         seq.in_flight -= 1

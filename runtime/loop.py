@@ -436,9 +436,11 @@ class GenerationLoop:
     def _commit(self, targets: list[RunningSequence], logits: Tensor) -> None:
         sampled = self.sampler.sample(logits, [seq.sampling for seq in targets])
         now = self.clock()
+        broken = any(one.token_id == BROKEN for one in sampled)
+        given_up = self.executor.recover() if broken else None
         for seq, one in zip(targets, sampled, strict=True):
             if one.token_id == BROKEN:
-                error = broken_logits(seq.request, self.executor)
+                error = given_up or broken_logits(seq.request)
                 end_request(self.scheduler, seq.request, error)
             if seq.finish_reason is None:  # its prompt's logits, or a sibling's, may have ended it
                 seq.accept(one, now)

@@ -50,6 +50,8 @@ def _lacking(program: Program, here: Target) -> str | None:
                 launch_source(call)
         except EngineError:
             return "the version of Tilewright that it was compiled with"
+        except (ImportError, AttributeError) as error:  # Gluon is not settled yet
+            return f"another Triton ({error})"
     return None
 
 

@@ -144,6 +144,7 @@ def ring_of(shape: Shape) -> Ring:
     head = shape.form(last)
     plain = isinstance(head, Product) and head.norm and head.chosen and not head.gated
     _insist(plain and not head.residual, "another end than norm, product and choice", last)  # type: ignore[union-attr]
+    _insist(head.codes is None, "a last product of codes", last)  # type: ignore[union-attr]
     x = first.out
     for layer in layers:
         _insist(len(layer) == 5, "calls that are no whole layer", layer[0])
@@ -183,8 +184,7 @@ def _check_sizes(ring: Ring, normed: tuple[Product, ...]) -> None:
     eps = {form.eps for form in normed}
     _fits(eps == {ring.eps}, "norms of one epsilon", f"{sorted(eps)}")
     group = attention.heads // attention.kv_heads
-    whole = attention.heads % attention.kv_heads == 0
-    _fits(whole and group <= GROUP, f"at most {GROUP} query heads a KV head", f"{group}")
+    _fits(group <= GROUP, f"at most {GROUP} query heads a KV head", f"{group}")
     dim, page = attention.head_dim, attention.page_size
     _fits(dim in (64, 128), "heads of 64 or 128", f"{dim}")
     _fits(page & (page - 1) == 0, "pages of a power of two", f"{page}")
@@ -192,25 +192,29 @@ def _check_sizes(ring: Ring, normed: tuple[Product, ...]) -> None:
     pitches = all(1024 <= row.pitch <= TILE for row in ring.rows)
     known = ring.unit >= 64 and pitches and min(lengths) >= 512 and max(lengths) <= TILE
     _fits(known, _SIZES, _said(ring))
-    wide, attended, inner, head = ring.rows
-    tiled = (
-        ring.qkv % wide.in_tile == ring.vocab % head.in_tile == 0
-        and ring.width % max(attended.in_tile, inner.in_tile) == 0
-        and wide.in_tile >= 2
-        and ring.inner % (wide.in_tile // 2) == 0
-        and ring.vocab % _COPIED == 0
-    )
-    _fits(tiled, "products of whole tiles of 32 KB", _said(ring))
+    wide, _, _, head = ring.rows
+    # Gaps of the last product's rows hold what layers have left there: of two codes of 4 bits no
+    # number of bfloat16, and nothing times zero is none.
+    filled = ring.bits != 4 or head.k == head.pitch
+    _fits(filled, "a width of a power of two with weights of 4 bits", _said(ring))
+    # Of others the rows are a multiple of 64, and a tile has at most 32.
+    rows = max(head.in_tile, _COPIED)
+    _fits(ring.vocab % rows == 0, f"a vocabulary of a multiple of {rows} tokens", _said(ring))
+    _fits(wide.in_tile >= 2, "gates of which a tile has two rows, of at most 16 KB", _said(ring))
 
 
-_SIZES = f"rows of 513 to {TILE} weights, of a multiple of 128 bytes"
+_SIZES = (
+    f"rows of 513 to {TILE} weights, of a multiple of 128 bytes, that with what brings them to a "
+    "power of two are 1 to 32 KB"
+)
 
 
 def _check_codes(codes: Codes | None, normed: tuple[Product, ...]) -> None:
     if codes is None:
         return
     of_rows = codes.bits == 8 and codes.group == 0 and codes.block == 1
-    of_groups = codes.bits == 4 and codes.group % _VECTOR == 0 and not codes.rounds
+    by_vectors = codes.group > 0 and codes.group % _VECTOR == 0
+    of_groups = codes.bits == 4 and by_vectors and not codes.rounds
     _fits(of_rows or of_groups, f"codes by rows, or of 4 bits by groups of {_VECTOR}", f"{codes}")
     steps = all(form.norm_stepwise for form in normed) or not codes.rounds
     _fits(steps, "norms that round before they multiply with their weight", "others")

@@ -116,7 +116,8 @@ def run(
         raise no_choice(engine, backend)
     if rivals is not None and spent.measures:
         _check_device(rivals.target)
-    needed = rivals is None or confirm or (rivals.has_kernels and parts.on_gpu)
+    named = parts.named and parts.steps  # which must be there
+    needed = rivals is None or confirm or named or (rivals.has_kernels and parts.on_gpu)
     image = _image(engine, model, spent.measures or confirm) if needed else None
     problems = () if image is None else problems_of_image(image)
     confirmation = Confirmation(image, against, batch) if image is not None and confirm else None

@@ -81,7 +81,7 @@ def _of_model(
     from ...autotune.lookup import lookup
     from ..backend_choice import conditions_here
     from ..tuning import looked_up, problems_of_image, tuning_store
-    from .tune_steps import steps_of_image
+    from .tune_steps import problems_of_steps
 
     parts = parted(only)
     rivals = None
@@ -92,8 +92,7 @@ def _of_model(
         image = image_of(subject, target=target, **model)
         found += looked_up(chosen(problems_of_image(image), parts.kernels), tuning_store())
         if parts.steps:
-            with steps_of_image(image, parts.named) as steps:
-                found += looked_up(steps, tuning_store())
+            found += looked_up(problems_of_steps(image, parts.named), tuning_store())
     if rivals is not None:
         found.append(lookup(tuning_store(), rivals.key, conditions_here()))
     return found

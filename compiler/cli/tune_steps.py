@@ -11,8 +11,25 @@ from ...errors import UnsupportedError
 if TYPE_CHECKING:
     from ...autotune.effort import Effort, TuneConfig
     from ...runtime.image import EngineImage
+    from ..decode_choice import StepProblem
     from ..decode_tunable import DecodeTunable
     from ..tuning import TunedProblem
+
+
+def problems_of_steps(image: EngineImage, named: bool) -> Sequence[StepProblem]:
+    """The decode steps of an engine whose way can be chosen; nothing is written for that.
+
+    Raises:
+        UnsupportedError: there are none, and they were ``named`` by the user.
+    """
+    from ..decode_tunable import image_problems
+
+    try:
+        return image_problems(image)
+    except UnsupportedError:
+        if named:
+            raise
+        return ()
 
 
 @contextmanager

@@ -280,6 +280,31 @@ def test_one_that_does_not_compile_any_more_is_separate_kernels(store, monkeypat
     assert chosen(store, 4).batches == ()
 
 
+def test_launches_that_only_fail_together_are_all_left_out(store, monkeypatch) -> None:
+    tuned(store, times(b1=0.5, b2=0.5), most=2)
+    make, tried = decode_choice.with_one_launch, []
+
+    def fails(lowered, graph, target, batches):
+        tried.append(tuple(batches))
+        if len(batches) > 1:
+            raise UnsupportedError("both", expected="one", found="2", remedy="Leave it.")
+        return make(lowered, graph, target, batches)
+
+    monkeypatch.setattr(decode_choice, "with_one_launch", fails)
+    choice = chosen(store, 2)
+    assert choice.batches == () and tried == [(1, 2), (1,), (2,)]
+    assert "cannot be had: both" in choice.facts["steps"]["1"]["why"]
+
+
+def test_another_triton_is_separate_kernels(store, monkeypatch) -> None:
+    def launch_digest(*_):
+        raise ImportError("no hopper here")
+
+    monkeypatch.setattr(decode_choice, "launch_digest", launch_digest)
+    choice = chosen(store, 1)
+    assert choice.batches == () and choice.facts["why"] == "no hopper here"
+
+
 def compiled(target="h100", **options):
     model = tiny_model("llama").to(torch.bfloat16)
     given = {"max_batch_size": 2, "max_model_len": LENGTH, "verify": "off", "backend": "triton"}

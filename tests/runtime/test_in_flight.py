@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from examples_by_day import examples
 from fake_decode import LazyExecutor, LazyQueue
 from fake_executor import PAGED, VOCAB, FakeExecutor, greedy, logits_of
-from tilewright.errors import VerificationError
+from tilewright.errors import KernelError, VerificationError
 from tilewright.runtime import GenerationLoop, PagedPool, Sampler, SamplingParams, Scheduler
 from tilewright.runtime.batch import DecodeBatch, DecodeBatches
 from tilewright.runtime.beam_search import BeamSearcher
@@ -414,6 +414,27 @@ def test_the_error_comes_with_the_step_whose_logits_are_broken():
         for delta in stream:
             tokens += delta.token_ids
     assert tokens == full[:5]
+    check_idle(loop)
+
+
+def test_a_launch_that_was_given_up_is_the_error_of_all_that_it_spoilt():
+    """Of each row of its step, and of the step that was queued behind it; not of later ones."""
+    loop = lazy()
+    given_up = KernelError("a launch", expected="an end", found="none", remedy="None.")
+    errors = [given_up]
+    loop.executor.recover = lambda: errors.pop() if errors else None
+    loop.executor.decoding.broken = lambda seen: seen[0] == 9 and len(seen) >= 5
+    bad = [loop.submit([9, 9], LONG), loop.submit([9, 8], LONG), loop.submit([9], LONG)]
+    good = loop.submit([1, 2, 3], LONG)
+    while not (good.finished and all(one.finished for one in bad)):
+        loop.step()
+    for one in bad:
+        with pytest.raises(KernelError) as caught:
+            one.completions()
+        assert caught.value is given_up
+    assert good.completions()[0].token_ids == greedy([1, 2, 3], 12) and not errors
+    with pytest.raises(VerificationError, match="finite"):
+        loop.generate([[9, 9]], LONG)
     check_idle(loop)
 
 

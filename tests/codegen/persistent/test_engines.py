@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -98,6 +99,35 @@ def test_launches_can_be_taken_out_again(batches: tuple[int, ...]) -> None:
     assert len(launches_of(lowered.program)) == len(batches)
     assert multiprocessors(lowered.program) == 1 and multiprocessors(kernels.program) == 0
     assert without_launches(lowered.program) == kernels.program
+
+
+def test_a_call_behind_the_logits_that_needs_more_is_refused() -> None:
+    _, graph = decode_graph("llama")
+    cpu = Target.parse("cpu")
+    kernels = get_backend("triton").lower(graph, cpu)
+    *calls, last = kernels.program.calls
+    other = calls[-2].results[0]
+    taking = replace(last, operands=(*last.operands, other))
+    program = replace(kernels.program, calls=(*calls, taking))
+    with pytest.raises(UnsupportedError, match=f"behind the logits.*operands {other}"):
+        with_one_launch(replace(kernels, program=program), graph, cpu)
+    inputs = tuple(name for name in kernels.program.inputs if name != "positions")
+    program = replace(kernels.program, inputs=inputs)
+    with pytest.raises(UnsupportedError, match="a Program with inputs"):
+        with_one_launch(replace(kernels, program=program), graph, cpu)
+
+
+def test_a_device_of_fewer_multiprocessors_is_refused(monkeypatch) -> None:
+    properties = SimpleNamespace(multi_processor_count=100)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    graph = GRAPH
+    kernels = get_backend("triton").lower(graph, Target.parse("cpu"))
+    tiling = Tiling(rows=2, num_warps=1, ahead=1, splits=4, block_n=16)
+    lowered = with_one_launch(kernels, graph, Target.parse("h100"), cut=tiling)
+    (call,) = launches_of(lowered.program)
+    read, gpu = lowered.files.__getitem__, torch.device("cuda")
+    with pytest.raises(EngineError, match="132 multiprocessors.*found 100"):
+        get_backend("triton").load(call, lowered.program, MODEL.tensors(1, 4), read, gpu)
 
 
 @pytest.fixture

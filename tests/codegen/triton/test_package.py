@@ -93,7 +93,9 @@ def test_a_tensor_map_reads_back_from_its_files() -> None:
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("place, value", [(4, "T +"), (5, ["T", "4"]), (7, []), (2, "weight")])
+@pytest.mark.parametrize(
+    "place, value", [(4, "T +"), (5, ["T", "4"]), (7, []), (8, 64), (2, "weight")]
+)
 def test_a_damaged_tensor_map_is_refused(place: int, value: object) -> None:
     package = described()
     files = package.files()

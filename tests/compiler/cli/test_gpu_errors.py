@@ -11,6 +11,7 @@ import torch
 import tilewright as tw
 from canned_binaries import canned_binaries
 from cli_running import COMPILE, refused, run
+from tilewright.codegen.persistent import loading
 from tilewright.codegen.triton.launch import refused as driver_refused
 from tilewright.codegen.triton.package import read_package
 from tilewright.errors import CapacityError, EngineError, KernelError, UnsupportedError
@@ -89,6 +90,13 @@ def test_one_launch_that_cannot_be_here_becomes_separate_kernels(
     monkeypatch.setattr(refitting, "find_spec", lambda name: name)
     assert refit(with_it) is with_it
     decode = with_it.decode
+
+    def launch_source(call):
+        raise ImportError("no hopper here")
+
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="another Triton"):
+        patch.setattr(loading, "launch_source", launch_source)
+        assert refit(with_it).decode.program == without.decode.program
     calls = [
         dataclasses.replace(call, attrs={**call.attrs, "ahead": 3})
         if call.kind == "persistent"
