@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 import tilewright as tw
 from emitted_running import ROOM, agrees_with_hugging_face, nearly_as_good_in_bfloat16
 from prequantized import edit_config, edit_tensors, gptq_tensors, grid_of
-from tilewright.compiler import emit
+from tilewright.compiler import emit, emit_source
 from tilewright.compiler.hf_model import capture_causal_lm
 from tilewright.errors import TilewrightError
 from tiny_models import FAMILIES, RECURRENT, tiny_model
@@ -39,7 +39,7 @@ def test_both_flavors_agree_with_hugging_face(
 ) -> None:
     model = tiny_model(family)
     captured = capture_causal_lm(model)  # once for both
-    monkeypatch.setattr(emit, "capture_causal_lm", lambda module: captured)
+    monkeypatch.setattr(emit_source, "capture_causal_lm", lambda module: captured)
     for flavor in emit.FLAVORS:
         tw.export_onnx(model, tmp_path / flavor, flavor=flavor, max_model_len=ROOM)
         agrees_with_hugging_face(tmp_path / flavor, model)

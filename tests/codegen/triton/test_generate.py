@@ -162,7 +162,7 @@ def body(x: f32[3, 3]):
 TYPES = ("f64", "f32", "bf16", "f16", "i64", "i32", "i16", "u8", "bool")
 
 
-@pytest.mark.parametrize(("source", "target"), permutations(TYPES, 2))
+@pytest.mark.parametrize(("source", "target"), list(permutations(TYPES, 2)))
 def test_casts(source, target):
     body = parse(
         f"""

@@ -148,7 +148,9 @@ def test_a_pipeline_that_was_lost_is_found_in_its_launch_alone(monkeypatch, comp
     rows = tiles.PREFILL[False]
     single = tuple((width, replace(tile, num_stages=1)) for width, tile in rows)
     monkeypatch.setattr(tiles, "PREFILL", {**tiles.PREFILL, False: single})
-    monkeypatch.setattr("tilewright.codegen.triton.kernels.hopper_attention.PREFILL", tiles.PREFILL)
+    for user in ("prefill_steps", "paged_attention"):
+        name = f"tilewright.codegen.triton.kernels.{user}.PREFILL"
+        monkeypatch.setattr(name, tiles.PREFILL)
     comparison = compared()
     row = _found(comparison)["paged_attention", "async loads (prefill)"]
     assert (row.old, row.new, row.gate) == (1, 0, "-0")
