@@ -14,7 +14,8 @@ lies in four places which layers use in turn, and a program empties the last one
 they are made of all of the layer before.
 
 **Rows** of K weights have a pitch of P, the next power of two, in shared memory. What lies between
-them is what the memory held, once numbers, and meets an x of zero.
+them is zeros, or what other rows have left there, which are numbers in whatever kind reads them
+(ring.py refuses sizes where they would not be), and meets an x of zero.
 """
 # ruff: noqa: ANN001, ANN202
 # mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call"
