@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -227,11 +228,16 @@ def _in_lines(
     line = 2 * ring.unit
     products = _products(names)
     usual = Counter(weights[name].data_ptr() % line for name in products).most_common(1)[0][0]
-    found = dict(weights)
-    for name in products:
-        if weights[name].data_ptr() % line != usual:
-            found[name] = _copied(weights[name], usual, line)
-    return found
+    between = [name for name in products if weights[name].data_ptr() % line != usual]
+    if between:
+        size = sum(weights[name].nbytes for name in between)
+        warnings.warn(
+            f"{len(between)} weights ({size / 1e6:.0f} MB, {between[0]} first) do not lie a multiple "
+            f"of {line} bytes from the others, as one launch for all layers reads them: it has "
+            "copies of its own. decode='kernels' needs none.",
+            stacklevel=2,
+        )
+    return {**weights, **{name: _copied(weights[name], usual, line) for name in between}}
 
 
 def _products(names: Mapping[str, Sequence[str]]) -> list[str]:
