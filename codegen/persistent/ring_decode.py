@@ -232,9 +232,9 @@ def _in_lines(
     if between:
         size = sum(weights[name].nbytes for name in between)
         warnings.warn(
-            f"{len(between)} weights ({size / 1e6:.0f} MB, {between[0]} first) do not lie a multiple "
-            f"of {line} bytes from the others, as one launch for all layers reads them: it has "
-            "copies of its own. decode='kernels' needs none.",
+            f"{len(between)} weights ({size / 1e6:.0f} MB, {between[0]} first) do not lie a "
+            f"multiple of {line} bytes from the others, as one launch for all layers reads them: "
+            "it has copies of its own. decode='kernels' needs none.",
             stacklevel=2,
         )
     return {**weights, **{name: _copied(weights[name], usual, line) for name in between}}
