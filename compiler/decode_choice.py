@@ -14,8 +14,9 @@ data:
                 the same weights, in turns. One launch has to be surely faster by `LEAST_GAIN`
     report      ``engine.report()["decode"]``: which steps go which way, and why
 
-A record of other conditions (Triton, driver, version of ours) is taken, with a note, until it is
-measured again: its kernel is the very same text, which was held against the separate kernels'.
+A record of another driver or version of ours is taken, with a note, until it is measured again: its
+kernel is the very same text, which was held against the separate kernels'. Not so of another
+Triton: what programs of one launch tell each other hangs on its compiler, too.
 """
 
 from __future__ import annotations
@@ -213,9 +214,14 @@ def _with_launches(
 
 def _way(found: Found) -> str:
     record = found.record
-    if record is None or found.how not in ("exact", "shipped", "stale"):
+    if record is None or found.how not in ("exact", "shipped", "stale") or _by_another(found):
         return KERNELS
     return ONE_LAUNCH if record.config == config_of(ONE_LAUNCH) else KERNELS
+
+
+def _by_another(found: Found) -> bool:
+    """Whether another Triton compiled what was measured."""
+    return found.how == "stale" and "triton" in found.differs
 
 
 def _facts(
@@ -242,6 +248,8 @@ def _step_facts(found: Found, refused: str | None) -> dict[str, Json]:
         why += f", under another {', '.join(found.differs)}: tune again to measure it here"
     if refused is not None:
         why = f"one launch, which was measured to be faster, cannot be had: {refused}"
+        return {"way": KERNELS, "how": "default", "why": why, "tried": tried}
+    if _by_another(found):
         return {"way": KERNELS, "how": "default", "why": why, "tried": tried}
     how = "measured" if found.how == "exact" else found.how
     return {"way": _way(found), "how": how, "why": why, "tried": tried}

@@ -254,11 +254,23 @@ def test_steps_are_those_that_steps_are_padded_to_on_devices_that_are_worth_it()
 
 def test_a_record_of_other_conditions_is_taken_with_a_note(store) -> None:
     with steps(most=1) as (step,):
-        store.add(choice_of(step, ONE_LAUNCH, conditions=Conditions("1.0", None, "0")))
+        here = conditions_here(driver=True)
+        other = replace(here, version="0")
+        store.add(choice_of(step, ONE_LAUNCH, conditions=other))
     choice = chosen(store, 1)
     assert choice.batches == (1,)
     one = choice.facts["steps"]["1"]
-    assert one["how"] == "stale" and "another triton, version: tune again" in one["why"]
+    assert one["how"] == "stale" and "another version: tune again" in one["why"]
+
+
+def test_a_record_of_another_triton_is_not_taken(store) -> None:
+    with steps(most=1) as (step,):
+        store.add(choice_of(step, ONE_LAUNCH, conditions=Conditions("1.0", None, "0")))
+    choice = chosen(store, 1)
+    assert choice.batches == ()
+    one = choice.facts["steps"]["1"]
+    assert (one["way"], one["how"]) == ("kernels", "default")
+    assert "another triton, version: tune again" in one["why"]
 
 
 def test_one_that_does_not_compile_any_more_is_separate_kernels(store, monkeypatch) -> None:
