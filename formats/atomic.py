@@ -105,9 +105,9 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 def _replace_folder(new: Path, path: Path) -> None:
     """Put `new` in the place of `path`; what was there is then at `new`."""
-    if not path.exists():
-        os.rename(new, path)
-    elif not _exchange(new, path):
+    if _took_free_place(new, path):
+        return
+    if not _exchange(new, path):
         old = new.with_suffix(".old")
         os.rename(path, old)
         try:
@@ -116,6 +116,19 @@ def _replace_folder(new: Path, path: Path) -> None:
             os.rename(old, path)
             raise
         os.rename(old, new)
+
+
+def _took_free_place(new: Path, path: Path) -> bool:
+    """Whether `new` could be put where nothing was; somebody else may do so at the same time."""
+    if path.exists():
+        return False
+    try:
+        os.rename(new, path)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
 
 
 def _exchange(first: Path, second: Path) -> bool:

@@ -139,3 +139,25 @@ def test_sha256(tmp_path: Path):
     (tmp_path / "abc").write_bytes(b"abc")  # the example of FIPS 180-2, appendix B.1
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert sha256_file(tmp_path / "abc") == expected
+
+
+def test_a_folder_that_somebody_else_puts_there_first_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "engine"
+    there = Path.exists
+
+    def exists(self: Path, **options: bool) -> bool:
+        found = there(self, **options)
+        if self == path and not found and there(tmp_path / "other"):
+            os.rename(tmp_path / "other", path)  # between the look and the rename
+        return found
+
+    with atomic_folder(path) as folder:
+        (folder / "new").write_text("new")
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "theirs").write_text("theirs")
+        monkeypatch.setattr(Path, "exists", exists)
+    monkeypatch.undo()
+    assert listing(tmp_path) == {"engine/new": "new"}
+    assert [p.name for p in tmp_path.iterdir()] == ["engine"]
