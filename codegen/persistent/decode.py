@@ -42,6 +42,50 @@ class Diagnosis:
     found: int
 
 
+class CacheTables:
+    """Tables on a device that hold the addresses of caches, made once for each set of these.
+
+    Args:
+        shape: whose caches they are.
+        device: where the tables lie.
+        make: a table of addresses by name.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        device: torch.device,
+        make: Callable[[Mapping[str, int]], torch.Tensor],
+    ) -> None:
+        self._names = [name for step in shape.calls for name in step.caches if name]
+        self._device, self._make = device, make
+        self._made: dict[tuple[int, ...], torch.Tensor] = {}
+
+    def at(self, caches: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The table of these caches.
+
+        Raises:
+            UsageError: a cache that is missing or not dense.
+            KernelError: caches at addresses that are new, while a CUDA graph is captured.
+        """
+        for name in self._names:
+            check_memory(name, caches.get(name))
+        key = tuple(caches[name].data_ptr() for name in self._names)
+        found = self._made.get(key)
+        if found is not None:
+            return found
+        if self._device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise KernelError(
+                "a step of one launch in a CUDA graph",
+                expected="caches that a step has run with before the capture",
+                found="others",
+                remedy="Run a step with these caches first.",
+            )
+        found = self._make(dict(zip(self._names, key, strict=True))).to(self._device)
+        self._made[key] = found
+        return found
+
+
 class PersistentDecode:
     """The decode step of a model for ``tiling.batch`` sequences, in one launch.
 
@@ -91,7 +135,7 @@ class PersistentDecode:
         self.memory = memory
         self.tokens, self.timeline = memory["tokens"], memory["timeline"]
         self._names = [name for name in PARAMETERS if timed or name not in TIMED]
-        self._calls: dict[tuple[int, ...], torch.Tensor] = {}  # by the caches' addresses
+        self._tables = CacheTables(shape, device, self._table)
 
     def run(self, inputs: Mapping[str, torch.Tensor], caches: Mapping[str, torch.Tensor]) -> None:
         """Queues a step.
@@ -105,29 +149,12 @@ class PersistentDecode:
             KernelError: caches at addresses that are new, while a CUDA graph is captured: their
                 table has to be copied to the device before.
         """
-        given = {**self.memory, **inputs, "calls": self._table(caches)}
+        given = {**self.memory, **inputs, "calls": self._tables.at(caches)}
         pages = inputs["block_tables"].shape[1]
         self._launch([*(given[name] for name in self._names), pages, self.limit])
 
-    def _table(self, caches: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        names = [name for step in self.shape.calls for name in step.caches if name]
-        for name in names:
-            check_memory(name, caches.get(name))
-        key = tuple(caches[name].data_ptr() for name in names)
-        found = self._calls.get(key)
-        if found is not None:
-            return found
-        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            raise KernelError(
-                "a step of one launch in a CUDA graph",
-                expected="caches that a step has run with before the capture",
-                found="others",
-                remedy="Run a step with these caches first.",
-            )
-        where = {**self._where, **dict(zip(names, key, strict=True))}
-        found = make_calls(self.shape, self.tiling, where).to(self.device)
-        self._calls[key] = found
-        return found
+    def _table(self, caches: Mapping[str, int]) -> torch.Tensor:
+        return make_calls(self.shape, self.tiling, {**self._where, **caches})
 
     def diagnosis(self) -> Diagnosis | None:
         """What launches so far were given up for, None if none was. Waits for the device."""

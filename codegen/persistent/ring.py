@@ -142,9 +142,14 @@ def ring_of(shape: Shape) -> Ring:
     layers = [middle[i : i + 5] for i in range(0, len(middle), 5)]
     _insist(isinstance(shape.form(first), Begin), "a call in front of the embedding", first)
     head = shape.form(last)
-    plain = isinstance(head, Product) and head.norm and head.chosen and not head.gated
-    _insist(plain and not head.residual, "another end than norm, product and choice", last)  # type: ignore[union-attr]
-    _insist(head.codes is None, "a last product of codes", last)  # type: ignore[union-attr]
+    if (
+        not isinstance(head, Product)
+        or not (head.norm and head.chosen)
+        or head.gated
+        or head.residual
+    ):
+        raise _other("another end than norm, product and choice", last)
+    _insist(head.codes is None, "a last product of codes", last)
     x = first.out
     for layer in layers:
         _insist(len(layer) == 5, "calls that are no whole layer", layer[0])
@@ -152,7 +157,7 @@ def ring_of(shape: Shape) -> Ring:
     _insist(bool(layers) and last.x == x, "a last product of something else", last)
     qkv, attention, _, gates, down = (shape.form(step) for step in layers[0])
     assert isinstance(attention, Attention) and isinstance(qkv, Product)
-    assert isinstance(gates, Product) and isinstance(down, Product) and isinstance(head, Product)
+    assert isinstance(gates, Product) and isinstance(down, Product)
     sizes = (len(layers), shape.width, down.k, head.n)
     found = Ring(*sizes, attention, head.eps, gates.stepwise, shape.codes)
     _check_codes(found.codes, (qkv, gates))
@@ -242,8 +247,12 @@ def step_weights(shape: Shape) -> Mapping[str, tuple[str, ...]]:
 
 def _insist(holds: bool, found: str, step: Step) -> None:
     if not holds:
-        named = step.weight or step.x
-        raise _unsupported("layers of qkv, attention, output, gates, down", f"{found} ({named})")
+        raise _other(found, step)
+
+
+def _other(found: str, step: Step) -> UnsupportedError:
+    named = step.weight or step.x
+    return _unsupported("layers of qkv, attention, output, gates, down", f"{found} ({named})")
 
 
 def _fits(holds: bool, expected: str, found: str) -> None:

@@ -13,7 +13,7 @@ from ...errors import KernelError, UsageError
 from ..triton.package import Binary
 from ..triton.source import KernelSource
 from ..triton.tensor_map import Mapped
-from .decode import LIMIT, check_memory
+from .decode import LIMIT, CacheTables, check_memory
 from .reading import Shape
 from .ring import GROUP, SPLITS, Ring, Rows, ring_of, step_weights
 from .ring_source import POINTERS, RingCut
@@ -67,7 +67,7 @@ class RingDecode:
         self._maps = [self._map(rows) for rows in self.ring.rows]
         self.memory = {name: one.to(device) for name, one in _memory(self.ring, cut, timed).items()}
         self.logits = self.memory["logits"]
-        self._places: dict[tuple[int, ...], torch.Tensor] = {}  # by the caches' addresses
+        self._tables = CacheTables(shape, device, self._table)
         self.reset()
 
     @property
@@ -84,31 +84,16 @@ class RingDecode:
             KernelError: caches at addresses that are new, while a CUDA graph is captured.
         """
         weights = {"inv_freq": self._weights[self.shape.inv_freq]}
-        given = {**self.memory, **inputs, **weights, "places": self._table(caches)}
+        given = {**self.memory, **inputs, **weights, "places": self._tables.at(caches)}
         self._launch([*self._maps, *(given[name] for name in POINTERS), self.limit])
 
     def _map(self, rows: Rows) -> Mapped:
         lines = (self._lines, rows.unit)
         return Mapped(self._first, 0, lines, (rows.unit, 1), (rows.box, rows.unit), 0)
 
-    def _table(self, caches: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        names = [name for step in self.shape.calls for name in step.caches if name]
-        for name in names:
-            check_memory(name, caches.get(name))
-        key = tuple(caches[name].data_ptr() for name in names)
-        found = self._places.get(key)
-        if found is not None:
-            return found
-        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            raise KernelError(
-                "a step of one launch in a CUDA graph",
-                expected="caches that a step has run with before the capture",
-                found="others",
-                remedy="Run a step with these caches first.",
-            )
-        found = make_places(self.ring, self._names, self._weights, key, self._first.data_ptr())
-        self._places[key] = found.to(self.device)
-        return self._places[key]
+    def _table(self, caches: Mapping[str, int]) -> torch.Tensor:
+        start = self._first.data_ptr()
+        return make_places(self.ring, self._names, self._weights, list(caches.values()), start)
 
     def check(self) -> None:
         """Waits for the device.

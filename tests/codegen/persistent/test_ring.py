@@ -289,7 +289,7 @@ def test_weights_and_caches_that_are_not_there_are_refused() -> None:
 def test_new_caches_within_a_capture_are_refused(monkeypatch) -> None:
     weights = tensors()
     ours, _ = decoder(weights)
-    ours.device = torch.device("cuda")
+    ours._tables._device = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(KernelError, match="has run with before the capture"):
         ours.run(step_inputs(PAGES, 3, 7, WHOLE.page), weights)
