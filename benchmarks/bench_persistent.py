@@ -71,9 +71,10 @@ _PLAIN = ("default", "ring,cap=3", "ring,slots=5", "tiles")
 _SEVERAL = ("default", "rows=4", "ahead=0", "ahead=8", "num_warps=4,ctas=2", "splits=8")
 _CODED = ("default", "rows=8,ahead=16", "rows=16,ahead=8", "ahead=0", "num_warps=4,ctas=2")
 Cut = Tiling | RingCut
-_FAR = 0.25
+_FAR = 0.5
 """What may become of logits, as `ROUNDING`, where activations are rounded to codes: two paths that
-round bfloat16 in another order take another code here and there, a sixteenth off."""
+round bfloat16 in another order take another code here and there, a sixteenth off, in each of some
+tens of layers."""
 
 
 @dataclass(slots=True)

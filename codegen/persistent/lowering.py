@@ -94,7 +94,10 @@ def cut_for(target: Target, shape: Shape, batch: int = 1) -> Tiling | RingCut:
         fits = ring_of(shape).programs <= target.sms
     except UnsupportedError:
         fits = False
-    return RingCut(programs=target.sms) if fits else tiling_for(target, shape, batch)
+    if not fits:
+        return tiling_for(target, shape, batch)
+    # Codes are to be unpacked, which takes more warps; numbers take x's way to fewer of them.
+    return RingCut(programs=target.sms, num_warps=4 if shape.codes is None else 8)
 
 
 def _of_batch(cut: Tiling | RingCut, batch: int) -> Tiling | RingCut:

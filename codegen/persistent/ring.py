@@ -17,7 +17,7 @@ GROUP = 4
 """Query heads of a KV head, at most."""
 _UNIT = 256  # elements of a box's rows, at most
 _COPIED = 8  # elements of 16 bytes: what one look at memory takes
-_VECTOR = 32  # codes of 4 bits that a thread meets at once
+_LANES_CODES = 128  # of 4 bits, that lanes which sum together meet at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,10 +217,14 @@ _SIZES = (
 def _check_codes(codes: Codes | None, normed: tuple[Product, ...]) -> None:
     if codes is None:
         return
-    of_rows = codes.bits == 8 and codes.group == 0 and codes.block == 1
-    by_vectors = codes.group > 0 and codes.group % _VECTOR == 0
-    of_groups = codes.bits == 4 and by_vectors and not codes.rounds
-    _fits(of_rows or of_groups, f"codes by rows, or of 4 bits by groups of {_VECTOR}", f"{codes}")
+    of_rows = codes.bits == 8 and codes.group == 0 and codes.block == 1 and codes.rounds
+    by_lanes = codes.group > 0 and codes.group % _LANES_CODES == 0
+    of_groups = codes.bits == 4 and by_lanes and not codes.rounds
+    _fits(
+        of_rows or of_groups,
+        f"codes of 8 bits by rows, x rounded to such too, or of 4 bits by groups of {_LANES_CODES}",
+        f"{codes}",
+    )
     steps = all(form.norm_stepwise for form in normed) or not codes.rounds
     _fits(steps, "norms that round before they multiply with their weight", "others")
 

@@ -97,7 +97,6 @@ def _consume(
     KEYS: gl.constexpr,
     BITS: gl.constexpr,
     GROUP: gl.constexpr,
-    ROUNDS: gl.constexpr,
     SCALE: gl.constexpr,
     TIMED: gl.constexpr,
 ):
@@ -141,7 +140,7 @@ def _consume(
         by_down = _pointer(place, 11, BY)
         begin = _product(
             ring, ready, free, h, norm, h, qkv, by_qkv, timeline, diagnosis, call, limit, begin,
-            QKV, WIDTH, P, True, False, False, EPS, STEPWISE, BITS, GROUP, ROUNDS, TIMED,
+            QKV, WIDTH, P, True, False, False, EPS, STEPWISE, BITS, GROUP, TIMED,
         )  # fmt: skip
         _attend(
             qkv, attended, keys, values, tables, slot, length, angles, partials,
@@ -151,24 +150,24 @@ def _consume(
         begin = _product(
             ring, ready, free, attended, norm, h, middle, by_output, timeline, diagnosis, call + 2,
             limit, begin, WIDTH, ATTENDED, P_ATTENDED, False, False, True, EPS, STEPWISE, BITS,
-            GROUP, ROUNDS, TIMED,
+            GROUP, TIMED,
         )  # fmt: skip
         begin = _product(
             ring, ready, free, middle, other_norm, h, gated, by_gates, timeline, diagnosis,
             call + 3, limit, begin, 2 * INNER, WIDTH, P, True, True, False, EPS, STEPWISE, BITS,
-            GROUP, ROUNDS, TIMED,
+            GROUP, TIMED,
         )  # fmt: skip
         begin = _product(
             ring, ready, free, gated, norm, middle, after, by_down, timeline, diagnosis, call + 4,
             limit, begin, WIDTH, INNER, P_INNER, False, False, True, EPS, STEPWISE, BITS, GROUP,
-            ROUNDS, TIMED,
+            TIMED,
         )  # fmt: skip
         call += 5
         h = after
     last = _pointer(places, LAYERS * 12 + 1, gl.bfloat16)
     _product(
         ring, ready, free, h, last, h, logits, h, timeline, diagnosis, call, limit, begin, VOCAB,
-        WIDTH, P, True, False, False, EPS, STEPWISE, 16, 0, False, TIMED,
+        WIDTH, P, True, False, False, EPS, STEPWISE, 16, 0, TIMED,
     )  # fmt: skip
     if TIMED:
         home = gl.inline_asm_elementwise(
@@ -224,7 +223,6 @@ def _ring_step(
     KEYS: gl.constexpr,
     BITS: gl.constexpr,
     GROUP: gl.constexpr,
-    ROUNDS: gl.constexpr,
     SCALE: gl.constexpr,
     TIMED: gl.constexpr,
 ):
@@ -269,7 +267,7 @@ def _ring_step(
                     slot_mapping, block_tables, inv_freq, memory, partials, logits, times, homes,
                     counters, diagnosis, generation, limit, LAYERS, WIDTH, INNER, VOCAB, HEADS,
                     KV_HEADS, D, PAGE, P, P_ATTENDED, P_INNER, EPS, FACTOR, ROPE_STEPWISE,
-                    STEPWISE, KEYS, BITS, GROUP, ROUNDS, SCALE, TIMED,
+                    STEPWISE, KEYS, BITS, GROUP, SCALE, TIMED,
                 ),
             ),
             (

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ...errors import UnsupportedError
 from ...ir.dtypes import DType
 from ..triton.source import (
     Argument,
@@ -32,31 +31,27 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 _POLLS = ("_values", "_two_values", "_part_values")
 _ATTENTION = ("_time", "_keys", "_turned", "_attend")
 _LOADS = ("_mine", "_bring_half", "_bring_product", "_bring")
+_MMA = (
+    "_pair",
+    "_pairs",
+    "_fours",
+    "_eights",
+    "_firsts",
+    "_first_of_fours",
+    "_numbers_times",
+    "_row_times",
+    "_bytes_times",
+    "_codes_times",
+    "_two_sums",
+)
 _PRODUCT = (
     "_rounded",
     "_input",
     "_by_largest",
     "_codes_of",
-    "_weight_row",
-    "_nibble",
-    "_of_nibbles",
-    "_eighths",
-    "_fours",
-    "_write",
-    "_product",
-)
-_MMA = (
-    "_pair",
-    "_pairs",
-    "_fours_of_codes",
-    "_words_times",
-    "_codes_times",
-    "_scaled",
-    "_on_diagonal",
-    "_two_sums",
     "_group_scales",
-    "_half_row",
-    "_write_halves",
+    "_row_of",
+    "_gated",
     "_product",
 )
 _STEP = ("_pointer", "_note_angles", "_consume", "_ring_step")
@@ -90,7 +85,6 @@ class RingCut:
             in front of it.
         keys: of a block of attention.
         num_warps: that compute.
-        mma: whether products are by tensor cores (ring_mma_kernel.py): compiled, not yet run.
     """
 
     programs: int = 132
@@ -98,17 +92,10 @@ class RingCut:
     cap: int = 2
     keys: int = 32
     num_warps: int = 4
-    mma: int = 0
 
 
 def ring_source(ring: Ring, cut: RingCut, timed: bool = False) -> KernelSource:
-    """The kernel; ``timed`` notes times.
-
-    Raises:
-        UnsupportedError: tensor cores for weights that they do not multiply.
-    """
-    if cut.mma:
-        _check_mma(ring)
+    """The kernel; ``timed`` notes times."""
     maps = [
         Described(name, DType.BF16, "operand", 0, 0, (0, ring.unit), (ring.unit, 1), box, 0)
         for name, box in zip(
@@ -125,9 +112,7 @@ def ring_source(ring: Ring, cut: RingCut, timed: bool = False) -> KernelSource:
     launch = Launch(
         "_ring_step", arguments, (cut.programs, 1, 1), _constants(ring, cut, timed), cut.num_warps
     )
-    return KernelSource(
-        NAME, "template", _text(bool(cut.mma)), (Variant((launch,)),), contracts=True
-    )
+    return KernelSource(NAME, "template", _text(), (Variant((launch,)),), contracts=True)
 
 
 def _constants(ring: Ring, cut: RingCut, timed: bool) -> dict[str, Constexpr]:
@@ -155,25 +140,12 @@ def _constants(ring: Ring, cut: RingCut, timed: bool) -> dict[str, Constexpr]:
         "KEYS": cut.keys,
         "BITS": ring.bits,
         "GROUP": 0 if codes is None else codes.group,
-        "ROUNDS": codes is not None and codes.rounds,
         "SCALE": 2 if codes is None else codes.scale_bytes,
         "TIMED": timed,
     }
 
 
-def _check_mma(ring: Ring) -> None:
-    codes = ring.codes
-    if codes is None or codes.rounds or (codes.bits == 4 and codes.group % 128 == 0):
-        return
-    raise UnsupportedError(
-        "products of a ring of weights by tensor cores",
-        expected="bfloat16, e4m3 where x is rounded to it too, 4 bits by groups of 128",
-        found=str(codes),
-        remedy="Leave mma out.",
-    )
-
-
-def _text(mma: bool) -> str:
+def _text() -> str:
     from . import (
         ring_attention_kernel,
         ring_kernel,
@@ -185,23 +157,16 @@ def _text(mma: bool) -> str:
 
     constants = {
         **ring_polls.TEXTS,
+        **ring_mma_kernel.TEXTS,
         "_NOW": ring_attention_kernel.NOW,
         "_PLACE": ring_kernel.PLACE,
-        "_NIBBLES": ring_product_kernel.NIBBLES,
     }
-    if mma:
-        constants["_NUMBERS"] = ring_mma_kernel.NUMBERS
-        constants["_BYTES"] = ring_mma_kernel.BYTES
-        constants["_WORDS_USED"] = ring_mma_kernel.WORDS_USED
-        constants["_CODES"] = ring_mma_kernel.CODES
-        constants["_CODES_USED"] = ring_mma_kernel.CODES_USED
-    own = {ring_mma_kernel: _MMA} if mma else {}
     modules = {
         ring_polls: _POLLS,
         ring_attention_kernel: _ATTENTION,
         ring_loads_kernel: _LOADS,
-        ring_product_kernel: _PRODUCT[:-1] if mma else _PRODUCT,
-        **own,
+        ring_mma_kernel: _MMA,
+        ring_product_kernel: _PRODUCT,
         ring_kernel: _STEP,
     }
     lines = [f"{name} = gl.constexpr({value!r})\n" for name, value in constants.items()]

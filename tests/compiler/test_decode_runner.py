@@ -17,7 +17,7 @@ from tilewright.autotune.worker import Limits, Worker
 from tilewright.codegen.persistent.reading import read_decode
 from tilewright.compiler.decode_choice import StepProblem, config_of
 from tilewright.compiler.decode_runner import (
-    CODES_ROUNDING,
+    FARTHEST,
     ROUNDING,
     DecodeRunner,
     StepInputs,
@@ -95,12 +95,24 @@ def test_a_launch_that_was_given_up_is_an_error(runner) -> None:
     check_launches(runner.runners["persistent"])
 
 
-@pytest.mark.parametrize(("graph", "tolerance"), [(ROUNDED, CODES_ROUNDING), (NIBBLES, ROUNDING)])
-def test_weights_of_codes_are_drawn_too(graph, tolerance, tmp_path) -> None:
+@pytest.mark.parametrize(("graph", "rounds"), [(ROUNDED, True), (NIBBLES, False)])
+def test_weights_of_codes_are_drawn_too(graph, rounds, tmp_path) -> None:
     runner = runner_of(graph, tmp_path, batch=1)
-    assert runner.tolerance == tolerance
+    assert ROUNDING <= runner.tolerance < (FARTHEST if rounds else 1.001 * ROUNDING)
+    # What the tolerance was taken from has left nothing behind.
+    drawn = drawn_weights(graph, read_decode(graph), CPU)
+    assert torch.equal(runner.weights["embed"], drawn["embed"])
+    assert runner.check(KERNELS) == 0
     runner.prepare(ONE_LAUNCH)
     assert 0 <= runner.check(ONE_LAUNCH) < 1
+
+
+def test_a_launch_with_rounded_activations_that_computes_something_else_is_wrong(tmp_path) -> None:
+    runner = runner_of(ROUNDED, tmp_path, batch=1)
+    (scale,) = {step.scale for step in read_decode(ROUNDED).calls if step.weight.startswith("o_0")}
+    runner.weights = {**runner.weights, scale: torch.zeros_like(runner.weights[scale])}
+    runner.prepare(ONE_LAUNCH)
+    assert runner.check(ONE_LAUNCH) > 1
 
 
 def test_a_fresh_process_runs_the_same(runner) -> None:

@@ -52,13 +52,12 @@ def on_gpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.cuda() for name, tensor in tensors.items()}
 
 
-@pytest.mark.parametrize("mma", [0, 1], ids=["", "tensor cores"])
 @pytest.mark.parametrize("model", RING_MODELS.values(), ids=RING_MODELS)
-def test_steps_in_a_row_are_those_of_the_graph(model: Model, mma: int) -> None:
+def test_steps_in_a_row_are_those_of_the_graph(model: Model) -> None:
     graph = model.graph()
     tensors = model.tensors(1, len(PAGES))
     there = on_gpu(tensors)
-    ours = ring(graph, there, mma=mma)
+    ours = ring(graph, there)
     for length in (1, 2, 15, 16, 17, 33, 64, 90, 128):
         inputs = step_inputs(PAGES, length, 3 + length, model.page)
         expected = by_interpreter(graph, tensors, inputs)
@@ -74,24 +73,16 @@ def test_steps_in_a_row_are_those_of_the_graph(model: Model, mma: int) -> None:
                 torch.testing.assert_close(there[name].cpu(), expected[name], rtol=0.02, atol=0.04)
 
 
+@pytest.mark.parametrize("num_warps", [4, 8])
 @pytest.mark.parametrize(
-    ("coded", "mma"),
-    [
-        (Coded(DType.F8E4M3, rounds=True), 0),
-        (Coded(DType.F8E4M3, rounds=True), 1),
-        (Coded(DType.F8E4M3), 0),
-        (Coded(DType.U8, group=128), 0),
-        (Coded(DType.U8, group=128), 1),
-        (Coded(DType.U8, group=32), 0),
-    ],
-    ids=str,
+    "coded", [Coded(DType.F8E4M3, rounds=True), Coded(DType.U8, group=128)], ids=["e4m3", "4 bits"]
 )
-def test_steps_with_weights_of_codes_are_those_of_the_graph(coded: Coded, mma: int) -> None:
+def test_steps_with_weights_of_codes_are_those_of_the_graph(coded: Coded, num_warps: int) -> None:
     model = RING_OF_CODES
     graph = coded.graph(model.graph())
     tensors = coded.tensors(model.tensors(1, len(PAGES)))
     there = on_gpu(tensors)
-    ours = ring(graph, there, mma=mma)
+    ours = ring(graph, there, num_warps=num_warps)
     for length in (1, 40, 99):
         inputs = step_inputs(PAGES, length, 3 + length, model.page)
         expected = by_interpreter(graph, tensors, inputs)

@@ -161,9 +161,10 @@ def test_calls_that_are_no_repeated_layer_are_named(shape: Shape, named: str) ->
 @pytest.mark.parametrize(
     ("coded", "model", "named"),
     [
-        (Coded(DType.F8E4M3, group=128, block=128, rounds=True), WHOLE, "codes by rows, or of 4"),
-        (Coded(DType.U8, group=16), RING_OF_CODES, "by groups of 32"),
-        (Coded(DType.U8), RING_OF_CODES, "by groups of 32"),  # of whole rows
+        (Coded(DType.F8E4M3, group=128, block=128, rounds=True), WHOLE, "of 8 bits by rows, x"),
+        (Coded(DType.F8E4M3), RING_OF_CODES, "x rounded to such too"),
+        (Coded(DType.U8, group=32), RING_OF_CODES, "by groups of 128"),
+        (Coded(DType.U8), RING_OF_CODES, "by groups of 128"),  # of whole rows
         (Coded(DType.U8, group=128), replace(RING_OF_CODES, width=3072), "a power of two with"),
         (Coded(DType.U8, group=128), WHOLE, "rows of 513 to 16384"),  # 512 bytes are too few
     ],
