@@ -71,17 +71,16 @@ def _by_largest(a, b):
 
 
 @gluon.jit
-def _codes_of(values):
-    """Codes of e4m3 that are nearest to values, and the scale of all of them: NaN where a value is
-    not finite, so that all products are.
+def _in_steps(values):
+    """Values in units of a scale, within the range of e4m3, and the scale of all of them: NaN where
+    a value is not finite, so that all products are.
     """
     sizes = gl.where(values != values, float("inf"), gl.abs(values))
     largest = gl.max(gl.max(sizes, 1), 0)
     scale = gl.div_rn(largest, 448.0)
     scale = gl.where(scale == 0.0, 1.0, scale)
     scale = gl.where(scale == float("inf"), float("nan"), scale)
-    steps = gl.minimum(gl.maximum(_by_largest(values, scale), -448.0), 448.0)
-    return steps.to(gl.float8e4nv), scale
+    return gl.minimum(gl.maximum(_by_largest(values, scale), -448.0), 448.0), scale
 
 
 @gluon.jit
@@ -187,8 +186,8 @@ def _product(
             scale_1 = _group_scales(by, row_1, GROUP, K, V, vectors, H)
         values = _input(x, norm, diagnosis, call, limit, V, K, P, NORMED, EPS)
         if BITS == 8:
-            codes, step = _codes_of(values)
-            low, high = _fours(codes, columns)
+            values, step = _in_steps(values)
+            low, high = _fours(values, columns)
         else:
             values = gl.convert_layout(values.to(gl.bfloat16), gl.SliceLayout(0, numbers))
         if BITS == 16:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ...ir.dtypes import DType
@@ -48,13 +48,20 @@ _PRODUCT = (
     "_rounded",
     "_input",
     "_by_largest",
-    "_codes_of",
+    "_in_steps",
     "_group_scales",
     "_row_of",
     "_gated",
     "_product",
 )
 _STEP = ("_pointer", "_note_angles", "_consume", "_ring_step")
+_FOR_BITS: Mapping[str, int] = {
+    **dict.fromkeys(("_fours", "_bytes_times", "_by_largest", "_in_steps"), 8),
+    **dict.fromkeys(("_BYTES", "_BYTES_USED", "_NARROWER", "_WIDER"), 8),
+    **dict.fromkeys(("_eights", "_first_of_fours", "_codes_times", "_group_scales"), 4),
+    **dict.fromkeys(("_CODES", "_CODES_USED"), 4),
+}
+"""What only kernels for weights of so many bits have: records of the others outlive its changes."""
 POINTERS: Mapping[str, DType] = {
     "places": DType.I64,
     "token_ids": DType.I64,
@@ -112,7 +119,7 @@ def ring_source(ring: Ring, cut: RingCut, timed: bool = False) -> KernelSource:
     launch = Launch(
         "_ring_step", arguments, (cut.programs, 1, 1), _constants(ring, cut, timed), cut.num_warps
     )
-    return KernelSource(NAME, "template", _text(), (Variant((launch,)),), contracts=True)
+    return KernelSource(NAME, "template", _text(ring.bits), (Variant((launch,)),), contracts=True)
 
 
 def _constants(ring: Ring, cut: RingCut, timed: bool) -> dict[str, Constexpr]:
@@ -145,7 +152,7 @@ def _constants(ring: Ring, cut: RingCut, timed: bool) -> dict[str, Constexpr]:
     }
 
 
-def _text() -> str:
+def _text(bits: int) -> str:
     from . import (
         ring_attention_kernel,
         ring_kernel,
@@ -169,6 +176,10 @@ def _text() -> str:
         ring_product_kernel: _PRODUCT,
         ring_kernel: _STEP,
     }
-    lines = [f"{name} = gl.constexpr({value!r})\n" for name, value in constants.items()]
-    texts = (jit_text(module, names) for module, names in modules.items())
+    lines = [f"{name} = gl.constexpr({constants[name]!r})\n" for name in _of_bits(constants, bits)]
+    texts = (jit_text(module, _of_bits(names, bits)) for module, names in modules.items())
     return "".join((_HEADER, *lines, *texts))
+
+
+def _of_bits(names: Iterable[str], bits: int) -> tuple[str, ...]:
+    return tuple(name for name in names if _FOR_BITS.get(name, bits) == bits)

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 import tilewright
+from persistent_codes import Coded
 from persistent_forms import Model
 from tilewright.autotune.record import Record
 from tilewright.autotune.store import Store
 from tilewright.codegen.persistent.reading import read_decode
 from tilewright.codegen.triton.tuning.registry import TEMPLATES
 from tilewright.compiler.decode_choice import LENGTHS, TEMPLATE, StepProblem
+from tilewright.ir.dtypes import DType
 from tilewright.ir.parser import parse_graph
 from tilewright.targets import Target
 
@@ -24,6 +26,7 @@ MODELS = {
     4096: Model(4096, 32, 32, 8, 128, 14336, 128256, 16),
 }
 """Of decode steps that have records, by their width: Llama-3.2-1B and Llama-3-8B."""
+CODED = {"none": None, "Codes(bits=4": Coded(DType.U8, group=128)}
 
 
 def records(path: Path) -> tuple[Record, ...]:
@@ -60,11 +63,12 @@ def test_one_launch_is_the_one_that_was_measured(path: Path) -> None:
         if record.key.template != TEMPLATE:
             continue
         sizes = dict(record.key.problem)
-        model = MODELS[sizes["width"]]
-        text = str(model.graph()).replace("scale=0.25", f"scale={model.dim**-0.5!r}")
+        model, coded = MODELS[sizes["width"]], CODED[str(sizes["codes"])[:12]]
+        graph = model.graph() if coded is None else coded.graph(model.graph())
+        text = str(graph).replace("scale=0.25", f"scale={model.dim**-0.5!r}")
         shape = read_decode(parse_graph(text))
         target = Target.parse(record.key.device)
-        problem = StepProblem(model.graph(), shape, target, int(sizes["sequences"]), LENGTHS)
+        problem = StepProblem(graph, shape, target, int(sizes["sequences"]), LENGTHS)
         assert problem.key.template_hash == record.key.template_hash, (
             f"{path.name}: the one launch of {sizes['layers']} layers is another one now: measure "
             "it on such a device, with tilewright tune run MODEL --only decode_step"
