@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from ..codegen.persistent.beside import launches_of, without_launches
 from ..errors import TilewrightError, VerificationError
 from ..ir.dims import evaluate
 from ..ir.graph import Graph, input_name, param_name
@@ -15,11 +16,13 @@ from ..ir.parser import parse_graph
 from ..ir.types import TensorType
 from ..ir.verifier import verify
 from ..passes.engine_error import engine_error
+from ..runtime.base_engine import runs_here
 from ..runtime.executor import CACHE_PREFIXES
 from ..runtime.image import EngineImage
 from ..runtime.runner import ProgramRunner
 from ..runtime.step_buffer import GROUPS, SAMPLING
 from ..runtime.token_choice import TOKENS
+from ..targets import Target
 from .inspect.facts import Setting, bindings, final_graph, graph_texts
 
 PROMPT, CONTEXT = 8, 16
@@ -59,9 +62,39 @@ def verify_image(
             advance(f"{what}, {name}", 0.6 + 0.1 * done)
             inputs = make(graph, inputs)
             error, inputs = _compare(f"{what}, {name}", graph, runner, weights, inputs)
-            found = f"agrees with the interpreter, largest relative error {error:.1e}"
-            yield Check(f"{what}, {name}", found)
+            yield Check(f"{what}, {name}", _agrees(error))
             done += 1
+    if image.decode is not None and launches_of(image.decode.program):
+        advance("one launch", 0.95)
+        yield from _launches(image, weights, inputs)
+
+
+def _agrees(error: float) -> str:
+    return f"agrees with the interpreter, largest relative error {error:.1e}"
+
+
+def _launches(
+    image: EngineImage,
+    weights: Mapping[str, torch.Tensor],
+    before: Mapping[str, torch.Tensor],
+) -> Iterator[Check]:
+    """Steps as one launch for all layers, whose machine code runs on the device."""
+    target, part = Target.parse(image.target), image.decoding
+    if not runs_here(target):
+        yield Check("one launch", f"not run: that takes a {target.sm} device")
+        return
+    graph, device = final_graph(part), torch.device(target.device_type)
+    there = {name: tensor.to(device) for name, tensor in weights.items()}
+    runner = ProgramRunner(part.program, there, lambda name: image.files[name], device=device)
+    for launch in launches_of(part.program):
+        count = int(str(launch.attrs.get("batch", 1)))
+        name = f"one launch, batch {count}"
+        step = _each_by_itself(_metadata(graph, image, PROMPT, count))
+        error, _ = _compare(name, graph, runner, weights, {**before, **step})
+        failed = runner.recover()
+        if failed is not None:
+            raise failed
+        yield Check(name, _agrees(error))
 
 
 class _Declared:
@@ -112,7 +145,7 @@ def _compare(
         expected = interpret(graph, [tensor.clone() for tensor in ordered], weights)
     shared = "shared_pages" in inputs and bool(inputs["shared_pages"].any())
     copies = {name: tensor.clone() for name, tensor in inputs.items()}
-    found = runner.run(copies, shared=shared)
+    found = {name: t.cpu() for name, t in runner.run(copies, shared=shared).items()}
     state = dict(zip(graph.output_names, expected, strict=True))
     wanted = {name: value for name, value in state.items() if name != TOKENS}
     error = engine_error(culprit, graph, wanted, found)
@@ -177,7 +210,10 @@ def _lm_steps(image: EngineImage) -> Steps:
     each: list[tuple[str, Make]] = [("one sequence", one), (f"{PROMPT} sequences", several)]
     if context > CONTEXT:
         each.append((f"{PROMPT} sequences that share a page", sharing))
-    return [*general, ("decode program", image.decoding, each)]
+    part = image.decoding
+    if launches_of(part.program):
+        part = replace(part, program=without_launches(part.program))
+    return [*general, ("decode program", part, each)]
 
 
 def _each_by_itself(step: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -19,17 +19,19 @@ from tilewright.codegen.persistent.beside import (
     multiprocessors,
     without_launches,
 )
+from tilewright.codegen.persistent.loading import PersistentKernel
 from tilewright.codegen.persistent.lowering import with_one_launch
 from tilewright.codegen.persistent.reading import Attention, Begin, Product, read_decode
 from tilewright.codegen.persistent.tiling import Tiling
 from tilewright.codegen.program import Program
 from tilewright.codegen.triton.package import read_package
+from tilewright.compiler.engine_checks import verify_image
 from tilewright.compiler.graphs import pass_graphs
 from tilewright.compiler.hf_model import capture_causal_lm
 from tilewright.compiler.inspect.facts import Setting
 from tilewright.compiler.inspect.kernels import kernel_report
 from tilewright.compiler.lowering import lower
-from tilewright.errors import EngineError, UnsupportedError, UsageError
+from tilewright.errors import EngineError, UnsupportedError, UsageError, VerificationError
 from tilewright.ir.graph import Graph, param_name
 from tilewright.runtime.folder import load_image
 from tilewright.runtime.runner import ProgramRunner
@@ -153,6 +155,25 @@ def test_an_engine_has_it_where_it_is_asked_for(compiled, tmp_path) -> None:
     assert [kernel.kind for kernel in report.kernels].count("persistent") == 2
     without = kernel_report(compiled(backend="triton").image, settings)
     assert report.whole["decode"].flops == without.whole["decode"].flops
+
+
+def test_verify_runs_it_on_its_device_and_separate_kernels_by_themselves(compiled, monkeypatch):
+    image = compiled(backend="triton", decode="persistent:2", max_batch_size=4).image
+    checks = {check.name: check.found for check in verify_image(image)}
+    assert [*checks][-2:] == ["one launch, batch 1", "one launch, batch 2"]
+    assert "decode program, one sequence" in checks
+    elsewhere = {check.name: check.found for check in verify_image(replace(image, target="h100"))}
+    assert elsewhere["one launch"] == "not run: that takes a sm_90 device"
+    assert [*elsewhere][:-1] == [*checks][:-2]
+    run = PersistentKernel.__call__
+
+    def half(self, operands, sizes):
+        logits, *caches = run(self, operands, sizes)
+        return (logits / 2, *caches)
+
+    monkeypatch.setattr(PersistentKernel, "__call__", half)
+    with pytest.raises(VerificationError, match="one launch, batch 1"):
+        list(verify_image(image))
 
 
 @pytest.mark.parametrize(
