@@ -39,10 +39,12 @@ record steps are separate kernels. The call holds its graph; loading makes the t
 and refuses another one (loading.py).
 
 **A ring of weights** serves steps of one sequence on sm_90 where sizes fit (ring.py): tiles of
-whole rows come by TMA into shared memory, and programs wait for the values themselves, not for
-counters (ring_kernel.py). It is right and quick where what is above is right everywhere: of codes
-it takes e4m3 by rows and 4 bits by groups. Without a GPU its tables, its machine code and a model
-of its memory are tested, since Gluon has no interpreter. `lowering.cut_for` chooses between both.
+whole rows come by TMA into shared memory, programs wait for the values themselves, not for
+counters (ring_kernel.py), and tensor cores multiply (ring_mma_kernel.py). It is right and quick
+where what is above is right everywhere: of codes it takes e4m3 by rows, x rounded to it too, and 4
+bits by groups of 128 columns or a multiple. Without a GPU its tables, its PTX, that it compiles and
+a model of its memory are tested, since Gluon has no interpreter. `lowering.cut_for` chooses between
+both.
 
 **Codes.** Weights may be e4m3 by rows or blocks, or 4 bits by groups (codes.py); then chunks hold
 words of 32 bits, and scales of groups come with them (cut.py, codes_kernel.py). Where the graph

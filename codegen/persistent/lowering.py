@@ -88,7 +88,8 @@ def _check_codes(shape: Shape, target: Target) -> None:
 
 def cut_for(target: Target, shape: Shape, batch: int = 1) -> Tiling | RingCut:
     """The default cut: a ring of weights where one fits."""
-    if target.is_cpu or target.arch != ARCH or batch > 1:
+    # Nor of codes of 8 bits, until a device has run what puts their x together now.
+    if target.is_cpu or target.arch != ARCH or batch > 1 or _bits(shape) == 8:
         return tiling_for(target, shape, batch)
     try:
         fits = ring_of(shape).programs <= target.sms
@@ -98,6 +99,10 @@ def cut_for(target: Target, shape: Shape, batch: int = 1) -> Tiling | RingCut:
         return tiling_for(target, shape, batch)
     # Codes are to be unpacked, which takes more warps; numbers take x's way to fewer of them.
     return RingCut(programs=target.sms, num_warps=4 if shape.codes is None else 8)
+
+
+def _bits(shape: Shape) -> int:
+    return 16 if shape.codes is None else shape.codes.bits
 
 
 def _of_batch(cut: Tiling | RingCut, batch: int) -> Tiling | RingCut:
@@ -118,7 +123,7 @@ def tiling_for(target: Target, shape: Shape, batch: int = 1) -> Tiling:
     return Tiling(
         rows if batch <= 4 else 2,
         num_warps=4 if narrow else 8,
-        ahead=_AHEAD * 16 // (16 if shape.codes is None else shape.codes.bits),
+        ahead=_AHEAD * 16 // _bits(shape),
         programs=target.sms,
         batch=batch,
     )
@@ -129,6 +134,13 @@ def _packages(sources: Sequence[KernelSource], target: Target) -> list[KernelPac
         return [KernelPackage(source, {}) for source in sources]
     found = []
     for source, binary in zip(sources, compile_persistent(sources, target.arch), strict=True):
+        if binary.resources.shared > target.shared_memory_per_block:
+            raise UnsupportedError(
+                f"one launch for all layers: {source.name}",
+                expected=f"at most {target.shared_memory_per_block} bytes of shared memory",
+                found=f"{binary.resources.shared}",
+                remedy="Its decode steps run as a graph of separate kernels.",
+            )
         (launch,) = source.variants[0].launches
         found.append(KernelPackage(source, {launch_key(launch): binary}))
     return found

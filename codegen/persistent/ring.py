@@ -204,6 +204,9 @@ def _check_sizes(ring: Ring, normed: tuple[Product, ...]) -> None:
     _fits(filled, "a width of a power of two with weights of 4 bits", _said(ring))
     # Of others the rows are a multiple of 64, and a tile has at most 32.
     rows = max(head.in_tile, _COPIED)
+    # Tiles of one row of the last product leave no room beside the warps that codes take.
+    narrow = ring.bits == 16 or head.in_tile > 1
+    _fits(narrow, "a width of at most 8192 with weights of codes", _said(ring))
     _fits(ring.vocab % rows == 0, f"a vocabulary of a multiple of {rows} tokens", _said(ring))
     _fits(wide.in_tile >= 2, "gates of which a tile has two rows, of at most 16 KB", _said(ring))
 

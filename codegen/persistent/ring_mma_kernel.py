@@ -113,14 +113,14 @@ def _used(count: int, operands: int) -> str:
     return ",".join(["=f"] * 2 * count + ["r"] * operands * count)
 
 
-_COUNTS = (1, 2, 4, 8, 16)
+_VECTORS = {"_NUMBERS": (4, 8), "_BYTES": (2, 4, 8), "_ROW": (8, 16)}  # that sizes of a ring make
 TEXTS: dict[str, dict[int, str] | str] = {
-    "_NUMBERS": {count: _of_numbers(count) for count in _COUNTS},
-    "_NUMBERS_USED": {count: _used(4 * count, 3) for count in _COUNTS},
-    "_BYTES": {count: _of_bytes(count) for count in _COUNTS},
-    "_BYTES_USED": {count: _used(4 * count, 4) for count in _COUNTS},
-    "_ROW": {count: _of_one_row(count) for count in _COUNTS},
-    "_ROW_USED": {count: _used(4 * count, 2) for count in _COUNTS},
+    "_NUMBERS": {count: _of_numbers(count) for count in _VECTORS["_NUMBERS"]},
+    "_NUMBERS_USED": {count: _used(4 * count, 3) for count in _VECTORS["_NUMBERS"]},
+    "_BYTES": {count: _of_bytes(count) for count in _VECTORS["_BYTES"]},
+    "_BYTES_USED": {count: _used(4 * count, 4) for count in _VECTORS["_BYTES"]},
+    "_ROW": {count: _of_one_row(count) for count in _VECTORS["_ROW"]},
+    "_ROW_USED": {count: _used(4 * count, 2) for count in _VECTORS["_ROW"]},
     # Not by conversions and shifts of bytes: Triton 3.6's machine code read some before they were.
     "_NARROWER": "{ .reg .b16 h<2>; cvt.rn.satfinite.e4m3x2.f32 h0, $2, $1;"
     " cvt.rn.satfinite.e4m3x2.f32 h1, $4, $3; mov.b32 $0, {h0, h1}; }",

@@ -17,6 +17,7 @@ from tilewright.autotune.worker import Limits, Worker
 from tilewright.codegen.persistent.reading import read_decode
 from tilewright.compiler.decode_choice import StepProblem, config_of
 from tilewright.compiler.decode_runner import (
+    AMPLIFIED,
     FARTHEST,
     ROUNDING,
     DecodeRunner,
@@ -98,13 +99,25 @@ def test_a_launch_that_was_given_up_is_an_error(runner) -> None:
 @pytest.mark.parametrize(("graph", "rounds"), [(ROUNDED, True), (NIBBLES, False)])
 def test_weights_of_codes_are_drawn_too(graph, rounds, tmp_path) -> None:
     runner = runner_of(graph, tmp_path, batch=1)
-    assert ROUNDING <= runner.tolerance < (FARTHEST if rounds else 1.001 * ROUNDING)
+    assert runner.tolerance == ROUNDING  # of one layer, whose noise is less
+    noise = runner._noise(runner.runners["kernels"], runner.weights["embed"])
+    assert (0.02 if rounds else 0.001) < noise < ROUNDING / AMPLIFIED
     # What the tolerance was taken from has left nothing behind.
     drawn = drawn_weights(graph, read_decode(graph), CPU)
     assert torch.equal(runner.weights["embed"], drawn["embed"])
     assert runner.check(KERNELS) == 0
     runner.prepare(ONE_LAUNCH)
     assert 0 <= runner.check(ONE_LAUNCH) < 1
+
+
+@pytest.mark.parametrize(
+    ("noise", "tolerance"), [(0.02, ROUNDING), (0.2, 0.2 * AMPLIFIED), (9.0, FARTHEST)]
+)
+def test_the_tolerance_follows_the_noise_within_bounds(
+    noise, tolerance, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(DecodeRunner, "_noise", lambda *_: noise)
+    assert runner_of(ROUNDED, tmp_path, batch=1).tolerance == pytest.approx(tolerance)
 
 
 def test_a_launch_with_rounded_activations_that_computes_something_else_is_wrong(tmp_path) -> None:

@@ -25,13 +25,20 @@ from tilewright.codegen.persistent.reading import Attention, Begin, Product, rea
 from tilewright.codegen.persistent.tiling import Tiling
 from tilewright.codegen.program import Program
 from tilewright.codegen.triton.package import read_package
+from tilewright.compiler import engine_checks
 from tilewright.compiler.engine_checks import verify_image
 from tilewright.compiler.graphs import pass_graphs
 from tilewright.compiler.hf_model import capture_causal_lm
 from tilewright.compiler.inspect.facts import Setting
 from tilewright.compiler.inspect.kernels import kernel_report
 from tilewright.compiler.lowering import lower
-from tilewright.errors import EngineError, UnsupportedError, UsageError, VerificationError
+from tilewright.errors import (
+    EngineError,
+    KernelError,
+    UnsupportedError,
+    UsageError,
+    VerificationError,
+)
 from tilewright.ir.graph import Graph, param_name
 from tilewright.runtime.folder import load_image
 from tilewright.runtime.runner import ProgramRunner
@@ -162,6 +169,7 @@ def test_verify_runs_it_on_its_device_and_separate_kernels_by_themselves(compile
     checks = {check.name: check.found for check in verify_image(image)}
     assert [*checks][-2:] == ["one launch, batch 1", "one launch, batch 2"]
     assert "decode program, one sequence" in checks
+    monkeypatch.setattr(engine_checks, "runs_here", lambda target: target.is_cpu)
     elsewhere = {check.name: check.found for check in verify_image(replace(image, target="h100"))}
     assert elsewhere["one launch"] == "not run: that takes a sm_90 device"
     assert [*elsewhere][:-1] == [*checks][:-2]
@@ -173,6 +181,10 @@ def test_verify_runs_it_on_its_device_and_separate_kernels_by_themselves(compile
 
     monkeypatch.setattr(PersistentKernel, "__call__", half)
     with pytest.raises(VerificationError, match="one launch, batch 1"):
+        list(verify_image(image))
+    told = KernelError("call 3 of 11", expected="what it reads", found="nothing", remedy="None.")
+    monkeypatch.setattr(PersistentKernel, "recover", lambda self: told)
+    with pytest.raises(KernelError, match="call 3 of 11"):  # rather than that numbers are wrong
         list(verify_image(image))
 
 

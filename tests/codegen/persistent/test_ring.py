@@ -167,6 +167,7 @@ def test_calls_that_are_no_repeated_layer_are_named(shape: Shape, named: str) ->
         (Coded(DType.U8), RING_OF_CODES, "by groups of 128"),  # of whole rows
         (Coded(DType.U8, group=128), replace(RING_OF_CODES, width=3072), "a power of two with"),
         (Coded(DType.U8, group=128), WHOLE, "rows of 513 to 16384"),  # 512 bytes are too few
+        (Coded(DType.U8, group=128), replace(RING_OF_CODES, width=16384), "width of at most 8192"),
     ],
     ids=str,
 )
@@ -195,6 +196,9 @@ def test_other_targets_and_numbers_of_sequences_have_tiles(target: str, batch: i
     assert isinstance(cut_for(Target.parse(target), SHAPE, batch), Tiling)
     assert cut_for(H100, SHAPE) == RingCut(programs=132)
     assert isinstance(cut_for(replace(H100, sms=63), SHAPE), Tiling)  # 64 have attention
+    four, eight = (read_decode(CODED[name]) for name in ("4 bits", "e4m3"))
+    assert cut_for(H100, four) == RingCut(programs=132, num_warps=8)
+    assert isinstance(cut_for(H100, eight), Tiling) and ring_of(eight)
 
 
 CODED = {
@@ -207,7 +211,8 @@ GRAPHS = {name: model.graph() for name, model in RING_MODELS.items()} | CODED
 @pytest.mark.parametrize("graph", GRAPHS.values(), ids=GRAPHS)
 def test_it_compiles_for_hopper_within_a_multiprocessor(graph: Graph) -> None:
     kernels = get_backend("triton").lower(graph, Target.parse("cpu"))
-    lowered = with_one_launch(kernels, graph, H100)
+    cut = RingCut(num_warps=8) if graph in CODED.values() else None
+    lowered = with_one_launch(kernels, graph, H100, cut=cut)
     (call,) = (call for call in lowered.program.calls if "/persistent/" in call.kernel)
     assert call.kernel.rpartition("/")[2].startswith("decode_ring-")
     read = lowered.files.__getitem__
@@ -220,6 +225,13 @@ def test_it_compiles_for_hopper_within_a_multiprocessor(graph: Graph) -> None:
         get_backend("triton").load(
             call, lowered.program, weights_of(graph), read, torch.device("cpu")
         )
+
+
+def test_a_kernel_that_takes_too_much_shared_memory_is_refused() -> None:
+    graph, less = WHOLE.graph(), replace(H100, shared_memory_per_block=200_000)
+    kernels = get_backend("triton").lower(graph, Target.parse("cpu"))
+    with pytest.raises(UnsupportedError, match=r"decode_ring: .*at most 200000 bytes of shared"):
+        with_one_launch(kernels, graph, less)
 
 
 def test_tables_tell_where_everything_lies() -> None:
