@@ -20,6 +20,7 @@ from tilewright.codegen.persistent.reading import read_decode
 from tilewright.codegen.persistent.ring_decode import RingDecode
 from tilewright.codegen.persistent.ring_source import RingCut
 from tilewright.codegen.persistent.source import compile_persistent, source_of
+from tilewright.compiler.engine_checks import verify_image
 from tilewright.errors import KernelError
 from tilewright.ir.dtypes import DType
 from tilewright.ir.graph import Graph
@@ -75,7 +76,13 @@ def test_steps_in_a_row_are_those_of_the_graph(model: Model) -> None:
 
 @pytest.mark.parametrize("num_warps", [4, 8])
 @pytest.mark.parametrize(
-    "coded", [Coded(DType.F8E4M3, rounds=True), Coded(DType.U8, group=128)], ids=["e4m3", "4 bits"]
+    "coded",
+    [
+        Coded(DType.F8E4M3, rounds=True),
+        Coded(DType.U8, group=128),
+        Coded(DType.U8, group=256),
+    ],
+    ids=["e4m3", "4 bits by 128", "4 bits by 256"],
 )
 def test_steps_with_weights_of_codes_are_those_of_the_graph(coded: Coded, num_warps: int) -> None:
     model = RING_OF_CODES
@@ -205,6 +212,11 @@ def test_an_engine_generates_with_it_what_hugging_face_does(model, engine, tmp_p
     engine.save(tmp_path / "engine")
     again = tw.load(tmp_path / "engine")
     assert [again.generate([one], PARAMS)[0].token_ids for one in PROMPTS] == found
+
+
+def test_verify_runs_it(engine) -> None:
+    checks = {check.name: check.found for check in verify_image(engine.image)}
+    assert checks["one launch, batch 1"].startswith("agrees with the interpreter")
 
 
 def test_an_engine_goes_on_behind_a_launch_that_was_given_up(engine) -> None:
