@@ -27,6 +27,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRITON_INTERPRET"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# gRPC looks at it when it is first imported, by tests of studies: what it does in a fork, before
+# the new program is there, aborts one in 70 of those that other tests of that process start.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 from collections.abc import Callable, Iterator  # noqa: E402
 from functools import cache  # noqa: E402
