@@ -23,7 +23,6 @@ from triton.experimental.gluon import language as gl
 
 _CHAINS = 2
 """Sums that go on beside each other: an mma waits for the one before it that adds to the same."""
-Words = tuple[str, str]
 
 
 def _begin(words: int) -> list[str]:
@@ -34,7 +33,7 @@ def _begin(words: int) -> list[str]:
     return [declared, *(f"mov.f32 c{i}, 0f00000000;" for i in range(sums))]
 
 
-def _mma(kind: str, chain: int, rows: Sequence[str], x: Words) -> str:
+def _mma(kind: str, chain: int, rows: Sequence[str], x: Sequence[str]) -> str:
     """Adds the product of two words each of two rows, first words first, to a chain's sums."""
     sums = ", ".join(f"c{4 * chain + i}" for i in range(4))
     a, b = ", ".join(rows), ", ".join(x)

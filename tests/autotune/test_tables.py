@@ -12,6 +12,7 @@ from persistent_codes import Coded
 from persistent_forms import Model
 from tilewright.autotune.record import Record
 from tilewright.autotune.store import Store
+from tilewright.codegen.persistent.codes import Codes
 from tilewright.codegen.persistent.reading import read_decode
 from tilewright.codegen.triton.tuning.registry import TEMPLATES
 from tilewright.compiler.decode_choice import LENGTHS, TEMPLATE, StepProblem
@@ -26,7 +27,10 @@ MODELS = {
     4096: Model(4096, 32, 32, 8, 128, 14336, 128256, 16),
 }
 """Of decode steps that have records, by their width: Llama-3.2-1B and Llama-3-8B."""
-CODED = {"none": None, "Codes(bits=4": Coded(DType.U8, group=128)}
+CODED = {
+    "none": None,
+    str(Codes(4, group=128, block=1, scale_bytes=2, rounds=False)): Coded(DType.U8, group=128),
+}
 
 
 def records(path: Path) -> tuple[Record, ...]:
@@ -63,7 +67,7 @@ def test_one_launch_is_the_one_that_was_measured(path: Path) -> None:
         if record.key.template != TEMPLATE:
             continue
         sizes = dict(record.key.problem)
-        model, coded = MODELS[sizes["width"]], CODED[str(sizes["codes"])[:12]]
+        model, coded = MODELS[sizes["width"]], CODED[str(sizes["codes"])]
         graph = model.graph() if coded is None else coded.graph(model.graph())
         text = str(graph).replace("scale=0.25", f"scale={model.dim**-0.5!r}")
         shape = read_decode(parse_graph(text))

@@ -118,7 +118,7 @@ def test_tolerances_follow_the_noise_within_bounds(tmp_path, monkeypatch) -> Non
     assert found == [pytest.approx(0.2 * AMPLIFIED), ROUNDING, FARTHEST]
 
 
-def test_keys_that_are_wrong_are_wrong_where_logits_are_not(runner, monkeypatch) -> None:
+def test_values_that_are_wrong_are_wrong_where_logits_are_not(runner, monkeypatch) -> None:
     run = runner._run
 
     def moved(given):
@@ -128,6 +128,8 @@ def test_keys_that_are_wrong_are_wrong_where_logits_are_not(runner, monkeypatch)
         return logits
 
     monkeypatch.setattr(runner, "_run", moved)
+    logits, _keys, values = runner._off(runner._observed(runner.runners["persistent"]))
+    assert logits < ROUNDING < values
     assert runner.check(ONE_LAUNCH) > 1
 
 

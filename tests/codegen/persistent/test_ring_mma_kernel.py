@@ -61,11 +61,17 @@ def run(text: str, operands: list[np.ndarray], results: int) -> list[np.ndarray]
             kind = op.split(".")[-2]
             sums = mma(kind, *([value(name) for name in one] for one in (a, b, c)))
             there.update(zip(c, sums, strict=True))
-        elif op == "mov.b32" and len(names) == 3:
+        elif op == "mov.b32" and rest.startswith("{"):
             both = value(names[2])
             there[names[0]], there[names[1]] = both & 0xFFFF, both >> 16
+        elif op == "mov.b32" and lists:
+            there[names[0]] = value(names[1]) | value(names[2]) << np.uint32(16)
         elif op.startswith("mov"):
             there[names[0]] = value(names[1])
+        elif op == "cvt.rn.satfinite.e4m3x2.f32":  # the first of two to the upper byte
+            high, low = (torch.from_numpy(value(name)) for name in names[1:])
+            codes = torch.stack([low, high], 1).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+            there[names[0]] = codes.view(np.uint16).reshape(32).astype(np.uint32)
         elif op == "cvt.rn.f16x2.e4m3x2":
             codes = np.stack([value(names[1]) & 0xFF, value(names[1]) >> 8], 1).astype(np.uint8)
             numbers = torch.from_numpy(codes).view(torch.float8_e4m3fn).half().numpy()
@@ -134,6 +140,16 @@ def test_two_rows_of_e4m3_meet_x(vectors: int) -> None:
     operands += [word for i in range(2) for word in words(fours[:, :, i].reshape(32, -1))]
     found = run(TEXTS["_BYTES"][vectors], operands, 8 * vectors)
     check(found, [one * x, other * x])
+
+
+def test_x_becomes_the_codes_that_are_nearest_and_then_float16() -> None:
+    x = torch.empty(32, 4).uniform_(-448, 448, generator=torch.Generator().manual_seed(3))
+    (word,) = run(TEXTS["_NARROWER"], [x[:, i].numpy() for i in range(4)], 1)
+    nearest = x.to(torch.float8_e4m3fn)
+    np.testing.assert_array_equal(word, words(nearest)[0])
+    found = run(TEXTS["_WIDER"], [word], 2)
+    for one, pair in zip(found, (nearest[:, :2], nearest[:, 2:]), strict=True):
+        np.testing.assert_array_equal(halves(one, "f16"), pair.double().numpy())
 
 
 def test_two_rows_of_4_bits_meet_x_as_128_and_a_code() -> None:
