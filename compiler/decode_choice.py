@@ -5,8 +5,8 @@ data:
 
     problem     `step_problems`: a decode graph that the one launch knows (codegen/persistent), a
                 number of sequences, two lengths of context
-    key         the kernel's source and what is timed (`template_hash`), the graph's calls, sizes,
-                codes, sequences and lengths (`problem`), the device
+    key         the kernel's source (`template_hash`), the graph's calls, sizes, codes, sequences
+                and lengths (`problem`), the device
     lookup      ``decode="auto"``: `choose_steps` asks the store (tune="none" does not). A record
                 that says so, and a kernel that compiles: one launch. All else: separate kernels
     measuring   tune="quick", "full" or a TuneConfig, and `tilewright tune`: behind the kernels, as
@@ -22,11 +22,9 @@ Triton: what programs of one launch tell each other hangs on its compiler, too.
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ..autotune.ast_hash import normalised_ast_hash
 from ..autotune.config import Config
 from ..autotune.key import TOKEN_BUCKETS, Key, Problem, token_bucket
 from ..autotune.lookup import Found, lookup
@@ -40,7 +38,6 @@ from ..codegen.triton.tuning.conditions import conditions_here
 from ..errors import UnsupportedError
 from ..ir.graph import Graph
 from ..targets import Target
-from . import decode_runner
 from .decode_runner import KERNELS, ONE_LAUNCH, WAY
 
 TEMPLATE = "decode_step"
@@ -76,11 +73,9 @@ class StepProblem:
     @property
     def key(self) -> Key:
         """What the choice depends on."""
-        launch = launch_digest(self.shape, self.target, self.batch)
-        timed = normalised_ast_hash(inspect.getsource(decode_runner))
         return Key(
             template=TEMPLATE,
-            template_hash=hashlib.sha256(f"{launch} {timed}".encode()).hexdigest(),
+            template_hash=launch_digest(self.shape, self.target, self.batch),
             space_hash=SPACE.digest,
             problem=_problem(self.shape, self.batch, self.lengths),
             device=str(self.target),

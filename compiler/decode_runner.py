@@ -38,7 +38,7 @@ BLOCK = 8
 """Steps between two clocks."""
 _CHECKED = 3  # steps in a row at each length: each reads what the one before has written
 _STD = 0.02
-_CODE_RMS = {4: 4.6, 8: 1.0}  # of codes as they are drawn here
+_CODE_RMS = {4: 4.3, 8: 1.0}  # of codes as they are drawn here
 
 
 def build(spec: Mapping[str, Any]) -> DecodeRunner:
@@ -249,7 +249,9 @@ class StepInputs:
 
 def drawn_weights(graph: Graph, shape: Shape, device: torch.device) -> dict[str, torch.Tensor]:
     """Weights of a decode graph by name, the same in every process: norms are ones, frequencies
-    those of rope, and what multiplies is as small as in a model before its training.
+    those of rope, and what multiplies is as small as in a model before its training. Codes of 4
+    bits are 1 to 15, around 8, which means zero: with 0 too, half a unit of each weight would add
+    up over a row, and a model of 4096 columns be chaos behind its first layer.
     """
     norms = {step.norm for step in shape.calls}
     scales = {step.scale for step in shape.calls}
@@ -270,7 +272,8 @@ def drawn_weights(graph: Graph, shape: Shape, device: torch.device) -> dict[str,
         elif dtype.is_floating_point:
             tensor.normal_(0.0, _STD, generator=generator)
         else:
-            tensor.random_(0, 256, generator=generator)
+            tensor.random_(1, 16, generator=generator)
+            tensor += 16 * torch.empty_like(tensor).random_(1, 16, generator=generator)
         found[name] = tensor
     return found
 

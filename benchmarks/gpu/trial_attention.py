@@ -1,7 +1,7 @@
 """Prefill attention on an H100, several ways: what the engine chooses by itself, cuts of the plain
 kernel and of Hopper's, cuDNN.
 
-    python benchmarks/gpu/trial_attention.py [--shapes few|many] [--ways NAME …] [--head-dim 64]
+    python benchmarks/gpu/trial_attention.py [--shapes few|many|long] [--ways NAME …] [--head-dim N]
 
 32 query heads and 8 KV heads, bf16, causal; keys and values lie on shuffled pages for our kernels,
 in a row for cuDNN, which takes no ragged batches here. Ours are compiled and launched as the engine
@@ -66,7 +66,8 @@ MANY: dict[str, Pairs] = {
     "mixed 2048": ((1, 1100),) * 60 + ((1988, 1988),),
     "mixed behind": ((1024, 1024),) * 8 + ((1, 1100),) * 120,
 }
-SETS = {"few": FEW, "many": MANY}
+LONG = {name: MANY[name] for name in ("2048", "4096", "8192", "chunk")}
+SETS = {"few": FEW, "many": MANY, "long": LONG}
 NARROW = "128 4s"  # fits heads of 64 alone
 
 

@@ -88,8 +88,7 @@ def _check_codes(shape: Shape, target: Target) -> None:
 
 def cut_for(target: Target, shape: Shape, batch: int = 1) -> Tiling | RingCut:
     """The default cut: a ring of weights where one fits."""
-    # Codes of 8 bits have tiles until a device has run what puts their x together now.
-    if target.is_cpu or target.arch != ARCH or batch > 1 or _bits(shape) == 8:
+    if target.is_cpu or target.arch != ARCH or batch > 1:
         return tiling_for(target, shape, batch)
     try:
         fits = ring_of(shape).programs <= target.sms

@@ -68,7 +68,7 @@ def repair_interpreter() -> None:
     take other types' bits for bfloat16's, multiply its matrices as if they were integers, and give
     the half of an e4m3 that is rounded up to a power of two. And every sum and product of integers
     is computed twice, to see whether it overflows, which no device does and takes a third of the
-    time.
+    time. Triton 3.6 makes an index of an array of one number, which NumPy 2.4 refuses.
     """
     import numpy as np
     import torch
@@ -79,6 +79,7 @@ def repair_interpreter() -> None:
     if getattr(builder, "tilewright_repaired", False):
         return
     convert, cast, dot = interpreter._convert_float, builder.cast_impl, builder.create_dot
+    patch_tensor = interpreter._patch_lang_tensor
 
     def rounded(data: Any, source: Any, target: Any, mode: Any) -> Any:
         if (source, target) == (tl.bfloat16, tl.float32):
@@ -111,7 +112,12 @@ def repair_interpreter() -> None:
             return self.create_fp_to_fp(x, tl.float32, None)
         return cast(self, x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x
 
+    def with_index(tensor: Any, scope: Any) -> None:
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
     interpreter._convert_float = rounded
+    interpreter._patch_lang_tensor = with_index
     builder.create_dot = wide_dot
     builder.cast_impl = through_float32
     builder.tilewright_repaired = True

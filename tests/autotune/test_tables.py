@@ -30,6 +30,7 @@ MODELS = {
 CODED = {
     "none": None,
     str(Codes(4, group=128, block=1, scale_bytes=2, rounds=False)): Coded(DType.U8, group=128),
+    str(Codes(8, group=0, block=1, scale_bytes=4, rounds=True)): Coded(DType.F8E4M3, rounds=True),
 }
 
 

@@ -175,3 +175,16 @@ def test_weights_are_the_same_in_every_process_and_each_of_its_part() -> None:
     assert bool((one["norm"] == 1).all()) and one["inv_freq"][0] == 1
     assert 0.015 < float(one["embed"].float().std()) < 0.025
     assert set(one) == {node.attr("name") for node in GRAPH.params}
+
+
+def test_codes_of_four_bits_are_drawn_around_zero_alike() -> None:
+    drawn = drawn_weights(NIBBLES, read_decode(NIBBLES), CPU)
+    codes = drawn["gate_up_0.codes"]
+    assert codes.dtype == torch.uint8
+    nibbles = torch.cat([codes & 15, codes >> 4]).flatten()
+    counts = torch.bincount(nibbles, minlength=16)
+    assert counts[0] == 0 and bool((counts[1:] > 0.5 * counts.float().mean()).all())
+    values = nibbles.double() - 8
+    assert abs(float(values.mean())) < 0.2
+    scale = float(drawn["gate_up_0.scale"].double().mean())
+    assert 0.018 < float(values.std()) * scale < 0.022

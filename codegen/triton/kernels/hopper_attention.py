@@ -49,13 +49,12 @@ _LINE = 8  # elements of 16 bytes: where rows begin that TMA reads
 _BOTH_WAYS = Tiles(ROWS, 64, WARPS, 4, both_ways=True)
 _KEYS_64 = Tiles(ROWS, 64, WARPS, 4)
 _KEYS_128 = Tiles(ROWS, 128, WARPS, 2)
+_NARROW = Tiles(ROWS, 128, WARPS, 4)  # heads of 64 leave room
 _CUTS: Mapping[int, Mapping[str, Tiles]] = {
     128: {"mixed": _BOTH_WAYS, "few": _KEYS_64, "long": _KEYS_128, "usual": _KEYS_64},
-    64: {"mixed": replace(_KEYS_128, num_stages=4), "long": _KEYS_128, "usual": _KEYS_128},
+    64: {"mixed": _NARROW, "long": _NARROW, "usual": _KEYS_128},
 }
-"""By head dim and kind of steps; ``programs`` is the target's. Of heads of 64 more than 1024 tokens
-have been timed with 128 keys alone.
-"""
+"""By head dim and kind of steps; ``programs`` is the target's."""
 
 
 def why_not(problem: Problem, target: Target) -> str | None:

@@ -79,7 +79,7 @@ def test_a_record_of_another_device_is_not_taken(tmp_path) -> None:
 
 
 def test_other_conditions_warn_and_are_on_trial(tmp_path) -> None:
-    old = record(conditions=Conditions("3.6.0", "13.0", "0.1.0"))
+    old = record(conditions=Conditions("3.0.0", "13.0", "0.1.0"))
     made = choices(tmp_path, old)
     assert made.config(GEMM, NODE, {"B": 64}) == OTHER
     (line,) = map(json.loads, made.lines().splitlines())
@@ -101,7 +101,7 @@ def test_what_is_on_trial_is_dropped_where_a_kernel_is_not_sound(
     tmp_path, monkeypatch, how: str
 ) -> None:
     store = Store(tmp_path / "tuning.jsonl")
-    store.add(record(conditions=Conditions("3.6.0", "13.0", "0.1.0")))
+    store.add(record(conditions=Conditions("3.0.0", "13.0", "0.1.0")))
     graph, h100 = problem_graph(NODE), TARGETS["h100"]
     plain = BACKEND.lower(graph, h100, max_sequences=64)
     tried = BACKEND.lower(graph, h100, max_sequences=64, tuning=store)
