@@ -5,20 +5,23 @@ TMA brings to all of them (multicast), where each would read its own out of L2.
     python benchmarks/gpu/trial_cluster_gemm.py FOLDER               # any Triton, an sm_90 device
 
 Triton 3.6 has no words for that, so machine code travels: the first command writes it, the second
-one loads it, holds the results against float64, and times them beside cuBLAS by replays of a graph
-over rotated buffers. A way is ROWSxCOLUMNSxCLUSTER: of a multiprocessor's tile, and how many share.
+one loads it, holds the results against float64 (one that is off is not timed), and times them
+beside cuBLAS by replays of a graph over rotated buffers; what hangs is killed. A way is
+ROWSxCOLUMNSxCLUSTER: of a multiprocessor's tile, and how many share.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from trials import us_of
+from trials import Line, measured, say, us_of
 
 from tilewright.codegen.triton.launch import LoadedFunction, cuda_driver, enter_context
 from tilewright.codegen.triton.package import Binary, Resources
@@ -33,6 +36,8 @@ SHAPES = {  # of weights, of an 8B model's layer
     "down": (4096, 14336),
 }
 LINE, WARPS = 64, 8
+LIBRARY = "cuBLAS"
+ROUNDING = 0.03  # of bfloat16, and of another order: six deviations are rounded by 0.016 at most
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ WAYS = {
 def compile_way(way: Way) -> tuple[bytes, dict[str, object]]:
     """A way's machine code for sm_90, and what its launch has to know."""
     import triton
-    from cluster_gemm import product  # which Triton 3.6 cannot read
+    from cluster_gemm_kernel import _product  # which Triton 3.6 cannot read
     from triton.backends.compiler import GPUTarget
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon._runtime import GluonASTSource
@@ -96,7 +101,7 @@ def compile_way(way: Way) -> tuple[bytes, dict[str, object]]:
         "SUMS": sums(most),
         "SUMS_MORE": sums(more or most),
     }
-    source = GluonASTSource(product, signature | dict.fromkeys(constants, "constexpr"), constants)
+    source = GluonASTSource(_product, signature | dict.fromkeys(constants, "constexpr"), constants)
     options = {"num_warps": WARPS, "num_ctas": way.ctas}
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     facts: dict[str, object] = {
@@ -145,39 +150,66 @@ def launcher(
     return run
 
 
-def measure(folder: Path, device: torch.device) -> None:
-    """Each way's largest error and its time, for each shape it divides, beside cuBLAS."""
-    functions = {
-        name: loaded(folder, name, device) for name in WAYS if (folder / f"{name}.json").is_file()
-    }
-    for label, (n, k) in SHAPES.items():
+class Product:
+    """A shape's buffers, which calls rotate over, and what the first ones come to.
+
+    Attributes:
+        x: bf16 [T, K] each; weights: bf16 [N, K]; outs: bf16 [T, N].
+    """
+
+    def __init__(self, n: int, k: int, device: torch.device) -> None:
         random = torch.Generator(device).manual_seed(0)
-        made = [
-            [torch.randn(s, k, generator=random, device=device).bfloat16() for s in (TOKENS, n)]
-            for _ in range(COPIES)
-        ]
-        outs = [torch.empty(TOKENS, n, device=device, dtype=torch.bfloat16) for _ in range(COPIES)]
-        x, weight = made[0]
-        truth = (x[:64].double() @ weight.double().T).cpu()
-        pairs = list(zip(made, outs, strict=True))
-        own = [lambda x=x, w=w, out=out: torch.mm(x, w.T, out=out) for (x, w), out in pairs]
-        library = us_of(own, 8)
-        print(f"{label:8s} cuBLAS {library:7.1f} us", flush=True)
-        for name, function in functions.items():
+
+        def drawn(rows: int) -> list[torch.Tensor]:
+            made = [torch.randn(rows, k, generator=random, device=device) for _ in range(COPIES)]
+            return [one.bfloat16() for one in made]
+
+        self.x, self.weights = drawn(TOKENS), drawn(n)
+        self.outs = [torch.full((TOKENS, n), torch.nan, device=device).bfloat16() for _ in self.x]
+
+    def calls(self, name: str, function: LoadedFunction | None) -> list[Callable[[], object]]:
+        """A way's calls; cuBLAS' without a function."""
+        buffers = list(zip(self.x, self.weights, self.outs, strict=True))
+        if function is None:
+            return [partial(torch.mm, x, weight.T, out=out) for x, weight, out in buffers]
+        return [launcher(function, WAYS[name], x, weight, out) for x, weight, out in buffers]
+
+    def error(self) -> float:
+        """The largest one of the first result, in standard deviations of it."""
+        wanted = self.x[0].double() @ self.weights[0].double().T
+        return float((self.outs[0].double() - wanted).abs().max() / wanted.std())
+
+
+def measure(folder: Path, name: str) -> Iterator[Line]:
+    """A way's largest error and its time, for each shape that it divides."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    function = None if name == LIBRARY else loaded(folder, name, device)
+    for shape, (n, k) in SHAPES.items():
+        if function is not None:
             way = WAYS[name]
             if TOKENS % (way.rows * way.ctas) or n % way.columns:
                 continue
-            calls = [launcher(function, way, x, w, out) for (x, w), out in pairs]
-            outs[0].fill_(float("nan"))
-            calls[0]()
-            error = (outs[0][:64].double().cpu() - truth).abs().max() / truth.std()
-            rest = float((outs[0] - x @ weight.T).abs().max())
-            us = us_of(calls, 8)
-            print(
-                f"{label:8s} {name:12s} {us:7.1f} us  {library / us:.3f} of cuBLAS' rate, off "
-                f"{float(error):.1e} std, {rest:.2g} from cuBLAS",
-                flush=True,
-            )
+        product = Product(n, k, device)
+        calls = product.calls(name, function)
+        calls[0]()
+        error = product.error()
+        if not error < ROUNDING:
+            raise ValueError(f"{shape}: {error:.2g} std off")
+        yield {"shape": shape, "error": error, "us": us_of(calls, 8)}
+
+
+def table(lines: Sequence[Line]) -> None:
+    """Prints each way's times, and how many of them cuBLAS' rate is."""
+    times = {(x["name"], x["shape"]): float(str(x["us"])) for x in lines if "us" in x}
+    print(f"{'us, of cuBLAS':14s}" + "".join(f"|{shape:>15s} " for shape in SHAPES))
+    for name in (LIBRARY, *WAYS):
+        row = f"{name:14s}"
+        for shape in SHAPES:
+            us, library = times.get((name, shape)), times.get((LIBRARY, shape), math.nan)
+            of_library = "" if us is None else f"{us:.1f} {library / us:.3f}"
+            row += f"|{of_library:>15s} "
+        failed = [str(x["failed"]) for x in lines if x["name"] == name and "failed" in x]
+        print(row + "".join(failed))
 
 
 def main() -> None:
@@ -185,9 +217,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--measure", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.measure:
+        say(options.measure, partial(measure, options.folder))
+        return
     if not options.compile:
-        measure(options.folder, torch.device("cuda", torch.cuda.current_device()))
+        table(measured(__file__, [LIBRARY, *WAYS], [str(options.folder)]))
         return
     options.folder.mkdir(parents=True, exist_ok=True)
     for name, way in WAYS.items():

@@ -1,5 +1,5 @@
 """The device side of trial_cluster_gemm.py: products in clusters, in Gluon of Triton 3.7."""
-# ruff: noqa: ANN001, ANN201, ANN202
+# ruff: noqa: ANN001, ANN202
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -79,7 +79,7 @@ def _multiply(
 
 
 @gluon.jit
-def product(
+def _product(
     a_desc, b_desc, c_desc, out, width, steps,
     STAGES: gl.constexpr, CTAS: gl.constexpr, MORE: gl.constexpr, OWN: gl.constexpr,
     ALL: gl.constexpr, SUMS: gl.constexpr, SUMS_MORE: gl.constexpr,
