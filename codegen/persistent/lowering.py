@@ -100,10 +100,6 @@ def cut_for(target: Target, shape: Shape, batch: int = 1) -> Tiling | RingCut:
     return RingCut(programs=target.sms, num_warps=4 if shape.codes is None else 8)
 
 
-def _bits(shape: Shape) -> int:
-    return 16 if shape.codes is None else shape.codes.bits
-
-
 def _of_batch(cut: Tiling | RingCut, batch: int) -> Tiling | RingCut:
     return cut if isinstance(cut, RingCut) else replace(cut, batch=batch)
 
@@ -122,7 +118,7 @@ def tiling_for(target: Target, shape: Shape, batch: int = 1) -> Tiling:
     return Tiling(
         rows if batch <= 4 else 2,
         num_warps=4 if narrow else 8,
-        ahead=_AHEAD * 16 // _bits(shape),
+        ahead=_AHEAD * 16 // (16 if shape.codes is None else shape.codes.bits),
         programs=target.sms,
         batch=batch,
     )

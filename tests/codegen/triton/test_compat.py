@@ -18,7 +18,7 @@ def test_a_number_in_the_interpreter_is_an_index() -> None:
         handle = SimpleNamespace(data=np.array([3]))
 
     interpreter._patch_lang_tensor(Tensor, SimpleNamespace(set_attr=setattr))
-    assert range(5)[Tensor()] == 3  # type: ignore[index]
+    assert range(5)[Tensor()] == 3
 
 
 def test_it_is_repaired_once() -> None:
