@@ -54,10 +54,12 @@ def _joined(
         if len(chunk.slots) == 1:
             ones.append(of_one(chunk))
         else:
-            pieces += [ones, of_many(chunk)]
+            pieces += [ones, of_many(chunk)] if ones else [of_many(chunk)]
             ones = []
-    arrays = [np.asarray(piece, dtype=np.int64) for piece in (*pieces, ones)]
-    return torch.from_numpy(np.concatenate(arrays))
+    if ones or not pieces:
+        pieces.append(ones)
+    arrays = [np.asarray(piece, dtype=np.int64) for piece in pieces]
+    return torch.from_numpy(arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
 
 
 def _token_id(chunk: Chunk) -> int:

@@ -97,7 +97,7 @@ class BlockTables:
             self._last = seqs, found
         return found
 
-    def write(self, seq: int, start: int, pages: list[int]) -> None:
+    def write(self, seq: int, start: int, pages: list[int] | NDArray[np.int64]) -> None:
         """Puts pages into a sequence's row, from place `start` on."""
         self.version += 1
         self._widen(start + len(pages))

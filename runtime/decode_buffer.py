@@ -120,11 +120,12 @@ class Turn:
 
     def shaped(self, shape: StepShape, count: int, layout: Layout) -> None:
         """Makes the views of `count` sequences, and clears the padding, if these are new."""
-        if self._shape is shape and self._count == count:
+        if self._shape == shape and self._count == count:
             return
         self.pieces.clear()
         self._shape, self.key, self.tables, self.groups = None, None, -1, None
-        self.memory.zero_()
+        # By this thread: torch calls all cores up for so many bytes, which takes longer.
+        self.memory.numpy()[: layout.nbytes].fill(0)
         self.whole = {name: view.numpy() for name, view in layout.views(self.memory).items()}
         self.fields = {name: view[:count] for name, view in self.whole.items()}
         if "top_p" in self.whole:
@@ -203,7 +204,7 @@ class DecodeBuffer:
         self._used = (self._used + 1) % _TURNS
         turn = self._turns[self._used]
         turn.wait(self.queue)
-        if self._shape is not shape:
+        if self._shape != shape:
             self._shape, self._tables = None, -1
             self._layout = Layout.of(shape, self.names)
             self.views = self._layout.views(self.device)

@@ -121,11 +121,14 @@ class Pages:
         """Whether it is available once one of the sequences that hold it lets go of it."""
         return self.references[page] - self._cached[page] == 1
 
-    def cache(self, page: int) -> None:
-        """The prefix cache holds a page from now on, beside the sequences that do."""
-        assert not self._cached[page] and self.references[page]
-        self._cached[page] = 1
-        self.references[page] += 1
+    def cache_each(self, pages: list[int]) -> None:
+        """The prefix cache holds pages, all different, from now on, as sequences do."""
+        if not pages:
+            return
+        found = np.array(pages, dtype=np.int64)
+        assert not self._holds[found].any() and self.shared[found].all()
+        self._holds[found] = 1
+        self.shared[found] += 1
 
     def uncache_idle(self, pages: list[int]) -> None:
         """`uncache` of pages that are idle: all of them are free then."""

@@ -325,9 +325,9 @@ class PagedPool:
                 copies.append(self._unshare_last(seq))
                 needed -= 1
             if needed:
-                new = self._pages.take_each(needed)
+                new = self._pages.take_array(needed)
                 self._tables.write(seq, len(held), new)
-                held.extend(new)
+                held += new.tolist()
         self._tables.set_length(seq, length + num_tokens)
         return self._slots(held, length, length + num_tokens), copies
 

@@ -124,8 +124,7 @@ class PrefixCache:
         back = match.host[: pages.num_free]
         held = match.pages + [pages.take() for _ in back]
         copies += zip(back, held[len(match.pages) :], strict=True)
-        for page in tree.insert(namespace, tokens[: len(held) * tree.page_size], held):
-            pages.cache(page)
+        pages.cache_each(tree.insert(namespace, tokens[: len(held) * tree.page_size], held))
         self._counters.moved_in_pages += len(back)
         count = len(held) * tree.page_size
         if partial is not None and len(back) == len(match.host) and pages.num_free:
@@ -173,8 +172,7 @@ class PrefixCache:
             full, stop = stop, len(known)
             while closing and stop < full and references[held[stop]] == 1:
                 stop += 1
-        for page in self.tree.insert(namespace, tokens[: stop * size], held[:stop]):
-            self._pages.cache(page)
+        self._pages.cache_each(self.tree.insert(namespace, tokens[: stop * size], held[:stop]))
 
     def make_room(self, count: int) -> list[tuple[int, int]]:
         """Evicts pages until so many are free, or none can be evicted. Where nothing goes to the

@@ -366,6 +366,8 @@ class Scheduler:
         """One token of each of those that decode, and of some more; False, and nothing has been
         taken, if pages are short.
         """
+        if decodes is None and not seqs:
+            return True
         ids = () if decodes is None else decodes.ids
         found = self.pool.extend((*ids, *[seq.id for seq in seqs]) if seqs else ids)
         if found is None:

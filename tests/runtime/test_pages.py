@@ -74,10 +74,10 @@ def test_many_pages_at_once_are_each_by_itself(data):
                 pages.hold(page)
                 model.held[page] += 1
         elif rule == "cache":
-            for page in some:
-                if not model.cached[page]:
-                    pages.cache(page)
-                    model.cached[page] = True
+            new = [page for page in some if not model.cached[page]]
+            pages.cache_each(new)
+            for page in new:
+                model.cached[page] = True
         elif rule == "drop":
             pages.drop_each(some)
             for page in some:
