@@ -28,7 +28,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared, mbarrier, tma, warpgroup_mma, warpgroup_mma_wait,
 )
 """
-LOADS = ("_item_sequence", "_work", "_bring", "_produce")
+LOADS = ("_item_sequence", "_work", "_tell", "_told", "_bring", "_produce")
 FUNCTIONS = (
     "_softmax",
     "_clear",

@@ -17,7 +17,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .hopper_attention_loads import _produce, _work
+from .hopper_attention_loads import _produce, _told
 
 
 @gluon.jit
@@ -106,7 +106,7 @@ def _multiply(
     PAGE: gl.constexpr,
 ):
     """The attention of a group's 64 rows; tiles met until now."""
-    _seq, kv_head, first_row, stop, origin, low, high, tiles = work
+    kv_head, first_row, stop, origin, low, high, tiles = work
     _q_ready, _q_free, k_ready, k_free, v_ready, v_free = bars
     STAGES: gl.constexpr = k_tiles.shape[0]
     BLOCK_N: gl.constexpr = k_tiles.shape[1]
@@ -207,11 +207,8 @@ def _consume(
     q_tiles,
     k_tiles,
     v_tiles,
+    told,
     bars,
-    query_start,
-    seq_lens,
-    num_tokens,
-    num_seqs,
     num_items,
     KV_HEADS: gl.constexpr,
     GROUP: gl.constexpr,
@@ -219,30 +216,32 @@ def _consume(
     CAUSAL: gl.constexpr,
     WINDOW: gl.constexpr,
     PAGE: gl.constexpr,
-    BOTH_WAYS: gl.constexpr,
 ):
     q_ready, q_free = bars[0], bars[1]
+    FIELDS: gl.constexpr = told.shape[0] // 2
     met = 0
-    done = 0
     for turn in range(gl.cdiv(num_items, gl.num_programs(0))):
-        work = _work(
-            turn, query_start, seq_lens, num_tokens, num_seqs, num_items, KV_HEADS, CAUSAL,
-            WINDOW, 128 // GROUP, k_tiles.shape[1], BOTH_WAYS,
-        )  # fmt: skip
-        if work[7] > 0:
-            slot = done & 1
-            mbarrier.wait(q_ready.index(slot), (done >> 1) & 1)
-            if work[2] + WHICH * (64 // GROUP) < work[3]:
+        slot = turn & 1
+        mbarrier.wait(q_ready.index(slot), (turn >> 1) & 1)
+        tiles = _told(told, slot, FIELDS - 1, FIELDS)
+        if tiles > 0:
+            kv_head = _told(told, slot, 1, FIELDS)
+            first_row = _told(told, slot, 2, FIELDS)
+            stop = _told(told, slot, 3, FIELDS)
+            if first_row + WHICH * (64 // GROUP) < stop:
+                origin = _told(told, slot, 4, FIELDS)
+                low = _told(told, slot, 5, FIELDS)
+                high = _told(told, slot, 6, FIELDS)
+                work = (kv_head, first_row, stop, origin, low, high, tiles)
                 met = _multiply(
                     met, work, out, q_tiles.index(slot * 2 + WHICH), k_tiles, v_tiles, bars, WHICH,
                     KV_HEADS, GROUP, FACTOR, CAUSAL, WINDOW, PAGE,
                 )  # fmt: skip
             else:
                 # One token's rows leave the second group none.
-                met = _pass(met, work[7], bars, k_tiles.shape[0])
-            done += 1
-            fence_async_shared()
-            mbarrier.arrive(q_free.index(slot))
+                met = _pass(met, tiles, bars, k_tiles.shape[0])
+        fence_async_shared()
+        mbarrier.arrive(q_free.index(slot))
 
 
 @gluon.jit
@@ -278,6 +277,9 @@ def _attend_hopper(
     q_tiles = gl.allocate_shared_memory(q_desc.dtype, [2 * GROUPS, 64, HEAD_DIM], lines)
     k_tiles = gl.allocate_shared_memory(k_desc.dtype, [STAGES, BLOCK_N, HEAD_DIM], lines)
     v_tiles = gl.allocate_shared_memory(v_desc.dtype, [STAGES, BLOCK_N, HEAD_DIM], lines)
+    # Two items, of which the groups read one while the next one is found (``_tell``).
+    plain: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    told = gl.allocate_shared_memory(gl.int32, [2 * 8, 1], plain)
     bar: gl.constexpr = mbarrier.MBarrierLayout()
     q_ready = gl.allocate_shared_memory(gl.int64, [2, 1], bar)
     q_free = gl.allocate_shared_memory(gl.int64, [2, 1], bar)
@@ -300,23 +302,21 @@ def _attend_hopper(
             (
                 _consume,
                 (
-                    0, out, q_tiles, k_tiles, v_tiles, bars, query_start, seq_lens, num_tokens,
-                    num_seqs, num_items, KV_HEADS, GROUP, SCALE * LOG2E, CAUSAL,
-                    WINDOW, PAGE, BOTH_WAYS,
+                    0, out, q_tiles, k_tiles, v_tiles, told, bars, num_items, KV_HEADS, GROUP,
+                    SCALE * LOG2E, CAUSAL, WINDOW, PAGE,
                 ),
             ),
             (
                 _consume,
                 (
-                    1, out, q_tiles, k_tiles, v_tiles, bars, query_start, seq_lens, num_tokens,
-                    num_seqs, num_items, KV_HEADS, GROUP, SCALE * LOG2E, CAUSAL,
-                    WINDOW, PAGE, BOTH_WAYS,
+                    1, out, q_tiles, k_tiles, v_tiles, told, bars, num_items, KV_HEADS, GROUP,
+                    SCALE * LOG2E, CAUSAL, WINDOW, PAGE,
                 ),
             ),
             (
                 _produce,
                 (
-                    q_desc, k_desc, v_desc, q_tiles, k_tiles, v_tiles, bars, block_tables,
+                    q_desc, k_desc, v_desc, q_tiles, k_tiles, v_tiles, told, bars, block_tables,
                     query_start, seq_lens, num_tokens, num_seqs, num_pages, table_width,
                     num_items, KV_HEADS, GROUP, CAUSAL, WINDOW, PAGE, BOTH_WAYS,
                 ),

@@ -78,6 +78,23 @@ def _work(
 
 
 @gluon.jit
+def _tell(told, slot, work):
+    """Puts an item of ``_work`` where the groups that multiply find it: two loads, one behind the
+    other, and a count are half a tile's time, which the warp that loads has ahead of them.
+    """
+    one: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
+    for field in gl.static_range(len(work)):
+        told.index(slot * len(work) + field).store(gl.full([1], work[field], gl.int32, one))
+
+
+@gluon.jit
+def _told(told, slot, field: gl.constexpr, FIELDS: gl.constexpr):
+    """A field of the item in a slot."""
+    one: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
+    return gl.sum(told.index(slot * FIELDS + field).load(one), 0)
+
+
+@gluon.jit
 def _bring(
     desc, table, key, low, last_key, num_pages, column, tiles, stage, ready, PAGE: gl.constexpr
 ):
@@ -110,6 +127,7 @@ def _produce(
     q_tiles,
     k_tiles,
     v_tiles,
+    told,
     bars,
     block_tables,
     query_start,
@@ -137,15 +155,18 @@ def _produce(
     COUNT: gl.constexpr = 2 * GROUPS * HALVES
     q_boxes = q_tiles._reinterpret(q_tiles.dtype, [COUNT, TOKENS, GROUP, HALF], q_desc.layout)
     met = 0
-    done = 0
     for turn in range(gl.cdiv(num_items, gl.num_programs(0))):
-        seq, kv_head, first_row, _stop, _origin, low, high, tiles = _work(
+        work = _work(
             turn, query_start, seq_lens, num_tokens, num_seqs, num_items, KV_HEADS,
             CAUSAL, WINDOW, GROUPS * TOKENS, BLOCK_N, BOTH_WAYS,
         )  # fmt: skip
-        if tiles > 0:
-            slot = done & 1
-            mbarrier.wait(q_free.index(slot), ((done >> 1) & 1) ^ 1)
+        seq, kv_head, first_row, _stop, _origin, low, high, tiles = work
+        slot = turn & 1
+        mbarrier.wait(q_free.index(slot), ((turn >> 1) & 1) ^ 1)
+        _tell(told, slot, work)
+        if tiles == 0:
+            mbarrier.arrive(q_ready.index(slot))
+        else:
             mbarrier.expect(q_ready.index(slot), GROUPS * 64 * DIM * 2)
             for part in gl.static_range(GROUPS * HALVES):
                 where = [
@@ -173,4 +194,3 @@ def _produce(
                     v_ready.index(stage), PAGE,
                 )  # fmt: skip
                 met += 1
-            done += 1
