@@ -13,6 +13,7 @@ _RENAMED = (
 )
 _COMPARISONS = ("create_icmp", "create_fcmp")
 
+
 def compile_ahead_of_time(
     function: Any,
     types: Sequence[str],
