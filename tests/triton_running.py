@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from tilewright.codegen.triton.aot import compile_sources
+from tilewright.codegen.triton.aot import compile_sources, triton_version
 from tilewright.codegen.triton.interpreted import InterpretedKernel
 from tilewright.codegen.triton.package import Resources
 from tilewright.codegen.triton.source import KernelSource
@@ -27,3 +27,11 @@ def compile_for(source: KernelSource, arch: int) -> list[Resources]:
     """What each launch of a source takes, compiled for ``sm_<arch>``."""
     (package,) = compile_sources([source], arch)
     return list(package.resources)
+
+
+def since(release: str) -> bool:
+    """Whether the Triton at hand is that release or a later one: since 3.8 some kernels that had
+    all registers take more, and spill bytes.
+    """
+    ours, theirs = ([int(part) for part in v.split(".")[:2]] for v in (triton_version(), release))
+    return ours >= theirs

@@ -1,4 +1,4 @@
-"""What differs between the releases of Triton that we support, 3.6 and 3.7, in one place."""
+"""What differs between the releases of Triton that we support, 3.6 to 3.9, in one place."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+
+_RENAMED = (
+    ("tma.async_copy_global_to_shared(", "tma.async_load("),
+    ("._reinterpret(", ".reinterpret("),
+)
+_COMPARISONS = ("create_icmp", "create_fcmp")
 
 
 def compile_ahead_of_time(
@@ -61,14 +67,43 @@ def compile_ahead_of_time(
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
+def assembler(arch: int) -> str:
+    """The path of the assembler that Triton makes machine code for an architecture with. It brings
+    two, and 3.9 takes the newer one from sm_90 on, where it was from sm_100 on.
+    """
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    path: str = get_ptxas(arch).path
+    return path
+
+
+def in_its_words(text: str) -> str:
+    """A kernel's text in the words of the Triton at hand, for its compiler.
+
+    Texts are in the words of 3.6, whatever compiles them: records, engines and baselines know a
+    kernel by a digest of its text, and what a release calls its functions makes no other kernel.
+    """
+    if "gluon" not in text:
+        return text
+    from triton.experimental.gluon import language
+
+    if hasattr(language.shared_memory_descriptor, "_reinterpret"):
+        return text
+    for ours, since_3_9 in _RENAMED:
+        text = text.replace(ours, since_3_9)
+    return text
+
+
 def repair_interpreter() -> None:
     """Lets Triton's interpreter compute with bfloat16 and e4m3 as devices do.
 
-    Both releases cut float32 off where hardware rounds to nearest even, lose subnormal numbers,
+    All releases cut float32 off where hardware rounds to nearest even, lose subnormal numbers,
     take other types' bits for bfloat16's, multiply its matrices as if they were integers, and give
     the half of an e4m3 that is rounded up to a power of two. And every sum and product of integers
     is computed twice, to see whether it overflows, which no device does and takes a third of the
-    time. Triton 3.6 makes an index of an array of one number, which NumPy 2.4 refuses.
+    time. What a comparison finds has its operands' type, so that a scalar beside a block becomes
+    their integers, which Triton 3.9 refuses as a mask. Triton 3.6 makes an index of an array of one
+    number, which NumPy 2.4 refuses.
     """
     import numpy as np
     import torch
@@ -116,6 +151,16 @@ def repair_interpreter() -> None:
         patch_tensor(tensor, scope)
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
 
+    def of_bits(compare: Any) -> Any:
+        def compared(self: Any, a: Any, b: Any) -> Any:
+            found = compare(self, a, b)
+            found.dtype = tl.int1
+            return found
+
+        return compared
+
+    for name in [name for name in vars(builder) if name.startswith(_COMPARISONS)]:
+        setattr(builder, name, of_bits(getattr(builder, name)))
     interpreter._convert_float = rounded
     interpreter._patch_lang_tensor = with_index
     builder.create_dot = wide_dot

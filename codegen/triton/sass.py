@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
+from .compat import assembler
+
 _USAGE = re.compile(r"REG:(\d+)\s+STACK:(\d+)\s+SHARED:\d+\s+LOCAL:(\d+)")
 _SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
 _TARGET = re.compile(r"^\.target\s+(\w+)", re.MULTILINE)
@@ -19,7 +21,6 @@ _INSTRUCTION = re.compile(
 )
 _LABEL = re.compile(r"^\s*(\.L_x_\w+):")
 _BRANCH = re.compile(r"\bBRA\b[^;]*`\((\.L_x_\w+)\)")
-_BLACKWELL = 100
 
 
 def resource_usage(cubin: bytes, folder: Path) -> tuple[int, int]:
@@ -45,8 +46,7 @@ def spilled_bytes(ptx: str, arch: int, folder: Path) -> int:
     path.write_text(ptx, encoding="utf-8")
     target = _TARGET.search(ptx)
     assert target is not None, "PTX names its target"
-    tool = _tool("ptxas-blackwell" if arch >= _BLACKWELL else "ptxas")
-    command = [tool, "-v", f"--gpu-name={target[1]}", str(path), "-o", "/dev/null"]
+    command = [assembler(arch), "-v", f"--gpu-name={target[1]}", str(path), "-o", "/dev/null"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     return sum(int(stores) + int(loads) for stores, loads in _SPILLS.findall(text))
 
@@ -108,4 +108,4 @@ def _tool(name: str) -> str:
         own = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / name
         if own.is_file():
             return str(own)
-    return name.removesuffix("-blackwell")
+    return name

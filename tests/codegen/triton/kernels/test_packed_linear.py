@@ -26,7 +26,7 @@ from tilewright.ir.dtypes import DType
 from tilewright.ir.node import Node
 from tilewright.targets import TARGETS
 from tiny_models import PROMPTS, tiny_model
-from triton_running import compile_for, run_interpreted
+from triton_running import compile_for, run_interpreted, since
 
 H100 = TARGETS["h100"]
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
@@ -177,7 +177,8 @@ def test_defaults_compile_ahead_of_time_and_do_not_spill(form: QuantForm) -> Non
     assert source is not None
     found = compile_for(source, H100.arch)
     assert all(one.shared <= H100.shared_memory_per_block for one in found)
-    assert all(one.registers <= 128 for one in found[:2])  # of one token: enough programs at once
+    most = 160 if since("3.9") else 128  # of one token: enough programs at once
+    assert all(one.registers <= most for one in found[:2])
     assert [one.spills for one in found] == [0] * len(found)
 
 
