@@ -165,6 +165,19 @@ def together(steps: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     return {name: torch.cat([step[name] for step in every]) for name in every[0]}
 
 
+def in_float32(
+    graph: Graph, tensors: dict[str, torch.Tensor]
+) -> tuple[Graph, dict[str, torch.Tensor]]:
+    """A model in bfloat16 without its roundings."""
+    wide = {n: t.float() if t.dtype == torch.bfloat16 else t for n, t in tensors.items()}
+    return parse_graph(str(graph).replace("bf16", "f32")), wide
+
+
+def distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The root of the mean square of what lies between."""
+    return float((one.float() - other.float()).square().mean().sqrt())
+
+
 def by_interpreter(
     graph: Graph, tensors: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ import torch
 
 import tilewright as tw
 from persistent_codes import Coded
-from persistent_forms import Model, by_interpreter, step_inputs, together
+from persistent_forms import Model, by_interpreter, distance, in_float32, step_inputs, together
 from tilewright.codegen.persistent.decode import PersistentDecode, on_device
 from tilewright.codegen.persistent.reading import read_decode
 from tilewright.codegen.persistent.source import compile_persistent, persistent_source
@@ -54,9 +54,12 @@ def test_steps_in_a_row_are_those_of_the_graph(coded: Coded, batch: int) -> None
         for _ in range(20):  # the same step again writes the same
             ours.run(given, there)
         ours.check()
-        off = ours.logits.float().cpu() - expected["logits"].float()
-        # Where x is rounded to codes, another order of sums may take another code here and there.
-        assert float(off.square().mean().sqrt()) < (0.1 if coded.rounds else 0.02)
+        logits = ours.logits.float().cpu()
+        if coded.rounds:  # another order of sums may take another code of x here and there
+            assert distance(logits, expected["logits"]) < 0.1
+        else:  # the graph rounds each op's result, so that it is no nearer to the truth itself
+            truth = by_interpreter(*in_float32(graph, tensors), inputs)["logits"]
+            assert distance(logits, truth) < 1.25 * distance(expected["logits"], truth)
         tensors |= {name: value for name, value in expected.items() if name in tensors}
 
 
