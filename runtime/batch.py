@@ -47,7 +47,9 @@ def build_step(plan: Plan, pool: KVPool) -> Step:
 def _joined(
     chunks: list[Chunk], of_one: Callable[[Chunk], int], of_many: Callable[[Chunk], ArrayLike]
 ) -> torch.Tensor:
-    """i64[T], by chunk: a number of those of one token, an array of the others."""
+    """i64[T], by chunk: a number of those of one token, an array of the others. Not to be written
+    to: it may be what a request holds.
+    """
     pieces: list[ArrayLike] = []
     ones: list[int] = []
     for chunk in chunks:

@@ -74,7 +74,6 @@ class DecodeGraphs:
         self.max_sequences, self.max_pages = max_sequences, max_pages
         self.captured: dict[int, Captured] = {}
         self.shared: dict[int, Captured] = {}
-        self._shapes: dict[int, StepShape] = {}
         self.samples = samples(runner.program)
         self.chooser = TokenChooser(runner)
         self.padding = Padding()
@@ -207,10 +206,7 @@ class DecodeGraphs:
 
     def _shape(self, count: int, pages: int) -> StepShape:
         bucket = bucket_of(count)
-        shape = self._shapes.get(bucket)
-        if shape is None:  # always the same object: it is told by identity
-            shape = self._shapes[bucket] = StepShape(bucket, bucket, self.max_pages, bucket)
-        return shape
+        return StepShape(bucket, bucket, self.max_pages, bucket)
 
     def _graph(self, shape: StepShape, *, shared: bool = False) -> Captured:
         """Of a step of this shape; ``shared`` if it is told of sequences that share pages."""
@@ -245,10 +241,7 @@ class EagerDecode(DecodeGraphs):
     """Decode steps on the CPU: nothing is captured, each step runs the Program at its own shape."""
 
     def _shape(self, count: int, pages: int) -> StepShape:
-        known = self._shapes.get(count)
-        if known is None or known.pages != pages:
-            known = self._shapes[count] = StepShape(count, count, pages, count)
-        return known
+        return StepShape(count, count, pages, count)
 
     def _graph(self, shape: StepShape, *, shared: bool = False) -> Captured:
         return _Run(self.runner, self._inputs(), shape, shared).captured

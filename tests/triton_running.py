@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -33,5 +34,5 @@ def since(release: str) -> bool:
     """Whether the Triton at hand is that release or a later one: since 3.8 some kernels that had
     all registers take more, and spill bytes.
     """
-    ours, theirs = ([int(part) for part in v.split(".")[:2]] for v in (triton_version(), release))
-    return ours >= theirs
+    ours, theirs = (re.findall(r"\d+", version)[:2] for version in (triton_version(), release))
+    return [*map(int, ours)] >= [*map(int, theirs)]

@@ -7,10 +7,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-_RENAMED = (
-    ("tma.async_copy_global_to_shared(", "tma.async_load("),
-    ("._reinterpret(", ".reinterpret("),
-)
 _COMPARISONS = ("create_icmp", "create_fcmp")
 
 
@@ -67,14 +63,22 @@ def compile_ahead_of_time(
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
-def assembler(arch: int) -> str:
-    """The path of the assembler that Triton makes machine code for an architecture with. It brings
-    two, and 3.9 takes the newer one from sm_90 on, where it was from sm_100 on.
+def assembler(arch: int, *, contracts: bool) -> list[str]:
+    """The command that Triton makes machine code for an architecture with, but for its files. It
+    brings two assemblers, and 3.9 takes the newer one from sm_90 on, where it was from sm_100 on.
+
+    Args:
+        arch, contracts: as `compile_ahead_of_time` takes them.
     """
+    import triton
     from triton.backends.nvidia.compiler import get_ptxas
 
-    path: str = get_ptxas(arch).path
-    return path
+    command = [get_ptxas(arch).path]
+    if not contracts:
+        command.append("--fmad=false")
+    if not triton.__version__.startswith("3.6."):
+        command.append("--regAllocOptLevel=2")
+    return command
 
 
 def in_its_words(text: str) -> str:
@@ -85,12 +89,15 @@ def in_its_words(text: str) -> str:
     """
     if "gluon" not in text:
         return text
-    from triton.experimental.gluon import language
+    from triton.experimental.gluon.language import shared_memory_descriptor
+    from triton.experimental.gluon.language.nvidia.hopper import tma
 
-    if hasattr(language.shared_memory_descriptor, "_reinterpret"):
-        return text
-    for ours, since_3_9 in _RENAMED:
-        text = text.replace(ours, since_3_9)
+    for owner, ours, theirs in (
+        (tma, "async_copy_global_to_shared", "async_load"),  # 3.9 keeps ours, to raise
+        (shared_memory_descriptor, "_reinterpret", "reinterpret"),
+    ):
+        if hasattr(owner, theirs):
+            text = text.replace(f".{ours}(", f".{theirs}(")
     return text
 
 
@@ -159,7 +166,9 @@ def repair_interpreter() -> None:
 
         return compared
 
-    for name in [name for name in vars(builder) if name.startswith(_COMPARISONS)]:
+    names = [name for name in vars(builder) if name.startswith(_COMPARISONS)]
+    assert names, "the interpreter compares elsewhere"
+    for name in names:
         setattr(builder, name, of_bits(getattr(builder, name)))
     interpreter._convert_float = rounded
     interpreter._patch_lang_tensor = with_index

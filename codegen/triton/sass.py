@@ -36,7 +36,7 @@ def resource_usage(cubin: bytes, folder: Path) -> tuple[int, int]:
     return registers, stack + local
 
 
-def spilled_bytes(ptx: str, arch: int, folder: Path) -> int:
+def spilled_bytes(ptx: str, arch: int, folder: Path, *, contracts: bool) -> int:
     """Bytes of registers that a thread keeps in local memory, as the assembler reports them.
 
     Local memory alone does not tell: an array that is indexed at run time lies there too, such as
@@ -46,7 +46,8 @@ def spilled_bytes(ptx: str, arch: int, folder: Path) -> int:
     path.write_text(ptx, encoding="utf-8")
     target = _TARGET.search(ptx)
     assert target is not None, "PTX names its target"
-    command = [assembler(arch), "-v", f"--gpu-name={target[1]}", str(path), "-o", "/dev/null"]
+    options = ["-v", f"--gpu-name={target[1]}", str(path), "-o", "/dev/null"]
+    command = [*assembler(arch, contracts=contracts), *options]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     return sum(int(stores) + int(loads) for stores, loads in _SPILLS.findall(text))
 

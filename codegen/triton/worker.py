@@ -58,12 +58,16 @@ def _compiled(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     )
     cubin, metadata = compiled.asm["cubin"], compiled.metadata
     registers, local = resource_usage(cubin, folder)
+    spilled = 0
+    if local:
+        given = compiled.asm["ptx"], job["arch"], folder
+        spilled = spilled_bytes(*given, contracts=job["contracts"])
     return {
         "cubin": base64.b64encode(cubin).decode(),
         "entry": metadata.name,
         "registers": registers,
         "local_bytes": local,
-        "spilled_bytes": spilled_bytes(compiled.asm["ptx"], job["arch"], folder) if local else 0,
+        "spilled_bytes": spilled,
         "shared": metadata.shared,
         "threads": metadata.num_warps * 32,
         "parameters": ptx_parameters(compiled.asm["ptx"], metadata.name),

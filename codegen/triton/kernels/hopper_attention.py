@@ -79,8 +79,10 @@ def why_not(problem: Problem, target: Target) -> str | None:
 
 def takes_tiles(problem: Problem, tiles: Tiles, target: Target) -> bool:
     """Whether a cut is one of the kernel's, on a target where it takes the problem."""
+    page = problem.node.operands[1].shape[1]
     return (
         (tiles.block_m, tiles.num_warps) == (ROWS, WARPS)
+        and not (isinstance(page, int) and page > tiles.block_n)  # it brings whole pages
         and tiles.block_n in BLOCK_NS
         and tiles.num_stages in STAGES
         and shared_bytes(problem, tiles) <= target.shared_memory_per_block

@@ -302,3 +302,13 @@ def test_a_new_prompt_is_not_the_librarys_where_it_is_the_kernels():
 
     assert Fresh.of(attention(80), H100) is not None
     assert Fresh.of(attention(64), H100) is None
+
+
+def test_a_cut_brings_whole_pages() -> None:
+    shape = replace(SHAPE, head_dim=128, value_dim=128, page=128, paged=True)
+    problem = problem_of(shape)
+    assert takes_tiles(problem, KEYS_128, H100) and not takes_tiles(problem, KEYS_64, H100)
+    node = ragged_call(shape)
+    source = emit_paged_attention(node, layouts_of(node), H100)
+    assert source is not None
+    compile_sources([source], H100.arch)

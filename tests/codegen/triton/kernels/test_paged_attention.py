@@ -28,7 +28,7 @@ from tilewright.ir.dims import evaluate, symbol
 from tilewright.ir.dtypes import DType
 from tilewright.ir.node import Node
 from tilewright.targets import TARGETS, Target
-from triton_running import compile_for, run_interpreted, since
+from triton_running import compile_for, run_interpreted
 
 SMALL = TARGETS["h100"].override(sms=4)  # fewer splits: the interpreter takes a program at a time
 
@@ -268,9 +268,8 @@ def test_defaults_compile_without_spills(arch):
     compiled = compile_for(emitted(node, device(arch)), arch)
     # Decode, merge, and prefill: on Hopper in as many cuts as there are kinds of steps, less one.
     assert len(compiled) == (5 if arch == 90 else 3)
-    most = 64 if since("3.9") else 0
     for resources in compiled:
-        assert resources.spills <= most and resources.shared <= LIMITS[arch] << 10
+        assert resources.spills == 0 and resources.shared <= LIMITS[arch] << 10
 
 
 @pytest.mark.nightly
