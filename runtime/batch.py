@@ -56,11 +56,10 @@ def _joined(
         if len(chunk.slots) == 1:
             ones.append(of_one(chunk))
         else:
-            pieces += [ones, of_many(chunk)] if ones else [of_many(chunk)]
+            pieces += [ones, of_many(chunk)]
             ones = []
-    if ones or not pieces:
-        pieces.append(ones)
-    arrays = [np.asarray(piece, dtype=np.int64) for piece in pieces]
+    every = (np.asarray(piece, dtype=np.int64) for piece in (*pieces, ones))
+    arrays = [array for array in every if len(array)]
     return torch.from_numpy(arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
 
 

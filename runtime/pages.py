@@ -122,7 +122,7 @@ class Pages:
         return self.references[page] - self._cached[page] == 1
 
     def cache_each(self, pages: list[int]) -> None:
-        """The prefix cache holds pages, all different, from now on, as sequences do."""
+        """The prefix cache holds pages from now on: all different, and held by sequences."""
         if not pages:
             return
         found = np.array(pages, dtype=np.int64)

@@ -95,7 +95,6 @@ class StepGraphs:
         self.metadata = DecodeBuffer(largest, self._names, runner.device, queue)
         calls = [call for call in runner.program.calls if _asks_for_fresh(call)]
         self._guarded = tuple({call.guard: call for call in calls}.values())  # one of all layers
-        self._fresh_matters: dict[tuple[int, int, int], bool] = {}  # by the sizes of `_tells`
 
     @property
     def bytes(self) -> int:
@@ -169,12 +168,6 @@ class StepGraphs:
 
     def _tells(self, tokens: int, count: int, rows: int) -> bool:
         """Whether a call is made or not because a step is of one new prompt alone."""
-        key = tokens, count, rows
-        if key not in self._fresh_matters:
-            self._fresh_matters[key] = self._makes_others(*key)
-        return self._fresh_matters[key]
-
-    def _makes_others(self, tokens: int, count: int, rows: int) -> bool:
         sizes = {"T": tokens, "B": count, "R": rows, "M": self.max_pages}
         known = {**sizes, str(FRESH): 1}
         return any(call.runs_at(known) != call.runs_at(sizes) for call in self._guarded)

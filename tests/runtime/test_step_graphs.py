@@ -194,7 +194,6 @@ def test_a_new_prompt_has_a_graph_of_its_own_where_a_call_asks_for_it(steps, run
     tokens = next(s for s in runner.program.buffers["token_ids"].symbols if s)
     guarded = replace(first, guard=(_symbol(tokens) * FRESH - 16,))
     steps._guarded = (guarded, *others[:1])
-    steps._fresh_matters.clear()
     assert steps._shape(a_step(16), fresh=True).fresh
     assert not steps._shape(a_step(16), fresh=False).fresh
 
