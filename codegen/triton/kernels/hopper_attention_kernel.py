@@ -223,7 +223,8 @@ def _consume(
     for turn in range(gl.cdiv(num_items, gl.num_programs(0))):
         slot = turn & 1
         mbarrier.wait(q_ready.index(slot), (turn >> 1) & 1)
-        tiles = _told(told, slot, FIELDS - 1, FIELDS)
+        # Fields by their places in what `_work` finds.
+        tiles = _told(told, slot, 7, FIELDS)
         if tiles > 0:
             kv_head = _told(told, slot, 1, FIELDS)
             first_row = _told(told, slot, 2, FIELDS)
@@ -277,7 +278,7 @@ def _attend_hopper(
     q_tiles = gl.allocate_shared_memory(q_desc.dtype, [2 * GROUPS, 64, HEAD_DIM], lines)
     k_tiles = gl.allocate_shared_memory(k_desc.dtype, [STAGES, BLOCK_N, HEAD_DIM], lines)
     v_tiles = gl.allocate_shared_memory(v_desc.dtype, [STAGES, BLOCK_N, HEAD_DIM], lines)
-    # Two items, of which the groups read one while the next one is found (``_tell``).
+    # Two items of 8 fields: the groups read one while the next one is found (``_tell``).
     plain: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     told = gl.allocate_shared_memory(gl.int32, [2 * 8, 1], plain)
     bar: gl.constexpr = mbarrier.MBarrierLayout()
